@@ -1,0 +1,198 @@
+"""The one tree of settings: defaults here are `job/configs/default.yaml`; YAML and `--set` are deltas on it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fracture.errors import UsageError, did_you_mean
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class DataConfig(Settings):
+    """How images become shards. Every key here changes the shards."""
+
+    image_size: int = Field(224, ge=32, le=1024, description="side of the square grey image, pixels")
+    seed: int = Field(0, ge=0, description="order of the rows, and the random split where the folder has none")
+    fracture_folders: tuple[str, ...] = Field((), description="more folder names that mean fracture")
+    normal_folders: tuple[str, ...] = Field((), description="more folder names that mean normal")
+    val_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
+    test_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
+    max_rejected_fraction: Fraction = Field(0.05, description="unreadable files above this share stop the job")
+    rows_per_shard: Positive = Field(512, description="images per Parquet file; 26 MB of pixels at 512")
+
+
+class SampleConfig(Settings):
+    """The synthetic radiographs that stand in when no data is named."""
+
+    images: int = Field(600, ge=60, description="over all three splits")
+    seed: int = Field(0, ge=0)
+
+
+class ModelConfig(Settings):
+    name: Literal["cnn"] = "cnn"
+    filters: tuple[Positive, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6)
+    block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
+        "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
+    )
+    head: Literal["pooled", "flatten"] = Field("pooled", description="global average pooling, or every activation")
+    dense: tuple[Positive, ...] = Field((256,), description="units of the dense layers before the sigmoid")
+    dropout: Fraction = Field(0.5, description="before each dense layer's output goes on")
+    batch_norm: bool = True
+    batch_norm_momentum: Fraction = Field(0.9, description="0.99 lags for many epochs on sets this small")
+    sync_batch_norm: bool = Field(False, description="statistics over all workers; loses the fused kernel")
+
+
+class AugmentConfig(Settings):
+    """Training images only: one affine transform that flips, rotates and zooms."""
+
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    rotation_degrees: float = Field(20.0, ge=0, le=180, description="uniform in [-x, x]")
+    zoom: float = Field(0.15, ge=0, lt=1, description="scale uniform in [1-x, 1+x]")
+
+
+class TrainingConfig(Settings):
+    epochs: Positive = 12
+    batch_size: Positive = Field(32, description="global: shared out over the workers")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's, at its highest")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: down to 0 at the last epoch")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled, as in AdamW")
+    label_smoothing: Fraction = 0.05
+    patience: Positive = Field(5, description="epochs without a lower validation loss before stopping")
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "auto", description="auto: the fastest that this hardware computes natively"
+    )
+    seed: int = Field(0, ge=0, description="weights, shuffling, augmentation, dropout")
+    max_failures: int = Field(3, ge=0, description="lost workers to recover from before giving up")
+
+
+class ComputeConfig(Settings):
+    workers: Positive = 2
+    cpus_per_worker: Positive = 1
+    gpu: bool = Field(False, description="one GPU per worker")
+
+
+class Config(Settings):
+    data: DataConfig = DataConfig()
+    sample: SampleConfig = SampleConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        smallest = 2 ** len(self.model.filters)
+        if self.data.image_size < smallest:
+            raise ValueError(
+                f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
+            )
+        if self.compute.workers > self.training.batch_size:
+            raise ValueError(
+                f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
+                f"{self.training.batch_size}; each needs at least one image a step"
+            )
+        if self.model.sync_batch_norm and not self.model.batch_norm:
+            raise ValueError("model.sync_batch_norm: needs model.batch_norm; set it to true, or drop this key")
+        return self
+
+
+def load_config(path: str | Path | None = None, assignments: Sequence[str] = ()) -> Config:
+    """The defaults, with the YAML file at `path` and then each `key.subkey=value` laid on top.
+
+    Raises:
+        UsageError: unknown key, wrong type or impossible value; names the key, the value and what is allowed.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        _merge(tree, _read_yaml(Path(path)))
+    for assignment in assignments:
+        _merge(tree, _parse_assignment(assignment))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """`{"a": {"b": 1}}` as `("a.b", 1)`, for comparing and printing settings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f" There are: {', '.join(beside)}." if beside else ""
+        raise UsageError(f"--config {path}: no such file.{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: not readable as YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"--config {path}: must hold settings such as 'training: {{epochs: 3}}', holds {tree!r}")
+    return tree
+
+
+def _parse_assignment(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text!r}: must be KEY=VALUE, for example training.epochs=3")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {text!r}: {value!r} is not readable as YAML") from None
+    if isinstance(parsed, str):
+        parsed = _number(parsed)
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return parsed
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads `1e-3` as a string; everyone who types it means the number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
+    for key, value in delta.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = [part for part in error["loc"] if isinstance(part, str)]
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        hint = did_you_mean(location[-1], known)
+        return f"unknown setting {key!r} = {error['input']!r}.{hint} Allowed here: {', '.join(known)}."
+    if not location:  # a rule across several keys, which names them itself
+        return str(error["ctx"]["error"])
+    return f"setting {key!r} = {error['input']!r} is not possible: {error['msg'].lower()}."
+
+
+def _known_keys(location: Sequence[str]) -> list[str]:
+    settings: Any = Config
+    for part in location:
+        settings = settings.model_fields[part].annotation
+    return list(settings.model_fields)

@@ -1,0 +1,115 @@
+"""The report's pictures, as PNG bytes."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen on a cluster
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from fracture.evaluation.metrics import Metrics
+from fracture.labels import CLASS_NAMES
+
+_TRAIN, _VAL, _INK, _GRID = "#2f6f9f", "#d1603d", "#333333", "#dddddd"
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, caption: str) -> bytes:
+    """Loss, accuracy, precision, recall and AUC over the epochs, training and validation."""
+    names = ("loss", "accuracy", "precision", "recall", "auc")
+    titles = ("Loss (binary cross-entropy)", "Accuracy", "Precision", "Recall (sensitivity)", "AUC")
+    epochs = [record["epoch"] for record in history]
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
+        for axis, name, title in zip(axes.flat, names, titles, strict=False):
+            axis.plot(epochs, [r[name] for r in history], color=_TRAIN, marker=".", label="training, augmented")
+            axis.plot(epochs, [r[f"val_{name}"] for r in history], color=_VAL, marker=".", label="validation")
+            axis.axvline(best_epoch, color=_INK, linewidth=0.8, linestyle=":", label=f"best epoch, {best_epoch}")
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.set_ylim(0, None if name == "loss" else 1.02)
+        spare = axes.flat[-1]
+        spare.axis("off")
+        spare.legend(*axes.flat[0].get_legend_handles_labels(), loc="upper left")
+        spare.text(0.02, 0.45, _wrap(caption), transform=spare.transAxes, va="top", color=_INK, fontsize=9)
+        return _png(figure)
+
+
+def plot_confusion_matrix(metrics: Metrics, caption: str) -> bytes:
+    m = metrics
+    counts = np.array([[m.true_negatives, m.false_positives], [m.false_negatives, m.true_positives]])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    with plt.rc_context(_STYLE | {"axes.grid": False}):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(counts):
+            axis.text(
+                column,
+                row,
+                f"{count}\n{shares[row, column]:.1%} of {CLASS_NAMES[row]}",
+                ha="center",
+                va="center",
+                color="white" if shares[row, column] > 0.55 else _INK,
+                fontsize=12,
+            )
+        axis.set_xticks([0, 1], CLASS_NAMES)
+        axis.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
+        axis.set_xlabel("called")
+        axis.set_ylabel("truth")
+        axis.set_title(f"Test, {m.images} images, threshold {m.threshold:g}", loc="left")
+        figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
+        return _png(figure)
+
+
+def plot_roc(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
+    """The ROC curve of test, with the threshold's point on it.
+
+    Args:
+        labels: [N] of 0 and 1, both present.
+        probabilities: [N] in [0, 1].
+    """
+    false_rate, true_rate, _ = roc_curve(labels, probabilities)
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
+        axis.plot(false_rate, true_rate, color=_VAL, linewidth=2, label=f"test, AUC {metrics.auc:.3f}")
+        if metrics.specificity is not None and metrics.recall is not None:
+            point = (1 - metrics.specificity, metrics.recall)
+            axis.plot(*point, "o", color=_INK, label=f"threshold {metrics.threshold:g}", clip_on=False, zorder=3)
+        axis.set_xlabel("false positive rate (1 - specificity)")
+        axis.set_ylabel("true positive rate (sensitivity)")
+        axis.set_xlim(0, 1)
+        axis.set_ylim(0, 1.01)
+        axis.set_aspect("equal")
+        axis.legend(loc="lower right")
+        axis.set_title(f"Test, {metrics.images} images", loc="left")
+        figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
+        return _png(figure)
+
+
+def _wrap(text: str, width: int = 58) -> str:
+    return "\n".join(line for part in text.split("\n") for line in textwrap.wrap(part, width))
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+    return buffer.getvalue()

@@ -1,0 +1,82 @@
+"""Probabilities of every row of a split, each exactly once, on any number of workers."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fracture.errors import RunError
+from fracture.input.shards import Manifest, images_of, read_rows
+from fracture.labels import SPLITS
+from fracture.storage import Place
+
+# Scoring goes by fixed blocks of rows, so that a row meets the same neighbours in a batch, and gets the same
+# probability to the last bit, whoever scores it.
+BLOCK_ROWS = 64
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("row", pa.int64()),  # within the split
+        pa.field("split", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("group", pa.int64()),
+        pa.field("label", pa.uint8()),
+        pa.field("probability", pa.float32()),  # of a fracture
+    ]
+)
+
+
+def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank: int, workers: int) -> pa.Table:
+    """Scores every `workers`-th block of a split, starting at block `rank`.
+
+    Args:
+        model: Keras model of images [N, H, W, 1] uint8 to probabilities [N, 1].
+    """
+    rows = manifest.rows(split)
+    tables = [_SCHEMA.empty_table()]
+    for start in range(rank * BLOCK_ROWS, rows, workers * BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, rows)
+        block = read_rows(shards, manifest, split, start, stop)
+        probabilities = model.predict_on_batch(images_of(block, manifest.image_size))[:, 0]
+        columns = [
+            pa.array(np.arange(start, stop)),
+            pa.array([split] * (stop - start)),
+            block["source"].combine_chunks(),
+            block["group"].combine_chunks(),
+            block["label"].combine_chunks(),
+            pa.array(probabilities.astype(np.float32)),
+        ]
+        tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
+    return pa.concat_tables(tables)
+
+
+def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: int) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(scores, sink)
+    _part(run, split, rank, workers).write_bytes(sink.getvalue())
+
+
+def gather_scores(run: Place, manifest: Manifest, workers: int) -> pa.Table:
+    """All workers' scores as one table in row order, also written as `predictions.parquet`; validation, then test.
+
+    Raises:
+        RunError: a row is missing or scored twice.
+    """
+    tables = []
+    for split in SPLITS[1:]:
+        parts = [pq.read_table(pa.BufferReader(_part(run, split, r, workers).read_bytes())) for r in range(workers)]
+        scores = pa.concat_tables(parts).sort_by("row")
+        if not np.array_equal(scores["row"], np.arange(manifest.rows(split))):
+            raise RunError(f"{split}: {scores.num_rows} scores for {manifest.rows(split)} images; run the job again")
+        tables.append(scores)
+    gathered = pa.concat_tables(tables)
+    sink = pa.BufferOutputStream()
+    pq.write_table(gathered, sink)
+    (run / "predictions.parquet").write_bytes(sink.getvalue())
+    (run / "scores").delete()
+    return gathered
+
+
+def _part(run: Place, split: str, rank: int, workers: int) -> Place:
+    return run / "scores" / f"{split}-{rank:05d}-of-{workers:05d}.parquet"

@@ -1,0 +1,81 @@
+"""Shards to batches: each worker's rows, shuffled, batched and augmented by tf.data.
+
+Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from fracture.config import AugmentConfig
+from fracture.input.augment import draw_transforms, transform
+from fracture.input.lanes import Lanes
+from fracture.input.shards import Manifest, images_of, read_rows
+from fracture.storage import Place
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's rows of one split, in memory: 50 kB an image of 224×224."""
+
+    lanes: Lanes
+    images: tf.Tensor  # [N, H, W, 1] uint8
+    labels: tf.Tensor  # [N] float32, 0 or 1
+
+    @property
+    def steps(self) -> int:
+        return self.lanes.steps
+
+
+def load_share(folder: Place, manifest: Manifest, split: str, lanes: Lanes) -> Share:
+    table = read_rows(folder, manifest, split, lanes.start, lanes.stop)
+    assert table.num_rows == lanes.stop - lanes.start
+    with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
+        images = tf.constant(images_of(table, manifest.image_size))
+        labels = tf.constant(table["label"].to_numpy().astype(np.float32))
+    return Share(lanes, images, labels)
+
+
+def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig) -> tf.data.Dataset:
+    """One epoch, each row once.
+
+    Yields:
+        images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32: the weights make the mean over
+        workers of each worker's mean loss the mean over the rows of the global batch, also where workers hold
+        unequal numbers of them.
+    """
+    indices = share.lanes.indices(seed, epoch)  # [steps, lanes]
+    size = share.images.shape[1]
+    own = (indices >= 0).sum(axis=1)
+    weights = (own * share.lanes.workers / share.lanes.batch_rows()).astype(np.float32)  # [steps]
+    transforms = np.zeros((*indices.shape, 8), np.float32)
+    first_lane = share.lanes.rank * share.lanes.batch_size // share.lanes.workers
+    for column in range(indices.shape[1]):
+        generator = np.random.default_rng([seed, epoch, first_lane + column, 1])
+        transforms[:, column] = draw_transforms(generator, len(indices), augment, size)
+
+    def batch(index: tf.Tensor, transforms: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        present = index >= 0
+        rows = tf.boolean_mask(index, present)
+        images = transform(tf.gather(share.images, rows), tf.boolean_mask(transforms, present))
+        labels = tf.gather(share.labels, rows)[:, tf.newaxis]
+        return tf.ensure_shape(images, [None, size, size, 1]), labels, tf.fill(tf.shape(rows), weight)
+
+    steps = tf.data.Dataset.from_tensor_slices((indices, transforms, weights))
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def evaluation_batches(share: Share) -> tf.data.Dataset:
+    """Each row once, in order, as it is.
+
+    Yields:
+        images [n, H, W, 1] uint8, labels [n, 1] float32; n may be 0 on a worker with no rows.
+    """
+
+    def batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        rows = tf.boolean_mask(index, index >= 0)
+        return tf.gather(share.images, rows), tf.gather(share.labels, rows)[:, tf.newaxis]
+
+    steps = tf.data.Dataset.from_tensor_slices(share.lanes.indices(seed=None))
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)

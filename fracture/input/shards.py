@@ -1,0 +1,188 @@
+"""The format at rest: Parquet shards of grey images, and `dataset.json`, the manifest that makes them a data set.
+
+A shard is plain Arrow, readable by pyarrow alone. The manifest is written last: without it there is no data set.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fracture.errors import UsageError
+from fracture.storage import Place
+
+SCHEMA_VERSION = 1
+MANIFEST = "dataset.json"
+# 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
+ROW_GROUP_ROWS = 64
+
+
+class Shard(BaseModel):
+    file: str
+    rows: int
+    digest: str  # SHA-256 over the rows, in order; part of the file's name
+
+
+class Copies(BaseModel):
+    """Images of a split whose file is byte for byte also in another one."""
+
+    val_in_train: int
+    test_in_train: int
+    test_in_val: int
+
+
+class Rejection(BaseModel):
+    path: str
+    split: str
+    reason: str
+
+
+class Manifest(BaseModel):
+    """What `dataset.json` says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int
+    fingerprint: str  # of parameters and rows: same input and parameters, same fingerprint
+    synthetic: bool
+    official_split: bool  # False: a random split by data.seed
+    parameters: dict[str, Any]
+    class_folders: dict[str, list[str]]
+    counts: dict[str, dict[str, int]]  # split -> class name -> images
+    distinct_files: dict[str, int]  # split -> images that differ in their bytes
+    copies: Copies
+    pixel_mean: float  # of train, in [0, 255]
+    pixel_std: float
+    rejected: list[Rejection]
+    shards: dict[str, list[Shard]]  # split -> its shards, in row order
+
+    @property
+    def image_size(self) -> int:
+        return self.parameters["image_size"]
+
+    def rows(self, split: str) -> int:
+        return sum(shard.rows for shard in self.shards[split])
+
+
+def schema(image_size: int) -> pa.Schema:
+    return pa.schema(
+        [
+            pa.field("image", pa.binary(image_size**2), nullable=False),  # uint8 [H, W], row by row
+            pa.field("label", pa.uint8(), nullable=False),
+            pa.field("group", pa.int64(), nullable=False),
+            pa.field("sha256", pa.binary(32), nullable=False),  # of the file
+            pa.field("source", pa.string(), nullable=False),  # path relative to the data root
+        ]
+    )
+
+
+def encode_shard(
+    images: np.ndarray, labels: list[int], groups: list[int], hashes: list[bytes], sources: list[str]
+) -> tuple[pa.Buffer, str]:
+    """A shard's bytes and the digest of its rows.
+
+    Args:
+        images: [N, H, W] uint8.
+    """
+    rows, size = images.shape[:2]
+    pixels = pa.py_buffer(np.ascontiguousarray(images))
+    columns = [
+        pa.Array.from_buffers(pa.binary(size**2), rows, [None, pixels]),
+        pa.array(labels, pa.uint8()),
+        pa.array(groups, pa.int64()),
+        pa.array(hashes, pa.binary(32)),
+        pa.array(sources, pa.string()),
+    ]
+    digest = hashlib.sha256(pixels)
+    for row in zip(labels, groups, hashes, sources, strict=True):
+        digest.update(repr(row).encode())
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_arrays(columns, schema=schema(size)),
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="lz4",
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return sink.getvalue(), digest.hexdigest()
+
+
+def read_manifest(folder: Place) -> Manifest:
+    """The manifest of the shards in `folder`.
+
+    Raises:
+        UsageError: no shards there, of another version, or damaged.
+    """
+    try:
+        content = (folder / MANIFEST).read_json()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(
+            f"{folder} holds no shards: {MANIFEST} is missing. "
+            "Make them with: python job/preprocess.py --data DIR --out SHARDS"
+        ) from None
+    except ValueError:
+        raise UsageError(f"{folder / MANIFEST} is damaged: not JSON. Run preprocessing again.") from None
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UsageError(
+            f"{folder} holds shards of schema version {version}, and this program reads version {SCHEMA_VERSION}. "
+            "Run preprocessing again."
+        )
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise UsageError(f"{folder / MANIFEST} is damaged at {where!r}. Run preprocessing again.") from None
+    there = {info.path.rsplit("/", 1)[-1] for info in folder.files()}
+    for shard in (shard for shards in manifest.shards.values() for shard in shards):
+        if shard.file not in there:
+            raise UsageError(f"{folder}: shard {shard.file} is missing. Run preprocessing again.")
+    return manifest
+
+
+def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of a split, opening only the row groups they lie in.
+
+    Raises:
+        UsageError: a shard is damaged; names the file and the row group.
+    """
+    tables = []
+    first = 0  # row number, within the split, of the shard's first row
+    for shard in manifest.shards[split]:
+        low, high = max(start - first, 0), min(stop - first, shard.rows)
+        if low < high:
+            tables.append(_read_shard(folder / shard.file, shard, low, high, manifest.image_size))
+        first += shard.rows
+    return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
+
+
+def _read_shard(file: Place, shard: Shard, low: int, high: int, image_size: int) -> pa.Table:
+    group = low // ROW_GROUP_ROWS
+    tables = []
+    try:
+        with file.filesystem.open_input_file(file.path) as stream:
+            parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+            if parquet.metadata.num_rows != shard.rows or parquet.schema_arrow != schema(image_size):
+                raise UsageError(f"shard {file} is not the one that {MANIFEST} describes. Run preprocessing again.")
+            for group in range(low // ROW_GROUP_ROWS, (high - 1) // ROW_GROUP_ROWS + 1):
+                tables.append(parquet.read_row_group(group))
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"shard {file} is damaged at row group {group}: {error}. Run preprocessing again.") from None
+    offset = low // ROW_GROUP_ROWS * ROW_GROUP_ROWS
+    return pa.concat_tables(tables).slice(low - offset, high - low)
+
+
+def images_of(table: pa.Table, image_size: int) -> np.ndarray:
+    """The pixels of a table of rows: [N, H, W, 1] uint8, one copy, no Python per row."""
+    images = np.empty((table.num_rows, image_size, image_size, 1), np.uint8)
+    row = 0
+    for chunk in table["image"].chunks:
+        pixels = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * image_size**2, chunk.offset * image_size**2)
+        images[row : row + len(chunk)] = pixels.reshape(-1, image_size, image_size, 1)
+        row += len(chunk)
+    return images

@@ -1,0 +1,8 @@
+"""Which class is which, and which split is for what: said here and nowhere else."""
+
+FRACTURE = 1
+NORMAL = 0
+CLASS_NAMES = ("normal", "fracture")  # CLASS_NAMES[label]
+
+# Training fits the weights; validation chooses the epoch; test is read once, at the end.
+SPLITS = ("train", "val", "test")

@@ -1,0 +1,200 @@
+"""Synthetic radiographs, so that everything can be tried without a patient's image.
+
+Bones are hollow tubes seen by their path length, as X-rays see them: bright cortex, darker marrow. A fracture is a
+jagged gap across the shaft, with the far fragment shifted and tilted. Size, exposure, position, rotation and the
+distractors (growth plates, nutrient canals, side markers) are drawn alike for both classes, so that nothing but the
+gap tells them apart.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from fracture.config import SampleConfig
+from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
+from fracture.preparation.source import SYNTHETIC_MARKER
+from fracture.storage import Place
+
+_VERSION = 1  # of the drawing: the same configuration and version give the same files
+_VIEWS = 3  # images of each patient
+_SHARES = (0.7, 0.15, 0.15)  # of the patients, in the order of SPLITS
+
+
+@dataclass(frozen=True)
+class _Bone:
+    """A tapered tube; lengths in units of half the image's shorter side, the image's centre at (0, 0)."""
+
+    start: tuple[float, float]
+    angle: float  # radians
+    length: float
+    radius: float  # at mid-shaft
+    cortex: float  # wall thickness as a share of the radius
+
+
+@dataclass(frozen=True)
+class _Break:
+    at: float  # along the bone, 0 to 1
+    width: float  # of the gap
+    slope: float  # 0 is straight across
+    shift: float  # of the far fragment, in radii
+    tilt: float  # of the far fragment, radians
+    seed: int  # of the jagged edge
+
+
+def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], None] = lambda images: None) -> None:
+    """Writes `train/ val/ test/` with `fracture/` and `normal/` into `folder`; patients do not cross splits.
+
+    Nothing to do where the very same sample is there already.
+
+    Args:
+        progress: called with the number of images just drawn.
+    """
+    marker = {"synthetic": True, "version": _VERSION, **config.model_dump()}
+    if (folder / SYNTHETIC_MARKER).is_file() and (folder / SYNTHETIC_MARKER).read_json() == marker:
+        return
+    folder.delete()
+    for path, data in draw_sample(config):
+        (folder / path).write_bytes(data)
+        progress(1)
+    (folder / SYNTHETIC_MARKER).write_json(marker)
+
+
+def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
+    """Path and file content of each image, as many of each class."""
+    patients = config.images // _VIEWS
+    for patient in range(patients):
+        generator = np.random.default_rng([config.seed, patient])
+        label = patient % 2  # and patients are alike but for this
+        split = SPLITS[int(np.searchsorted(np.cumsum(_SHARES), (patient // 2 + 0.5) / (patients / 2)))]
+        bones, broken, fracture = _draw_patient(generator, label == FRACTURE)
+        for view in range(_VIEWS):
+            pixels = _draw_view(generator, bones, broken, fracture)
+            kind = "png" if generator.random() < 0.2 else "jpeg"
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "jpeg" else {}))
+            suffix = "png" if kind == "png" else "jpg"
+            yield f"{split}/{CLASS_NAMES[label]}/patient{patient:05d}-view{view + 1}.{suffix}", buffer.getvalue()
+
+
+def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list[_Bone], int, _Break | None]:
+    """Bones of one anatomy, the one that is broken or could be, and the break."""
+    anatomy = generator.choice(["femur", "forearm", "finger", "metacarpals"])
+    cortex = generator.uniform(0.25, 0.45)
+    u = generator.uniform
+    if anatomy == "femur":
+        bones = [_Bone((-0.9, 0), 0, 1.8, u(0.16, 0.24), cortex)]
+    elif anatomy == "forearm":
+        gap = u(0.14, 0.2)
+        bones = [_Bone((-0.9, y), u(-0.05, 0.05), 1.8, u(0.09, 0.13), cortex) for y in (-gap, gap)]
+    elif anatomy == "finger":
+        lengths = (u(0.7, 0.8), u(0.5, 0.6), u(0.35, 0.42))
+        starts = np.cumsum([-0.95, *(length + 0.05 for length in lengths[:2])])
+        bones = [
+            _Bone((float(x), 0), u(-0.06, 0.06), length, u(0.12, 0.15) * (1 - 0.12 * i), cortex)
+            for i, (x, length) in enumerate(zip(starts, lengths, strict=True))
+        ]
+    else:
+        bones = [
+            _Bone((-0.7, (i - 1.5) * 0.26), (i - 1.5) * u(0.06, 0.12), u(1.1, 1.35), u(0.07, 0.095), cortex)
+            for i in range(4)
+        ]
+    broken = int(generator.integers(len(bones)))
+    # Drawn for both classes, so that both use the generator alike.
+    side = generator.choice([-1, 1])
+    shift, tilt = side * u(0.4, 1.0), side * u(0.05, 0.35)
+    drawn = _Break(u(0.3, 0.7), u(0.05, 0.1), u(-0.8, 0.8), shift, tilt, int(u(0, 2**31)))
+    return bones, broken, drawn if fractured else None
+
+
+def _draw_view(generator: np.random.Generator, bones: list[_Bone], broken: int, fracture: _Break | None) -> np.ndarray:
+    """[H, W] uint8."""
+    u = generator.uniform
+    short = int(generator.integers(180, 420))
+    height, width = short, int(short * u(1.0, 1.4))
+    if generator.random() < 0.5:
+        height, width = width, height
+    x, y = _view_coordinates(generator, height, width)
+
+    density = 0.55 * _chord(np.abs(y), u(0.5, 0.75)) * u(0.4, 0.8)  # soft tissue around the limb
+    for number, bone in enumerate(bones):
+        density = density + _bone_density(generator, bone, x, y, fracture if number == broken else None)
+    density += _side_marker(generator, height, width)
+    exposed = 1 - np.exp(-density * u(0.8, 1.5))
+    image = u(0.0, 0.12) + exposed * u(0.6, 0.95)
+    image *= 1 - u(0, 0.25) * (x**2 + y**2) / 2  # beam falls off towards the corners
+    image += generator.normal(0, u(0.01, 0.03), image.shape)
+    return np.round(np.clip(image, 0, 1) ** u(0.8, 1.25) * 255).astype(np.uint8)
+
+
+def _view_coordinates(generator: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel in the limb's coordinates: a turn, a shift, a scale and perhaps a mirroring for each view."""
+    u = generator.uniform
+    half = min(height, width) / 2
+    columns, rows = np.meshgrid((np.arange(width) - width / 2) / half, (np.arange(height) - height / 2) / half)
+    angle, scale = u(-0.4, 0.4), u(0.9, 1.2)
+    columns, rows = (columns - u(-0.12, 0.12)) / scale, (rows - u(-0.12, 0.12)) / scale
+    x = columns * np.cos(angle) + rows * np.sin(angle)
+    y = rows * np.cos(angle) - columns * np.sin(angle)
+    return x, y * (1 if generator.random() < 0.5 else -1)
+
+
+def _chord(distance: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
+    """Path length of a ray through a cylinder of this radius, as a share of its diameter."""
+    return np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, 1))
+
+
+def _bone_density(
+    generator: np.random.Generator, bone: _Bone, x: np.ndarray, y: np.ndarray, fracture: _Break | None
+) -> np.ndarray:
+    cos, sin = np.cos(bone.angle), np.sin(bone.angle)
+    dx, dy = x - bone.start[0], y - bone.start[1]
+    along, across = (dx * cos + dy * sin) / bone.length, dy * cos - dx * sin  # 0 to 1, and in image units
+    gap = np.zeros_like(x)
+    if fracture is not None:
+        edge = _jagged(across / bone.radius, fracture) * bone.radius / bone.length
+        beyond = along - fracture.at - edge
+        far = beyond > 0
+        turned = (along - fracture.at) * bone.length * np.tan(fracture.tilt)
+        across = np.where(far, across - fracture.shift * bone.radius - turned, across)
+        gap = np.exp(-((beyond * bone.length / fracture.width) ** 2))
+    radius = bone.radius * (1 + 0.45 * np.abs(2 * along - 1) ** 4)  # flared ends
+    ends = np.clip(np.minimum(along, 1 - along) * bone.length / (0.35 * bone.radius), 0, 1)
+    radius = radius * np.sqrt(np.clip(1 - (1 - ends) ** 2, 0, 1)) + 1e-6
+    marrow = radius * (1 - bone.cortex)
+    density = 1.5 * _chord(across, radius) - 1.0 * (1 - bone.cortex) * _chord(across, marrow)
+    density *= (along > 0) & (along < 1)
+    density *= 1 - generator.uniform(0.8, 1.0) * gap
+    return density * _distractors(generator, bone, along, across)
+
+
+def _jagged(position: np.ndarray, fracture: _Break) -> np.ndarray:
+    """Where the edge of the break lies along the bone, in radii, at a position across it."""
+    generator = np.random.default_rng(fracture.seed)
+    knots = np.linspace(-1.6, 1.6, 9)
+    return np.interp(position, knots, fracture.slope * knots + generator.uniform(-0.22, 0.22, len(knots)))
+
+
+def _distractors(generator: np.random.Generator, bone: _Bone, along: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Dark lines that are no fracture: a growth plate near an end, a canal that stays within the marrow."""
+    u = generator.uniform
+    plate_at, plate_depth = (0.09 if generator.random() < 0.5 else 0.91), u(0.1, 0.4) * (generator.random() < 0.5)
+    plate = plate_depth * np.exp(-(((along - plate_at) * bone.length / 0.012) ** 2))
+    at, slope, depth = u(0.25, 0.75), u(2.5, 5) * generator.choice([-1, 1]), u(0.1, 0.35) * (generator.random() < 0.6)
+    inside = np.abs(across) < 0.5 * bone.radius
+    canal = depth * inside * np.exp(-((((along - at) * bone.length - slope * across) / 0.02) ** 2))
+    return 1 - plate - canal
+
+
+def _side_marker(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A bright letter-sized block in a corner of every second image, as burnt-in L and R are."""
+    density = np.zeros((height, width))
+    size = max(6, min(height, width) // 18)
+    top = size if generator.random() < 0.5 else height - 2 * size
+    left = size if generator.random() < 0.5 else width - 2 * size
+    if generator.random() < 0.5:
+        density[top : top + size, left : left + size // 3] = 2.0
+        density[top + size - size // 3 : top + size, left : left + size] = 2.0
+    return density

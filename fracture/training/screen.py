@@ -1,0 +1,94 @@
+"""What a person sees of a training: a line when it starts, one an epoch, and how far and how long still."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from fracture.config import Config
+
+_HEADER = (
+    "epoch    loss  accur.  precis.  recall    AUC │ val loss  accur.  precis.  recall    AUC │ images/s     time  left"
+)
+
+
+class Screen:
+    """Draws the events that rank 0 sends. On a terminal a last line shows the step; elsewhere only whole lines."""
+
+    def __init__(self, config: Config, stream: TextIO = sys.stdout) -> None:
+        self._config, self._stream = config, stream
+        self._live = stream.isatty()
+        self._epoch_seconds: list[float] = []
+        self._epoch_started = time.monotonic()
+        self._headed = False
+        self.precision = ""
+        self.diverged = ""
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        getattr(self, f"_show_{event['event']}")(event)
+
+    def close(self) -> None:
+        self._status("")
+
+    def _show_start(self, event: Mapping[str, Any]) -> None:
+        compute, training = self._config.compute, self._config.training
+        unit = "GPU" if compute.gpu else "CPU"
+        each = 1 if compute.gpu else compute.cpus_per_worker
+        self.precision = event["precision"]
+        plural = "s" if compute.workers > 1 else ""
+        self._line(
+            f"training   {compute.workers} worker{plural} × {each} {unit}, {self.precision} · {event['parameters']:,} "
+            f"parameters · {event['steps']} steps of {training.batch_size} images an epoch, "
+            f"at most {training.epochs} epochs"
+        )
+        if event["epochs_done"]:
+            self._line(f"resuming   after epoch {event['epochs_done']}, from its checkpoint")
+        if not self._headed:
+            self._line(_HEADER)
+            self._headed = True
+        self._epoch_started = time.monotonic()
+
+    def _show_step(self, event: Mapping[str, Any]) -> None:
+        spent = time.monotonic() - self._epoch_started
+        left = spent / event["step"] * (event["steps"] - event["step"])
+        self._status(f"epoch {event['epoch']}: step {event['step']} of {event['steps']}, {_clock(left)} left in it")
+
+    def _show_validating(self, event: Mapping[str, Any]) -> None:
+        self._status(f"epoch {event['epoch']}: validating")
+
+    def _show_epoch(self, event: Mapping[str, Any]) -> None:
+        r = event["record"]
+        self._epoch_seconds.append(r["seconds"])
+        mean = sum(self._epoch_seconds) / len(self._epoch_seconds)
+        at_most = mean * (self._config.training.epochs - r["epoch"])
+        best = " *" if event["best_epoch"] == r["epoch"] else "  "
+        self._line(
+            f"{r['epoch']:5d}  {r['loss']:6.3f}  {r['accuracy']:6.3f}  {r['precision']:7.3f}  {r['recall']:6.3f}  "
+            f"{r['auc']:5.3f} │ {r['val_loss']:6.3f}{best}  {r['val_accuracy']:6.3f}  {r['val_precision']:7.3f}  "
+            f"{r['val_recall']:6.3f}  {r['val_auc']:5.3f} │ {r['images_per_second']:8.1f}  {_clock(r['seconds']):>7}  "
+            f"≤ {_clock(at_most)}"
+        )
+        self._epoch_started = time.monotonic()
+
+    def _show_scoring(self, event: Mapping[str, Any]) -> None:
+        self._status("scoring validation and test with the best weights")
+
+    def _show_diverged(self, event: Mapping[str, Any]) -> None:
+        self.diverged = (
+            f"the loss is not finite: epoch {event['epoch']}, step {event['step']} of {event['steps']}. "
+            f"Lower training.learning_rate ({self._config.training.learning_rate:g}) and start a new run"
+        )
+
+    def _line(self, text: str) -> None:
+        self._status("")
+        print(text, file=self._stream, flush=True)
+
+    def _status(self, text: str) -> None:
+        if self._live:
+            print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

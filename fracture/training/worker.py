@@ -1,0 +1,287 @@
+"""The training loop, as every Ray Train worker runs it."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fracture.config import Config
+from fracture.input.lanes import Lanes
+from fracture.input.shards import Manifest, read_manifest
+from fracture.storage import Place
+from fracture.training.checkpoint import LoopState
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver hands to every worker."""
+
+    config: Config
+    shards: Place
+    run: Place
+    events: Any  # ray.util.queue.Queue towards the driver's screen
+
+
+def train_worker(assignment: Assignment) -> None:
+    """Trains until early stopping or the last epoch, then scores validation and test with the best weights.
+
+    Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
+    checkpoint, one report) is the part that has to be right.
+    """
+    import ray.train
+
+    config, run = assignment.config, assignment.run
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    tell = _teller(assignment.events) if rank == 0 else lambda **event: None
+
+    _set_up_devices(config)
+    import tensorflow as tf
+    import tf_keras as keras
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
+
+    from ray.train.collective import broadcast_from_rank_zero
+
+    from fracture.input.pipeline import evaluation_batches, load_share, training_batches
+    from fracture.training.precision import choose_precision
+
+    precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
+    manifest = read_manifest(assignment.shards)
+    batch_size, seed = config.training.batch_size, config.training.seed
+    train, val = (
+        load_share(assignment.shards, manifest, split, Lanes(manifest.rows(split), batch_size, rank, workers))
+        for split in ("train", "val")
+    )
+
+    keras.utils.set_random_seed(seed)
+    keras.mixed_precision.set_global_policy(precision)
+    with strategy.scope():
+        model = _compiled_model(config, manifest, train.steps)
+    optimizer = model.optimizer
+    share_moving_averages = _moving_average_sharer(strategy, model)
+
+    # 1. Go on from the run's newest checkpoint; 2. else start from scratch.
+    state = _latest_state()
+    if state is not None:
+        model.set_weights(state.weights)
+        for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
+            variable.assign(value)
+    else:
+        state = LoopState()
+    tell(
+        event="start",
+        epochs_done=state.epochs_done,
+        precision=precision,
+        steps=train.steps,
+        parameters=model.count_params(),
+        history=state.history,
+    )
+    events = _EventLog(run / "tensorboard", state.history) if rank == 0 else None
+
+    while not state.finished(config.training.epochs, config.training.patience):
+        epoch = state.epochs_done
+        started = time.monotonic()
+        progress = _callbacks(tell, epoch, train.steps)
+        batches = training_batches(train, seed, epoch, config.augment)
+        fitted = model.fit(
+            _on_each_worker(strategy, batches),
+            epochs=1,
+            steps_per_epoch=train.steps,
+            callbacks=progress,
+            verbose=0,
+        )
+        if (step := progress[-1].step) is not None:
+            tell(event="diverged", epoch=epoch + 1, step=step, steps=train.steps)
+            return
+        trained = time.monotonic()
+
+        share_moving_averages()
+        weights = _local_arrays(strategy, model.weights)
+        tell(event="validating", epoch=epoch + 1)
+        validated = model.evaluate(
+            _on_each_worker(strategy, evaluation_batches(val)), steps=val.steps, return_dict=True, verbose=0
+        )
+        record = _record(
+            epoch + 1,
+            fitted.history,
+            validated,
+            manifest.rows("train") / (trained - started),
+            _learning_rate(optimizer),
+        )
+        record["seconds"] = round(time.monotonic() - started, 3)
+        state.record(record, weights, _local_arrays(strategy, optimizer.variables))
+        _report(state, record, rank)
+        if events is not None:
+            (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
+            events.add(record)
+            tell(event="epoch", record=record, best_epoch=state.best_epoch)
+
+    tell(event="scoring")
+    _score_and_export(assignment, manifest, state, rank, workers)
+
+
+def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
+    from fracture.training.callbacks import StepProgress, StopOnDivergence
+
+    return [StepProgress(lambda step: tell(event="step", epoch=epoch + 1, step=step, steps=steps)), StopOnDivergence()]
+
+
+def _teller(events: Any) -> Callable[..., None]:
+    """Sends without waiting: the screen must never hold up the training."""
+    return lambda **event: events.actor.put_nowait.remote(event)
+
+
+def _set_up_devices(config: Config) -> None:
+    """TensorFlow takes every core and every byte of a GPU unless told so before it starts."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.compute.gpu and not gpus:
+        raise RuntimeError("compute.gpu is set, but TensorFlow sees no GPU on this worker")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _compiled_model(config: Config, manifest: Manifest, steps: int) -> Any:
+    import tf_keras as keras
+
+    from fracture.models import build_model
+
+    training = config.training
+    rate: Any = training.learning_rate
+    if training.schedule == "cosine":  # https://arxiv.org/abs/1608.03983, without restarts
+        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps * training.epochs)
+    optimizer = keras.optimizers.Adam(rate, weight_decay=training.weight_decay or None)
+    model = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+    model.compile(
+        optimizer,
+        loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),
+        metrics=[
+            # Keras' own `loss` weights each worker alike; a metric counts each row once.
+            keras.metrics.BinaryCrossentropy(name="cross_entropy"),
+            keras.metrics.BinaryAccuracy(name="accuracy"),
+            keras.metrics.Precision(name="precision"),
+            keras.metrics.Recall(name="recall"),
+            keras.metrics.AUC(name="auc"),
+        ],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _on_each_worker(strategy: Any, batches: Any) -> Any:
+    """Hands `fit` this worker's batches as they are; a plain dataset it would cut up again for the replicas."""
+    return strategy.distribute_datasets_from_function(lambda context: batches)
+
+
+def _moving_average_sharer(strategy: Any, model: Any) -> Callable[[], None]:
+    """A function that sets each worker's moving averages of batch norm to the mean over workers.
+
+    Each worker gathers its own. Without this, workers would validate different models, none of them the one saved.
+    """
+    import tensorflow as tf
+
+    averages = model.non_trainable_variables
+
+    def on_replica() -> None:
+        context = tf.distribute.get_replica_context()
+        for variable, mean in zip(averages, context.all_reduce("mean", [v + 0 for v in averages]), strict=True):
+            variable.assign(mean)
+
+    @tf.function
+    def share() -> None:
+        if averages:
+            strategy.run(on_replica)
+
+    return share
+
+
+def _local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
+    """This worker's values; reading them through the strategy would cost a collective for each."""
+    return [strategy.experimental_local_results(variable)[0].numpy() for variable in variables]
+
+
+def _learning_rate(optimizer: Any) -> float:
+    rate = optimizer.learning_rate
+    return float(rate.numpy())
+
+
+def _record(
+    epoch: int, trained: dict[str, list[float]], validated: dict[str, float], images_per_second: float, rate: float
+) -> dict[str, float]:
+    record: dict[str, float] = {"epoch": epoch}
+    names = {"loss": "cross_entropy"} | {name: name for name in ("accuracy", "precision", "recall", "auc")}
+    record |= {name: float(trained[key][-1]) for name, key in names.items()}
+    record |= {f"val_{name}": float(validated[key]) for name, key in names.items()}
+    return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
+
+
+def _latest_state() -> LoopState | None:
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return LoopState.load(Path(folder))
+
+
+def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
+    """A barrier of all workers. Ray Train copies the folder to the run and only then names it the newest."""
+    import ray.train
+
+    if rank != 0:
+        ray.train.report(record)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder))
+        ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _EventLog:
+    """TensorBoard events, written locally and copied to the run, which may be in a bucket."""
+
+    def __init__(self, place: Place, history: list[dict[str, float]]) -> None:
+        from tensorboardX import SummaryWriter
+
+        place.delete()
+        self._place = place
+        self._folder = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._folder.name)
+        for record in history:
+            self.add(record)
+
+    def add(self, record: dict[str, float]) -> None:
+        for name, value in record.items():
+            metric, split = (name[4:], "validation") if name.startswith("val_") else (name, "training")
+            if name != "epoch":
+                self._writer.add_scalar(f"{metric}/{split}", value, int(record["epoch"]))
+        self._writer.flush()
+        self._place.upload(Path(self._folder.name))
+
+
+def _score_and_export(assignment: Assignment, manifest: Manifest, state: LoopState, rank: int, workers: int) -> None:
+    import tf_keras as keras
+
+    from fracture.evaluation.scores import score_blocks, write_scores
+    from fracture.models import build_model
+    from fracture.release.bundle import export_model
+
+    # The model handed over computes in float32 everywhere, and it is this one that is scored.
+    keras.mixed_precision.set_global_policy("float32")
+    model = build_model(assignment.config, manifest.pixel_mean, manifest.pixel_std)
+    model.set_weights(state.best_weights)
+    for split in ("val", "test"):
+        scores = score_blocks(model, assignment.shards, manifest, split, rank, workers)
+        write_scores(assignment.run, scores, split, rank, workers)
+    if rank == 0:
+        export_model(model, assignment.run / "bundle")

@@ -1,0 +1,112 @@
+"""Tiny data and small helpers that many tests share."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fracture.config import Config, load_config
+from fracture.input.shards import MANIFEST, Copies, Manifest, Shard, encode_shard
+from fracture.labels import CLASS_NAMES, SPLITS
+from fracture.storage import Place, place
+
+TINY = (
+    "data.image_size=32",
+    "model.filters=[4,8]",
+    "model.dense=[8]",
+    "training.batch_size=8",
+    "training.precision=float32",
+)
+
+
+@pytest.fixture
+def tiny_config() -> Callable[..., Config]:
+    """A network of two small blocks; more settings as `key=value`."""
+    return lambda *assignments: load_config(None, [*TINY, *assignments])
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes small grey images at the given paths, each of its own pixels, and returns the folder."""
+
+    def write(*paths: str, root: str = "data") -> Path:
+        for number, path in enumerate(paths):
+            file = tmp_path / root / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 36), np.uint8)
+            Image.fromarray(pixels).save(file, "png")
+        return tmp_path / root
+
+    return write
+
+
+def official_paths(per_class: int = 2, classes: tuple[str, str] = ("fractured", "not fractured")) -> list[str]:
+    """Paths of a complete tree, as the Kaggle set has it."""
+    return [f"{split}/{name}/{i}.png" for split in SPLITS for name in classes for i in range(per_class)]
+
+
+def write_shards(folder: Place, rows: dict[str, int], image_size: int = 32, rows_per_shard: int = 50) -> Manifest:
+    """Shards whose row `i` is an image with `i % 256` in its first pixel, labels by turns, brighter when 1."""
+    shards: dict[str, list[Shard]] = {}
+    for split in SPLITS:
+        shards[split] = []
+        for start in range(0, rows[split], rows_per_shard):
+            numbers = np.arange(start, min(start + rows_per_shard, rows[split]))
+            generator = np.random.default_rng([SPLITS.index(split), start])
+            images = generator.integers(0, 128, (len(numbers), image_size, image_size), np.uint8)
+            images += (64 * (numbers % 2)).astype(np.uint8)[:, None, None]
+            images[:, 0, 0] = numbers % 256
+            data, digest = encode_shard(
+                images,
+                (numbers % 2).tolist(),
+                numbers.tolist(),
+                [bytes(32)] * len(numbers),
+                [f"{split}/{n}.png" for n in numbers],
+            )
+            name = f"{split}-{start // rows_per_shard:05d}-{digest[:12]}.parquet"
+            (folder / name).write_bytes(data)
+            shards[split].append(Shard(file=name, rows=len(numbers), digest=digest))
+    manifest = Manifest(
+        schema_version=1,
+        fingerprint=f"{rows}",
+        synthetic=True,
+        official_split=True,
+        parameters={"image_size": image_size, "seed": 0},
+        class_folders={name: [name] for name in CLASS_NAMES},
+        counts={s: {"normal": (rows[s] + 1) // 2, "fracture": rows[s] // 2} for s in SPLITS},
+        distinct_files=rows,
+        copies=Copies(val_in_train=0, test_in_train=0, test_in_val=0),
+        pixel_mean=96.0,
+        pixel_std=50.0,
+        rejected=[],
+        shards=shards,
+    )
+    (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
+    return manifest
+
+
+@pytest.fixture
+def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
+    def write(train: int = 40, val: int = 16, test: int = 16, **kwargs: int) -> tuple[Place, Manifest]:
+        folder = place(tmp_path / "shards")
+        return folder, write_shards(folder, {"train": train, "val": val, "test": test}, **kwargs)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all integration tests, promised more CPUs than there are, so that 3 workers fit on 2 cores."""
+    import ray
+
+    from fracture.training.driver import start_ray
+
+    os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 4}'
+    start_ray(verbose=False)
+    yield
+    ray.shutdown()

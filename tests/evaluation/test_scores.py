@@ -1,0 +1,40 @@
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fracture.errors import RunError
+from fracture.evaluation.scores import gather_scores, score_blocks, write_scores
+from fracture.storage import place
+
+
+class FirstPixel:
+    """A model whose probability is the image's first pixel over 256, which numbers the rows."""
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        return images[:, :1, 0, 0] / 256
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
+def test_every_row_is_scored_once_by_any_number_of_workers(shard_folder, tmp_path, workers: int, rows: int):
+    folder, manifest = shard_folder(val=rows, test=5)
+    run = place(tmp_path / "run")
+    for split in ("val", "test"):
+        for rank in range(workers):
+            scores = score_blocks(FirstPixel(), folder, manifest, split, rank, workers)
+            write_scores(run, scores, split, rank, workers)
+    gathered = gather_scores(run, manifest, workers)
+    assert gathered["split"].to_pylist() == ["val"] * rows + ["test"] * 5
+    assert gathered["row"].to_pylist()[:rows] == list(range(rows))
+    assert np.array_equal(gathered["probability"].to_numpy()[:rows], np.arange(rows) / 256)
+    assert gathered["label"].to_pylist()[:rows] == [i % 2 for i in range(rows)]
+    assert pq.read_table(tmp_path / "run/predictions.parquet").equals(gathered)
+
+
+def test_a_row_scored_twice_is_noticed(shard_folder, tmp_path):
+    folder, manifest = shard_folder(val=100)
+    run = place(tmp_path / "run")
+    for rank in (0, 1):
+        write_scores(run, score_blocks(FirstPixel(), folder, manifest, "val", 0, 2), "val", rank, 2)
+    with pytest.raises(RunError, match="val: 128 scores for 100 images; run the job again"):
+        gather_scores(run, manifest, 2)

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fracture.config import AugmentConfig
+from fracture.input.augment import draw_transforms, transform
+
+STILL = {"horizontal_flip": False, "vertical_flip": False, "rotation_degrees": 0, "zoom": 0}
+
+
+def drawn(count: int = 400, size: int = 33, **change) -> np.ndarray:
+    return draw_transforms(np.random.default_rng(0), count, AugmentConfig(**(STILL | change)), size)
+
+
+def applied(image: np.ndarray, transforms: np.ndarray) -> np.ndarray:
+    images = np.repeat(image[None, :, :, None], len(transforms), axis=0)
+    return transform(tf.constant(images), tf.constant(transforms)).numpy()[..., 0]
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (33, 33), np.uint8)
+
+
+def test_nothing_asked_changes_nothing(image):
+    assert np.array_equal(applied(image, drawn(2)), np.stack([image] * 2))
+
+
+@pytest.mark.parametrize(("flag", "flipped"), [("horizontal_flip", np.fliplr), ("vertical_flip", np.flipud)])
+def test_a_flip_is_exact_and_happens_to_half(image, flag: str, flipped):
+    results = applied(image, drawn(**{flag: True}))
+    changed = np.array([np.array_equal(r, flipped(image)) for r in results])
+    same = np.array([np.array_equal(r, image) for r in results])
+    assert (changed ^ same).all()
+    assert 0.4 < changed.mean() < 0.6
+
+
+def test_a_quarter_turn_is_exact(image):
+    quarter = np.array([[0, -1, 32, 1, 0, 0, 0, 0]], np.float32)
+    assert np.array_equal(applied(image, quarter)[0], np.rot90(image))
+
+
+def test_rotation_and_zoom_stay_in_range_and_keep_the_centre():
+    turned, zoomed = drawn(rotation_degrees=20), drawn(zoom=0.1)
+    angles = np.degrees(np.arctan2(turned[:, 3], turned[:, 4]))
+    assert -20 <= angles.min() < -18
+    assert 18 < angles.max() <= 20
+    assert 1 / 1.1 <= zoomed[:, 0].min() < 0.93
+    assert 1.08 < zoomed[:, 0].max() <= 1 / 0.9
+    for rows in (turned, zoomed):
+        assert np.allclose(rows[:, 0] * 16 + rows[:, 1] * 16 + rows[:, 2], 16, atol=1e-4)
+
+
+def test_what_comes_from_outside_is_black(image):
+    shifted = np.array([[1, 0, 100, 0, 1, 0, 0, 0]], np.float32)
+    assert applied(image, shifted).max() == 0
+
+
+def test_it_runs_alike_inside_tf_data(image):
+    transforms = drawn(4, rotation_degrees=20, zoom=0.1, horizontal_flip=True)
+    images = np.repeat(image[None, :, :, None], 4, axis=0)
+    inside = next(iter(tf.data.Dataset.from_tensors((images, transforms)).map(transform)))
+    assert np.array_equal(inside.numpy()[..., 0], applied(image, transforms))

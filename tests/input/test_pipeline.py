@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from fracture.config import AugmentConfig
+from fracture.input.lanes import Lanes
+from fracture.input.pipeline import evaluation_batches, load_share, training_batches
+
+STILL = AugmentConfig(horizontal_flip=False, vertical_flip=False, rotation_degrees=0, zoom=0)
+WORKERS = (1, 2, 3, 7)
+
+
+def shares(shard_folder, split: str, workers: int, batch_size: int = 16, **rows):
+    folder, manifest = shard_folder(**rows)
+    return [
+        load_share(folder, manifest, split, Lanes(manifest.rows(split), batch_size, rank, workers))
+        for rank in range(workers)
+    ]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("rows", [150, 101])
+def test_training_shows_each_row_once_in_three_shards(shard_folder, workers: int, rows: int):
+    found = shares(shard_folder, "train", workers, train=rows)
+    batches = [list(training_batches(share, 0, 3, STILL)) for share in found]
+    ids = [int(i) for worker in batches for images, _, _ in worker for i in images[:, 0, 0, 0]]
+    assert sorted(ids) == list(range(rows))
+    assert {len(worker) for worker in batches} == {found[0].steps}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("rows", [1, 3, 64, 65])
+def test_evaluation_shows_each_row_once_with_its_label(shard_folder, workers: int, rows: int):
+    seen = {}
+    for share in shares(shard_folder, "val", workers, val=rows):
+        for images, labels in evaluation_batches(share):
+            seen |= dict(zip(images[:, 0, 0, 0].numpy().tolist(), labels[:, 0].numpy().tolist(), strict=True))
+    assert seen == {i: i % 2 for i in range(rows)}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_weights_make_the_mean_over_workers_the_mean_over_rows(shard_folder, workers: int):
+    """Keras takes each worker's weighted mean, and the mean of those: each row must count 1 / rows."""
+    found = shares(shard_folder, "train", workers, train=101)
+    steps = zip(*(training_batches(share, 0, 0, STILL) for share in found), strict=True)
+    for step in steps:
+        rows = sum(len(images) for images, _, _ in step)
+        for images, _, weights in step:
+            assert np.allclose(weights / len(images) / workers, 1 / rows)
+
+
+def test_an_epoch_can_be_had_again_alone_and_differs_from_the_next(shard_folder):
+    share = shares(shard_folder, "train", 2)[1]
+
+    def pixels(epoch: int, seed: int = 0) -> np.ndarray:
+        return np.concatenate([images for images, _, _ in training_batches(share, seed, epoch, AugmentConfig())])
+
+    assert np.array_equal(pixels(4), pixels(4))
+    assert not np.array_equal(pixels(4), pixels(5))
+    assert not np.array_equal(pixels(4), pixels(4, seed=1))
+
+
+def test_a_row_is_augmented_alike_on_any_number_of_workers(shard_folder):
+    def all_images(workers: int) -> list[bytes]:
+        found = shares(shard_folder, "train", workers)
+        batches = (b for share in found for b in training_batches(share, 0, 1, AugmentConfig()))
+        return sorted(image.numpy().tobytes() for images, _, _ in batches for image in images)
+
+    assert all_images(1) == all_images(3)
+
+
+def test_shapes_and_types(shard_folder):
+    share = shares(shard_folder, "train", 1)[0]
+    images, labels, weights = next(iter(training_batches(share, 0, 0, AugmentConfig())))
+    assert (images.shape, images.dtype) == ((13, 32, 32, 1), "uint8")  # 40 rows in 3 steps: 13, 14, 13
+    assert (labels.shape, labels.dtype) == ((13, 1), "float32")
+    assert (weights.shape, weights.dtype) == ((13,), "float32")

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from fracture.errors import UsageError
+from fracture.input.shards import MANIFEST, ROW_GROUP_ROWS, encode_shard, images_of, read_manifest, read_rows
+from tests.conftest import write_shards
+
+DATA = ([1, 0], [3, -4], [b"a" * 32, b"b" * 32], ["x/1.png", "x/2.png"])
+
+
+def test_a_shard_is_plain_arrow_that_pyarrow_alone_reads():
+    images = np.arange(2 * 32 * 32, dtype=np.uint32).reshape(2, 32, 32).astype(np.uint8)
+    data, _ = encode_shard(images, *DATA)
+    table = pq.read_table(data)
+    assert table.schema.names == ["image", "label", "group", "sha256", "source"]
+    assert [str(t) for t in table.schema.types] == [
+        "fixed_size_binary[1024]",
+        "uint8",
+        "int64",
+        "fixed_size_binary[32]",
+        "string",
+    ]
+    assert table["source"].to_pylist() == ["x/1.png", "x/2.png"]
+    assert np.array_equal(np.frombuffer(table["image"][1].as_py(), np.uint8).reshape(32, 32), images[1])
+
+
+def test_the_digest_follows_pixels_and_labels():
+    images = np.zeros((2, 32, 32), np.uint8)
+    data, digest = encode_shard(images, *DATA)
+    assert encode_shard(images, *DATA) == (data, digest)
+    assert encode_shard(images + 1, *DATA)[1] != digest
+    assert encode_shard(images, [0, 0], *DATA[1:])[1] != digest
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 300), (0, 1), (63, 65), (99, 101), (130, 290), (299, 300), (7, 7)])
+def test_any_stretch_of_rows_across_shards_and_row_groups(shard_folder, start: int, stop: int):
+    folder, manifest = shard_folder(train=300, rows_per_shard=100)
+    table = read_rows(folder, manifest, "train", start, stop)
+    assert table["source"].to_pylist() == [f"train/{n}.png" for n in range(start, stop)]
+    assert images_of(table, 32)[:, 0, 0, 0].tolist() == [n % 256 for n in range(start, stop)]
+
+
+def test_only_the_row_groups_in_the_stretch_are_read(shard_folder):
+    folder, manifest = shard_folder(train=4 * ROW_GROUP_ROWS, rows_per_shard=4 * ROW_GROUP_ROWS)
+    file = folder / manifest.shards["train"][0].file
+    data = bytearray(file.read_bytes())
+    data[100:200] = bytes(100)  # inside the first row group
+    file.write_bytes(bytes(data))
+    assert read_rows(folder, manifest, "train", ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS).num_rows == 3 * ROW_GROUP_ROWS
+    with pytest.raises(UsageError, match=rf"{file.name} is damaged at row group 0: .*Run preprocessing again"):
+        read_rows(folder, manifest, "train", 0, 10)
+
+
+def test_a_truncated_shard_is_named(shard_folder):
+    folder, manifest = shard_folder()
+    file = folder / manifest.shards["val"][0].file
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=rf"shard .*{file.name} is damaged"):
+        read_rows(folder, manifest, "val", 0, 4)
+
+
+def test_a_shard_of_another_run_under_the_same_name(shard_folder):
+    folder, manifest = shard_folder(train=40, val=16)
+    (folder / manifest.shards["val"][0].file).write_bytes((folder / manifest.shards["train"][0].file).read_bytes())
+    with pytest.raises(UsageError, match=r"is not the one that dataset.json describes"):
+        read_rows(folder, manifest, "val", 0, 4)
+
+
+def test_a_missing_shard(shard_folder):
+    folder, manifest = shard_folder()
+    (folder / manifest.shards["test"][0].file).delete()
+    with pytest.raises(UsageError, match=r"shard test-00000-.* is missing. Run preprocessing again"):
+        read_manifest(folder)
+
+
+def test_no_manifest_says_how_to_make_one(shard_folder):
+    folder, _ = shard_folder()
+    (folder / MANIFEST).delete()
+    with pytest.raises(UsageError, match=r"holds no shards: dataset.json is missing. Make them with: python job/pre"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "schema version 99, and this program reads version 1"),
+        ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
+        ({"extra": 1}, "damaged at 'extra'"),
+    ],
+)
+def test_a_manifest_of_another_version_or_damaged(shard_folder, change: dict, message: str):
+    folder, _ = shard_folder()
+    (folder / MANIFEST).write_json((folder / MANIFEST).read_json() | change)
+    with pytest.raises(UsageError, match=message):
+        read_manifest(folder)
+
+
+def test_half_a_manifest(shard_folder):
+    folder, _ = shard_folder()
+    (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:50])
+    with pytest.raises(UsageError, match=r"dataset.json is damaged: not JSON"):
+        read_manifest(folder)
+
+
+def test_the_manifest_is_json_that_people_can_read(shard_folder):
+    folder, manifest = shard_folder()
+    assert json.loads((folder / MANIFEST).read_bytes())["counts"]["train"] == {"normal": 20, "fracture": 20}
+    assert read_manifest(folder) == manifest
+    assert write_shards(folder, {"train": 40, "val": 16, "test": 16}) == manifest

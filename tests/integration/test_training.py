@@ -1,0 +1,192 @@
+"""The real loop on real Ray workers, with networks of a few thousand weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from fracture.config import Config
+from fracture.errors import RunError
+from fracture.evaluation.scores import gather_scores
+from fracture.input.shards import Manifest
+from fracture.storage import Place, place
+from fracture.training.driver import open_run, train
+from fracture.training.screen import Screen
+from tests.conftest import TINY, write_shards
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+
+PLAIN = (  # nothing whose statistics or draws belong to one worker
+    "model.batch_norm=false",
+    "model.dropout=0",
+    "augment.horizontal_flip=false",
+    "augment.rotation_degrees=0",
+    "augment.zoom=0",
+)
+ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
+MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> tuple[Place, Manifest]:
+    folder = place(tmp_path_factory.mktemp("shards"))
+    return folder, write_shards(folder, ROWS)
+
+
+def start(config: Config, data: tuple[Place, Manifest], run: Path) -> list[dict[str, float]]:
+    folder, manifest = data
+    open_run(place(run), config, manifest)
+    return train(config, folder, place(run), Screen(config, StringIO())).history
+
+
+def assert_same_history(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
+    assert [r["epoch"] for r in a] == [r["epoch"] for r in b]
+    for key in [*MEASURES, "learning_rate"]:
+        assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=tolerance, abs=tolerance), key
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory, ray_cluster):
+    """A run with all that is random: batch norm, dropout and augmentation, on 2 workers."""
+    from fracture.config import load_config
+
+    config = load_config(None, [*TINY, "training.epochs=4", "training.patience=3", "compute.workers=2"])
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return config, run, start(config, data, run)
+
+
+def test_one_worker_and_two_give_the_same_losses_and_metrics(data, tiny_config, tmp_path):
+    histories = [
+        start(tiny_config(*PLAIN, "training.epochs=3", f"compute.workers={n}"), data, tmp_path / f"on{n}")
+        for n in (1, 2)
+    ]
+    assert_same_history(*histories, tolerance=1e-4)
+    assert histories[0][0]["loss"] != histories[0][1]["loss"], "it learns"
+
+
+def test_metrics_count_every_image_once(data, undisturbed):
+    """19 validation images in batches of 8 on 2 workers: 9 or 10 each, and never padded or dropped."""
+    _, run, history = undisturbed
+    scores = pq.read_table(run / "predictions.parquet") if (run / "predictions.parquet").exists() else None
+    scores = scores or gather_scores(place(run), data[1], 2)
+    val = scores.filter(np.array(scores["split"]) == "val")
+    labels, probabilities = val["label"].to_numpy(), val["probability"].to_numpy()
+    best = min(history, key=lambda r: r["val_loss"])
+    assert best["val_accuracy"] == pytest.approx(((probabilities >= 0.5) == labels).mean())
+    losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
+    assert best["val_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    for record in history:
+        for key, rows in (("accuracy", ROWS["train"]), ("val_accuracy", ROWS["val"])):
+            assert record[key] * rows == pytest.approx(round(record[key] * rows), abs=1e-4)
+
+
+def test_the_log_has_the_promised_keys(undisturbed):
+    _, run, history = undisturbed
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == history
+    assert set(lines[0]) == {"epoch", *MEASURES, "images_per_second", "seconds", "learning_rate"}
+    assert [r["epoch"] for r in lines] == list(range(1, len(lines) + 1))
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert len(list(run.glob("checkpoint_*"))) == 2
+
+
+def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, tmp_path):
+    config, run, _ = undisturbed
+    tables = []
+    for workers in (1, 3):
+        again = tmp_path / f"on{workers}"
+        shutil.copytree(run, again)
+        start(
+            config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})}), data, again
+        )
+        tables.append(gather_scores(place(again), data[1], workers))
+    assert tables[0].equals(tables[1])
+
+
+def test_a_worker_killed_while_it_trains_is_replaced_and_nothing_is_lost(data, undisturbed, tmp_path):
+    config, _, expected = undisturbed
+    run = tmp_path / "killed"
+    killed = []
+
+    def kill_one() -> None:
+        while not (run / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        killed.append(workers[0].pid)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    history = start(config, data, run)
+    assert killed
+    assert_same_history(history, expected, tolerance=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data, tiny_config, tmp_path):
+    config = tiny_config("training.learning_rate=1e38", "training.schedule=constant", "compute.workers=2")
+    with pytest.raises(RunError, match=r"the loss is not finite: epoch 1, step \d of 6. Lower training.learning_rate"):
+        start(config, data, tmp_path / "nan")
+
+
+def test_a_job_killed_by_sigkill_resumes_to_the_same_end(data, undisturbed, tmp_path):
+    _, _, expected = undisturbed
+    run = tmp_path / "runs" / "x"
+    command = [sys.executable, "job/train.py", "--shards", str(data[0]), "--storage", str(tmp_path), "--run", "x"]
+    for assignment in (*TINY, "training.epochs=4", "training.patience=3", "compute.workers=2"):
+        command += ["--set", assignment]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run / "metrics.jsonl").exists():
+        assert first.poll() is None, "the job ended before its first epoch"
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    done = len((run / "metrics.jsonl").read_text().splitlines())
+    assert done < 4
+
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert "resuming   after epoch" in second.stdout
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert_same_history(history, expected, tolerance=1e-3)
+
+    third = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert third.returncode == 0, third.stderr
+    assert "finished   earlier" in third.stdout
+    assert [line for line in third.stdout.splitlines() if line.startswith("test")] == [
+        line for line in second.stdout.splitlines() if line.startswith("test")
+    ]
+    _check_what_a_run_leaves(run, second)
+
+
+def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> None:
+    assert {p.name for p in (run / "report").iterdir()} == {"curves.png", "confusion_matrix.png", "roc.png"}
+    assert {p.name for p in (run / "bundle").iterdir()} == {"bundle.json", "model.keras", "saved_model"}
+    bundle = json.loads((run / "bundle/bundle.json").read_text())
+    assert bundle["metrics"]["test"]["images"] == ROWS["test"]
+    assert bundle["synthetic"]
+    assert "CAVEAT     SYNTHETIC" in job.stdout
+    assert job.stderr == "", "not a line of anybody's log"
+    scores = pq.read_table(run / "predictions.parquet")
+    assert scores.num_rows == ROWS["val"] + ROWS["test"]
+    code = (
+        "import sys, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
+        "x = np.full((2, 32, 32, 1), 7); a, b = m.serve(x.astype('float32')), m.serve_uint8(x.astype('uint8')); "
+        "assert a.shape == (2, 1) and np.array_equal(a, b); assert 'tf_keras' not in sys.modules; print('served')"
+    )
+    served = subprocess.run(
+        [sys.executable, "-c", code, str(run / "bundle/saved_model")], capture_output=True, text=True, check=False
+    )
+    assert served.stdout == "served\n", served.stderr

@@ -1,0 +1,48 @@
+"""The jobs as a shell runs them: exit codes, and errors of one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "job" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "download.py"])
+def test_help_is_worth_reading(name: str):
+    shown = job(name, "--help")
+    assert shown.returncode == 0
+    assert f"python job/{name}" in shown.stdout
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "error: --data {cwd}/nowhere: no such folder. Give the folder that holds train/"),
+        (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
+        (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'epochs'?"),
+        (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
+        (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
+        (["--data", "a", "--shards", "b"], "not allowed with argument"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments: list[str], message: str):
+    told = job("train.py", *arguments, "--storage", str(tmp_path), cwd=tmp_path)
+    assert told.returncode == 2
+    assert message.format(cwd=tmp_path) in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_preprocess_needs_data_and_out():
+    told = job("preprocess.py")
+    assert told.returncode == 2
+    assert "--data, --out" in told.stderr

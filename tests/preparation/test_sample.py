@@ -1,0 +1,75 @@
+import io
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fracture.config import DataConfig, SampleConfig
+from fracture.preparation.sample import draw_sample, make_sample
+from fracture.preparation.source import find_source
+from fracture.storage import place
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, bytes]:
+    return dict(draw_sample(SampleConfig(images=240)))
+
+
+def test_both_classes_alike_in_each_split(drawn):
+    counts = Counter(path.rsplit("/", 1)[0] for path in drawn)
+    assert len(drawn) == 240
+    assert all(counts[f"{split}/fracture"] == counts[f"{split}/normal"] > 0 for split in ("train", "val", "test"))
+
+
+def test_no_patient_is_in_two_splits(drawn):
+    splits = defaultdict(set)
+    for path in drawn:
+        splits[path.rsplit("/", 1)[1].split("-")[0]].add(path.split("/")[0])
+    assert {len(s) for s in splits.values()} == {1}
+    assert len(splits) == 80  # three views each
+
+
+def test_the_same_seed_draws_the_same_bytes_and_another_others(drawn):
+    again = draw_sample(SampleConfig(images=240))
+    assert [next(again) for _ in range(6)] == list(drawn.items())[:6]
+    assert next(draw_sample(SampleConfig(images=240, seed=1)))[1] != next(iter(drawn.values()))
+
+
+def test_images_differ_in_size_and_exposure(drawn):
+    sizes, means = zip(*((image.size, np.asarray(image).mean()) for image in map(opened, drawn.values())), strict=True)
+    assert len(set(sizes)) > 200
+    assert np.ptp(means) > 60
+
+
+def test_size_and_brightness_alone_do_not_tell_a_fracture(drawn):
+    features, labels, patients = [], [], []
+    for path, data in drawn.items():
+        pixels = np.asarray(opened(data))
+        features.append([*pixels.shape, pixels.mean(), pixels.std()])
+        labels.append("/fracture/" in path)
+        patients.append(path.rsplit("/", 1)[1].split("-")[0])
+    model = make_pipeline(StandardScaler(), LogisticRegression())
+    scores = cross_val_predict(model, features, labels, groups=patients, cv=GroupKFold(5), method="predict_proba")
+    assert 0.4 < roc_auc_score(labels, scores[:, 1]) < 0.6
+
+
+def test_a_sample_folder_is_a_source_marked_synthetic_and_made_once(tmp_path):
+    folder, config = place(tmp_path / "sample"), SampleConfig(images=60)
+    told = []
+    make_sample(folder, config, told.append)
+    source = find_source(folder, DataConfig())
+    assert source.synthetic
+    assert len(source.files) == len(told) == 60
+    make_sample(folder, config, told.append)
+    assert len(told) == 60
+    assert find_source(folder, DataConfig()).stamp() == source.stamp()
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))

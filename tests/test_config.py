@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fracture.config import Config, flatten, load_config
+from fracture.errors import UsageError
+
+CONFIGS = Path(__file__).parents[1] / "job" / "configs"
+
+
+def test_default_yaml_is_what_no_config_gives():
+    assert load_config(CONFIGS / "default.yaml") == Config()
+
+
+@pytest.mark.parametrize("name", [p.name for p in CONFIGS.glob("*.yaml")])
+def test_every_shipped_config_is_valid(name: str):
+    load_config(CONFIGS / name)
+
+
+def test_seed_yaml_is_the_reference_recipe():
+    config = load_config(CONFIGS / "seed.yaml")
+    assert config.model.filters == (64, 128, 256, 512)
+    assert config.model.block == "conv-bn-relu-pool"
+    assert config.model.head == "flatten"
+    assert (config.training.learning_rate, config.training.weight_decay) == (1e-4, 0)
+    assert (config.training.batch_size, config.training.epochs, config.training.patience) == (32, 50, 5)
+
+
+def test_assignments_win_over_the_file_and_each_other(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("training: {epochs: 7, patience: 2}\n")
+    config = load_config(file, ["training.epochs=3", "training.epochs=4", "model.name=cnn"])
+    assert (config.training.epochs, config.training.patience) == (4, 2)
+
+
+def test_a_number_in_scientific_notation_is_a_number():
+    assert load_config(None, ["training.learning_rate=1e-5"]).training.learning_rate == 1e-5
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == Config()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.epoch=3", r"unknown setting 'training.epoch' = 3. Did you mean 'epochs'\? Allowed here: epochs,"),
+        ("trainign.epochs=3", r"unknown setting 'trainign' = .* Did you mean 'training'\?"),
+        ("training.epochs=many", r"'training.epochs' = 'many' is not possible: .* valid integer"),
+        ("training.epochs=0", r"'training.epochs' = 0 is not possible: .* greater than or equal to 1"),
+        ("model.head=round", r"'model.head' = 'round' is not possible: .* 'pooled' or 'flatten'"),
+        ("model.name=vit", r"'model.name' = 'vit' is not possible: .* 'cnn'"),
+        ("training=3", r"'training' = 3 is not possible"),
+        ("epochs", r"--set 'epochs': must be KEY=VALUE, for example training.epochs=3"),
+        ("training.epochs=[", r"--set 'training.epochs=\[': '\[' is not readable as YAML"),
+        ("model.filters=[]", r"'model.filters' = \[\] is not possible: .* at least 1 item"),
+        ("compute.workers=33", r"33 workers cannot share a global training.batch_size of 32"),
+        ("data.image_size=20", r"'data.image_size' = 20 is not possible: .* greater than or equal to 32"),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_what_is_allowed(assignment: str, message: str):
+    with pytest.raises(UsageError, match=message):
+        load_config(None, [assignment])
+
+
+def test_more_poolings_than_the_image_has_pixels():
+    with pytest.raises(UsageError, match=r"6 poolings need data.image_size of at least 64"):
+        load_config(None, ["data.image_size=32", "model.filters=[1,1,1,1,1,1]"])
+
+
+def test_synchronised_batch_norm_without_batch_norm():
+    with pytest.raises(UsageError, match=r"sync_batch_norm: needs model.batch_norm"):
+        load_config(None, ["model.batch_norm=false", "model.sync_batch_norm=true"])
+
+
+def test_a_missing_file_names_those_beside_it():
+    with pytest.raises(UsageError, match=r"quik.yaml: no such file. There are: .*quick.yaml"):
+        load_config(CONFIGS / "quik.yaml")
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1, 2]", "must hold settings"), ("a: [", "not readable as YAML")])
+def test_a_file_that_holds_no_settings(tmp_path: Path, text: str, message: str):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_settings_survive_a_round_trip_through_yaml(tmp_path: Path):
+    config = load_config(None, ["training.epochs=3", "model.dense=[8,4]"])
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(file) == config
+
+
+def test_flatten_names_each_leaf():
+    assert dict(flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3})) == {"a.b": 1, "a.c.d": 2, "e": 3}

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from fracture.training.checkpoint import LoopState
+
+
+def epoch(val_loss: float) -> dict[str, float]:
+    return {"val_loss": val_loss}
+
+
+def run_epochs(*val_losses: float) -> LoopState:
+    state = LoopState()
+    for number, loss in enumerate(val_losses, start=1):
+        state.record(epoch(loss), [np.full(2, number)], [np.array(number)])
+    return state
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss():
+    state = run_epochs(0.7, 0.5, 0.6, 0.5)
+    assert (state.best_epoch, state.best_val_loss, state.epochs_without_better) == (2, 0.5, 2)
+    assert state.best_weights[0].tolist() == [2, 2]
+    assert state.weights[0].tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("losses", "finished"), [([0.7], False), ([0.5, 0.6], False), ([0.5, 0.6, 0.7], True), ([0.5, 0.6, 0.4], False)]
+)
+def test_patience_counts_epochs_without_a_lower_loss(losses: list[float], finished: bool):
+    assert run_epochs(*losses).finished(epochs=9, patience=2) is finished
+
+
+def test_the_last_epoch_ends_it():
+    assert run_epochs(0.7, 0.6).finished(epochs=2, patience=5)
+
+
+def test_a_checkpoint_holds_it_all(tmp_path):
+    state = run_epochs(0.7, 0.5, 0.6)
+    state.save(tmp_path)
+    loaded = LoopState.load(tmp_path)
+    assert loaded.history == state.history
+    assert (loaded.epochs_done, loaded.best_epoch, loaded.epochs_without_better) == (3, 2, 1)
+    for name in ("weights", "optimizer", "best_weights"):
+        assert all(map(np.array_equal, getattr(loaded, name), getattr(state, name)))
+
+
+def test_arrays_keep_their_order_beyond_ten(tmp_path):
+    state = LoopState(weights=[np.array(i) for i in range(25)])
+    state.save(tmp_path)
+    assert [int(a) for a in LoopState.load(tmp_path).weights] == list(range(25))
+
+
+def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
+    LoopState().save(tmp_path)
+    np.savez(tmp_path / "weights.npz", np.array([print], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        LoopState.load(tmp_path)

@@ -1,0 +1,58 @@
+import io
+import re
+
+from fracture.config import load_config
+from fracture.training.screen import Screen
+
+NAMES = ("loss", "accuracy", "precision", "recall", "auc")
+RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
+RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
+START = {"event": "start", "epochs_done": 2, "precision": "float32", "steps": 9, "parameters": 1684289, "history": []}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(*events: dict, stream: io.StringIO | None = None) -> str:
+    stream = stream or io.StringIO()
+    screen = Screen(load_config(None, ["training.epochs=5"]), stream)
+    for event in events:
+        screen.show(event)
+    screen.close()
+    return stream.getvalue()
+
+
+def test_the_start_says_what_trains_on_what():
+    text = shown(START)
+    assert "2 workers × 1 CPU, float32 · 1,684,289 parameters · 9 steps of 32 images an epoch, at most 5 epochs" in text
+    assert "resuming   after epoch 2" in text
+
+
+def test_columns_stand_under_their_heads():
+    lines = shown(START, {"event": "epoch", "record": RECORD, "best_epoch": 3}).splitlines()
+    head, row = lines[-2:]
+    assert [m.start() for m in re.finditer("│", head)] == [m.start() for m in re.finditer("│", row)]
+    assert " ".join(row.split()) == (
+        "3 0.500 0.500 0.500 0.500 0.500 │ 0.250 * 0.250 0.250 0.250 0.250 │ 51.2 1m05s ≤ 2m10s"
+    )
+
+
+def test_a_file_gets_whole_lines_and_a_terminal_the_step_too():
+    step = {"event": "step", "epoch": 3, "step": 4, "steps": 9}
+    assert "step 4 of 9" not in shown(START, step)
+    assert "epoch 3: step 4 of 9" in shown(START, step, stream=Terminal())
+    assert "\033" not in shown(START, step, {"event": "validating", "epoch": 3}, {"event": "scoring"})
+
+
+def test_the_header_is_not_repeated_after_a_restart():
+    assert shown(START, START).count("val loss") == 1
+
+
+def test_divergence_names_the_step_and_the_fix():
+    screen = Screen(load_config(), io.StringIO())
+    screen.show({"event": "diverged", "epoch": 2, "step": 7, "steps": 9})
+    assert screen.diverged == (
+        "the loss is not finite: epoch 2, step 7 of 9. Lower training.learning_rate (0.001) and start a new run"
+    )
