@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from fracture.input.shards import read_manifest
     from fracture.release.bundle import read_test_metrics
     from fracture.storage import place
-    from fracture.training.driver import check_batches, open_run
+    from fracture.training.driver import check_batches, check_run
 
     _check_run_name(args.run)
     sample = args.data is None and args.shards is None
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
     shards = place(args.shards) if args.shards else _shards(args, config, storage)
     manifest = read_manifest(shards)
     check_batches(config, manifest)
-    open_run(run, config, manifest)
+    check_run(run, config, manifest)
     args.resume_hint = f"the same command with --run {args.run}"
     test = read_test_metrics(run / "bundle")
     if test is None:
@@ -70,7 +70,7 @@ def _train_and_test(config: Config, shards: Place, manifest: Manifest, run: Plac
 
     start_ray(verbose)
     check_capacity(config)
-    outcome = train(config, shards, run, Screen(config))
+    outcome = train(config, shards, manifest, run, Screen(config))
     scores = gather_scores(run, manifest, config.compute.workers)
     val, test = (metrics_of(scores, split, THRESHOLD) for split in ("val", "test"))
     write_report(run / "report", manifest, outcome.history, outcome.best_epoch, scores, test)

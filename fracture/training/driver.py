@@ -21,11 +21,12 @@ from fracture.storage import Place, disk_full
 from fracture.training.screen import Screen
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
+_CARD = "run.json"  # which data a run was begun with
 _QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
     "GRPC_VERBOSITY": "ERROR",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
 }
 
 
@@ -50,16 +51,18 @@ def start_ray(verbose: bool) -> None:
 
     if ray.is_initialized():
         return
-    submitted = "RAY_ADDRESS" in os.environ or "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    environment = {"env_vars": {name: os.environ[name] for name in _QUIET}}
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:
+    submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
+    environment: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+    if not submitted and not joining:
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
+    elif not submitted:  # other machines have no folder of ours: the code goes along
+        environment["working_dir"] = str(_ROOT)
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         ray.init(
-            address=None if submitted else "local",
-            include_dashboard=None if submitted else False,
+            address=None if joining else "local",
+            include_dashboard=None if joining else False,
             runtime_env=environment,
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
@@ -105,34 +108,33 @@ def check_batches(config: Config, manifest: Manifest) -> None:
         )
 
 
-def open_run(run: Place, config: Config, manifest: Manifest) -> bool:
-    """Makes the run's folder, or finds it as this job left it. True: the run has begun before.
+def check_run(run: Place, config: Config, manifest: Manifest) -> None:
+    """A run's folder holds nothing, or this very run as far as it got.
 
     Raises:
-        UsageError: the run was begun with other settings or other data.
+        UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
     """
-    recipe = config.model_dump(mode="json", exclude={"compute", "sample"})
-    card = {"dataset": manifest.fingerprint, "synthetic": manifest.synthetic}
-    begun = (run / "run.json").is_file()
-    if begun:
-        before = yaml.safe_load((run / "config.yaml").read_bytes())
-        old, new = dict(flatten(before)), dict(flatten(recipe))
-        changed = [f"{k} {old.get(k)!r} -> {v!r}" for k, v in new.items() if old.get(k) != v]
-        if changed:
-            raise UsageError(
-                f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
-                "Give the same settings to go on with it, or another --run name."
-            )
-        if (run / "run.json").read_json()["dataset"] != manifest.fingerprint:
-            raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
-    elif run.files():
-        raise UsageError(f"{run} holds other things than a run. Give another --run name.")
-    (run / "config.yaml").write_bytes(yaml.safe_dump(recipe, sort_keys=False).encode())
-    (run / "run.json").write_json(card)
-    return begun
+    if not (run / _CARD).is_file():
+        if run.files():
+            raise UsageError(f"{run} holds other things than a run. Give another --run name.")
+        return
+    before = dict(flatten(yaml.safe_load((run / "config.yaml").read_bytes())))
+    changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(_recipe(config)) if before.get(k) != v]
+    if changed:
+        raise UsageError(
+            f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
+            "Give the same settings to go on with it, or another --run name."
+        )
+    if (run / _CARD).read_json()["dataset"] != manifest.fingerprint:
+        raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
 
 
-def train(config: Config, shards: Place, run: Place, screen: Screen) -> Outcome:
+def _recipe(config: Config) -> dict[str, Any]:
+    """The settings that make a run what it is; the workers change only its speed."""
+    return config.model_dump(mode="json", exclude={"compute", "sample"})
+
+
+def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen: Screen) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest checkpoint where there is one.
 
     Raises:
@@ -145,6 +147,8 @@ def train(config: Config, shards: Place, run: Place, screen: Screen) -> Outcome:
 
     from fracture.training.worker import Assignment, train_worker
 
+    (run / "config.yaml").write_bytes(yaml.safe_dump(_recipe(config), sort_keys=False).encode())
+    (run / _CARD).write_json({"dataset": manifest.fingerprint, "synthetic": manifest.synthetic})
     compute = config.compute
     events = Queue(actor_options={"num_cpus": 0})
     trainer = TensorflowTrainer(
@@ -166,7 +170,7 @@ def train(config: Config, shards: Place, run: Place, screen: Screen) -> Outcome:
     try:
         _fit_and_show(trainer, events, screen)
     except TrainingFailedError as error:
-        raise disk_full(error, run) or RunError(_first_failure(error)) from error
+        raise _explain(error, run) from error
     finally:
         screen.close()
     if screen.diverged:
@@ -219,10 +223,12 @@ def _outcome(run: Place, screen: Screen) -> Outcome:
     return Outcome(history, int(best["epoch"]), screen.precision)
 
 
-def _first_failure(error: Any) -> str:
-    """The line that says what went wrong, out of the stack traces of all workers."""
-    failures = getattr(error, "worker_failures", {})
-    for rank, failure in failures.items():
-        text = str(getattr(failure, "_base_exc", failure)).strip().splitlines()
-        return f"worker {rank} failed: {text[-1] if text else type(failure).__name__}. Run again with -v for the traces"
-    return f"training failed: {str(error).strip().splitlines()[-1]}. Run again with -v for the traces"
+def _explain(error: Any, run: Place) -> RunError:
+    """The one line that says what went wrong, out of the stack traces of all workers."""
+    failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()] or [error]
+    for failure in failures:
+        if full := disk_full(failure, run):
+            return full
+    text = str(failures[0]).strip().splitlines()
+    reason = text[-1] if text else type(failures[0]).__name__
+    return RunError(f"a worker failed: {reason.rstrip('.')}. Run again with -v for the traces")

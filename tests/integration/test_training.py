@@ -21,9 +21,9 @@ from fracture.errors import RunError
 from fracture.evaluation.scores import gather_scores
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
-from fracture.training.driver import open_run, train
+from fracture.training.driver import check_run, train
 from fracture.training.screen import Screen
-from tests.conftest import TINY, write_shards
+from tests.conftest import TINY, small_disk, write_shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -46,8 +46,8 @@ def data(tmp_path_factory) -> tuple[Place, Manifest]:
 
 def start(config: Config, data: tuple[Place, Manifest], run: Path) -> list[dict[str, float]]:
     folder, manifest = data
-    open_run(place(run), config, manifest)
-    return train(config, folder, place(run), Screen(config, StringIO())).history
+    check_run(place(run), config, manifest)
+    return train(config, folder, manifest, place(run), Screen(config, StringIO())).history
 
 
 def assert_same_history(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
@@ -98,7 +98,7 @@ def test_the_log_has_the_promised_keys(undisturbed):
     assert set(lines[0]) == {"epoch", *MEASURES, "images_per_second", "seconds", "learning_rate"}
     assert [r["epoch"] for r in lines] == list(range(1, len(lines) + 1))
     assert len(list((run / "tensorboard").iterdir())) == 1
-    assert len(list(run.glob("checkpoint_*"))) == 2
+    assert len(list(run.glob("checkpoint_*/"))) == 2
 
 
 def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, tmp_path):
@@ -122,9 +122,10 @@ def test_a_worker_killed_while_it_trains_is_replaced_and_nothing_is_lost(data, u
     def kill_one() -> None:
         while not (run / "metrics.jsonl").exists():
             time.sleep(0.05)
-        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-        killed.append(workers[0].pid)
-        workers[0].kill()
+        ours = psutil.Process().children(recursive=True)
+        worker = next(process for process in ours if "RayTrainWorker" in " ".join(process.cmdline()))
+        worker.kill()
+        killed.append(worker.pid)
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
@@ -137,6 +138,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data, tiny_c
     config = tiny_config("training.learning_rate=1e38", "training.schedule=constant", "compute.workers=2")
     with pytest.raises(RunError, match=r"the loss is not finite: epoch 1, step \d of 6. Lower training.learning_rate"):
         start(config, data, tmp_path / "nan")
+
+
+def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
+    with (
+        small_disk(tmp_path / "small", kilobytes=100) as disk,
+        pytest.raises(RunError, match=r"the disk is full: .*Free"),
+    ):
+        start(tiny_config("training.max_failures=0"), data, disk / "run")
 
 
 def test_a_job_killed_by_sigkill_resumes_to_the_same_end(data, undisturbed, tmp_path):

@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from fracture.preparation.decode import decode
 from fracture.preparation.preprocess import copies_warning, find_done, preprocess, shards_name, summary
 from fracture.preparation.source import find_source
 from fracture.storage import Place, place
-from tests.conftest import official_paths
+from tests.conftest import official_paths, small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 CONFIG = DataConfig(image_size=32, rows_per_shard=3)
@@ -161,17 +160,10 @@ def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp
 
 
 def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], capture_output=True, check=False)
-    if mount.returncode:
-        pytest.skip("mounting a small disk needs root")
-    try:
+    with small_disk(tmp_path / "small", kilobytes=20) as disk:
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
-            run(image_folder(*official_paths(20)), small / "out")
-        assert not (small / "out" / MANIFEST).exists()
-    finally:
-        subprocess.run(["umount", small], check=True)
+            run(image_folder(*official_paths(20)), disk / "out")
+        assert not (disk / "out" / MANIFEST).exists()
 
 
 def test_other_settings_go_to_another_folder():
