@@ -52,4 +52,4 @@ lock: ## resolve the dependencies of pyproject.toml anew into requirements.lock
 	@rm -rf .lock-venv && wc -l requirements.lock
 
 clean: ## remove runs, shards and sample radiographs; keeps .venv and what you put into data/
-	@rm -rf runs shards data/sample-*
+	@rm -rf runs shards $(dir $(wildcard data/sample-*/SYNTHETIC.json))

@@ -9,21 +9,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fracture.errors import UsageError, did_you_mean
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Settings):
     """How images become shards. Every key here changes the shards."""
 
     image_size: int = Field(224, ge=32, le=1024, description="side of the square grey image, pixels")
-    seed: int = Field(0, ge=0, description="order of the rows, and the random split where the folder has none")
-    fracture_folders: tuple[str, ...] = Field((), description="more folder names that mean fracture")
-    normal_folders: tuple[str, ...] = Field((), description="more folder names that mean normal")
+    seed: Seed = Field(0, description="order of the rows, and the random split where the folder has none")
+    fracture_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean fracture")
+    normal_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean normal")
     val_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
     test_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
     max_rejected_fraction: Fraction = Field(0.05, description="unreadable files above this share stop the job")
@@ -34,17 +35,19 @@ class SampleConfig(Settings):
     """The synthetic radiographs that stand in when no data is named."""
 
     images: int = Field(600, ge=60, description="over all three splits")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
 
 class ModelConfig(Settings):
     name: Literal["cnn"] = "cnn"
-    filters: tuple[Positive, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6)
+    filters: tuple[Positive, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6, strict=False)
     block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
         "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
     )
     head: Literal["pooled", "flatten"] = Field("pooled", description="global average pooling, or every activation")
-    dense: tuple[Positive, ...] = Field((256,), description="units of the dense layers before the sigmoid")
+    dense: tuple[Positive, ...] = Field(
+        (256,), strict=False, description="units of the dense layers before the sigmoid"
+    )
     dropout: Fraction = Field(0.5, description="before each dense layer's output goes on")
     batch_norm: bool = True
     batch_norm_momentum: Fraction = Field(0.9, description="0.99 lags for many epochs on sets this small")
@@ -71,7 +74,7 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "auto", description="auto: the fastest that this hardware computes natively"
     )
-    seed: int = Field(0, ge=0, description="weights, shuffling, augmentation, dropout")
+    seed: Seed = Field(0, description="weights, shuffling, augmentation, dropout")
     max_failures: int = Field(3, ge=0, description="lost workers to recover from before giving up")
 
 
@@ -139,7 +142,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         beside = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(beside)}." if beside else ""
         raise UsageError(f"--config {path}: no such file.{hint}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: not readable as YAML: {error}") from None
     if tree is None:
         return {}
@@ -186,7 +189,7 @@ def _explain(error: Mapping[str, Any]) -> str:
         known = _known_keys(location[:-1])
         hint = did_you_mean(location[-1], known)
         return f"unknown setting {key!r} = {error['input']!r}.{hint} Allowed here: {', '.join(known)}."
-    if not location:  # a rule across several keys, which names them itself
+    if error["type"] == "value_error":  # a rule across several keys, which names them itself
         return str(error["ctx"]["error"])
     return f"setting {key!r} = {error['input']!r} is not possible: {error['msg'].lower()}."
 

@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,16 +48,19 @@ class Place:
         return self._info().type == fs.FileType.Directory
 
     def _info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        with self._named_in_errors("read"):
+            return self.filesystem.get_file_info(self.path)
 
     def files(self) -> list[fs.FileInfo]:
         """Every file at any depth, sorted by path; empty where the folder does not exist."""
         selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        found = (info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File)
+        with self._named_in_errors("read"):
+            found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         return sorted(found, key=lambda info: info.path)
 
     def read_bytes(self) -> bytes:
-        with self.filesystem.open_input_stream(self.path) as stream:
+        # By default Arrow would unfold a file that is called .gz, however large it gets.
+        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
             return stream.read()
 
     def read_json(self) -> Any:
@@ -66,18 +71,21 @@ class Place:
 
         Raises:
             RunError: the disk is full.
+            UsageError: the place may not be written, or a file is in the way.
         """
         parent = self.path.rsplit("/", 1)[0]
         scratch = f"{parent}/.{self.name}.{uuid.uuid4().hex[:8]}.part" if self.is_local else self.path
         try:
-            self.filesystem.create_dir(parent)
-            with self.filesystem.open_output_stream(scratch) as stream:
-                stream.write(data)
-            if self.is_local:
-                os.replace(scratch, self.path)
+            with self._named_in_errors("written"):
+                self.filesystem.create_dir(parent)
+                with self.filesystem.open_output_stream(scratch, compression=None) as stream:
+                    stream.write(data)
+                if self.is_local:
+                    os.replace(scratch, self.path)
         except OSError as error:
             if self.is_local:
-                Path(scratch).unlink(missing_ok=True)
+                with suppress(OSError):
+                    Path(scratch).unlink()
             raise (disk_full(error, self) or error) from error
 
     def write_json(self, value: Any) -> None:
@@ -87,6 +95,13 @@ class Place:
         """Copies every file below the local `folder` to below this place."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             (self / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+    @contextmanager
+    def _named_in_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
 
     def delete(self) -> None:
         """Removes the file, or the folder with all it holds; nothing there is fine."""

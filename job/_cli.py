@@ -48,7 +48,7 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         _leave(f"stopped: {error}", 1, args.verbose)
     except KeyboardInterrupt:
         hint = f" Go on with: {args.resume_hint}" if getattr(args, "resume_hint", "") else ""
-        _leave(f"\nstopped by Ctrl-C; nothing half-written is left.{hint}", 1, False)
+        _leave(f"\nstopped by Ctrl-C; nothing half-written will be taken for whole.{hint}", 1, False)
 
 
 def _leave(message: str, code: int, verbose: bool) -> None:

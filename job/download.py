@@ -16,13 +16,15 @@ HANDLE = "bmadushanirodrigo/fracture-multi-region-x-ray-data"
 
 def main(args: argparse.Namespace) -> None:
     import kagglehub
+    from kagglehub.exceptions import BackendError, CredentialError, DataCorruptionError, UnauthenticatedError
 
     from fracture.errors import RunError
 
+    failures = (OSError, ValueError, BackendError, CredentialError, DataCorruptionError, UnauthenticatedError)
     out = Path(args.out) / HANDLE.rsplit("/", 1)[1]
     try:
         kagglehub.dataset_download(HANDLE, output_dir=str(out))
-    except (OSError, ValueError) as error:
+    except failures as error:
         raise RunError(f"Kaggle did not deliver {HANDLE}: {error}") from None
     print(f"data       {out}\nnext       make local-train DATA={out}")
 

@@ -38,19 +38,20 @@ def main(args: argparse.Namespace) -> None:
     from fracture.input.shards import read_manifest
     from fracture.release.bundle import read_test_metrics
     from fracture.storage import place
-    from fracture.training.driver import check_batches, check_run
+    from fracture.training.driver import check_batches, check_run, with_data_of
 
-    _check_run_name(args.run)
+    _check_names(args)
     sample = args.data is None and args.shards is None
     config = _cli.settings(args, _compute_settings(args), _cli.CONFIGS / "quick.yaml" if sample else None)
+    args.resume_hint = f"the same command with --run {args.run}"
     storage = place(args.storage or _cli.default_storage())
     run = storage / "runs" / args.run
     print(f"run        {run}", flush=True)
     shards = place(args.shards) if args.shards else _shards(args, config, storage)
     manifest = read_manifest(shards)
+    config = with_data_of(config, manifest)
     check_batches(config, manifest)
     check_run(run, config, manifest)
-    args.resume_hint = f"the same command with --run {args.run}"
     test = read_test_metrics(run / "bundle")
     if test is None:
         test = _train_and_test(config, shards, manifest, run, args.verbose)
@@ -90,7 +91,7 @@ def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
 
-    data = place(args.data) if args.data else _sample(config, storage)
+    data = place(args.data) if args.data is not None else _sample(config, storage)
     shards = storage / "shards" / shards_name(data, config.data)
     prepare(data, shards, config, args.verbose)
     return shards
@@ -115,11 +116,14 @@ def _compute_settings(args: argparse.Namespace) -> list[str]:
     return flags + (["compute.gpu=true"] if args.gpu else [])
 
 
-def _check_run_name(name: str) -> None:
+def _check_names(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
 
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UsageError(f"--run {name!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
+    for flag in ("data", "shards", "storage"):
+        if getattr(args, flag) == "":
+            raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.run):
+        raise UsageError(f"--run {args.run!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def write_shards(folder: Place, rows: dict[str, int], image_size: int = 32, rows
             )
             name = f"{split}-{start // rows_per_shard:05d}-{digest[:12]}.parquet"
             (folder / name).write_bytes(data)
-            shards[split].append(Shard(file=name, rows=len(numbers), digest=digest))
+            shards[split].append(Shard(file=name, rows=len(numbers), bytes=data.size, digest=digest))
     manifest = Manifest(
         schema_version=1,
         fingerprint=f"{rows}",

@@ -45,6 +45,12 @@ def test_a_uri_of_no_known_kind():
         place("ftp://x/y")
 
 
+def test_a_file_in_the_way_of_a_folder(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match=r"file/run.json cannot be written: .*Check the path and its permissions"):
+        (place(tmp_path) / "file/run.json").write_bytes(b"x")
+
+
 def test_a_full_disk_is_one_calm_error(tmp_path: Path):
     cause = OSError(errno.ENOSPC, "No space left on device")
     wrapped = RuntimeError("task failed")

@@ -70,7 +70,7 @@ def evaluation_batches(share: Share) -> tf.data.Dataset:
     """Each row once, in order, as it is.
 
     Yields:
-        images [n, H, W, 1] uint8, labels [n, 1] float32; n may be 0 on a worker with no rows.
+        images [n, H, W, 1] uint8, labels [n, 1] float32.
     """
 
     def batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -23,6 +23,7 @@ ROW_GROUP_ROWS = 64
 class Shard(BaseModel):
     file: str
     rows: int
+    bytes: int
     digest: str  # SHA-256 over the rows, in order; part of the file's name
 
 
@@ -138,10 +139,11 @@ def read_manifest(folder: Place) -> Manifest:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(f"{folder / MANIFEST} is damaged at {where!r}. Run preprocessing again.") from None
-    there = {info.path.rsplit("/", 1)[-1] for info in folder.files()}
+    sizes = {info.base_name: info.size for info in folder.files()}
     for shard in (shard for shards in manifest.shards.values() for shard in shards):
-        if shard.file not in there:
-            raise UsageError(f"{folder}: shard {shard.file} is missing. Run preprocessing again.")
+        if sizes.get(shard.file) != shard.bytes:
+            state = "missing" if shard.file not in sizes else f"damaged: {sizes[shard.file]} of {shard.bytes} bytes"
+            raise UsageError(f"{folder}: shard {shard.file} is {state}. Run preprocessing again.")
     return manifest
 
 
@@ -172,7 +174,9 @@ def _read_shard(file: Place, shard: Shard, low: int, high: int, image_size: int)
             for group in range(low // ROW_GROUP_ROWS, (high - 1) // ROW_GROUP_ROWS + 1):
                 tables.append(parquet.read_row_group(group))
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"shard {file} is damaged at row group {group}: {error}. Run preprocessing again.") from None
+        raise UsageError(
+            f"shard {file} is damaged at row group {group}: {error}. Delete it and run preprocessing again."
+        ) from None
     offset = low // ROW_GROUP_ROWS * ROW_GROUP_ROWS
     return pa.concat_tables(tables).slice(low - offset, high - low)
 

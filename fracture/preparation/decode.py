@@ -6,7 +6,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 film; larger is taken for a decompression bomb
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # others, such as EPS, run more code than we trust
 Image.MAX_IMAGE_PIXELS = None  # our own limit below is stricter than Pillow's, and an error, not a warning
+
+
+_PHOTOMETRIC = 262  # TIFF tag PhotometricInterpretation
 
 
 class Rejected(Exception):
@@ -27,23 +31,26 @@ def decode(data: bytes, size: int) -> np.ndarray:
     if not data:
         raise Rejected("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Rejected(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
             # JPEG alone honours this: decoded at 1/2, 1/4 or 1/8 where that still leaves twice the target.
             image.draft("L" if image.mode in ("L", "RGB", "YCbCr") else image.mode, (2 * size, 2 * size))
             image.load()
-            grey = _to_grey(ImageOps.exif_transpose(image))
+            white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+            grey = _to_grey(ImageOps.exif_transpose(image), white_is_zero)
     except UnidentifiedImageError:
         raise Rejected("not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+    except (Rejected, MemoryError):
+        raise
+    except Exception as error:  # on a damaged file the decoders raise whatever they stumble over
         raise Rejected(_reason(error)) from None
     return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
+def _to_grey(image: Image.Image, white_is_zero: bool) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _deep_to_grey(np.asarray(image))
+        return _deep_to_grey(np.asarray(image), white_is_zero)
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         colour = image.convert("RGBA")
         black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
@@ -51,16 +58,21 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return image.convert("L")
 
 
-def _deep_to_grey(values: np.ndarray) -> Image.Image:
-    """Grey of more than 8 bits, to 8. X-ray detectors store 12 bits in 16-bit files, so the range decides.
+def _deep_to_grey(values: np.ndarray, white_is_zero: bool) -> Image.Image:
+    """Grey of more than 8 bits, to 8. X-ray detectors store 10 to 14 bits in 16-bit files, so the range decides.
 
-    Values up to 255 stay, up to 4095 count as 12 bits, up to 65535 as 16; floats in [0, 1] are stretched.
+    The depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value; floats in [0, 1] are stretched.
+
+    Args:
+        white_is_zero: TIFF's way to say that 0 is white; Pillow heeds it for 8 bits only.
     """
     values = values.astype(np.float64)
     top = values.max(initial=0)
     if not np.isfinite(top) or values.min(initial=0) < 0 or top > 65535:
         raise Rejected(f"grey values outside 0 to 65535 (up to {top:g})")
-    white = 1 if top <= 1 else 255 if top <= 255 else 4095 if top <= 4095 else 65535
+    white = 1 if top <= 1 else next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if top < 2**bits)
+    if white_is_zero:
+        values = white - values
     return Image.fromarray(np.round(values * (255 / white)).astype(np.uint8))
 
 

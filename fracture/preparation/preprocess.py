@@ -6,12 +6,15 @@ workers writes the same bytes, and no worker needs another's rows.
 
 import hashlib
 import logging
+import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from pyarrow import fs
 
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
@@ -159,7 +162,7 @@ def _write_shard(root: Place, out: Place, config: DataConfig, split: str, number
     return _Part(
         split=split,
         number=number,
-        shard=Shard(file=name, rows=len(images), digest=digest),
+        shard=Shard(file=name, rows=len(images), bytes=encoded.size, digest=digest),
         counts=counts,
         hashes=b"".join(h[:8] for h in hashes),
         pixel_sum=int(histogram @ levels),
@@ -209,11 +212,10 @@ def _input_key(source: Source, config: DataConfig) -> str:
 
 
 def _check_out(source: Source, out: Place) -> None:
-    inside = f"{out.path}/".startswith(f"{source.root.path}/") or f"{source.root.path}/".startswith(f"{out.path}/")
-    if inside and out.filesystem.type_name == source.root.filesystem.type_name:
+    there, root = (f"{os.path.realpath(p.path) if p.is_local else p.path}/" for p in (out, source.root))
+    if out.is_local == source.root.is_local and (there.startswith(root) or root.startswith(there)):
         raise UsageError(f"--out {out}: shards may not lie inside the data folder or around it. Name another folder.")
-    ours = (".parquet", ".part", MANIFEST, _INPUT)
-    if strangers := [info.base_name for info in out.files() if not info.path.endswith(ours)]:
+    if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
         raise UsageError(
             f"--out {out}: holds other things, such as {strangers[0]!r}. Name a new folder, or one that holds shards."
         )
@@ -235,8 +237,14 @@ def _remove_others(out: Place, manifest: Manifest) -> None:
     """Shards of an earlier or interrupted run, once the manifest names the new ones."""
     keep = {shard.file for shards in manifest.shards.values() for shard in shards} | {MANIFEST, _INPUT}
     for info in out.files():
-        if info.base_name not in keep:
+        if _is_ours(out, info) and info.base_name not in keep:
             out.filesystem.delete_file(info.path)
+
+
+def _is_ours(out: Place, info: fs.FileInfo) -> bool:
+    """Whether a file below `out` has a name that only this program gives."""
+    name = r"(?:(?:train|val|test)-\d{5}-[0-9a-f]{12}\.parquet|dataset\.json|input\.json)"
+    return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
 
 
 def summary(manifest: Manifest, files: int) -> str:

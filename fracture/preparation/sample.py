@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from fracture.config import SampleConfig
+from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
 from fracture.preparation.source import SYNTHETIC_MARKER
 from fracture.storage import Place
@@ -52,14 +53,17 @@ def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], N
     Args:
         progress: called with the number of images just drawn.
     """
-    marker = {"synthetic": True, "version": _VERSION, **config.model_dump()}
-    if (folder / SYNTHETIC_MARKER).is_file() and (folder / SYNTHETIC_MARKER).read_json() == marker:
+    marker, file = {"synthetic": True, "version": _VERSION, **config.model_dump()}, folder / SYNTHETIC_MARKER
+    if file.is_file() and file.read_json() == marker | {"complete": True}:
         return
+    if folder.files() and not file.is_file():
+        raise UsageError(f"{folder} holds other things than sample radiographs. Move it, or name another --storage.")
     folder.delete()
+    file.write_json(marker | {"complete": False})  # first, so that half a sample is known for what it is
     for path, data in draw_sample(config):
         (folder / path).write_bytes(data)
         progress(1)
-    (folder / SYNTHETIC_MARKER).write_json(marker)
+    file.write_json(marker | {"complete": True})
 
 
 def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:

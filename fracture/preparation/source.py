@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
@@ -62,7 +63,8 @@ def find_source(root: Place, config: DataConfig) -> Source:
         UsageError: no folder, no images, an unknown class folder, a missing split or an empty class.
     """
     if not root.is_dir():
-        raise UsageError(f"--data {root}: no such folder. Give the folder that holds train/, val/ and test/.")
+        what = "a file, not a folder" if root.is_file() else "no such folder"
+        raise UsageError(f"--data {root}: {what}. Give the folder that holds train/, val/ and test/.")
     labels = _label_of_folder(config)
     infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
     paths = [path for path in infos if not _is_clutter(path)]
@@ -90,14 +92,15 @@ def find_source(root: Place, config: DataConfig) -> Source:
         files=files,
         class_folders={name: sorted(found) for name, found in folders.items()},
         has_splits=has_splits,
-        synthetic=SYNTHETIC_MARKER in infos,
+        synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in infos),
     )
     for split in SPLITS:
         for label, name in enumerate(CLASS_NAMES):
             if source.count(split, label) == 0:
+                fix = "Add images, or remove the split folders to get a random split." if has_splits else "Add images."
                 raise UsageError(
-                    f"--data {root}: split {split!r} has no image of class {name!r}; each split needs both classes. "
-                    "Add images, or remove the split folders to get a random split."
+                    f"--data {root}: split {split!r} has no image of class {name!r}; "
+                    f"each split needs both classes. {fix}"
                 )
     return source
 
@@ -124,7 +127,7 @@ _SPLIT_OF_FOLDER = {name: split for split, names in SPLIT_FOLDERS.items() for na
 
 def _is_clutter(path: str) -> bool:
     parts = path.split("/")
-    return parts[-1].lower() in _CLUTTER or any(part.startswith(".") for part in parts) or path == SYNTHETIC_MARKER
+    return parts[-1].lower() in _CLUTTER or any(part.startswith(".") for part in parts) or parts[-1] == SYNTHETIC_MARKER
 
 
 def _place_in_tree(path: str, labels: dict[str, int]) -> tuple[str, str, int] | None:
@@ -140,6 +143,11 @@ def _place_in_tree(path: str, labels: dict[str, int]) -> tuple[str, str, int] | 
     return None
 
 
+def _class_parent(path: str, base: str, split: str) -> str:
+    """The folder in which the class folders stand."""
+    return "/".join(path.split("/")[: _depth(base) + bool(split)])
+
+
 def _depth(base: str) -> int:
     return len(base.split("/")) if base else 0
 
@@ -148,26 +156,37 @@ def _check_tree(
     root: Place, paths: Iterable[str], placed: dict[str, tuple[str, str, int]], labels: dict[str, int]
 ) -> None:
     known = ", ".join(repr(name) for name in sorted(labels))
+    for path in placed:
+        folders = [_normalise(folder) for folder in path.split("/")[:-1]]
+        if any(a in labels and b in _SPLIT_OF_FOLDER for a, b in pairwise(folders)):
+            raise UsageError(
+                f"--data {root}: in {path!r} the class lies above the split. Move the folders to train/CLASS, "
+                "val/CLASS and test/CLASS."
+            )
     strays = Counter(path.rsplit("/", 1)[0] if "/" in path else "." for path in paths if path not in placed)
     if not placed:
         raise UsageError(
             f"--data {root}: no class folder found among {_few(strays)}. Folders that name a class: {known}; name "
             "others with --set 'data.fracture_folders=[NAME]' and --set 'data.normal_folders=[NAME]'."
         )
-    # A stray beside the tree (a README, a licence) is nobody's class; one inside a split is an unknown class.
-    unknown = {folder for folder in strays if any(_normalise(p) in _SPLIT_OF_FOLDER for p in folder.split("/"))}
-    if not any(split for _, split, _ in placed.values()):
-        bases = {base for base, _, _ in placed.values()}
-        unknown |= {folder for folder in strays if folder != "." and folder.rpartition("/")[0] in bases}
+    # A stray beside the tree (a README, a table of labels) is nobody's class; a folder where classes stand is one.
+    tops = {_class_parent(path, base, split) for path, (base, split, _) in placed.items()}
+    unknown = {
+        f for f in strays for top in tops if f != "." and f != top and f"{f}/".startswith(f"{top}/" if top else "")
+    }
     if unknown:
         raise UsageError(
             f"--data {root}: folder {_few(sorted(unknown))} names no known class. Known: {known}. Rename it, or say "
             "what it is with --set 'data.fracture_folders=[NAME]' or --set 'data.normal_folders=[NAME]'."
         )
-    trees = {(base, bool(split)) for base, split, _ in placed.values()}
-    if len(trees) > 1:
-        where = _few(sorted(base or "." for base, _ in trees))
-        raise UsageError(f"--data {root}: holds {len(trees)} data sets, in {where}. Name one of them.")
+    bases = sorted({base or "." for base, _, _ in placed.values()})
+    if len(bases) > 1:
+        raise UsageError(f"--data {root}: holds {len(bases)} data sets, in {_few(bases)}. Name one of them.")
+    if len({bool(split) for _, split, _ in placed.values()}) > 1:
+        raise UsageError(
+            f"--data {root}: has class folders inside and beside train/, val/ and test/. Move all images into splits, "
+            "or none."
+        )
 
 
 def _check_splits(root: Place, placed: dict[str, tuple[str, str, int]]) -> None:

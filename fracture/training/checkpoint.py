@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 Arrays = list[np.ndarray]
+SNAPSHOT, SNAPSHOT_COPY = "checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.copy.json"  # Ray Train's
 _ARRAYS = ("weights", "optimizer", "best_weights")
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,16 @@ from typing import Any
 
 import yaml
 
-from fracture.config import Config, flatten
+from fracture.config import Config, DataConfig, flatten
 from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
 from fracture.storage import Place, disk_full
+from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
 from fracture.training.screen import Screen
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
-_CARD = "run.json"  # which data a run was begun with
+_CARD = "run.json"  # which data and settings a run was begun with
 _QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
     "GRPC_VERBOSITY": "ERROR",
@@ -45,14 +46,14 @@ def start_ray(verbose: bool) -> None:
     Raises:
         RunError: the named cluster does not answer.
     """
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
+    ours = {name: value for name, value in _QUIET.items() if name not in os.environ}  # a job may have set its own
+    os.environ.update(ours)
     import ray
 
     if ray.is_initialized():
         return
     submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
-    environment: dict[str, Any] = {"env_vars": {name: os.environ[name] for name in _QUIET}}
+    environment: dict[str, Any] = {"env_vars": ours}
     if not submitted and not joining:
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
     elif not submitted:  # other machines have no folder of ours: the code goes along
@@ -67,8 +68,11 @@ def start_ray(verbose: bool) -> None:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except ConnectionError as error:
-        raise RunError(f"no Ray cluster answers at {os.environ.get('RAY_ADDRESS')}: {error}") from None
+    except (ConnectionError, ValueError) as error:
+        raise RunError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
+            "on a node of the cluster; from elsewhere use ray job submit"
+        ) from None
 
 
 def check_capacity(config: Config) -> None:
@@ -80,32 +84,52 @@ def check_capacity(config: Config) -> None:
     import ray
     from ray._private.state import state
 
-    compute = config.compute
-    total = ray.cluster_resources()
+    each = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if config.compute.gpu else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     ceiling = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow it to
-    for resource, each in (("CPU", compute.cpus_per_worker), ("GPU", 1 if compute.gpu else 0)):
-        needed, has = compute.workers * each, max(total.get(resource, 0), ceiling.get(resource, 0))
-        if needed > has:
-            most = int(has // each)
-            fix = f"Use --workers {most} or fewer" if most else f"Use a cluster with {resource}s"
+    room = max(_room(ceiling, each), sum(_room(node, each) for node in nodes))
+    if config.compute.workers > room:
+        wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
+        has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
+        fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
+        raise UsageError(
+            f"{config.compute.workers} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}."
+        )
+
+
+def _room(resources: Mapping[str, float], each: Mapping[str, int]) -> int:
+    """How many workers fit: a worker lies on one node."""
+    return min(int(resources.get(resource, 0) // count) for resource, count in each.items())
+
+
+def with_data_of(config: Config, manifest: Manifest) -> Config:
+    """The settings with `data.*` as the shards were made with.
+
+    Raises:
+        UsageError: a setting of `data` was asked for that the shards do not have.
+    """
+    made_with = DataConfig.model_validate_json(json.dumps(manifest.parameters))
+    for key in config.data.model_fields_set:
+        asked, has = getattr(config.data, key), getattr(made_with, key)
+        if asked != has:
             raise UsageError(
-                f"{compute.workers} workers need {needed} {resource}s, and the cluster has {has:g}. "
-                f"{fix}, or add machines."
+                f"data.{key} = {asked!r} is asked for, and the shards were made with {has!r}. "
+                "Preprocess again with the new setting, or leave it out."
             )
+    return config.model_copy(update={"data": made_with})
 
 
 def check_batches(config: Config, manifest: Manifest) -> None:
-    """Raises UsageError where a step would leave a worker without a training image."""
+    """Raises UsageError where a step would leave a worker without an image: TensorFlow has no empty convolution."""
     workers, batch_size = config.compute.workers, config.training.batch_size
-    rows = manifest.rows("train")
-    for rank in range(workers):
-        indices = Lanes(rows, batch_size, rank, workers).indices(seed=None)
-        if (indices >= 0).any(axis=1).all():
-            continue
-        raise UsageError(
-            f"{rows} training images in batches of {batch_size} leave one of {workers} workers with nothing to do "
-            "in a step. Use fewer --workers, or more images."
-        )
+    for split in ("train", "val"):
+        rows = manifest.rows(split)
+        for rank in range(workers):
+            if (Lanes(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
+                raise UsageError(
+                    f"{rows} {split} images in batches of {batch_size} leave one of {workers} workers with nothing to "
+                    "do in a step. Use fewer --workers, or more images."
+                )
 
 
 def check_run(run: Place, config: Config, manifest: Manifest) -> None:
@@ -115,17 +139,18 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
         UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
     """
     if not (run / _CARD).is_file():
-        if run.files():
+        if any(not info.base_name.endswith(".part") for info in run.files()):
             raise UsageError(f"{run} holds other things than a run. Give another --run name.")
         return
-    before = dict(flatten(yaml.safe_load((run / "config.yaml").read_bytes())))
+    card = (run / _CARD).read_json()
+    before = dict(flatten(card["recipe"]))
     changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(_recipe(config)) if before.get(k) != v]
     if changed:
         raise UsageError(
             f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another --run name."
         )
-    if (run / _CARD).read_json()["dataset"] != manifest.fingerprint:
+    if card["dataset"] != manifest.fingerprint:
         raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
 
 
@@ -147,8 +172,9 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
 
     from fracture.training.worker import Assignment, train_worker
 
-    (run / "config.yaml").write_bytes(yaml.safe_dump(_recipe(config), sort_keys=False).encode())
-    (run / _CARD).write_json({"dataset": manifest.fingerprint, "synthetic": manifest.synthetic})
+    (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
+    (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    _mend_snapshot(run)
     compute = config.compute
     events = Queue(actor_options={"num_cpus": 0})
     trainer = TensorflowTrainer(
@@ -223,10 +249,24 @@ def _outcome(run: Place, screen: Screen) -> Outcome:
     return Outcome(history, int(best["epoch"]), screen.precision)
 
 
-def _explain(error: Any, run: Place) -> RunError:
+def _mend_snapshot(run: Place) -> None:
+    """Ray Train rewrites its list of checkpoints in place, so a kill can leave half of it; the worker keeps a copy."""
+    snapshot = run / SNAPSHOT
+    if not snapshot.is_file():
+        return
+    try:
+        snapshot.read_json()
+    except ValueError:
+        copy = run / SNAPSHOT_COPY
+        snapshot.write_bytes(copy.read_bytes()) if copy.is_file() else snapshot.delete()
+
+
+def _explain(error: Any, run: Place) -> RunError | UsageError:
     """The one line that says what went wrong, out of the stack traces of all workers."""
     failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()] or [error]
     for failure in failures:
+        if isinstance(failure, RunError | UsageError):
+            return failure
         if full := disk_full(failure, run):
             return full
     text = str(failures[0]).strip().splitlines()

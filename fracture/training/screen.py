@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from fracture.config import Config
 
 _HEADER = (
-    "epoch    loss  accur.  precis.  recall    AUC │ val loss  accur.  precis.  recall    AUC │ images/s     time  left"
+    "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s    rate   time  left"
 )
 
 
@@ -61,12 +61,14 @@ class Screen:
         self._epoch_seconds.append(r["seconds"])
         mean = sum(self._epoch_seconds) / len(self._epoch_seconds)
         at_most = mean * (self._config.training.epochs - r["epoch"])
-        best = " *" if event["best_epoch"] == r["epoch"] else "  "
+        best = "*" if event["best_epoch"] == r["epoch"] else " "
+        train, val = (
+            "  ".join(f"{r[prefix + name]:5.3f}" for name in ("accuracy", "precision", "recall", "auc"))
+            for prefix in ("", "val_")
+        )
         self._line(
-            f"{r['epoch']:5d}  {r['loss']:6.3f}  {r['accuracy']:6.3f}  {r['precision']:7.3f}  {r['recall']:6.3f}  "
-            f"{r['auc']:5.3f} │ {r['val_loss']:6.3f}{best}  {r['val_accuracy']:6.3f}  {r['val_precision']:7.3f}  "
-            f"{r['val_recall']:6.3f}  {r['val_auc']:5.3f} │ {r['images_per_second']:8.1f}  {_clock(r['seconds']):>7}  "
-            f"≤ {_clock(at_most)}"
+            f"{r['epoch']:5d}  {r['loss']:5.3f}  {train} │    {r['val_loss']:5.3f}{best} {val} │ "
+            f"{r['images_per_second']:8.1f} {r['learning_rate']:7.1e} {_clock(r['seconds']):>6}  ≤ {_clock(at_most)}"
         )
         self._epoch_started = time.monotonic()
 

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from fracture.config import Config
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, read_manifest
 from fracture.storage import Place
-from fracture.training.checkpoint import LoopState
+from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY, LoopState
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def train_worker(assignment: Assignment) -> None:
         parameters=model.count_params(),
         history=state.history,
     )
-    events = _EventLog(run / "tensorboard", state.history) if rank == 0 else None
+    events = None
+    if rank == 0:  # also what a killed worker had checkpointed, but not yet logged
+        events = _EventLog(run / "tensorboard", state.history)
+        _write_log(run, state)
 
     while not state.finished(config.training.epochs, config.training.patience):
         epoch = state.epochs_done
@@ -108,6 +112,9 @@ def train_worker(assignment: Assignment) -> None:
         validated = model.evaluate(
             _on_each_worker(strategy, evaluation_batches(val)), steps=val.steps, return_dict=True, verbose=0
         )
+        if not np.isfinite(validated["cross_entropy"]):
+            tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
+            return
         record = _record(
             epoch + 1,
             fitted.history,
@@ -119,7 +126,7 @@ def train_worker(assignment: Assignment) -> None:
         state.record(record, weights, _local_arrays(strategy, optimizer.variables))
         _report(state, record, rank)
         if events is not None:
-            (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
+            _write_log(run, state)
             events.add(record)
             tell(event="epoch", record=record, best_epoch=state.best_epoch)
 
@@ -245,6 +252,14 @@ def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         state.save(Path(folder))
         ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _write_log(run: Place, state: LoopState) -> None:
+    (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
+    with suppress(FileNotFoundError, ValueError):  # not written yet, or at this very moment
+        snapshot = (run / SNAPSHOT).read_bytes()
+        json.loads(snapshot)
+        (run / SNAPSHOT_COPY).write_bytes(snapshot)
 
 
 class _EventLog:

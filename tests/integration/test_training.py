@@ -21,7 +21,7 @@ from fracture.errors import RunError
 from fracture.evaluation.scores import gather_scores
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
-from fracture.training.driver import check_run, train
+from fracture.training.driver import check_run, train, with_data_of
 from fracture.training.screen import Screen
 from tests.conftest import TINY, small_disk, write_shards
 
@@ -44,10 +44,13 @@ def data(tmp_path_factory) -> tuple[Place, Manifest]:
     return folder, write_shards(folder, ROWS)
 
 
-def start(config: Config, data: tuple[Place, Manifest], run: Path) -> list[dict[str, float]]:
+def start(
+    config: Config, data: tuple[Place, Manifest], run: Path, shown: StringIO | None = None
+) -> list[dict[str, float]]:
     folder, manifest = data
+    config = with_data_of(config, manifest)
     check_run(place(run), config, manifest)
-    return train(config, folder, manifest, place(run), Screen(config, StringIO())).history
+    return train(config, folder, manifest, place(run), Screen(config, shown or StringIO())).history
 
 
 def assert_same_history(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
@@ -129,8 +132,10 @@ def test_a_worker_killed_while_it_trains_is_replaced_and_nothing_is_lost(data, u
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
-    history = start(config, data, run)
+    shown = StringIO()
+    history = start(config, data, run, shown)
     assert killed
+    assert "resuming   after epoch" in shown.getvalue(), "and did not start from scratch"
     assert_same_history(history, expected, tolerance=1e-3)
 
 
@@ -143,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data, tiny_c
 def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
     with (
         small_disk(tmp_path / "small", kilobytes=100) as disk,
-        pytest.raises(RunError, match=r"the disk is full: .*Free"),
+        pytest.raises(RunError, match=r"^the disk is full: .*run the same command again.$"),
     ):
         start(tiny_config("training.max_failures=0"), data, disk / "run")
 

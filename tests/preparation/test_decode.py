@@ -1,4 +1,6 @@
 import io
+import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -39,11 +41,20 @@ def test_one_bit_is_black_and_white():
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
-@pytest.mark.parametrize(("white", "grey"), [(65535, 255), (4095, 255), (200, 200)])
+@pytest.mark.parametrize(("white", "grey"), [(65535, 255), (16383, 255), (4095, 255), (1023, 255), (200, 200)])
 def test_16_bit_is_scaled_by_the_range_in_use(kind: str, white: int, grey: int):
     deep = Image.fromarray(np.array([[0, white]], np.uint16).repeat(32, axis=1))
     pixels = decode(encoded(deep, kind), 64)
     assert (pixels[0, 0], pixels[0, -1]) == (0, grey)
+
+
+def test_a_tiff_in_which_0_is_white_is_turned_round():
+    deep = Image.fromarray(np.array([[0, 4095]], np.uint16).repeat(32, axis=1))
+    entry = struct.pack("<HHII", 262, 3, 1, 1)  # PhotometricInterpretation, one SHORT: BlackIsZero
+    tiff = encoded(deep, "tiff")
+    assert tiff.count(entry) == 1
+    pixels = decode(tiff.replace(entry, struct.pack("<HHII", 262, 3, 1, 0)), 64)
+    assert (pixels[0, 0], pixels[0, -1]) == (255, 0)
 
 
 def test_negative_values_are_no_grey():
@@ -79,6 +90,19 @@ def test_files_that_are_no_radiographs():
     for data, reason in ((b"", "empty file"), (b"hello", "not an image"), (whole[: len(whole) // 2], "truncated")):
         with pytest.raises(Rejected, match=reason):
             decode(data, 64)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "gif", "bmp"])
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage that it can live with
+def test_no_damage_gets_past_as_another_error(kind: str):
+    whole = bytearray(encoded(Image.fromarray(RAMP).convert("RGB"), kind))
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        data = whole.copy()
+        for place in generator.integers(0, len(data), 4):
+            data[place] = generator.integers(256)
+        with suppress(Rejected):
+            assert decode(bytes(data), 32).shape == (32, 32)
 
 
 def test_a_decompression_bomb_is_refused_before_it_unfolds(monkeypatch):

@@ -159,6 +159,43 @@ def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
 
 
+def test_parquet_files_of_somebody_else_are_not_ours_to_remove(image_folder, tmp_path):
+    out = tmp_path / "out"
+    for name in ("my_table.parquet", "deep/train-00000-0123456789ab.parquet"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+        with pytest.raises(UsageError, match="holds other things, such as"):
+            run(image_folder(*official_paths(2)), out)
+        assert (out / name).read_bytes() == b"mine"
+        (out / name).unlink()
+
+
+def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
+    folder = image_folder(*official_paths(2))
+    manifest = run(folder, tmp_path / "out")
+    shard = tmp_path / "out" / manifest.shards["train"][0].file
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:500])
+    source = find_source(place(folder), CONFIG)
+    assert find_done(source, place(tmp_path / "out"), CONFIG) is None
+    assert preprocess(source, place(tmp_path / "out"), CONFIG) == manifest
+    assert shard.read_bytes() == whole
+
+
+def test_shards_may_not_reach_the_data_by_a_detour(image_folder, tmp_path):
+    folder = image_folder(*official_paths(2))
+    (tmp_path / "link").symlink_to(folder)
+    for out in (tmp_path / "data/../data/shards", tmp_path / "link/shards"):
+        with pytest.raises(UsageError, match="shards may not lie inside the data folder"):
+            run(folder, out)
+
+
+def test_a_file_that_looks_compressed_is_no_image(image_folder, tmp_path):
+    folder = image_folder(*official_paths(20))
+    (folder / "train/fractured/x.gz").write_bytes(b"not gzip")
+    assert [r.reason for r in run(folder, tmp_path / "out").rejected] == ["not an image"]
+
+
 def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=20) as disk:
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):

@@ -83,6 +83,13 @@ def test_the_keyed_hash_is_the_same_on_every_machine():
         ([p for p in official_paths() if "val/" not in p], r"has train, test but no val folder"),
         ([p for p in official_paths() if "test/not" not in p], r"split 'test' has no image of class 'normal'"),
         (["fracture/1.png", "normal/1.png", "broken/1.png"], r"folder 'broken' names no known class"),
+        (["fracture/1.png", "normal/1.png", "broken/a/1.png"], r"folder 'broken/a' names no known class"),
+        (["fracture/train/1.png", "normal/train/1.png"], r"the class lies above the split. Move .* to train/CLASS"),
+        ([*official_paths(), "normal/1.png"], r"has class folders inside and beside train/, val/ and test/"),
+        (
+            [f"{c}/{i}.png" for c in ("fracture", "normal") for i in "12"],
+            r"'train' has no image .* classes. Add im",
+        ),
         ([f"{d}/{p}" for d in "ab" for p in official_paths()], r"holds 2 data sets, in 'a', 'b'. Name one of them"),
     ],
 )
@@ -91,9 +98,24 @@ def test_a_tree_that_cannot_be_used(image_folder, paths, message):
         found(image_folder(*paths))
 
 
+def test_a_table_beside_the_class_folders_is_nobodys_class(image_folder):
+    assert len(found(image_folder(*official_paths(), "train/labels.csv", "README.md")).files) == 12
+
+
+def test_a_sample_in_a_deeper_folder_is_still_synthetic(image_folder):
+    folder = image_folder(*[f"sample/{p}" for p in official_paths()])
+    assert not found(folder).synthetic
+    (folder / "sample/SYNTHETIC.json").write_text("{}")
+    assert found(folder).synthetic
+
+
 def test_no_folder_and_an_empty_one(tmp_path: Path):
     with pytest.raises(UsageError, match=r"no such folder. Give the folder that holds train/, val/ and test/"):
         found(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="a file, not a folder"):
+        found(tmp_path / "file")
+    (tmp_path / "file").unlink()
     with pytest.raises(UsageError, match="the folder is empty"):
         found(tmp_path)
 

@@ -1,34 +1,59 @@
 import pytest
-import yaml
 
-from fracture.config import Config
+from fracture.config import Config, load_config
 from fracture.errors import UsageError
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
-from fracture.training.driver import check_batches, check_capacity, check_run
+from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
+from fracture.training.driver import _mend_snapshot, check_batches, check_capacity, check_run, with_data_of
 
 
 def test_more_workers_than_the_cluster_holds_is_told_at_once(ray_cluster, tiny_config):
     with pytest.raises(
-        UsageError, match=r"5 workers need 5 CPUs, and the cluster has 4. Use --workers 4 or fewer, or add machines"
+        UsageError,
+        match=r"5 workers of 1 CPU each do not fit: the cluster's nodes have 4 CPU. Use --workers 4 or f",
     ):
         check_capacity(tiny_config("compute.workers=5"))
-    with pytest.raises(UsageError, match=r"2 workers need 2 GPUs, and the cluster has 0. Use a cluster with GPUs"):
+    with pytest.raises(UsageError, match=r"2 workers of 1 CPU and 1 GPU each .* 4 CPU and 0 GPU. Ask for less, or add"):
         check_capacity(tiny_config("compute.gpu=true"))
     check_capacity(tiny_config("compute.workers=4"))
 
 
 def test_a_worker_without_an_image_in_a_step(shard_folder, tiny_config):
     _, manifest = shard_folder(train=3)
-    with pytest.raises(UsageError, match=r"3 training images in batches of 8 leave one of 4 workers with nothing"):
+    with pytest.raises(UsageError, match=r"3 train images in batches of 8 leave one of 4 workers with nothing"):
         check_batches(tiny_config("compute.workers=4"), manifest)
     check_batches(tiny_config("compute.workers=2"), manifest)
 
 
+def test_validation_too_needs_an_image_for_each_worker(shard_folder, tiny_config):
+    _, manifest = shard_folder(val=2)
+    with pytest.raises(UsageError, match=r"2 val images in batches of 8 leave one of 3 workers with nothing"):
+        check_batches(tiny_config("compute.workers=3"), manifest)
+
+
+def test_shards_bring_their_own_data_settings(shard_folder):
+    _, manifest = shard_folder()
+    assert with_data_of(load_config(), manifest).data.image_size == 32
+    with pytest.raises(UsageError, match=r"data.image_size = 64 is asked for, and the shards were made with 32"):
+        with_data_of(load_config(None, ["data.image_size=64"]), manifest)
+
+
+def test_half_a_list_of_checkpoints_is_mended_from_its_copy(tmp_path):
+    run = place(tmp_path)
+    (run / SNAPSHOT).write_bytes(b'{"a": ')
+    (run / SNAPSHOT_COPY).write_json({"a": 1})
+    _mend_snapshot(run)
+    assert (run / SNAPSHOT).read_json() == {"a": 1}
+    (run / SNAPSHOT).write_json({"a": 2})
+    _mend_snapshot(run)
+    assert (run / SNAPSHOT).read_json() == {"a": 2}
+
+
 def begun(run: Place, config: Config, manifest: Manifest) -> None:
     """What `train` writes first."""
-    (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json")).encode())
-    (run / "run.json").write_json({"dataset": manifest.fingerprint})
+    recipe = config.model_dump(mode="json", exclude={"compute", "sample"})
+    (run / "run.json").write_json({"dataset": manifest.fingerprint, "recipe": recipe})
 
 
 def test_a_run_goes_on_with_its_own_settings_and_data_only(shard_folder, tiny_config, tmp_path):

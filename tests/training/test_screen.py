@@ -35,7 +35,7 @@ def test_columns_stand_under_their_heads():
     head, row = lines[-2:]
     assert [m.start() for m in re.finditer("│", head)] == [m.start() for m in re.finditer("│", row)]
     assert " ".join(row.split()) == (
-        "3 0.500 0.500 0.500 0.500 0.500 │ 0.250 * 0.250 0.250 0.250 0.250 │ 51.2 1m05s ≤ 2m10s"
+        "3 0.500 0.500 0.500 0.500 0.500 │ 0.250* 0.250 0.250 0.250 0.250 │ 51.2 1.0e-03 1m05s ≤ 2m10s"
     )
 
 
