@@ -3,6 +3,7 @@
 Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,7 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
         labels = tf.gather(share.labels, rows)[:, tf.newaxis]
         return tf.ensure_shape(images, [None, size, size, 1]), labels, tf.fill(tf.shape(rows), weight)
 
-    steps = tf.data.Dataset.from_tensor_slices((indices, transforms, weights))
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, weights)), batch)
 
 
 def evaluation_batches(share: Share) -> tf.data.Dataset:
@@ -77,5 +77,11 @@ def evaluation_batches(share: Share) -> tf.data.Dataset:
         rows = tf.boolean_mask(index, index >= 0)
         return tf.gather(share.images, rows), tf.gather(share.labels, rows)[:, tf.newaxis]
 
-    steps = tf.data.Dataset.from_tensor_slices(share.lanes.indices(seed=None))
-    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices(share.lanes.indices(seed=None)), batch)
+
+
+def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:
+    """Maps steps to batches in order, two ahead of the training."""
+    options = tf.data.Options()
+    options.autotune.enabled = False  # nothing here to tune, and its thread delays the iterator's end: see worker.py
+    return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2).with_options(options)

@@ -153,7 +153,7 @@ def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
         start(tiny_config("training.max_failures=0"), data, disk / "run")
 
 
-def test_a_job_killed_by_sigkill_resumes_to_the_same_end(data, undisturbed, tmp_path):
+def test_a_job_killed_by_sigkill_and_by_ctrl_c_resumes_to_the_same_end(data, undisturbed, tmp_path):
     _, _, expected = undisturbed
     run = tmp_path / "runs" / "x"
     command = [sys.executable, "job/train.py", "--shards", str(data[0]), "--storage", str(tmp_path), "--run", "x"]
@@ -167,8 +167,17 @@ def test_a_job_killed_by_sigkill_resumes_to_the_same_end(data, undisturbed, tmp_
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    done = len((run / "metrics.jsonl").read_text().splitlines())
-    assert done < 4
+    assert len((run / "metrics.jsonl").read_text().splitlines()) < 4
+
+    interrupted = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in interrupted.stdout:
+        if line.startswith("resuming"):
+            break
+    interrupted.send_signal(signal.SIGINT)
+    _, told = interrupted.communicate()
+    assert interrupted.returncode == 1
+    assert "stopped by Ctrl-C; nothing half-written will be taken for whole. Go on with: the same command" in told
+    assert "Traceback" not in told
 
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
