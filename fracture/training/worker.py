@@ -86,9 +86,10 @@ def train_worker(assignment: Assignment) -> None:
         history=state.history,
     )
     events = None
-    if rank == 0:  # also what a killed worker had checkpointed, but not yet logged
+    if rank == 0:
         events = _EventLog(run / "tensorboard", state.history)
-        _write_log(run, state)
+        if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
+            _write_log(run, state)
 
     while not state.finished(config.training.epochs, config.training.patience):
         epoch = state.epochs_done
