@@ -83,7 +83,6 @@ def train_worker(assignment: Assignment) -> None:
         precision=precision,
         steps=train.steps,
         parameters=model.count_params(),
-        history=state.history,
     )
     events = None
     if rank == 0:
@@ -122,7 +121,7 @@ def train_worker(assignment: Assignment) -> None:
             fitted.history,
             validated,
             manifest.rows("train") / (trained - started),
-            _learning_rate(optimizer),
+            float(optimizer.learning_rate.numpy()),
         )
         record["seconds"] = round(time.monotonic() - started, 3)
         state.record(record, weights, _local_arrays(strategy, optimizer.variables))
@@ -143,8 +142,10 @@ def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
 
 
 def _teller(events: Any) -> Callable[..., None]:
-    """Sends without waiting: the screen must never hold up the training."""
-    return lambda **event: events.actor.put_nowait.remote(event)
+    """Sends to the driver's screen; waits the millisecond it takes, so that a last word is not lost."""
+    import ray
+
+    return lambda **event: ray.get(events.actor.put_nowait.remote(event))
 
 
 def _set_up_devices(config: Config) -> None:
@@ -238,11 +239,6 @@ def _moving_average_sharer(strategy: Any, model: Any) -> Callable[[], None]:
 def _local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
     """This worker's values; reading them through the strategy would cost a collective for each."""
     return [strategy.experimental_local_results(variable)[0].numpy() for variable in variables]
-
-
-def _learning_rate(optimizer: Any) -> float:
-    rate = optimizer.learning_rate
-    return float(rate.numpy())
 
 
 def _record(

@@ -7,7 +7,7 @@ from fracture.training.screen import Screen
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
 RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
 RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
-START = {"event": "start", "epochs_done": 2, "precision": "float32", "steps": 9, "parameters": 1684289, "history": []}
+START = {"event": "start", "epochs_done": 2, "precision": "float32", "steps": 9, "parameters": 1684289}
 
 
 class Terminal(io.StringIO):
