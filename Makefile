@@ -3,14 +3,15 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-# For local-train: DATA=folder CONFIG=file.yaml WORKERS=n RUN=name
+# For local-train and audit: DATA=folder; for local-train: CONFIG=file.yaml WORKERS=n RUN=name
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
+ONLY    ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train data test check lint format lock clean
+.PHONY: help setup local-train audit data test bench check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,11 +28,17 @@ local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN
 	@$(PY) job/train.py $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
 
+audit: setup ## look at the radiographs in DATA= before training: copies, leakage, shortcuts
+	@$(PY) job/preprocess.py --audit-only $(if $(DATA),--data "$(DATA)")
+
 data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into data/
 	@$(PY) job/download.py --out data
 
 test: setup ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
+
+bench: setup ## measure, into bench.md; ONLY=copies, DATA=
+	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 check: lint test ## what CI runs, and the linter
 
@@ -51,5 +58,5 @@ lock: ## resolve the dependencies of pyproject.toml anew into requirements.lock
 	@.lock-venv/bin/python -m pip freeze > requirements.lock
 	@rm -rf .lock-venv && wc -l requirements.lock
 
-clean: ## remove runs, shards and sample radiographs; keeps .venv and what you put into data/
-	@rm -rf runs shards $(dir $(wildcard data/sample-*/SYNTHETIC.json))
+clean: ## remove runs, shards, audits and sample radiographs; keeps .venv and what you put into data/
+	@rm -rf runs shards audits $(dir $(wildcard data/sample-*/SYNTHETIC.json))

@@ -1,11 +1,12 @@
 """The one tree of settings: defaults here are `job/configs/default.yaml`; YAML and `--set` are deltas on it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fracture.errors import UsageError, did_you_mean
 
@@ -22,13 +23,45 @@ class DataConfig(Settings):
     """How images become shards. Every key here changes the shards."""
 
     image_size: int = Field(224, ge=32, le=1024, description="side of the square grey image, pixels")
-    seed: Seed = Field(0, description="order of the rows, and the random split where the folder has none")
+    seed: Seed = Field(0, description="order of the rows, and which group goes to which split")
     fracture_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean fracture")
     normal_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean normal")
-    val_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
-    test_fraction: float = Field(0.15, gt=0, lt=0.5, description="only for folders without train/val/test")
+    split: Literal["auto", "official", "group", "test"] = Field(
+        "auto",
+        description="auto keeps the split found if it is clean; group makes one that no radiograph straddles; test "
+        "takes all as test, to try a model on",
+    )
+    folds: Annotated[int, Field(ge=0, le=20)] | Literal["source"] = Field(
+        0, description="grouped folds in place of train/val/test; source: each hospital or collection once as test"
+    )
+    val_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the groups, where the split is ours")
+    test_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the groups, where the split is ours")
+    copy_suffix: str = Field(
+        r"(-rotated\d+| - Copy| ?\(\d+\))+$",
+        description="what copies add to a file's name; such files are compared with less strictness",
+    )
+    group_pattern: str = Field(
+        "", description="regular expression on the path; files with the same match, or captures, are one patient"
+    )
     max_rejected_fraction: Fraction = Field(0.05, description="unreadable files above this share stop the job")
     rows_per_shard: Positive = Field(512, description="images per Parquet file; 26 MB of pixels at 512")
+
+    @field_validator("copy_suffix", "group_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str, info: ValidationInfo) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"data.{info.field_name}: {pattern!r} is no regular expression: {error}") from None
+        return pattern
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "DataConfig":
+        if self.folds == 1 or self.folds == 2:
+            raise ValueError(f"data.folds: {self.folds} folds leave nothing to train on; use 3 or more, or 0 for none")
+        if self.folds and self.split == "official":
+            raise ValueError("data.folds: folds replace the split found; leave out data.split = official")
+        return self
 
 
 class SampleConfig(Settings):
@@ -66,6 +99,9 @@ class AugmentConfig(Settings):
 class TrainingConfig(Settings):
     epochs: Positive = 12
     batch_size: Positive = Field(32, description="global: shared out over the workers")
+    sampling: Literal["radiograph", "image"] = Field(
+        "radiograph", description="what counts alike in training: each radiograph of a class, or each image"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's, at its highest")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: down to 0 at the last epoch")
     weight_decay: float = Field(0.01, ge=0, description="decoupled, as in AdamW")
@@ -76,6 +112,16 @@ class TrainingConfig(Settings):
     )
     seed: Seed = Field(0, description="weights, shuffling, augmentation, dropout")
     max_failures: int = Field(3, ge=0, description="lost workers to recover from before giving up")
+
+
+class EvaluationConfig(Settings):
+    """What validation decides after training."""
+
+    threshold_rule: Literal["sensitivity", "youden", "given"] = Field(
+        "sensitivity", description="how validation chooses the probability from which a fracture is called"
+    )
+    min_sensitivity: float = Field(0.95, gt=0, le=1, description="for the rule `sensitivity`: the least on validation")
+    threshold: float = Field(0.5, gt=0, lt=1, description="for the rule `given`")
 
 
 class ComputeConfig(Settings):
@@ -90,6 +136,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
@@ -143,7 +190,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         hint = f" There are: {', '.join(beside)}." if beside else ""
         raise UsageError(f"--config {path}: no such file.{hint}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not readable as YAML: {error}") from None
+        raise UsageError(f"--config {path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -188,9 +235,14 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         hint = did_you_mean(location[-1], known)
+        if not hint and (deeper := [k for k, _ in flatten(Config().model_dump()) if k.endswith(f".{location[-1]}")]):
+            hint = f" Did you mean {deeper[0]!r}?"
         return f"unknown setting {key!r} = {error['input']!r}.{hint} Allowed here: {', '.join(known)}."
     if error["type"] == "value_error":  # a rule across several keys, which names them itself
         return str(error["ctx"]["error"])
+    if error["type"] == "model_type":
+        known = ", ".join(_known_keys(location))
+        return f"setting {key!r} = {error['input']!r} is not possible: {key} is a section; it holds {known}."
     return f"setting {key!r} = {error['input']!r} is not possible: {error['msg'].lower()}."
 
 

@@ -11,8 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fracture.config import Config, load_config
-from fracture.errors import RunError, UsageError
+try:
+    from fracture.config import Config, load_config
+    from fracture.errors import RunError, UsageError
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed here. Use .venv/bin/python, which `make setup` makes.")
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -21,7 +24,11 @@ def parser(documentation: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=documentation, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("-v", "--verbose", action="store_true", help="show the logs of Ray and TensorFlow, and traces")
     settings = made.add_argument_group("settings")
-    settings.add_argument("--config", metavar="FILE", help="YAML of settings that differ from the default recipe")
+    settings.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML of settings that differ from the default recipe; or a name in job/configs",
+    )
     settings.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -33,9 +40,23 @@ def parser(documentation: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_data_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+    group.add_argument("--split", choices=("auto", "official", "group"), help="data.split: whose split to use")
+    group.add_argument("--folds", metavar="K", help="data.folds: K grouped folds in place of a split; or: source")
+
+
+def data_settings(args: argparse.Namespace) -> list[str]:
+    flags = {"data.split": args.split, "data.folds": args.folds}
+    return [f"{key}={value}" for key, value in flags.items() if value is not None]
+
+
 def settings(args: argparse.Namespace, assignments: list[str] | None = None, config: Path | None = None) -> Config:
     """The asked settings; `--set` wins over `assignments`, which win over the file."""
-    return load_config(args.config or config, [*(assignments or []), *args.assignments])
+    asked = Path(args.config) if args.config else config
+    if asked and not asked.exists() and (named := CONFIGS / f"{asked.name.removesuffix('.yaml')}.yaml").exists():
+        asked = named  # `--config quick` will do
+    return load_config(asked, [*(assignments or []), *args.assignments])
 
 
 def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
@@ -48,7 +69,7 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
         _leave(f"stopped: {error}", 1, args.verbose)
     except KeyboardInterrupt:
         hint = f" Go on with: {args.resume_hint}" if getattr(args, "resume_hint", "") else ""
-        _leave(f"\nstopped by Ctrl-C; nothing half-written will be taken for whole.{hint}", 1, False)
+        _leave(f"\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept.{hint}", 1, False)
 
 
 def _leave(message: str, code: int, verbose: bool) -> None:

@@ -1,57 +1,123 @@
-"""Turn a folder of radiographs into Parquet shards for training.
+"""Audit a folder of radiographs, and turn it into Parquet shards for training.
 
   python job/preprocess.py --data DIR --out SHARDS
+  python job/preprocess.py --data DIR --audit-only          what the data can support; writes audits/NAME
+  python job/preprocess.py --data DIR --labels labels.csv --out SHARDS
+  python job/preprocess.py --data HOSPITAL_A --data HOSPITAL_B --out SHARDS
 
-DIR holds train/, val/ and test/, or class folders alone (then the split is random, by data.seed). Class folders are
-named fracture, fractured, normal, not fractured and the like, in any case. Files may be JPEG, PNG, GIF, BMP, WebP or
-TIFF under any name; what cannot be read is left out and listed in SHARDS/dataset.json. DIR is never changed.
-Runs at some 900 images a second on 2 cores; run again on the same input, it is done in a second.
+DIR holds train/, val/ and test/, or class folders alone. Class folders are named fracture, fractured, normal, not
+fractured and the like, in any case; or a CSV with the columns path,label[,patient][,source] says what is what. Files
+may be JPEG, PNG, GIF, BMP, WebP or TIFF under any name; what cannot be read is left out and listed. DIR is never
+changed.
+
+Copies of one radiograph, also edited, turned or mirrored, are found and belong to one group. A split that is found is
+kept if no group is in two of its parts (--split auto); otherwise, or with --split group, one is made of whole groups.
+Run again on the same input, it is done in a second; on a folder that has grown, no group changes its split.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import _cli
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fracture.config import Config
+    from fracture.preparation.source import Source
     from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
+    from fracture.errors import UsageError
     from fracture.storage import place
 
-    prepare(place(args.data), place(args.out), _cli.settings(args), args.verbose)
+    config = _cli.settings(args, _cli.data_settings(args))
+    source = find(args, [place(data) for data in args.data], config)
+    if args.audit_only:
+        audit_only(source, place(args.out or f"audits/{next(iter(source.roots.values())).name}"), config, args.verbose)
+    elif args.out:
+        prepare(source, place(args.out), config, args.verbose)
+    else:
+        raise UsageError("--out is missing: name the folder to write the shards to, or ask for --audit-only")
 
 
-def prepare(data: Place, out: Place, config: Config, verbose: bool) -> None:
-    """Makes the shards of `data` in `out`, unless they are there, and prints what was found."""
-    from fracture.preparation.preprocess import find_done, preprocess, summary
+def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> Source:
+    """Lists the radiographs, and prints where."""
     from fracture.preparation.source import find_source
+    from fracture.storage import place
+
+    source = find_source(roots, config.data, place(args.labels) if args.labels else None)
+    print(f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}", flush=True)
+    return source
+
+
+def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
+    from fracture.preparation.audit import audit_lines
+    from fracture.preparation.preprocess import examine_source, write_audit
     from fracture.training.driver import start_ray
 
-    source = find_source(data, config.data)
-    print(f"data       {data}{' (SYNTHETIC)' if source.synthetic else ''}", flush=True)
+    start_ray(verbose)
+    with Bars() as bars:
+        examined = examine_source(source, config.data, bars.show)
+    write_audit(out, examined)
+    print("\n".join(audit_lines(examined.audit)))
+    print(f"audit      {out} (audit.html to look at, audit.json for programs)", flush=True)
+
+
+def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
+    """Makes the shards of `source` in `out`, unless they are there, and prints what was found."""
+    from fracture.preparation.audit import audit_lines
+    from fracture.preparation.preprocess import examine_source, find_done, preprocess, read_audit, summary
+    from fracture.training.driver import start_ray
+
     manifest = find_done(source, out, config.data)
     state = "unchanged since they were written"
     if manifest is None:
+        start_ray(verbose)
+        with Bars() as bars:
+            examined = examine_source(source, config.data, bars.show)
+            manifest = preprocess(examined, out, config.data, bars.show)
+        state = "written"
+    print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))
+    print(f"shards     {out} ({state}; audit.html shows the audit)", flush=True)
+
+
+class Bars:
+    """One progress bar after another, each gone when the next begins."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._what = ""
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, what: str, done: int, total: int) -> None:
         from tqdm import tqdm
 
-        start_ray(verbose)
-        with tqdm(
-            total=len(source.files), desc="preprocess", unit=" images", leave=False, disable=not sys.stderr.isatty()
-        ) as bar:
-            manifest = preprocess(source, out, config.data, bar.update)
-        state = "written"
-    print(summary(manifest, len(source.files)))
-    print(f"shards     {out} ({state})", flush=True)
+        if what != self._what:
+            self.__exit__()
+            hidden = not sys.stderr.isatty()
+            self._bar, self._what = tqdm(total=total, desc=what, unit=" images", leave=False, disable=hidden), what
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
 
 if __name__ == "__main__":
     parser = _cli.parser(__doc__)
-    parser.add_argument("--data", metavar="DIR", required=True, help="folder or URI of the radiographs")
-    parser.add_argument("--out", metavar="SHARDS", required=True, help="folder or URI to write the shards to")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="DIR", action="append", required=True, help="folder or URI of radiographs; repeated: several"
+    )
+    _cli.add_data_flags(data)
+    parser.add_argument("--out", metavar="DIR", help="folder or URI to write to")
+    parser.add_argument("--audit-only", action="store_true", help="look at the data, write no shards")
     _cli.run(main, parser.parse_args())

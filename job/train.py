@@ -9,7 +9,7 @@ Preprocesses (where the shards are not there yet), trains with early stopping on
 weights once on test, and leaves in STORAGE/runs/NAME:
 
   bundle/            the model (model.keras, saved_model/) and bundle.json: metrics, threshold, settings, versions
-  report/            curves.png, confusion_matrix.png, roc.png
+  report/            report.html, and its plots as PNG files
   predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 
 Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
@@ -19,71 +19,108 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import _cli
-from preprocess import prepare
+from preprocess import Bars, find, prepare
 
 if TYPE_CHECKING:
     from fracture.config import Config
-    from fracture.evaluation.metrics import Metrics
+    from fracture.evaluation.metrics import Evaluation
     from fracture.input.shards import Manifest
     from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
+    from fracture.errors import UsageError
     from fracture.evaluation.report import caveats, result_lines
     from fracture.input.shards import read_manifest
-    from fracture.release.bundle import read_test_metrics
     from fracture.storage import place
-    from fracture.training.driver import check_batches, check_run, with_data_of
+    from fracture.training.driver import with_data_of
 
     _check_names(args)
     sample = args.data is None and args.shards is None
-    config = _cli.settings(args, _compute_settings(args), _cli.CONFIGS / "quick.yaml" if sample else None)
-    args.resume_hint = f"the same command with --run {args.run}"
+    flags = _cli.data_settings(args) + _compute_settings(args)
+    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
+    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     storage = place(args.storage or _cli.default_storage())
     run = storage / "runs" / args.run
-    print(f"run        {run}", flush=True)
     shards = place(args.shards) if args.shards else _shards(args, config, storage)
     manifest = read_manifest(shards)
     config = with_data_of(config, manifest)
+    if not manifest.folds and "train" not in manifest.shards:
+        raise UsageError(f"{shards}: all of it is test; there is nothing to train on. Preprocess without --split test.")
+    if manifest.folds:
+        lines = [*train_folds(config, shards, manifest, run, args.verbose), f"report     {run / 'folds.html'}"]
+    else:
+        evaluations = train_once(config, shards, manifest, run, args.verbose)
+        lines = result_lines(evaluations)
+        lines += [f"bundle     {run / 'bundle'} (the model and its figures)"]
+        lines += [f"report     {run / 'report' / 'report.html'}"]
+    print("\n".join([*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]), flush=True)
+
+
+def train_once(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> dict[str, Evaluation]:
+    """Trains and tests, unless that is done."""
+    from fracture.release.bundle import is_bundle, read_bundle
+    from fracture.training.driver import check_batches, check_run
+
     check_batches(config, manifest)
     check_run(run, config, manifest)
-    test = read_test_metrics(run / "bundle")
-    if test is None:
-        test = _train_and_test(config, shards, manifest, run, args.verbose)
-    else:
+    print(f"run        {run}", flush=True)
+    if is_bundle(run / "bundle"):
         print("finished   earlier; a new training takes a new --run name")
-    lines = [*result_lines(test), *(f"CAVEAT     {line}" for line in caveats(manifest))]
-    lines += [f"bundle     {run / 'bundle'} (the model and its figures)", f"report     {run / 'report'} (plots)"]
-    print("\n".join(lines), flush=True)
+        return read_bundle(run / "bundle").evaluations
+    return _train_and_test(config, shards, manifest, run, verbose)
 
 
-def _train_and_test(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> Metrics:
-    from fracture.evaluation.report import metrics_of, write_report
-    from fracture.evaluation.scores import gather_scores
-    from fracture.release.bundle import THRESHOLD, write_bundle
+def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> list[str]:
+    """Trains once for each fold, each a run of its own below `run`, and pools what they say of their test folds."""
+    from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
+    from fracture.evaluation.report import caveats
+
+    for number, title in enumerate(manifest.folds, 1):
+        print(f"fold       {number} of {len(manifest.folds)}: {title} is test", flush=True)
+        train_once(config, shards, manifest.fold(number), run / f"fold-{number}", verbose)
+    pooled = pool_folds(run, manifest)
+    write_folds(run, manifest, pooled, caveats(manifest))
+    return fold_lines(pooled)
+
+
+def _train_and_test(
+    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool
+) -> dict[str, Evaluation]:
+    from fracture.config import flatten
+    from fracture.evaluation.calibration import decide
+    from fracture.evaluation.report import Report, evaluate_run, write_report
+    from fracture.evaluation.scores import gather_scores, read_scores
+    from fracture.release.bundle import versions, write_bundle
     from fracture.training.driver import check_capacity, start_ray, train
     from fracture.training.screen import Screen
 
     start_ray(verbose)
     check_capacity(config)
+    print(f"starting   {config.compute.workers} Ray Train workers; half a minute until the first step", flush=True)
     outcome = train(config, shards, manifest, run, Screen(config))
-    scores = gather_scores(run, manifest, config.compute.workers)
-    val, test = (metrics_of(scores, split, THRESHOLD) for split in ("val", "test"))
-    write_report(run / "report", manifest, outcome.history, outcome.best_epoch, scores, test)
+    workers = config.compute.workers
+    decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
+    scores = gather_scores(run, manifest, workers, decision.temperature)
+    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
     training = {
         "name": run.name,
         "epochs": len(outcome.history),
         "best_epoch": outcome.best_epoch,
-        "workers": config.compute.workers,
+        "workers": workers,
         "precision": outcome.precision,
     }
-    write_bundle(run / "bundle", config, manifest, training, val, test)
-    return test
+    facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
+    facts |= versions() | dict(flatten(config.model_dump(mode="json")))
+    title = f"Run {run.name}"
+    report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts)
+    write_report(run / "report", report, scores, shards)
+    write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations)
+    return evaluations
 
 
 def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
@@ -91,23 +128,20 @@ def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
 
-    data = place(args.data) if args.data is not None else _sample(config, storage)
-    shards = storage / "shards" / shards_name(data, config.data)
-    prepare(data, shards, config, args.verbose)
+    roots = [place(data) for data in args.data] if args.data else [_sample(config, storage)]
+    source = find(args, roots, config)
+    shards = storage / "shards" / shards_name(source, config.data)
+    prepare(source, shards, config, args.verbose)
     return shards
 
 
 def _sample(config: Config, storage: Place) -> Place:
-    from tqdm import tqdm
-
     from fracture.preparation.sample import make_sample
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
     print("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job", flush=True)
-    with tqdm(
-        total=config.sample.images, desc="draw sample", unit=" images", leave=False, disable=not sys.stderr.isatty()
-    ) as bar:
-        make_sample(folder, config.sample, bar.update)
+    with Bars() as bars:
+        make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
     return folder
 
 
@@ -119,8 +153,8 @@ def _compute_settings(args: argparse.Namespace) -> list[str]:
 def _check_names(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
 
-    for flag in ("data", "shards", "storage"):
-        if getattr(args, flag) == "":
+    for flag in ("data", "shards", "storage", "labels"):
+        if "" in (getattr(args, flag), *(args.data or [])):
             raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.run):
         raise UsageError(f"--run {args.run!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
@@ -128,9 +162,16 @@ def _check_names(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = _cli.parser(__doc__)
-    data = parser.add_argument_group("data").add_mutually_exclusive_group()
-    data.add_argument("--data", metavar="DIR", help="folder or URI of radiographs; left out: synthetic samples")
-    data.add_argument("--shards", metavar="SHARDS", help="folder or URI that job/preprocess.py wrote")
+    data = parser.add_argument_group("data")
+    which = data.add_mutually_exclusive_group()
+    which.add_argument(
+        "--data",
+        metavar="DIR",
+        action="append",
+        help="folder or URI of radiographs, repeated: several origins; left out: synthetic samples",
+    )
+    which.add_argument("--shards", metavar="SHARDS", help="folder or URI that job/preprocess.py wrote")
+    _cli.add_data_flags(data)
     where = parser.add_argument_group("run")
     where.add_argument("--storage", metavar="DIR", help="folder or URI that all workers reach, for shards and runs")
     where.add_argument(

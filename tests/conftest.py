@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fracture.config import Config, load_config
-from fracture.input.shards import MANIFEST, Copies, Manifest, Shard, encode_shard
+from fracture.input.shards import MANIFEST, SCHEMA_VERSION, Leak, Manifest, Pixels, Shard, encode_shard
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import Place, place
 
@@ -52,39 +52,53 @@ def official_paths(per_class: int = 2, classes: tuple[str, str] = ("fractured", 
     return [f"{split}/{name}/{i}.png" for split in SPLITS for name in classes for i in range(per_class)]
 
 
-def write_shards(folder: Place, rows: dict[str, int], image_size: int = 32, rows_per_shard: int = 50) -> Manifest:
-    """Shards whose row `i` is an image with `i % 256` in its first pixel, labels by turns, brighter when 1."""
+def write_shards(
+    folder: Place, rows: dict[str, int], image_size: int = 32, rows_per_shard: int = 50, hash_byte: int = 0
+) -> Manifest:
+    """Shards whose row `i` is an image with `i % 256` in its first pixel, labels by turns, brighter when 1.
+
+    Args:
+        rows: of each split; splits called `fold-N` are folds.
+        hash_byte: of every file's hash.
+    """
     shards: dict[str, list[Shard]] = {}
-    for split in SPLITS:
+    for number, split in enumerate(rows):
         shards[split] = []
         for start in range(0, rows[split], rows_per_shard):
             numbers = np.arange(start, min(start + rows_per_shard, rows[split]))
-            generator = np.random.default_rng([SPLITS.index(split), start])
+            groups = numbers + (1000 * number if split.startswith("fold-") else 0)
+            generator = np.random.default_rng([number, start])
             images = generator.integers(0, 128, (len(numbers), image_size, image_size), np.uint8)
             images += (64 * (numbers % 2)).astype(np.uint8)[:, None, None]
             images[:, 0, 0] = numbers % 256
-            data, digest = encode_shard(
-                images,
-                (numbers % 2).tolist(),
-                numbers.tolist(),
-                [bytes(32)] * len(numbers),
-                [f"{split}/{n}.png" for n in numbers],
-            )
+            content = {
+                "label": (numbers % 2).tolist(),
+                "group": groups.tolist(),
+                "sha256": [bytes([hash_byte] * 32)] * len(numbers),
+                "source": [f"{split}/{n}.png" for n in numbers],
+                "origin": [""] * len(numbers),
+            }
+            data, digest = encode_shard(images, content)
             name = f"{split}-{start // rows_per_shard:05d}-{digest[:12]}.parquet"
             (folder / name).write_bytes(data)
             shards[split].append(Shard(file=name, rows=len(numbers), bytes=data.size, digest=digest))
     manifest = Manifest(
-        schema_version=1,
+        schema_version=SCHEMA_VERSION,
         fingerprint=f"{rows}",
         synthetic=True,
-        official_split=True,
+        split="folds" if "fold-1" in rows else "official",
+        split_reason="as found: no radiograph is in two splits",
+        folds=[name for name in rows if name.startswith("fold-")],
         parameters={"image_size": image_size, "seed": 0},
         class_folders={name: [name] for name in CLASS_NAMES},
-        counts={s: {"normal": (rows[s] + 1) // 2, "fracture": rows[s] // 2} for s in SPLITS},
-        distinct_files=rows,
-        copies=Copies(val_in_train=0, test_in_train=0, test_in_val=0),
-        pixel_mean=96.0,
-        pixel_std=50.0,
+        counts={s: {"normal": (rows[s] + 1) // 2, "fracture": rows[s] // 2} for s in rows},
+        groups={s: {"normal": (rows[s] + 1) // 2, "fracture": rows[s] // 2} for s in rows},
+        leakage={s: Leak(images=rows[s], by_kind={"bytes": 0}) for s in SPLITS[1:] if s in rows},
+        leakage_found={},
+        alarms=[],
+        moved=[],
+        left_out={},
+        pixels={s: Pixels(count=1000, sum=96_000, square_sum=(96**2 + 50**2) * 1000) for s in rows},
         rejected=[],
         shards=shards,
     )

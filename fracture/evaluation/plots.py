@@ -10,8 +10,9 @@ matplotlib.use("Agg")  # no screen on a cluster
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from fracture.evaluation.metrics import Metrics
 from fracture.labels import CLASS_NAMES
@@ -73,7 +74,7 @@ def plot_confusion_matrix(metrics: Metrics, caption: str) -> bytes:
         axis.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
         axis.set_xlabel("called")
         axis.set_ylabel("truth")
-        axis.set_title(f"Test, {m.images} images, threshold {m.threshold:g}", loc="left")
+        axis.set_title(f"Test, {m.count:,} images, {_threshold(m)}", loc="left")
         figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
         return _png(figure)
 
@@ -89,19 +90,84 @@ def plot_roc(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, ca
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
         axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
-        axis.plot(false_rate, true_rate, color=_VAL, linewidth=2, label=f"test, AUC {metrics.auc:.3f}")
-        if metrics.specificity is not None and metrics.recall is not None:
-            point = (1 - metrics.specificity, metrics.recall)
-            axis.plot(*point, "o", color=_INK, label=f"threshold {metrics.threshold:g}", clip_on=False, zorder=3)
+        axis.plot(false_rate, true_rate, color=_VAL, linewidth=2, label=f"test, AUC {metrics['auc']:.3f}")
+        if metrics["specificity"] is not None:
+            _mark_threshold(axis, 1 - metrics["specificity"], metrics["recall"], metrics)
         axis.set_xlabel("false positive rate (1 - specificity)")
         axis.set_ylabel("true positive rate (sensitivity)")
-        axis.set_xlim(0, 1)
-        axis.set_ylim(0, 1.01)
-        axis.set_aspect("equal")
-        axis.legend(loc="lower right")
-        axis.set_title(f"Test, {metrics.images} images", loc="left")
+        return _squared(figure, axis, metrics, caption, "lower right")
+
+
+def plot_precision_recall(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
+    """The precision-recall curve of test, with the threshold's point on it; arguments as of `plot_roc`."""
+    precision, recall, _ = precision_recall_curve(labels, probabilities)
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        axis.axhline(labels.mean(), color=_INK, linewidth=0.8, linestyle=":", label="chance")
+        label = f"test, average precision {metrics['average_precision']:.3f}"
+        axis.plot(recall, precision, color=_VAL, linewidth=2, drawstyle="steps-post", label=label)
+        _mark_threshold(axis, metrics["recall"], metrics["precision"], metrics)
+        axis.set_xlabel("recall (sensitivity)")
+        axis.set_ylabel("precision (positive predictive value)")
+        return _squared(figure, axis, metrics, caption, "lower left")
+
+
+def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
+    """How often there is a fracture where the model says how likely one is; arguments as of `plot_roc`."""
+    bins = np.minimum((probabilities * 10).astype(int), 9)
+    count = np.bincount(bins, minlength=10)
+    filled = count > 0
+    said, true = (np.bincount(bins, values, 10)[filled] / count[filled] for values in (probabilities, labels))
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")
+        label = f"test, calibration error {metrics['calibration_error']:.3f}"
+        axis.plot(said, true, color=_VAL, linewidth=1, label=label)
+        axis.scatter(said, true, s=20 + 400 * count[filled] / count.sum(), color=_VAL, clip_on=False, zorder=3)
+        axis.set_xlabel("probability of a fracture, as the model says it (a dot's area: images)")
+        axis.set_ylabel("share that has a fracture")
+        return _squared(figure, axis, metrics, caption, "upper left")
+
+
+def plot_histograms(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
+    """The probabilities that each class got, and the threshold; arguments as of `plot_roc`."""
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        for label, color in ((0, _TRAIN), (1, _VAL)):
+            own = probabilities[labels == label]
+            axis.hist(own, np.linspace(0, 1, 21), color=color, alpha=0.6, label=f"{CLASS_NAMES[label]}, {len(own)}")
+        if metrics.threshold is not None:
+            axis.axvline(metrics.threshold, color=_INK, linewidth=1, label=_threshold(metrics))
+        axis.set_xlabel("probability of a fracture")
+        axis.set_ylabel("images")
+        axis.legend(loc="best")
+        axis.set_title(_title(metrics), loc="left")
         figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
         return _png(figure)
+
+
+def _mark_threshold(axis: Axes, x: float | None, y: float | None, metrics: Metrics) -> None:
+    if x is not None and y is not None:
+        axis.plot(x, y, "o", color=_INK, label=_threshold(metrics), clip_on=False, zorder=3)
+
+
+def _squared(figure: Figure, axis: Axes, metrics: Metrics, caption: str, legend: str) -> bytes:
+    """Finishes a plot whose axes both run from 0 to 1."""
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.01)
+    axis.set_aspect("equal")
+    axis.legend(loc=legend)
+    axis.set_title(_title(metrics), loc="left")
+    figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
+    return _png(figure)
+
+
+def _threshold(metrics: Metrics) -> str:
+    return "thresholds of the folds" if metrics.threshold is None else f"threshold {metrics.threshold:.3g}"
+
+
+def _title(metrics: Metrics) -> str:
+    return f"Test, {metrics.count:,} images of {metrics.groups:,} radiographs or patients"
 
 
 def _wrap(text: str, width: int = 58) -> str:

@@ -1,36 +1,151 @@
-"""From a finished training to its report: exact figures, pictures, and the lines a person reads last."""
+"""From scores to a report: exact figures, pictures, one page, and the lines a person reads last."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.evaluation.metrics import Metrics, compute_metrics
-from fracture.evaluation.plots import plot_confusion_matrix, plot_curves, plot_roc
-from fracture.input.shards import Manifest
+from fracture.evaluation.calibration import Decision
+from fracture.evaluation.metrics import Evaluation, Metrics, compute_metrics
+from fracture.evaluation.plots import (
+    plot_confusion_matrix,
+    plot_curves,
+    plot_histograms,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+)
+from fracture.input.shards import Manifest, images_of, read_index, read_rows
+from fracture.labels import CLASS_NAMES, SPLITS
+from fracture.page import picture, png, render
 from fracture.storage import Place
 
+NAMES = {  # figure -> what a reader calls it, in the order of the page
+    "auc": "AUC (area under the ROC curve)",
+    "average_precision": "average precision",
+    "accuracy": "accuracy",
+    "recall": "sensitivity (recall)",
+    "specificity": "specificity",
+    "precision": "positive predictive value (precision)",
+    "npv": "negative predictive value",
+    "f1": "F1",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "sensitivity_at_95_specificity": "sensitivity at 95 % specificity",
+    "specificity_at_90_sensitivity": "specificity at 90 % sensitivity",
+    "specificity_at_95_sensitivity": "specificity at 95 % sensitivity",
+    "brier": "Brier score",
+    "calibration_error": "expected calibration error",
+    "loss": "cross-entropy",
+}
+ORIGIN = "test_from:"
+_WORST = 6  # mistakes of each kind that are shown
 
-def metrics_of(scores: pa.Table, split: str, threshold: float) -> Metrics:
-    labels, probabilities = _arrays(scores, split)
-    return compute_metrics(labels, probabilities, threshold)
+
+def evaluate(scores: pa.Table, threshold: float) -> Evaluation:
+    """Figures per image and per radiograph."""
+    labels, probabilities, groups = (scores[name].to_numpy() for name in ("label", "probability", "group"))
+    return {unit: compute_metrics(labels, probabilities, groups, threshold, unit) for unit in ("image", "radiograph")}
 
 
-def write_report(
-    folder: Place,
-    manifest: Manifest,
-    history: Sequence[dict[str, float]],
-    best_epoch: int,
-    scores: pa.Table,
-    test: Metrics,
-) -> None:
-    """Writes `curves.png`, `confusion_matrix.png` and `roc.png`."""
-    caption = "\n".join(caveats(manifest))
-    labels, probabilities = _arrays(scores, "test")
-    (folder / "curves.png").write_bytes(plot_curves(history, best_epoch, caption))
-    (folder / "confusion_matrix.png").write_bytes(plot_confusion_matrix(test, caption))
-    (folder / "roc.png").write_bytes(plot_roc(labels, probabilities, test, caption))
+def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold: float) -> dict[str, Evaluation]:
+    """Validation and test; of several origins, test of each; where test leaks, also that part of it which does not.
+
+    Returns:
+        "val", "test", perhaps "test_from:ORIGIN" and "test_without_leaks" -> figures.
+    """
+    parts = {split: scores.filter(pc.equal(scores["split"], split)) for split in SPLITS[1:]}
+    found = {split: evaluate(rows, threshold) for split, rows in parts.items() if len(rows)}
+    origins = pc.unique(parts["test"]["origin"]).to_pylist()
+    if len(origins) > 1:
+        for origin in sorted(origins):
+            rows = parts["test"].filter(pc.equal(parts["test"]["origin"], origin))
+            found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
+    leak = manifest.leakage.get("test")
+    if leak is not None and leak.leaking:
+        trained_on = read_index(shards, manifest, "train")["group"]
+        apart = scores.filter(
+            pc.and_(
+                pc.equal(scores["split"], "test"), pc.invert(pc.is_in(scores["group"], trained_on.combine_chunks()))
+            )
+        )
+        if len(apart):
+            found["test_without_leaks"] = evaluate(apart, threshold)
+    return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run's report tells."""
+
+    title: str
+    manifest: Manifest
+    decision: Decision
+    evaluations: Mapping[str, Evaluation]
+    history: Sequence[dict[str, float]]  # empty where nothing was trained
+    best_epoch: int
+    facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
+    own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
+
+
+def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place) -> None:
+    """Writes the plots as PNG files and `report.html`, which holds them all.
+
+    Args:
+        scores: calibrated, of validation and test.
+    """
+    caption = "\n".join(caveats(report.manifest))
+    test = scores.filter(pc.equal(scores["split"], "test"))
+    labels, probabilities = test["label"].to_numpy(), test["probability"].to_numpy()
+    plots = {"curves": plot_curves(report.history, report.best_epoch, caption)} if report.history else {}
+    plots |= plot_scores(labels, probabilities, report.evaluations["test"]["image"], caption)
+    for name, data in plots.items():
+        (folder / f"{name}.png").write_bytes(data)
+    page = render(
+        "report.html",
+        report=report,
+        caveats=caveats(report.manifest),
+        names=NAMES,
+        classes=list(reversed(CLASS_NAMES)),
+        origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
+        comparison=comparison_line(report.own_test, report.evaluations["test"]) if report.own_test else "",
+        plots={name: png(data) for name, data in plots.items()},
+        mistakes=_mistakes(test, report, shards),
+    )
+    (folder / "report.html").write_bytes(page)
+
+
+def plot_scores(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> dict[str, bytes]:
+    """The plots of a test, as PNG files; curves only where both classes are there."""
+    plots = {"confusion_matrix": plot_confusion_matrix(metrics, caption)}
+    if metrics["auc"] is not None:
+        plots["roc"] = plot_roc(labels, probabilities, metrics, caption)
+        plots["precision_recall"] = plot_precision_recall(labels, probabilities, metrics, caption)
+    plots["reliability"] = plot_reliability(labels, probabilities, metrics, caption)
+    plots["histograms"] = plot_histograms(labels, probabilities, metrics, caption)
+    return plots
+
+
+def _mistakes(test: pa.Table, report: Report, shards: Place) -> list[dict[str, Any]]:
+    """The worst of each kind, one a radiograph, with their pictures."""
+    threshold = report.decision.threshold
+    shown = []
+    for label, sign in ((1, 1), (0, -1)):
+        called_wrong = (pc.less if label else pc.greater_equal)(test["probability"], threshold)
+        wrong = test.filter(pc.and_(pc.equal(test["label"], label), called_wrong)).to_pylist()
+        groups: set[int] = set()
+        for row in sorted(wrong, key=lambda row: sign * row["probability"]):
+            if row["group"] in groups or len(groups) == _WORST:
+                continue
+            groups.add(row["group"])
+            pixels = images_of(
+                read_rows(shards, report.manifest, "test", row["row"], row["row"] + 1), report.manifest.image_size
+            )
+            what = f"{CLASS_NAMES[label]}, probability of a fracture {row['probability']:.2f}"
+            shown.append({"picture": picture(pixels[0, ..., 0]), "what": what, "path": row["source"]})
+    return shown
 
 
 def caveats(manifest: Manifest) -> list[str]:
@@ -38,27 +153,58 @@ def caveats(manifest: Manifest) -> list[str]:
     lines = []
     if manifest.synthetic:
         lines.append("SYNTHETIC: drawn sample radiographs. Says that the job works, nothing about patients.")
-    if copied := manifest.copies.test_in_train:
+    told = [
+        f"{leak.leaking} of {leak.images} {split} images ({leak.by_kind['bytes']} byte for byte)"
+        for split, leak in sorted(manifest.leakage.items())
+        if leak.leaking
+    ]
+    if told:
+        lines.append(f"MEMORY: {' and '.join(told)} show a radiograph that training has too.")
+    return lines
+
+
+def result_lines(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """The test result on a screen."""
+    lines = []
+    for unit, m in reversed(evaluations["test"].items()):
+        figures = ", ".join(
+            f"{word} {text(m, name)}"
+            for word, name in (("AUC", "auc"), ("sensitivity", "recall"), ("specificity", "specificity"))
+        )
+        lines.append(f"{'test' if unit == 'radiograph' else '':<10} {m.count:,} {unit}s: {figures}")
+    m = evaluations["test"]["image"]
+    lines.append(
+        f"           at threshold {m.threshold:.3f}, accuracy {text(m, 'accuracy')}: {m.true_positives} fractures "
+        f"found, {m.false_negatives} missed · {m.true_negatives} normals cleared, {m.false_positives} called fractures"
+    )
+    for name, evaluation in evaluations.items():
+        if name.startswith(ORIGIN):
+            m = evaluation["radiograph"]
+            lines.append(f"  {name.removeprefix(ORIGIN):<8} {m.count:,} radiographs: AUC {text(m, 'auc')}")
+    if apart := evaluations.get("test_without_leaks"):
+        m = apart["image"]
         lines.append(
-            f"MEMORY: {copied} of {manifest.rows('test')} test images are byte-for-byte copies of training images."
+            f"           on the {m.count} images that do not leak from training: AUC {text(m, 'auc')}, "
+            f"accuracy {text(m, 'accuracy')}"
         )
     return lines
 
 
-def result_lines(test: Metrics) -> list[str]:
-    m = test
-    return [
-        f"test       {m.images} images: accuracy {m.accuracy:.3f}, AUC {_figure(m.auc)}, recall {_figure(m.recall)}, "
-        f"precision {_figure(m.precision)}, specificity {_figure(m.specificity)} (threshold {m.threshold:g})",
-        f"           {m.true_positives} fractures found, {m.false_negatives} missed · "
-        f"{m.true_negatives} normals cleared, {m.false_positives} called fractures",
-    ]
+def text(metrics: Metrics, name: str) -> str:
+    """A figure with its interval, for the screen."""
+    figure = metrics.figures[name]
+    if figure.value is None:
+        return "undefined"
+    return f"{figure.value:.3f}" + (f" [{figure.low:.3f}, {figure.high:.3f}]" if figure.low is not None else "")
 
 
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def _arrays(scores: pa.Table, split: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = scores.filter(pc.equal(scores["split"], split))
-    return rows["label"].to_numpy(), rows["probability"].to_numpy()
+def comparison_line(own: Evaluation, here: Evaluation) -> str:
+    """How far the score falls, or does not, from a model's own test to data from elsewhere."""
+    before, now = (evaluation["radiograph"]["auc"] for evaluation in (own, here))
+    if before is None or now is None:
+        return "compare    AUC per radiograph is undefined: one class only"
+    fall = before - now
+    verdict = f"{fall:.3f} lower here" if fall > 0 else f"{-fall:.3f} higher here"
+    low = here["radiograph"].figures["auc"].low
+    chance = "; it cannot be told from chance" if low is not None and low <= 0.5 else ""
+    return f"compare    AUC per radiograph {before:.3f} on its own test, {now:.3f} on these: {verdict}{chance}"

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fracture.errors import RunError
+from fracture.evaluation.calibration import apply_temperature
 from fracture.input.shards import Manifest, images_of, read_rows
 from fracture.labels import SPLITS
 from fracture.storage import Place
@@ -20,6 +21,7 @@ _SCHEMA = pa.schema(
         pa.field("row", pa.int64()),  # within the split
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
+        pa.field("origin", pa.string()),
         pa.field("group", pa.int64()),
         pa.field("label", pa.uint8()),
         pa.field("probability", pa.float32()),  # of a fracture
@@ -43,6 +45,7 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
             pa.array(np.arange(start, stop)),
             pa.array([split] * (stop - start)),
             block["source"].combine_chunks(),
+            block["origin"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
             pa.array(probabilities.astype(np.float32)),
@@ -57,25 +60,35 @@ def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: i
     _part(run, split, rank, workers).write_bytes(sink.getvalue())
 
 
-def gather_scores(run: Place, manifest: Manifest, workers: int) -> pa.Table:
-    """All workers' scores as one table in row order, also written as `predictions.parquet`; validation, then test.
+def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.Table:
+    """All workers' scores of a split as one table in row order, not calibrated yet.
 
     Raises:
         RunError: a row is missing or scored twice.
     """
-    tables = []
-    for split in SPLITS[1:]:
-        parts = [pq.read_table(pa.BufferReader(_part(run, split, r, workers).read_bytes())) for r in range(workers)]
-        scores = pa.concat_tables(parts).sort_by("row")
-        if not np.array_equal(scores["row"], np.arange(manifest.rows(split))):
-            raise RunError(f"{split}: {scores.num_rows} scores for {manifest.rows(split)} images; run the job again")
-        tables.append(scores)
-    gathered = pa.concat_tables(tables)
-    sink = pa.BufferOutputStream()
-    pq.write_table(gathered, sink)
-    (run / "predictions.parquet").write_bytes(sink.getvalue())
+    parts = [pq.read_table(pa.BufferReader(_part(run, split, r, workers).read_bytes())) for r in range(workers)]
+    scores = pa.concat_tables(parts).sort_by("row").combine_chunks()
+    if not np.array_equal(scores["row"], np.arange(manifest.rows(split))):
+        raise RunError(f"{split}: {scores.num_rows} scores for {manifest.rows(split)} images; run the job again")
+    return scores
+
+
+def gather_scores(run: Place, manifest: Manifest, workers: int, temperature: float) -> pa.Table:
+    """Validation and test, calibrated, as one table in row order, also written as `predictions.parquet`."""
+    gathered = pa.concat_tables([read_scores(run, manifest, split, workers) for split in SPLITS[1:]])
+    calibrated = apply_temperature(gathered["probability"].to_numpy(), temperature)
+    column = gathered.schema.get_field_index("probability")
+    gathered = gathered.set_column(column, _SCHEMA.field("probability"), pa.array(calibrated, pa.float32()))
+    write_predictions(run, gathered)
     (run / "scores").delete()
     return gathered
+
+
+def write_predictions(folder: Place, scores: pa.Table) -> None:
+    """Every figure of a report can be computed again from this file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(scores, sink)
+    (folder / "predictions.parquet").write_bytes(sink.getvalue())
 
 
 def _part(run: Place, split: str, rank: int, workers: int) -> Place:

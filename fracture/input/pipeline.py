@@ -1,6 +1,7 @@
 """Shards to batches: each worker's rows, shuffled, batched and augmented by tf.data.
 
-Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone.
+Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone. What an
+epoch sees is decided by `draws`, which worker computes it by `lanes`.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import tensorflow as tf
 
 from fracture.config import AugmentConfig
 from fracture.input.augment import draw_transforms, transform
+from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, images_of, read_rows
 from fracture.storage import Place
@@ -20,7 +22,9 @@ from fracture.storage import Place
 class Share:
     """One worker's rows of one split, in memory: 50 kB an image of 224×224."""
 
-    lanes: Lanes
+    lanes: Lanes  # of the draws
+    draws: Draws
+    first: int  # row of the split that `images` begins with
     images: tf.Tensor  # [N, H, W, 1] uint8
     labels: tf.Tensor  # [N] float32, 0 or 1
 
@@ -28,25 +32,35 @@ class Share:
     def steps(self) -> int:
         return self.lanes.steps
 
+    def rows(self, seed: int | None, epoch: int) -> np.ndarray:
+        """[steps, own lanes] int64: which of `images` each step takes; -1 where a lane sits out."""
+        indices = self.lanes.indices(seed, epoch)
+        drawn = self.draws.rows(epoch)[self.lanes.start : self.lanes.stop] - self.first
+        return np.where(indices >= 0, drawn[indices], -1) if len(drawn) else indices
 
-def load_share(folder: Place, manifest: Manifest, split: str, lanes: Lanes) -> Share:
-    table = read_rows(folder, manifest, split, lanes.start, lanes.stop)
-    assert table.num_rows == lanes.stop - lanes.start
+
+def load_share(folder: Place, manifest: Manifest, split: str, lanes: Lanes, draws: Draws, epochs: int) -> Share:
+    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its lanes."""
+    drawn = [draws.rows(epoch)[lanes.start : lanes.stop] for epoch in range(epochs)]
+    first = min((int(rows[0]) for rows in drawn if len(rows)), default=0)
+    stop = max((int(rows[-1]) + 1 for rows in drawn if len(rows)), default=0)
+    table = read_rows(folder, manifest, split, first, stop)
+    assert table.num_rows == stop - first
     with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
         images = tf.constant(images_of(table, manifest.image_size))
         labels = tf.constant(table["label"].to_numpy().astype(np.float32))
-    return Share(lanes, images, labels)
+    return Share(lanes, draws, first, images, labels)
 
 
 def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig) -> tf.data.Dataset:
-    """One epoch, each row once.
+    """One epoch of draws.
 
     Yields:
         images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32: the weights make the mean over
         workers of each worker's mean loss the mean over the rows of the global batch, also where workers hold
         unequal numbers of them.
     """
-    indices = share.lanes.indices(seed, epoch)  # [steps, lanes]
+    indices = share.rows(seed, epoch)  # [steps, lanes]
     size = share.images.shape[1]
     own = (indices >= 0).sum(axis=1)
     weights = (own * share.lanes.workers / share.lanes.batch_rows()).astype(np.float32)  # [steps]
@@ -77,7 +91,7 @@ def evaluation_batches(share: Share) -> tf.data.Dataset:
         rows = tf.boolean_mask(index, index >= 0)
         return tf.gather(share.images, rows), tf.gather(share.labels, rows)[:, tf.newaxis]
 
-    return _run_ahead(tf.data.Dataset.from_tensor_slices(share.lanes.indices(seed=None)), batch)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices(share.rows(None, 0)), batch)
 
 
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:

@@ -4,6 +4,7 @@ A shard is plain Arrow, readable by pyarrow alone. The manifest is written last:
 """
 
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fracture.errors import UsageError
+from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import Place
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "dataset.json"
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
@@ -27,18 +29,34 @@ class Shard(BaseModel):
     digest: str  # SHA-256 over the rows, in order; part of the file's name
 
 
-class Copies(BaseModel):
-    """Images of a split whose file is byte for byte also in another one."""
+class Leak(BaseModel):
+    """Images of a split that share a radiograph or a patient with training."""
 
-    val_in_train: int
-    test_in_train: int
-    test_in_val: int
+    images: int
+    by_kind: dict[str, int]  # bytes, pixels, copy, name, patient -> images, each under its plainest kind
+
+    @property
+    def leaking(self) -> int:
+        return sum(self.by_kind.values())
 
 
 class Rejection(BaseModel):
     path: str
-    split: str
+    split: str  # as found
     reason: str
+
+
+class Pixels(BaseModel):
+    """Sums over all pixels of a split, for mean and deviation of any union of splits."""
+
+    count: int
+    sum: int
+    square_sum: int
+
+    @classmethod
+    def total(cls, parts: Iterable["Pixels"]) -> "Pixels":
+        listed = list(parts)
+        return cls(**{name: sum(getattr(part, name) for part in listed) for name in cls.model_fields})
 
 
 class Manifest(BaseModel):
@@ -49,14 +67,19 @@ class Manifest(BaseModel):
     schema_version: int
     fingerprint: str  # of parameters and rows: same input and parameters, same fingerprint
     synthetic: bool
-    official_split: bool  # False: a random split by data.seed
+    split: str  # official: as found; group: ours, no group in two splits; folds: the same, K times; test: all test
+    split_reason: str
+    folds: list[str]  # titles of the folds, in their order; empty where there are none
     parameters: dict[str, Any]
     class_folders: dict[str, list[str]]
     counts: dict[str, dict[str, int]]  # split -> class name -> images
-    distinct_files: dict[str, int]  # split -> images that differ in their bytes
-    copies: Copies
-    pixel_mean: float  # of train, in [0, 255]
-    pixel_std: float
+    groups: dict[str, dict[str, int]]  # split -> class name -> groups
+    leakage: dict[str, Leak]  # "val", "test" -> what it shares with training, in these shards
+    leakage_found: dict[str, Leak]  # the same in the split as found; empty where there was none
+    alarms: list[str]  # of the audit
+    moved: list[str]  # groups that new images made move to training
+    left_out: dict[str, int]  # why -> readable images that are in no shard
+    pixels: dict[str, Pixels]
     rejected: list[Rejection]
     shards: dict[str, list[Shard]]  # split -> its shards, in row order
 
@@ -64,8 +87,47 @@ class Manifest(BaseModel):
     def image_size(self) -> int:
         return self.parameters["image_size"]
 
+    @property
+    def pixel_mean(self) -> float:
+        """Of the training images, in [0, 255]."""
+        return self.pixels["train"].sum / self.pixels["train"].count
+
+    @property
+    def pixel_std(self) -> float:
+        train = self.pixels["train"]
+        return max(train.square_sum / train.count - self.pixel_mean**2, 0.0) ** 0.5
+
     def rows(self, split: str) -> int:
         return sum(shard.rows for shard in self.shards[split])
+
+    def fold(self, number: int) -> "Manifest":
+        """The data set in which that fold, from 1 on, is test.
+
+        The next fold validates and the others train; of folds by source, a part of each of the others validates.
+        """
+        count = len(self.folds)
+        others = [f"fold-{n}" for n in range(1, count + 1) if n != number]
+        if f"fold-{number}-val" in self.shards:
+            parts = {"test": [f"fold-{number}", f"fold-{number}-val"], "val": [f"{name}-val" for name in others]}
+        else:
+            parts = {"test": [f"fold-{number}"], "val": [f"fold-{number % count + 1}"]}
+        parts["train"] = [name for name in others if name not in parts["val"]]
+        parts = {split: parts[split] for split in SPLITS}
+
+        def summed(tables: dict[str, dict[str, int]], split: str) -> dict[str, int]:
+            return {name: sum(tables[part][name] for part in parts[split]) for name in CLASS_NAMES}
+
+        return self.model_copy(
+            update={
+                "fingerprint": f"{self.fingerprint}-fold-{number}",
+                "folds": [],
+                "counts": {split: summed(self.counts, split) for split in SPLITS},
+                "groups": {split: summed(self.groups, split) for split in SPLITS},
+                "leakage": {},  # groups do not straddle folds
+                "pixels": {split: Pixels.total(self.pixels[part] for part in parts[split]) for split in SPLITS},
+                "shards": {split: [shard for part in parts[split] for shard in self.shards[part]] for split in SPLITS},
+            }
+        )
 
 
 def schema(image_size: int) -> pa.Schema:
@@ -76,29 +138,24 @@ def schema(image_size: int) -> pa.Schema:
             pa.field("group", pa.int64(), nullable=False),
             pa.field("sha256", pa.binary(32), nullable=False),  # of the file
             pa.field("source", pa.string(), nullable=False),  # path relative to the data root
+            pa.field("origin", pa.string(), nullable=False),  # hospital, scanner, collection; "" where not known
         ]
     )
 
 
-def encode_shard(
-    images: np.ndarray, labels: list[int], groups: list[int], hashes: list[bytes], sources: list[str]
-) -> tuple[pa.Buffer, str]:
+def encode_shard(images: np.ndarray, rows: Mapping[str, Sequence[Any]]) -> tuple[pa.Buffer, str]:
     """A shard's bytes and the digest of its rows.
 
     Args:
         images: [N, H, W] uint8.
+        rows: the other columns of the schema, N values each.
     """
-    rows, size = images.shape[:2]
+    count, size = images.shape[:2]
     pixels = pa.py_buffer(np.ascontiguousarray(images))
-    columns = [
-        pa.Array.from_buffers(pa.binary(size**2), rows, [None, pixels]),
-        pa.array(labels, pa.uint8()),
-        pa.array(groups, pa.int64()),
-        pa.array(hashes, pa.binary(32)),
-        pa.array(sources, pa.string()),
-    ]
+    columns = [pa.Array.from_buffers(pa.binary(size**2), count, [None, pixels])]
+    columns += [pa.array(rows[field.name], field.type) for field in list(schema(size))[1:]]
     digest = hashlib.sha256(pixels)
-    for row in zip(labels, groups, hashes, sources, strict=True):
+    for row in zip(*(column.to_pylist() for column in columns[1:]), strict=True):
         digest.update(repr(row).encode())
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -163,7 +220,21 @@ def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: i
     return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
 
 
-def _read_shard(file: Place, shard: Shard, low: int, high: int, image_size: int) -> pa.Table:
+def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[str] = ("group", "label")) -> pa.Table:
+    """Some columns of every row of a split, in row order, without the images: 9 bytes a row for group and label.
+
+    Raises:
+        UsageError: a shard is damaged; names the file and the row group.
+    """
+    return pa.concat_tables(
+        _read_shard(folder / shard.file, shard, 0, shard.rows, manifest.image_size, list(columns))
+        for shard in manifest.shards[split]
+    )
+
+
+def _read_shard(
+    file: Place, shard: Shard, low: int, high: int, image_size: int, columns: list[str] | None = None
+) -> pa.Table:
     group = low // ROW_GROUP_ROWS
     tables = []
     try:
@@ -172,7 +243,7 @@ def _read_shard(file: Place, shard: Shard, low: int, high: int, image_size: int)
             if parquet.metadata.num_rows != shard.rows or parquet.schema_arrow != schema(image_size):
                 raise UsageError(f"shard {file} is not the one that {MANIFEST} describes. Run preprocessing again.")
             for group in range(low // ROW_GROUP_ROWS, (high - 1) // ROW_GROUP_ROWS + 1):
-                tables.append(parquet.read_row_group(group))
+                tables.append(parquet.read_row_group(group, columns))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
             f"shard {file} is damaged at row group {group}: {error}. Delete it and run preprocessing again."

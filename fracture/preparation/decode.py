@@ -1,6 +1,7 @@
 """One file's bytes to one grey image, or the reason why not."""
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,13 +18,21 @@ class Rejected(Exception):
     """The file is not a radiograph that can be used; the text is the reason."""
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Picture:
+    """A decoded file, and what it was stored as."""
+
+    pixels: np.ndarray  # [size, size] uint8, grey
+    format: str  # what the bytes are, whatever the name says: JPEG, PNG, ...
+    mode: str  # Pillow's: L, RGB, I;16, ...
+    width: int  # as stored, before EXIF orientation
+    height: int
+
+
+def decode(data: bytes, size: int) -> Picture:
     """Decodes an image of any common format and mode, whatever its file name says.
 
     The first frame is used, EXIF orientation applied, transparency laid on black, 16-bit grey scaled to 8.
-
-    Returns:
-        [size, size] uint8, grey.
 
     Raises:
         Rejected: empty, not an image, truncated or damaged, or larger than `MAX_PIXELS`.
@@ -34,6 +43,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Rejected(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
+            stored = {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
             # JPEG alone honours this: decoded at 1/2, 1/4 or 1/8 where that still leaves twice the target.
             image.draft("L" if image.mode in ("L", "RGB", "YCbCr") else image.mode, (2 * size, 2 * size))
             image.load()
@@ -45,7 +55,7 @@ def decode(data: bytes, size: int) -> np.ndarray:
         raise
     except Exception as error:  # on a damaged file the decoders raise whatever they stumble over
         raise Rejected(_reason(error)) from None
-    return np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR))
+    return Picture(np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)
 
 
 def _to_grey(image: Image.Image, white_is_zero: bool) -> Image.Image:

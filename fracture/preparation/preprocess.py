@@ -1,7 +1,8 @@
-"""Images to shards, as a map over shards on Ray Data. The one file of this room that knows Ray.
+"""Images to facts to shards: maps over files on Ray. The one file of this room that knows Ray.
 
-Which file goes into which shard is decided by a keyed hash before anything is decoded, so that any number of
-workers writes the same bytes, and no worker needs another's rows.
+Every file is decoded twice: once to be examined, once to be written, since where it goes is known only when all have
+been examined, and decoding costs less than moving the pixels to and from a disk. Which row goes into which shard is
+decided by keyed hashes, so that any number of workers writes the same bytes.
 """
 
 import hashlib
@@ -10,10 +11,13 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fracture.config import DataConfig
@@ -21,33 +25,51 @@ from fracture.errors import RunError, UsageError
 from fracture.input.shards import (
     MANIFEST,
     SCHEMA_VERSION,
-    Copies,
     Manifest,
-    Rejection,
+    Pixels,
     Shard,
     encode_shard,
     read_manifest,
 )
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.alignment import Likeness, compare
+from fracture.preparation.audit import Audit, alarms, leakage, make_audit
+from fracture.preparation.audit_page import audit_page
+from fracture.preparation.decode import decode
+from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.grouping import COPY_KINDS, find_links, first_of_each, group_numbers
+from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile, Source, keyed_hash
+from fracture.preparation.split import assign, assign_by_source, shares_of
 from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
+_FILES = "files.parquet"  # every file: facts, group, split
+_LINKS = "links.parquet"  # why files are one group
+_BESIDE = (MANIFEST, _INPUT, _FILES, _LINKS, "audit.json", "audit.html")
+_EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 64
+
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True)
+class Examined:
+    """All files of a source, looked at."""
+
+    source: Source
+    facts: pa.Table  # FACTS, in the order of the source's files
+    links: pa.Table  # LINKS
+    audit: Audit
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one task returns of the shard it wrote: all small but 8 bytes an image."""
+    """What one task returns of the shard it wrote."""
 
     split: str
     number: int
-    shard: Shard | None  # None: every file was rejected
-    counts: list[int]  # by label
-    hashes: bytes  # the first 8 bytes of each file's SHA-256
-    pixel_sum: int
-    pixel_square_sum: int
-    rejected: list[Rejection]
+    shard: Shard
+    pixels: Pixels
 
 
 def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None:
@@ -61,100 +83,303 @@ def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None
     return manifest if same else None
 
 
+def examine_source(source: Source, config: DataConfig, progress: Progress = lambda what, done, total: None) -> Examined:
+    """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray."""
+    facts = _facts(source, config, progress)
+    links = find_links(facts, config, _Comparer(facts, progress))
+    return Examined(source, facts, links, make_audit(facts, links))
+
+
 def preprocess(
-    source: Source, out: Place, config: DataConfig, progress: Callable[[int], None] = lambda files: None
+    examined: Examined,
+    out: Place,
+    config: DataConfig,
+    progress: Progress = lambda what, done, total: None,
 ) -> Manifest:
-    """Writes the shards of `source` into the folder `out`; needs a started Ray.
+    """Writes the shards of the examined source into the folder `out`; needs a started Ray.
 
-    What `out` held before stays valid until the new manifest is written, in one stroke.
-
-    Args:
-        progress: called with the number of files just finished.
+    What `out` held before stays valid until the new manifest is written, in one stroke. The split that is recorded
+    there stands: no group that was assigned before moves, where the settings of the split are the same.
 
     Raises:
-        UsageError: too many files are unreadable, or `out` is somebody's folder of other things.
-        RunError: the disk is full.
+        UsageError: too many files are unreadable, a split would lack a class, or `out` is somebody's folder of other
+            things.
+        RunError: the disk is full, or a file changed meanwhile.
     """
+    source = examined.source
     _check_out(source, out)
-    parts = _write_parts(source, out, config, progress)
-    _check_rejected(source, parts, config)
-    for split in SPLITS:
-        for label, name in enumerate(CLASS_NAMES):
-            if not sum(part.counts[label] for part in parts if part.split == split):
-                raise UsageError(f"--data {source.root}: no readable image of class {name!r} in split {split!r}.")
-    manifest = _manifest(source, parts, config)
+    _check_rejected(examined.audit, config)
+    plan = _plan(examined, config, _previous(out, config))
+    parts = _write_parts(source, out, config, plan, progress)
+    manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
+    write_audit(out, examined)
+    (out / _FILES).write_bytes(_parquet(plan.files))
+    (out / _LINKS).write_bytes(_parquet(examined.links))
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / _INPUT).write_json({"input": _input_key(source, config), "fingerprint": manifest.fingerprint})
     _remove_others(out, manifest)
     return manifest
 
 
-def shards_name(data: Place, config: DataConfig) -> str:
+def write_audit(out: Place, examined: Examined) -> None:
+    """`audit.json`, and `audit.html` with the pictures of what it says."""
+    (out / "audit.html").write_bytes(audit_page(examined.source, examined.facts, examined.audit))
+    (out / "audit.json").write_bytes(examined.audit.model_dump_json(indent=1).encode() + b"\n")
+
+
+def read_audit(out: Place) -> Audit:
+    return Audit.model_validate((out / "audit.json").read_json())
+
+
+def shards_name(source: Source, config: DataConfig) -> str:
     """A folder name that differs for other data or other settings."""
-    key = hashlib.sha256(repr((str(data), sorted(config.model_dump(mode="json").items()))).encode()).hexdigest()
-    return f"{data.name}-{key[:8]}"
+    roots = sorted(str(root) for root in source.roots.values())
+    key = hashlib.sha256(repr((roots, sorted(config.model_dump(mode="json").items()))).encode()).hexdigest()
+    return f"{'-'.join(root.name for root in source.roots.values())[:60]}-{key[:8]}"
 
 
-def _write_parts(source: Source, out: Place, config: DataConfig, progress: Callable[[int], None]) -> list[_Part]:
-    import ray
+def _ray_data() -> Any:
+    import ray.data
 
-    # Pickled by us, since Arrow has no type for them and Ray Data would warn.
-    tasks = [
-        {"task": pickle.dumps((split, number, files))}
-        for split in SPLITS
-        for number, files in enumerate(_deal(source, split, config))
-    ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts images
+    context.print_on_execution_start = False
     # Importing ray.data has just set up a logger of its own, louder than Ray's.
     logging.getLogger("ray.data").setLevel(logging.getLogger("ray").getEffectiveLevel())
-    context.print_on_execution_start = False
-    root = source.root
+    return ray.data
 
-    def write(row: dict[str, bytes]) -> dict[str, bytes]:
+
+def _map(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+    """Results of `function(*task)`, in whatever order they are done; a RunError is raised as it is."""
+
+    # Pickled by us, since Arrow has no type for them and Ray Data would warn.
+    def run(row: dict[str, bytes]) -> dict[str, bytes]:
         try:
-            return {"part": pickle.dumps(_write_shard(root, out, config, *pickle.loads(row["task"])))}
+            return {"result": pickle.dumps(function(*pickle.loads(row["task"])))}
         except RunError as error:  # returned, since Ray would wrap it in traces
-            return {"part": pickle.dumps(error)}
+            return {"result": pickle.dumps(error)}
+
+    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    for row in _ray_data().from_items(rows, override_num_blocks=len(rows)).map(run).iter_rows():
+        result = pickle.loads(row["result"])
+        if isinstance(result, RunError):
+            raise result
+        yield result
+
+
+def _facts(source: Source, config: DataConfig, progress: Progress) -> pa.Table:
+    files = source.files
+    tasks = [
+        (number, [(file, source.place_of(file.path)) for file in files[start : start + _EXAMINED_AT_ONCE]])
+        for number, start in enumerate(range(0, len(files), _EXAMINED_AT_ONCE))
+    ]
+    size = config.image_size
+
+    def look(number: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
+        rows = [examine(file, _read(place), size) for file, place in chunk]
+        return number, pa.Table.from_pylist(rows, schema=FACTS)
+
+    tables: dict[int, pa.Table] = {}
+    done = 0
+    for number, table in _map(look, tasks):
+        tables[number] = table
+        done += len(table)
+        progress("examine", done, len(files))
+    return pa.concat_tables([tables[number] for number in sorted(tables)])
+
+
+def _read(place: Place) -> bytes | None:
+    try:
+        return place.read_bytes()
+    except (PermissionError, FileNotFoundError):
+        return None
+
+
+class _Comparer:
+    """Compares pairs of images on all of Ray's workers, which share one copy of the small images."""
+
+    def __init__(self, facts: pa.Table, progress: Progress) -> None:
+        import ray
+
+        small = np.zeros((len(facts), SIDE, SIDE), np.uint8)
+        for row, pixels in enumerate(facts["small"].to_pylist()):
+            if pixels is not None:
+                small[row] = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
+        self._small = ray.put(small)
+        self._progress = progress
+        self._done = 0
+        self._task = ray.remote(_compare_all)
+
+    def __call__(self, pairs: np.ndarray) -> list[Likeness]:
+        import ray
+
+        chunks = [pairs[start : start + _COMPARED_AT_ONCE] for start in range(0, len(pairs), _COMPARED_AT_ONCE)]
+        results = [self._task.remote(self._small, chunk) for chunk in chunks]
+        likenesses: list[Likeness] = []
+        for chunk, result in zip(chunks, results, strict=True):
+            likenesses += ray.get(result)
+            self._done += len(chunk)
+            self._progress("compare", self._done, self._done)  # how many there will be is known at the end
+        return likenesses
+
+
+def _compare_all(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    return [compare(small[a], small[b]) for a, b in pairs]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes where."""
+
+    split: str
+    reason: str
+    files: pa.Table  # facts of every file, with its group's id and its split; "" where it is left out
+    groups: np.ndarray  # [files] int64 ids
+    splits: np.ndarray  # [files] str
+    names: tuple[str, ...]  # of the splits
+    folds: tuple[str, ...]  # their titles; empty where there are none
+    moved: list[str]
+    left_out: dict[str, int]
+
+
+def _previous(out: Place, config: DataConfig) -> dict[str, str]:
+    """File hash -> split, as recorded in `out` under the same settings of the split."""
+    try:
+        manifest = read_manifest(out)
+        table = pq.read_table(pa.BufferReader((out / _FILES).read_bytes()), columns=["sha256", "group", "split_used"])
+    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
+        return {}
+    deciding = ("split", "folds", "seed", "val_fraction", "test_fraction")
+    wanted = config.model_dump(mode="json")
+    if manifest.split == "official" or any(manifest.parameters[key] != wanted[key] for key in deciding):
+        return {}
+    hashes, groups, splits = (table[name].to_pylist() for name in ("sha256", "group", "split_used"))
+    split_of = {group: split for group, split in zip(groups, splits, strict=True) if split}
+    return {
+        digest.hex(): split_of[group]
+        for digest, group in zip(hashes, groups, strict=True)
+        if digest is not None and group in split_of
+    }
+
+
+def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _Plan:
+    source, facts, links = examined.source, examined.facts, examined.links
+    readable = facts["sha256"].is_valid().to_numpy()
+    labels = facts["label"].to_numpy()
+    numbers = group_numbers(len(facts), links)
+    groups = _group_ids(facts, numbers, readable)
+    official = config.split == "official" or (
+        config.split == "auto" and not config.folds and not source.split_fault and not examined.audit.leaks
+    )
+    splits = np.full(len(facts), "", dtype=object)
+    moved: list[str] = []
+    left_out: dict[str, int] = {}
+    titles: tuple[str, ...] = ()
+    if official:
+        splits[readable] = np.array(facts["split"].to_pylist(), object)[readable]
+        names: tuple[str, ...] = SPLITS
+        _check_official(source, splits, labels)
+        reason = "as found, asked for" if config.split == "official" else "as found: no radiograph is in two splits"
+    else:
+        films = group_numbers(len(facts), links, COPY_KINDS)
+        torn = np.isin(films, np.intersect1d(films[readable & (labels == 0)], films[readable & (labels == 1)]))
+        kept = np.zeros(len(facts), bool)
+        kept[first_of_each(facts["pixels"], readable)] = True
+        left_out = {
+            "a copy of the same pixels is kept": int((readable & ~kept & ~torn).sum()),
+            "the radiograph stands under both labels": int((readable & torn).sum()),
+        }
+        rows = np.flatnonzero(readable & ~torn)
+        hashes = [digest.hex() for digest in facts["sha256"].take(rows).to_pylist()]
+        if config.folds == "source":
+            origins = facts["origin"].take(rows).to_pylist()
+            assignment, titles = assign_by_source(groups[rows], labels[rows], hashes, origins, config)
+            names = tuple(sorted(set(assignment.splits.tolist())))
+        else:
+            shares = shares_of(config)
+            assignment = assign(groups[rows], labels[rows], hashes, shares, config.seed, previous)
+            names = tuple(shares)
+            titles = names if config.folds else ()
+        splits[rows] = assignment.splits
+        splits[~kept] = ""
+        moved = assignment.moved
+        reason = _reason(source, examined.audit, config)
+    files = facts.drop_columns(["small", "rings", "spectrum"])
+    files = files.append_column("group", pa.array(groups, pa.int64()))
+    files = files.append_column("split_used", pa.array(splits.tolist(), pa.string()))
+    kind = "official" if official else "test" if config.split == "test" else "folds" if config.folds else "group"
+    return _Plan(kind, reason, files, groups, splits.astype(str), names, titles, moved, left_out)
+
+
+def _check_official(source: Source, splits: np.ndarray, labels: np.ndarray) -> None:
+    for split in SPLITS:
+        for label, name in enumerate(CLASS_NAMES):
+            if not ((splits == split) & (labels == label)).any():
+                raise UsageError(f"--data {source.name}: no readable image of class {name!r} in split {split!r}.")
+
+
+def _reason(source: Source, audit: Audit, config: DataConfig) -> str:
+    if config.split == "test":
+        return "none: all of it is test"
+    if config.folds or config.split == "group":
+        return "ours, asked for: whole groups"
+    if source.split_fault:
+        return f"ours, whole groups: the data {source.split_fault}"
+    leaking = sum(leak.leaking for leak in audit.leakage.values())
+    return f"ours, whole groups: {leaking:,} validation and test images of the split found leak from training"
+
+
+def _group_ids(facts: pa.Table, numbers: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """[files] int64: the first 8 bytes of the smallest hash in the group, the same wherever the files lie."""
+    ids: dict[int, bytes] = {}
+    hashes = facts["sha256"].to_pylist()
+    for row in np.flatnonzero(readable):
+        number = int(numbers[row])
+        ids[number] = min(ids.get(number, b"\xff" * 32), hashes[row])
+    found = [int.from_bytes(ids.get(int(number), bytes(8))[:8], "little", signed=True) for number in numbers]
+    return np.array(found, np.int64)
+
+
+def _write_parts(source: Source, out: Place, config: DataConfig, plan: _Plan, progress: Progress) -> list[_Part]:
+    columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin")}
+    tasks = []
+    for split in plan.names:
+        rows = np.flatnonzero(plan.splits == split).tolist()
+        rows.sort(key=lambda row: keyed_hash(columns["path"][row], config.seed))
+        for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
+            chunk = rows[start : start + config.rows_per_shard]
+            content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin")}
+            content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
+            places = [source.place_of(path) for path in content["source"]]
+            tasks.append((split, number, places, content))
+
+    def write(split: str, number: int, places: list[Place], content: dict[str, list[Any]]) -> _Part:
+        return _write_shard(out, config, split, number, places, content)
 
     parts = []
-    for row in ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(write).iter_rows():
-        part = pickle.loads(row["part"])
-        if isinstance(part, RunError):
-            raise part
+    done, total = 0, int((plan.splits != "").sum())
+    for part in _map(write, tasks):
         parts.append(part)
-        progress(sum(part.counts) + len(part.rejected))
-    order = {split: i for i, split in enumerate(SPLITS)}
-    return sorted(parts, key=lambda part: (order[part.split], part.number))
+        done += part.shard.rows
+        progress("write", done, total)
+    return sorted(parts, key=lambda part: (plan.names.index(part.split), part.number))
 
 
-def _deal(source: Source, split: str, config: DataConfig) -> list[list[ImageFile]]:
-    """The files of a split in shuffled order, cut into shards."""
-    files = sorted((f for f in source.files if f.split == split), key=lambda f: keyed_hash(f.path, config.seed))
-    return [files[i : i + config.rows_per_shard] for i in range(0, len(files), config.rows_per_shard)]
-
-
-def _write_shard(root: Place, out: Place, config: DataConfig, split: str, number: int, files: list[ImageFile]) -> _Part:
-    images, labels, hashes, sources, rejected = [], [], [], [], []
-    for file in files:
-        try:
-            data = (root / file.path).read_bytes()
-            images.append(decode(data, config.image_size))
-        except (Rejected, PermissionError, FileNotFoundError) as error:
-            reason = str(error) if isinstance(error, Rejected) else "cannot be opened"
-            rejected.append(Rejection(path=file.path, split=file.split, reason=reason))
-            continue
-        labels.append(file.label)
-        hashes.append(hashlib.sha256(data).digest())
-        sources.append(file.path)
-    counts = [labels.count(label) for label in range(len(CLASS_NAMES))]
-    if not images:
-        return _Part(split, number, None, counts, b"", 0, 0, rejected)
+def _write_shard(
+    out: Place, config: DataConfig, split: str, number: int, places: list[Place], content: dict[str, list[Any]]
+) -> _Part:
+    images = []
+    for place, digest in zip(places, content["sha256"], strict=True):
+        data = _read(place)
+        if data is None or hashlib.sha256(data).digest() != digest:
+            raise RunError(f"{place} changed while it was being prepared; run the same command again")
+        images.append(decode(data, config.image_size).pixels)
     pixels = np.stack(images)  # [N, H, W] uint8
-    # Files of the same bytes are one group. Grouping by radiograph takes more than bytes.
-    groups = [int.from_bytes(h[:8], "little", signed=True) for h in hashes]
-    encoded, digest = encode_shard(pixels, labels, groups, hashes, sources)
+    encoded, digest = encode_shard(pixels, content)
     name = f"{split}-{number:05d}-{digest[:12]}.parquet"
     (out / name).write_bytes(encoded)
     histogram = np.bincount(pixels.ravel(), minlength=256)
@@ -163,47 +388,49 @@ def _write_shard(root: Place, out: Place, config: DataConfig, split: str, number
         split=split,
         number=number,
         shard=Shard(file=name, rows=len(images), bytes=encoded.size, digest=digest),
-        counts=counts,
-        hashes=b"".join(h[:8] for h in hashes),
-        pixel_sum=int(histogram @ levels),
-        pixel_square_sum=int(histogram @ levels**2),
-        rejected=rejected,
+        pixels=Pixels(count=pixels.size, sum=int(histogram @ levels), square_sum=int(histogram @ levels**2)),
     )
 
 
-def _manifest(source: Source, parts: list[_Part], config: DataConfig) -> Manifest:
-    train = [part for part in parts if part.split == "train"]
-    pixels = sum(sum(part.counts) for part in train) * config.image_size**2
-    mean = sum(part.pixel_sum for part in train) / pixels
-    variance = sum(part.pixel_square_sum for part in train) / pixels - mean**2
-    hashes = {s: np.frombuffer(b"".join(p.hashes for p in parts if p.split == s), np.uint64) for s in SPLITS}
-    shards = {s: [p.shard for p in parts if p.split == s and p.shard is not None] for s in SPLITS}
+def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataConfig) -> Manifest:
+    source, labels = examined.source, examined.facts["label"].to_numpy()
+    shards = {split: [part.shard for part in parts if part.split == split] for split in plan.names}
     parameters = config.model_dump(mode="json")
     digest = hashlib.sha256(repr((SCHEMA_VERSION, sorted(parameters.items()))).encode())
-    for split in SPLITS:
+    for split in plan.names:
         digest.update(f"{split}:{','.join(shard.digest for shard in shards[split])}\n".encode())
+
+    def of_class(split: str, label: int) -> np.ndarray:
+        return (plan.splits == split) & (labels == label)
+
     return Manifest(
         schema_version=SCHEMA_VERSION,
         fingerprint=digest.hexdigest(),
         synthetic=source.synthetic,
-        official_split=source.has_splits,
+        split=plan.split,
+        split_reason=plan.reason,
+        folds=list(plan.folds),
         parameters=parameters,
         class_folders=source.class_folders,
-        counts={
-            s: {name: sum(p.counts[label] for p in parts if p.split == s) for label, name in enumerate(CLASS_NAMES)}
-            for s in SPLITS
+        counts={s: {n: int(of_class(s, i).sum()) for i, n in enumerate(CLASS_NAMES)} for s in plan.names},
+        groups={
+            s: {n: len(np.unique(plan.groups[of_class(s, i)])) for i, n in enumerate(CLASS_NAMES)} for s in plan.names
         },
-        distinct_files={s: len(np.unique(hashes[s])) for s in SPLITS},
-        copies=Copies(
-            val_in_train=int(np.isin(hashes["val"], hashes["train"]).sum()),
-            test_in_train=int(np.isin(hashes["test"], hashes["train"]).sum()),
-            test_in_val=int(np.isin(hashes["test"], hashes["val"]).sum()),
-        ),
-        pixel_mean=mean,
-        pixel_std=max(variance, 0.0) ** 0.5,
-        rejected=sorted((r for part in parts for r in part.rejected), key=lambda r: r.path),
+        leakage=leakage(plan.splits, examined.links),
+        leakage_found=examined.audit.leakage,
+        alarms=alarms(examined.audit),
+        moved=plan.moved,
+        left_out=plan.left_out,
+        pixels={s: Pixels.total(part.pixels for part in parts if part.split == s) for s in plan.names},
+        rejected=examined.audit.rejected,
         shards=shards,
     )
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
 
 
 def _input_key(source: Source, config: DataConfig) -> str:
@@ -212,65 +439,56 @@ def _input_key(source: Source, config: DataConfig) -> str:
 
 
 def _check_out(source: Source, out: Place) -> None:
-    there, root = (f"{os.path.realpath(p.path) if p.is_local else p.path}/" for p in (out, source.root))
-    if out.is_local == source.root.is_local and (there.startswith(root) or root.startswith(there)):
-        raise UsageError(f"--out {out}: shards may not lie inside the data folder or around it. Name another folder.")
+    there = _folder(out)
+    for root in source.roots.values():
+        here = _folder(root)
+        if out.is_local == root.is_local and (there.startswith(here) or here.startswith(there)):
+            raise UsageError(
+                f"--out {out}: shards may not lie inside the data folder or around it. Name another folder."
+            )
     if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
         raise UsageError(
             f"--out {out}: holds other things, such as {strangers[0]!r}. Name a new folder, or one that holds shards."
         )
 
 
-def _check_rejected(source: Source, parts: list[_Part], config: DataConfig) -> None:
-    rejected = [r for part in parts for r in part.rejected]
-    share = len(rejected) / len(source.files)
+def _folder(place: Place) -> str:
+    return f"{os.path.realpath(place.path) if place.is_local else place.path}/"
+
+
+def _check_rejected(audit: Audit, config: DataConfig) -> None:
+    share = len(audit.rejected) / audit.files
     if share > config.max_rejected_fraction:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejected).most_common(3))
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in audit.rejected).most_common(3))
         raise UsageError(
-            f"{len(rejected)} of {len(source.files)} files ({share:.1%}) are unreadable ({reasons}; first: "
-            f"{rejected[0].path}), more than data.max_rejected_fraction = {config.max_rejected_fraction}. Mend or "
-            "remove them, or raise the limit."
+            f"{len(audit.rejected)} of {audit.files} files ({share:.1%}) are unreadable ({reasons}; first: "
+            f"{audit.rejected[0].path}), more than data.max_rejected_fraction = {config.max_rejected_fraction}. Mend "
+            "or remove them, or raise the limit."
         )
 
 
 def _remove_others(out: Place, manifest: Manifest) -> None:
     """Shards of an earlier or interrupted run, once the manifest names the new ones."""
-    keep = {shard.file for shards in manifest.shards.values() for shard in shards} | {MANIFEST, _INPUT}
+    keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
-        if _is_ours(out, info) and info.base_name not in keep:
+        if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
             out.filesystem.delete_file(info.path)
 
 
 def _is_ours(out: Place, info: fs.FileInfo) -> bool:
     """Whether a file below `out` has a name that only this program gives."""
-    name = r"(?:(?:train|val|test)-\d{5}-[0-9a-f]{12}\.parquet|dataset\.json|input\.json)"
+    shard = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
+    name = rf"(?:{shard}|{'|'.join(re.escape(name) for name in _BESIDE)})"
     return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
 
 
-def summary(manifest: Manifest, files: int) -> str:
-    """What preprocessing found in that many files, in a few aligned lines."""
-    counts = " · ".join(
-        f"{split} {sum(c.values()):,} ({c['fracture']:,} fracture, {c['normal']:,} normal)"
-        for split, c in manifest.counts.items()
-    )
-    lines = [f"images     {counts}"]
-    if not manifest.official_split:
-        lines.append(f"split      random, seed {manifest.parameters['seed']}: the folder has no train/val/test")
-    if manifest.rejected:
-        reasons = ", ".join(f"{n} {r}" for r, n in Counter(r.reason for r in manifest.rejected).most_common(4))
-        share = len(manifest.rejected) / files
-        lines.append(f"rejected   {len(manifest.rejected)} files ({share:.2%}): {reasons}; paths in {MANIFEST}")
-    lines += copies_warning(manifest)
-    return "\n".join(lines)
-
-
-def copies_warning(manifest: Manifest) -> list[str]:
-    """Lines that say loudly how much of validation and test is in training too; none where nothing is."""
-    copies, rows = manifest.copies, manifest.rows
-    if not (copies.val_in_train or copies.test_in_train or copies.test_in_val):
-        return []
-    return [
-        f"WARNING    {copies.test_in_train} of {rows('test')} test images and {copies.val_in_train} of {rows('val')} "
-        "validation images are byte-for-byte copies of training images.",
-        "           The test figures below measure memory, not the reading of radiographs.",
-    ]
+def summary(manifest: Manifest) -> list[str]:
+    """What the shards hold, in a few aligned lines."""
+    lines = [f"split      {manifest.split_reason}"]
+    for split, counts in manifest.counts.items():
+        groups = manifest.groups[split]
+        told = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
+        lines.append(f"  {split:<8} {sum(counts.values()):,} images: {told}")
+    lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
+    lines += [f"moved      group {line}; now in training, since new images join its parts" for line in manifest.moved]
+    return lines

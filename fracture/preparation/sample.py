@@ -1,6 +1,7 @@
 """Synthetic radiographs, so that everything can be tried without a patient's image.
 
-Bones are hollow tubes seen by their path length, as X-rays see them: bright cortex, darker marrow. A fracture is a
+Bones are hollow tubes seen by their path length, as X-rays see them: bright cortex, darker marrow with each patient's
+own trabecular pattern, in soft tissue with a pattern of its own. A fracture is a
 jagged gap across the shaft, with the far fragment shifted and tilted. Size, exposure, position, rotation and the
 distractors (growth plates, nutrient canals, side markers) are drawn alike for both classes, so that nothing but the
 gap tells them apart.
@@ -10,8 +11,10 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from fracture.config import SampleConfig
 from fracture.errors import UsageError
@@ -19,7 +22,8 @@ from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
 from fracture.preparation.source import SYNTHETIC_MARKER
 from fracture.storage import Place
 
-_VERSION = 1  # of the drawing: the same configuration and version give the same files
+_VERSION = 2  # of the drawing: the same configuration and version give the same files
+_TRABECULAR, _MUSCULAR = 0.22, 0.12  # deviation of the density of bone and of soft tissue
 _VIEWS = 3  # images of each patient
 _SHARES = (0.7, 0.15, 0.15)  # of the patients, in the order of SPLITS
 
@@ -45,13 +49,13 @@ class _Break:
     seed: int  # of the jagged edge
 
 
-def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], None] = lambda images: None) -> None:
+def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], None] = lambda drawn: None) -> None:
     """Writes `train/ val/ test/` with `fracture/` and `normal/` into `folder`; patients do not cross splits.
 
     Nothing to do where the very same sample is there already.
 
     Args:
-        progress: called with the number of images just drawn.
+        progress: called with the number of images drawn so far.
     """
     marker, file = {"synthetic": True, "version": _VERSION, **config.model_dump()}, folder / SYNTHETIC_MARKER
     if file.is_file() and file.read_json() == marker | {"complete": True}:
@@ -60,9 +64,9 @@ def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], N
         raise UsageError(f"{folder} holds other things than sample radiographs. Move it, or name another --storage.")
     folder.delete()
     file.write_json(marker | {"complete": False})  # first, so that half a sample is known for what it is
-    for path, data in draw_sample(config):
+    for drawn, (path, data) in enumerate(draw_sample(config), 1):
         (folder / path).write_bytes(data)
-        progress(1)
+        progress(drawn)
     file.write_json(marker | {"complete": True})
 
 
@@ -74,8 +78,9 @@ def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
         label = patient % 2  # and patients are alike but for this
         split = SPLITS[int(np.searchsorted(np.cumsum(_SHARES), (patient // 2 + 0.5) / (patients / 2)))]
         bones, broken, fracture = _draw_patient(generator, label == FRACTURE)
+        trabeculae, muscle = _draw_pattern(generator, 1.5, 4.0), _draw_pattern(generator, 2.5, 8.0)
         for view in range(_VIEWS):
-            pixels = _draw_view(generator, bones, broken, fracture)
+            pixels = _draw_view(generator, bones, broken, fracture, trabeculae, muscle)
             kind = "png" if generator.random() < 0.2 else "jpeg"
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "jpeg" else {}))
@@ -113,7 +118,22 @@ def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list
     return bones, broken, drawn if fractured else None
 
 
-def _draw_view(generator: np.random.Generator, bones: list[_Bone], broken: int, fracture: _Break | None) -> np.ndarray:
+def _draw_pattern(generator: np.random.Generator, fine: float, coarse: float) -> np.ndarray:
+    """[512, 512] float32 of mean 0 and deviation 1: structure at two scales, which belongs to the limb."""
+    noise = generator.standard_normal((512, 512), np.float32)
+    small, large = (gaussian_filter(noise, sigma, mode="wrap") for sigma in (fine, coarse))
+    pattern = small / small.std() + large / large.std()
+    return pattern / pattern.std()
+
+
+def _draw_view(
+    generator: np.random.Generator,
+    bones: list[_Bone],
+    broken: int,
+    fracture: _Break | None,
+    trabeculae: np.ndarray,
+    muscle: np.ndarray,
+) -> np.ndarray:
     """[H, W] uint8."""
     u = generator.uniform
     short = int(generator.integers(180, 420))
@@ -122,9 +142,15 @@ def _draw_view(generator: np.random.Generator, bones: list[_Bone], broken: int, 
         height, width = width, height
     x, y = _view_coordinates(generator, height, width)
 
-    density = 0.55 * _chord(np.abs(y), u(0.5, 0.75)) * u(0.4, 0.8)  # soft tissue around the limb
+    at = [(256 + 128 * axis).astype(np.float32) for axis in (x, y)]
+    bony, soft = (
+        1 + strength * cv2.remap(pattern, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        for strength, pattern in ((_TRABECULAR, trabeculae), (_MUSCULAR, muscle))
+    )
+    density = 0.55 * _chord(np.abs(y), u(0.5, 0.75)) * u(0.4, 0.8) * soft  # soft tissue around the limb
     for number, bone in enumerate(bones):
-        density = density + _bone_density(generator, bone, x, y, fracture if number == broken else None)
+        tube = _bone_density(generator, bone, x, y, fracture if number == broken else None)
+        density = density + tube * bony
     density += _side_marker(generator, height, width)
     exposed = 1 - np.exp(-density * u(0.8, 1.5))
     image = u(0.0, 0.12) + exposed * u(0.6, 0.95)

@@ -1,11 +1,14 @@
-"""A folder tree of radiographs as a list of files, each with its split and label. Nothing is opened or changed."""
+"""Folders of radiographs as a list of files, each with its split and label. No image is opened, nothing is changed."""
 
+import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+
+from pyarrow import fs
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
@@ -28,81 +31,168 @@ _CLUTTER = {"thumbs.db", "desktop.ini"}
 
 @dataclass(frozen=True)
 class ImageFile:
-    path: str  # relative to the data root
+    path: str  # relative to the data root; of several roots, ORIGIN/PATH
     label: int
-    split: str
+    split: str  # as found; "" where the folder has none
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
+    patient: str = ""  # or study; "" where it is not known
+    origin: str = ""  # hospital, scanner or collection; "" where it is not known
 
 
 @dataclass(frozen=True)
 class Source:
-    root: Place
+    roots: dict[str, Place]  # origin -> folder; "" -> folder where there is but one
     files: tuple[ImageFile, ...]  # sorted by path
-    class_folders: dict[str, list[str]]  # class name -> the folder names found
-    has_splits: bool  # False: the random split of `data.seed`
+    class_folders: dict[str, list[str]]  # class name -> the names found: of folders, or in the labels file
     synthetic: bool
+    split_fault: str  # why the split found cannot be used as it is; "" where it can
 
-    def count(self, split: str, label: int | None = None) -> int:
-        return sum(f.split == split and label in (None, f.label) for f in self.files)
+    @property
+    def name(self) -> str:
+        return ", ".join(str(root) for root in self.roots.values())
+
+    def place_of(self, path: str) -> Place:
+        if "" in self.roots:
+            return self.roots[""] / path
+        origin, _, rest = path.partition("/")
+        return self.roots[origin] / rest
 
     def stamp(self) -> str:
-        """Changes when any file is added, removed, resized or rewritten; costs no reading."""
+        """Changes when any file is added, removed, resized, rewritten or labelled anew; costs no reading."""
         digest = hashlib.sha256()
         for f in self.files:
-            digest.update(f"{f.path}\0{f.split}\0{f.label}\0{f.size}\0{f.modified}\n".encode())
+            digest.update(repr(f).encode())
         return digest.hexdigest()
 
 
-def find_source(root: Place, config: DataConfig) -> Source:
-    """Lists the radiographs below `root`, in `train/ val/ test/` with class folders inside, or class folders alone.
+def find_source(roots: Sequence[Place], config: DataConfig, labels: Place | None = None) -> Source:
+    """Lists the radiographs of one folder or of several, each of which is then an origin of its own.
+
+    Raises:
+        UsageError: see `_read_tree` and `_read_labels`; names the folder and the fix.
+    """
+    if len(roots) == 1:
+        source = _read_labels(roots[0], config, labels) if labels else _read_tree(roots[0], config)
+    else:
+        if labels:
+            raise UsageError("--labels belongs to one --data folder; give the file's own source column instead.")
+        source = _join([_read_tree(root, config) for root in roots])
+    for label, name in enumerate(CLASS_NAMES):
+        if not any(f.label == label for f in source.files):
+            raise UsageError(f"--data {source.name}: no image of class {name!r}; both classes are needed. Add images.")
+    if config.split == "official" and source.split_fault:
+        raise UsageError(
+            f"--data {source.name}: {source.split_fault}, so data.split = official is not possible. Add what is "
+            "missing, or use --split group."
+        )
+    return source
+
+
+def _join(sources: list[Source]) -> Source:
+    roots = [root for source in sources for root in source.roots.values()]
+    names = [root.name for root in roots]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"--data: two folders are named {double!r}, and the name tells origins apart. Rename one.")
+    files = [
+        replace(f, path=f"{name}/{f.path}", origin=f.origin or name)
+        for name, source in zip(names, sources, strict=True)
+        for f in source.files
+    ]
+    return Source(
+        roots=dict(zip(names, roots, strict=True)),
+        files=tuple(sorted(files, key=lambda f: f.path)),
+        class_folders={c: sorted({n for s in sources for n in s.class_folders[c]}) for c in CLASS_NAMES},
+        synthetic=any(source.synthetic for source in sources),
+        split_fault=next((source.split_fault for source in sources if source.split_fault), ""),
+    )
+
+
+def _read_tree(root: Place, config: DataConfig) -> Source:
+    """`train/ val/ test/` with class folders inside, or class folders alone.
 
     The tree may lie some folders down, as Kaggle's download does.
 
     Raises:
-        UsageError: no folder, no images, an unknown class folder, a missing split or an empty class.
+        UsageError: no such folder, no images, an unknown class folder, classes inside and beside splits.
     """
-    if not root.is_dir():
-        what = "a file, not a folder" if root.is_file() else "no such folder"
-        raise UsageError(f"--data {root}: {what}. Give the folder that holds train/, val/ and test/.")
     labels = _label_of_folder(config)
-    infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
+    infos = _list(root)
     paths = [path for path in infos if not _is_clutter(path)]
-    if not paths:
-        raise UsageError(f"--data {root}: the folder is empty. Give the folder that holds train/, val/ and test/.")
-
     placed = {path: found for path in paths if (found := _place_in_tree(path, labels))}
     _check_tree(root, paths, placed, labels)
-    has_splits = any(split for _, split, _ in placed.values())
-    if has_splits:
-        _check_splits(root, placed)
-    splits = {path: split for path, (_, split, _) in placed.items()}
-    if not has_splits:
-        splits = _random_split({path: label for path, (_, _, label) in placed.items()}, config)
-
     files = tuple(
-        ImageFile(path, placed[path][2], splits[path], infos[path].size, infos[path].mtime_ns or 0)
-        for path in sorted(placed)
+        ImageFile(path, label, split, infos[path].size, infos[path].mtime_ns or 0)
+        for path, (_, split, label) in sorted(placed.items())
     )
     folders: dict[str, set[str]] = {name: set() for name in CLASS_NAMES}
     for path, (base, split, label) in placed.items():
         folders[CLASS_NAMES[label]].add(path.split("/")[_depth(base) + (1 if split else 0)])
-    source = Source(
-        root=root,
+    return Source(
+        roots={"": root},
         files=files,
         class_folders={name: sorted(found) for name, found in folders.items()},
-        has_splits=has_splits,
         synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in infos),
+        split_fault=_split_fault(files),
     )
-    for split in SPLITS:
-        for label, name in enumerate(CLASS_NAMES):
-            if source.count(split, label) == 0:
-                fix = "Add images, or remove the split folders to get a random split." if has_splits else "Add images."
-                raise UsageError(
-                    f"--data {root}: split {split!r} has no image of class {name!r}; "
-                    f"each split needs both classes. {fix}"
-                )
-    return source
+
+
+def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
+    """The files that a CSV names: columns `path` (below the root) and `label`, and if known `patient` and `source`.
+
+    Raises:
+        UsageError: a column missing, an unknown label, an unknown path, a path named twice; names the line.
+    """
+    infos = _list(root)
+    try:
+        text = labels.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--labels {labels}: cannot be read as text: {error}.") from None
+    rows = csv.DictReader(text.splitlines())
+    columns = rows.fieldnames or []
+    known = ("path", "label", "patient", "source")
+    if missing := [name for name in known[:2] if name not in columns]:
+        raise UsageError(
+            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. "
+            "Columns: path,label and, if known, patient,source."
+        )
+    label_of = _label_of_folder(config) | {"1": FRACTURE, "0": NORMAL}
+    files: dict[str, ImageFile] = {}
+    names: dict[str, set[str]] = {name: set() for name in CLASS_NAMES}
+    for row in rows:
+        where = f"--labels {labels}, line {rows.line_num}"
+        path, name = (row["path"] or "").strip(), (row["label"] or "").strip()
+        label = label_of.get(_normalise(name))
+        if label is None:
+            allowed = ", ".join(repr(known) for known in sorted(label_of))
+            raise UsageError(f"{where}: label {name!r} names no known class. Known: {allowed}.")
+        if path not in infos:
+            raise UsageError(f"{where}: there is no file {path!r} in {root}. Paths are relative to --data.")
+        if path in files:
+            raise UsageError(f"{where}: {path!r} stands in the file twice. Each image takes one line.")
+        patient, origin = ((row.get(column) or "").strip() for column in known[2:])
+        files[path] = ImageFile(path, label, "", infos[path].size, infos[path].mtime_ns or 0, patient, origin)
+        names[CLASS_NAMES[label]].add(name)
+    if not files:
+        raise UsageError(f"--labels {labels}: names no image.")
+    return Source(
+        roots={"": root},
+        files=tuple(files[path] for path in sorted(files)),
+        class_folders={name: sorted(found) for name, found in names.items()},
+        synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in infos),
+        split_fault="a labels file names no splits",
+    )
+
+
+def _list(root: Place) -> dict[str, fs.FileInfo]:
+    if not root.is_dir():
+        what = "a file, not a folder" if root.is_file() else "no such folder"
+        raise UsageError(f"--data {root}: {what}. Give the folder that holds train/, val/ and test/.")
+    infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
+    if not any(not _is_clutter(path) for path in infos):
+        raise UsageError(f"--data {root}: the folder is empty. Give the folder that holds train/, val/ and test/.")
+    return infos
 
 
 def _normalise(folder: str) -> str:
@@ -189,25 +279,17 @@ def _check_tree(
         )
 
 
-def _check_splits(root: Place, placed: dict[str, tuple[str, str, int]]) -> None:
-    found = {split for _, split, _ in placed.values()}
+def _split_fault(files: Sequence[ImageFile]) -> str:
+    found = {f.split for f in files}
+    if found == {""}:
+        return "has no train, val and test folders"
     if missing := [split for split in SPLITS if split not in found]:
-        raise UsageError(
-            f"--data {root}: has {', '.join(s for s in SPLITS if s in found)} but no {' and no '.join(missing)} "
-            "folder. Add it, or put all images into class folders without splits to get a random split."
-        )
-
-
-def _random_split(label_of: dict[str, int], config: DataConfig) -> dict[str, str]:
-    """Each class shared out by the asked fractions, in the order of a keyed hash of the path."""
-    splits = {}
-    for label in set(label_of.values()):
-        paths = sorted((p for p in label_of if label_of[p] == label), key=lambda p: keyed_hash(p, config.seed))
-        test = max(1, round(len(paths) * config.test_fraction))
-        val = max(1, round(len(paths) * config.val_fraction))
-        for i, path in enumerate(paths):
-            splits[path] = "test" if i < test else "val" if i < test + val else "train"
-    return splits
+        return f"has {', '.join(s for s in SPLITS if s in found)} but no {' and no '.join(missing)} folder"
+    for split in SPLITS:
+        for label, name in enumerate(CLASS_NAMES):
+            if not any(f.split == split and f.label == label for f in files):
+                return f"split {split!r} has no image of class {name!r}"
+    return ""
 
 
 def keyed_hash(text: str, seed: int) -> bytes:

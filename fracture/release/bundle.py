@@ -5,27 +5,41 @@
 
 import platform
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from fracture.config import Config
 from fracture.errors import UsageError
-from fracture.evaluation.metrics import Metrics
-from fracture.input.shards import Manifest
+from fracture.evaluation.calibration import Decision
+from fracture.evaluation.metrics import Evaluation, Metrics
+from fracture.input.shards import Manifest, read_index
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
-FORMAT_VERSION = 1
-THRESHOLD = 0.5  # probability from which a fracture is called
+FORMAT_VERSION = 3
+TRAINED_ON = "trained_on.parquet"
 
 
-def export_model(model: Any, bundle: Place) -> None:
+def export_model(model: Any, temperature: float, bundle: Place) -> None:
     """Writes `model.keras` (for tf_keras) and `saved_model/` (for TensorFlow alone) into the bundle's folder.
 
     The SavedModel takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+
+    Args:
+        temperature: of the calibration; it goes into the last layer's weights, so both give calibrated probabilities.
     """
     import tensorflow as tf
+
+    logit = model.get_layer("logit")
+    logit.set_weights([weights / temperature for weights in logit.get_weights()])
 
     module = tf.Module()
     module.model = model
@@ -45,9 +59,15 @@ def _probabilities(model: Any, images: Any) -> Any:
 
 
 def write_bundle(
-    bundle: Place, config: Config, manifest: Manifest, run: dict[str, Any], val: Metrics, test: Metrics
-) -> dict[str, Any]:
-    """Adds `bundle.json` to an exported model.
+    bundle: Place,
+    config: Config,
+    manifest: Manifest,
+    shards: Place,
+    run: Mapping[str, Any],
+    decision: Decision,
+    evaluations: Mapping[str, Evaluation],
+) -> None:
+    """Adds `bundle.json` to an exported model, and the hashes of the files that it has seen.
 
     Args:
         run: name, epochs trained, best epoch, workers and precision of the training.
@@ -56,38 +76,98 @@ def write_bundle(
         "format_version": FORMAT_VERSION,
         "synthetic": manifest.synthetic,
         "class_names": list(CLASS_NAMES),
-        "input": {"shape": [None, manifest.image_size, manifest.image_size, 1], "range": [0, 255], "colour": "grey"},
-        "output": "probability of a fracture",
-        "threshold": THRESHOLD,
-        "metrics": {"val": val.as_dict(), "test": test.as_dict()},
+        "input": {
+            "shape": [None, manifest.image_size, manifest.image_size, 1],
+            "range": [0, 255],
+            "colour": "grey",
+            "resize": "bilinear with antialiasing to the square; the aspect is not kept",
+        },
+        "output": "probability of a fracture, calibrated",
+        "decision": decision.model_dump(),
+        "metrics": {
+            part: {unit: metrics.model_dump() for unit, metrics in evaluation.items()}
+            for part, evaluation in evaluations.items()
+        },
         "dataset": {
             "fingerprint": manifest.fingerprint,
             "counts": manifest.counts,
-            "copies": manifest.copies.model_dump(),
-            "official_split": manifest.official_split,
+            "groups": manifest.groups,
+            "split": manifest.split,
+            "split_reason": manifest.split_reason,
+            "leakage": {split: leak.model_dump() for split, leak in manifest.leakage.items()},
+            "alarms": manifest.alarms,
         },
         "run": run,
         "config": config.model_dump(mode="json"),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow", "numpy")},
+        "versions": versions(),
     }
+    seen = pa.concat_tables(read_index(shards, manifest, split, ["sha256"]) for split in ("train", "val"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(seen, sink)
+    (bundle / TRAINED_ON).write_bytes(sink.getvalue())
     (bundle / "bundle.json").write_json(content)
-    return content
 
 
-def read_test_metrics(bundle: Place) -> Metrics | None:
-    """The test figures of a finished bundle; None where there is none.
+def versions() -> dict[str, str]:
+    named = {name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow", "numpy")}
+    return {"python": platform.python_version()} | named
 
-    Raises:
-        UsageError: the bundle is of another format.
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle, as read."""
+
+    place: Place
+    image_size: int
+    decision: Decision
+    evaluations: dict[str, Evaluation]
+
+    def trained_on(self) -> set[bytes]:
+        """SHA-256 of the files that training or validation has seen."""
+        table = pq.read_table(pa.BufferReader((self.place / TRAINED_ON).read_bytes()))
+        return set(table["sha256"].to_pylist())
+
+    @contextmanager
+    def model(self) -> Iterator[Any]:
+        """A model with Keras' `predict_on_batch`, of uint8 images [N, S, S, 1] to probabilities [N, 1]."""
+        import tensorflow as tf
+
+        with tempfile.TemporaryDirectory() as folder:
+            (self.place / "saved_model").download(Path(folder))
+            yield _Served(tf.saved_model.load(folder))
+
+
+class _Served:
+    def __init__(self, served: Any) -> None:
+        self._served = served
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        return self._served.serve_uint8(images).numpy()
+
+
+def is_bundle(place: Place) -> bool:
+    return (place / "bundle.json").is_file()
+
+
+def read_bundle(place: Place) -> Bundle:
     """
-    file = bundle / "bundle.json"
-    if not file.is_file():
-        return None
-    content = file.read_json()
+    Raises:
+        UsageError: no bundle there, or one of another format.
+    """
+    if not is_bundle(place):
+        raise UsageError(f"{place} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
+    content = (place / "bundle.json").read_json()
     if content.get("format_version") != FORMAT_VERSION:
         raise UsageError(
-            f"{bundle} is of bundle format {content.get('format_version')}, and this program reads {FORMAT_VERSION}. "
+            f"{place} is of bundle format {content.get('format_version')}, and this program reads {FORMAT_VERSION}. "
             "Read it with the version that wrote it, or train anew under another --run name."
         )
-    return Metrics(**content["metrics"]["test"])
+    return Bundle(
+        place=place,
+        image_size=content["input"]["shape"][1],
+        decision=Decision.model_validate(content["decision"]),
+        evaluations={
+            part: {unit: Metrics.model_validate(metrics) for unit, metrics in evaluation.items()}
+            for part, evaluation in content["metrics"].items()
+        },
+    )

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
 }
+
+
+_stopping = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,13 @@ def start_ray(verbose: bool) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
             "on a node of the cluster; from elsewhere use ray job submit"
         ) from None
+    for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send SIGTERM, which Ray answers with a stack trace
+        signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: Any) -> None:
+    _stopping.set()  # an exception raised inside some library's import may be swallowed there
+    raise KeyboardInterrupt
 
 
 def check_capacity(config: Config) -> None:
@@ -122,6 +133,11 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
 def check_batches(config: Config, manifest: Manifest) -> None:
     """Raises UsageError where a step would leave a worker without an image: TensorFlow has no empty convolution."""
     workers, batch_size = config.compute.workers, config.training.batch_size
+    if batch_size > manifest.rows("train"):
+        raise UsageError(
+            f"training.batch_size = {batch_size} is more than the {manifest.rows('train')} training images. "
+            "Use a smaller one."
+        )
     for split in ("train", "val"):
         rows = manifest.rows(split)
         for rank in range(workers):
@@ -179,7 +195,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     events = Queue(actor_options={"num_cpus": 0})
     trainer = TensorflowTrainer(
         train_worker,
-        train_loop_config=Assignment(config, shards, run, events),
+        train_loop_config=Assignment(config, shards, manifest, run, events),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
             use_gpu=compute.gpu,
@@ -236,6 +252,8 @@ def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     while thread.is_alive() or not events.empty():
+        if _stopping.is_set():
+            raise KeyboardInterrupt
         with suppress(Empty):
             screen.show(events.get(timeout=0.5))
     if failure:

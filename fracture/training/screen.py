@@ -8,8 +8,9 @@ from typing import Any, TextIO
 from fracture.config import Config
 
 _HEADER = (
-    "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s    rate   time  left"
+    "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s      lr   time  left"
 )
+_LEGEND = "           * lowest validation loss so far; left: at most, if nothing stops it early"
 
 
 class Screen:
@@ -19,7 +20,7 @@ class Screen:
         self._config, self._stream = config, stream
         self._live = stream.isatty()
         self._epoch_seconds: list[float] = []
-        self._epoch_started = time.monotonic()
+        self._first_step_done = time.monotonic()
         self._headed = False
         self.precision = ""
         self.diverged = ""
@@ -44,14 +45,19 @@ class Screen:
         if event["epochs_done"]:
             self._line(f"resuming   after epoch {event['epochs_done']}, from its checkpoint")
         if not self._headed:
+            self._line(_LEGEND)
             self._line(_HEADER)
             self._headed = True
-        self._epoch_started = time.monotonic()
 
     def _show_step(self, event: Mapping[str, Any]) -> None:
-        spent = time.monotonic() - self._epoch_started
-        left = spent / event["step"] * (event["steps"] - event["step"])
-        self._status(f"epoch {event['epoch']}: step {event['step']} of {event['steps']}, {_clock(left)} left in it")
+        step, steps = event["step"], event["steps"]
+        text = f"epoch {event['epoch']}: step {step} of {steps}"
+        if step == 1:  # the first compiles the graph and says nothing of the others
+            self._first_step_done = time.monotonic()
+        else:
+            each = (time.monotonic() - self._first_step_done) / (step - 1)
+            text += f", {_clock(each * (steps - step))} left in it"
+        self._status(text)
 
     def _show_validating(self, event: Mapping[str, Any]) -> None:
         self._status(f"epoch {event['epoch']}: validating")
@@ -70,7 +76,6 @@ class Screen:
             f"{r['epoch']:5d}  {r['loss']:5.3f}  {train} │    {r['val_loss']:5.3f}{best} {val} │ "
             f"{r['images_per_second']:8.1f} {r['learning_rate']:7.1e} {_clock(r['seconds']):>6}  ≤ {_clock(at_most)}"
         )
-        self._epoch_started = time.monotonic()
 
     def _show_scoring(self, event: Mapping[str, Any]) -> None:
         self._status("scoring validation and test with the best weights")

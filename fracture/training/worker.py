@@ -13,7 +13,7 @@ import numpy as np
 
 from fracture.config import Config
 from fracture.input.lanes import Lanes
-from fracture.input.shards import Manifest, read_manifest
+from fracture.input.shards import Manifest, read_index
 from fracture.storage import Place
 from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY, LoopState
 
@@ -24,6 +24,7 @@ class Assignment:
 
     config: Config
     shards: Place
+    manifest: Manifest  # of the shards, or of one fold of them
     run: Place
     events: Any  # ray.util.queue.Queue towards the driver's screen
 
@@ -55,11 +56,21 @@ def train_worker(assignment: Assignment) -> None:
     from fracture.training.precision import choose_precision
 
     precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
-    manifest = read_manifest(assignment.shards)
+    manifest = assignment.manifest
     batch_size, seed = config.training.batch_size, config.training.seed
     train, val = (
-        load_share(assignment.shards, manifest, split, Lanes(manifest.rows(split), batch_size, rank, workers))
-        for split in ("train", "val")
+        load_share(
+            assignment.shards,
+            manifest,
+            split,
+            Lanes(manifest.rows(split), batch_size, rank, workers),
+            _draws(assignment, split, sampling),
+            epochs,
+        )
+        for split, sampling, epochs in (
+            ("train", config.training.sampling, config.training.epochs),
+            ("val", "image", 1),
+        )
     )
 
     keras.utils.set_random_seed(seed)
@@ -132,7 +143,14 @@ def train_worker(assignment: Assignment) -> None:
             tell(event="epoch", record=record, best_epoch=state.best_epoch)
 
     tell(event="scoring")
-    _score_and_export(assignment, manifest, state, rank, workers)
+    _score_and_export(assignment, state, rank, workers)
+
+
+def _draws(assignment: Assignment, split: str, sampling: str) -> Any:
+    from fracture.input.draws import Draws
+
+    index = read_index(assignment.shards, assignment.manifest, split)
+    return Draws(index["group"].to_numpy(), index["label"].to_numpy(), sampling, assignment.config.training.seed)
 
 
 def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
@@ -303,13 +321,16 @@ class _EventLog:
         self._place.upload(Path(self._folder.name))
 
 
-def _score_and_export(assignment: Assignment, manifest: Manifest, state: LoopState, rank: int, workers: int) -> None:
+def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int) -> None:
     import tf_keras as keras
+    from ray.train.collective import barrier
 
-    from fracture.evaluation.scores import score_blocks, write_scores
+    from fracture.evaluation.calibration import decide
+    from fracture.evaluation.scores import read_scores, score_blocks, write_scores
     from fracture.models import build_model
     from fracture.release.bundle import export_model
 
+    manifest = assignment.manifest
     # The model handed over computes in float32 everywhere, and it is this one that is scored.
     keras.mixed_precision.set_global_policy("float32")
     model = build_model(assignment.config, manifest.pixel_mean, manifest.pixel_std)
@@ -317,5 +338,7 @@ def _score_and_export(assignment: Assignment, manifest: Manifest, state: LoopSta
     for split in ("val", "test"):
         scores = score_blocks(model, assignment.shards, manifest, split, rank, workers)
         write_scores(assignment.run, scores, split, rank, workers)
+    barrier()
     if rank == 0:
-        export_model(model, assignment.run / "bundle")
+        val = read_scores(assignment.run, manifest, "val", workers)
+        export_model(model, decide(val, assignment.config.evaluation).temperature, assignment.run / "bundle")

@@ -1,27 +1,92 @@
 import numpy as np
 import pytest
 
-from fracture.evaluation.metrics import compute_metrics
+from fracture.evaluation.metrics import by_radiograph, calibration_error, compute_metrics
+
+LABELS = np.array([1, 1, 1, 0, 0, 0, 0])
+PROBABILITIES = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
 
 
 def test_worked_numbers():
-    labels = np.array([1, 1, 1, 0, 0, 0, 0])
-    probabilities = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
-    m = compute_metrics(labels, probabilities, 0.5)
-    assert (m.images, m.true_positives, m.false_positives, m.true_negatives, m.false_negatives) == (7, 2, 2, 2, 1)
-    assert m.accuracy == pytest.approx(4 / 7)
-    assert m.precision == pytest.approx(2 / 4)
-    assert m.recall == pytest.approx(2 / 3)
-    assert m.specificity == pytest.approx(2 / 4)
-    assert m.auc == pytest.approx(8 / 12)  # pairs in the right order: 4 + 3 + 1 of 3 × 4
-    assert m.loss == pytest.approx(-np.mean(np.log([0.9, 0.6, 0.2, 0.3, 0.5, 0.7, 0.9])))
+    m = compute_metrics(LABELS, PROBABILITIES, np.arange(7), 0.5)
+    assert (m.unit, m.count, m.groups, m.threshold) == ("image", 7, 7, 0.5)
+    assert (m.true_positives, m.false_positives, m.true_negatives, m.false_negatives) == (2, 2, 2, 1)
+    expected = {
+        "accuracy": 4 / 7,
+        "precision": 2 / 4,
+        "recall": 2 / 3,
+        "specificity": 2 / 4,
+        "npv": 2 / 3,
+        "f1": 4 / 7,
+        "auc": 8 / 12,  # pairs in the right order: 4 + 3 + 1 of 3 × 4
+        "average_precision": (1 / 1 + 2 / 3 + 3 / 6) / 3,
+        "sensitivity_at_90_specificity": 1 / 3,
+        "specificity_at_95_sensitivity": 1 / 4,
+        "brier": np.mean([0.01, 0.16, 0.64, 0.49, 0.25, 0.09, 0.01]),
+        "loss": -np.mean(np.log([0.9, 0.6, 0.2, 0.3, 0.5, 0.7, 0.9])),
+    }
+    assert {name: m[name] for name in expected} == pytest.approx(expected)
 
 
 def test_a_probability_at_the_threshold_is_a_fracture():
-    assert compute_metrics(np.array([1]), np.array([0.5]), 0.5).true_positives == 1
+    assert compute_metrics(np.array([1]), np.array([0.5]), np.array([0]), 0.5).true_positives == 1
 
 
 def test_what_is_undefined_is_none_and_not_zero():
-    m = compute_metrics(np.array([0, 0]), np.array([0.1, 0.2]), 0.5)
-    assert (m.precision, m.recall, m.auc) == (None, None, None)
-    assert (m.accuracy, m.specificity) == (1, 1)
+    m = compute_metrics(np.array([0, 0]), np.array([0.1, 0.2]), np.array([0, 1]), 0.5)
+    assert (m["precision"], m["recall"], m["auc"], m["sensitivity_at_95_specificity"]) == (None, None, None, None)
+    assert m.figures["auc"].low is None
+    assert (m["accuracy"], m["specificity"]) == (1, 1)
+
+
+def test_a_radiograph_is_the_mean_of_its_images():
+    labels, groups, (probabilities,) = by_radiograph(
+        np.array([1, 1, 0, 1]), np.array([5, 5, 7, -3]), np.array([0.2, 0.6, 0.1, 0.9])
+    )
+    assert dict(zip(groups.tolist(), zip(labels.tolist(), probabilities.tolist(), strict=True), strict=True)) == {
+        -3: (1, pytest.approx(0.9)),
+        5: (1, pytest.approx(0.4)),
+        7: (0, pytest.approx(0.1)),
+    }
+    m = compute_metrics(LABELS, PROBABILITIES, np.array([1, 1, 1, 2, 2, 3, 3]), 0.5, unit="radiograph")
+    assert (m.count, m.groups, m.true_positives, m.false_positives, m.true_negatives) == (3, 3, 1, 1, 1)
+
+
+def test_images_may_have_thresholds_of_their_own():
+    m = compute_metrics(LABELS, PROBABILITIES, np.arange(7), np.array([0.5, 0.5, 0.1, 0.8, 0.8, 0.8, 0.8]))
+    assert (m.threshold, m.true_positives, m.false_positives) == (None, 3, 0)
+    assert m["auc"] == pytest.approx(8 / 12)
+
+
+def test_copies_do_not_make_an_interval_narrower():
+    """The interval of 50 radiographs, shown once or ten times each, is the same; of 500 it is narrower by √10."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(500) % 2
+    probabilities = np.clip(0.5 + 0.15 * (2 * labels - 1) + generator.normal(0, 0.3, 500), 0, 1)
+
+    def width(rows: np.ndarray, groups: np.ndarray) -> float:
+        figure = compute_metrics(labels[rows], probabilities[rows], groups, 0.5).figures["accuracy"]
+        assert figure.low < figure.value < figure.high
+        return figure.high - figure.low
+
+    few, copied = np.arange(50), np.repeat(np.arange(50), 10)
+    assert width(copied, copied) == pytest.approx(width(few, few), rel=0.05)
+    assert width(few, few) / width(np.arange(500), np.arange(500)) == pytest.approx(10**0.5, rel=0.25)
+
+
+def test_an_interval_of_a_proportion_is_what_theory_says():
+    """90 of 100 right: a standard error of √(.9 · .1 / 100) = .03."""
+    labels = np.ones(100, int)
+    figure = compute_metrics(labels, np.r_[np.ones(90), np.zeros(10)], np.arange(100), 0.5).figures["recall"]
+    assert (figure.high - figure.low) / 2 == pytest.approx(1.96 * 0.03, rel=0.1)
+
+
+def test_intervals_are_the_same_every_time():
+    one, other = (compute_metrics(LABELS, PROBABILITIES, np.arange(7), 0.5) for _ in range(2))
+    assert one == other
+
+
+def test_calibration_error_by_hand():
+    """Bin .2–.3: two say .25, one is true: gap .25; bin .9–1: one says .95 and is true: gap .05."""
+    error = calibration_error(np.array([True, False, True]), np.array([0.25, 0.25, 0.95]))
+    assert error == pytest.approx((2 * 0.25 + 1 * 0.05) / 3)

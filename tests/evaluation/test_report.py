@@ -2,16 +2,21 @@ import io
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from PIL import Image
 
-from fracture.evaluation.report import caveats, metrics_of, result_lines, write_report
+from fracture.evaluation.calibration import Decision
+from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
+from fracture.input.shards import Leak
 from fracture.storage import place
 
 SCORES = pa.table(
     {
+        "row": [0, 1, 0, 1, 2, 3],
         "split": ["val"] * 2 + ["test"] * 4,
-        "label": pa.array([0, 1, 0, 1, 0, 1], pa.uint8()),
+        "source": [f"{i}.png" for i in range(6)],
+        "origin": ["north"] * 6,
+        "group": [1, 2, 3, 4, 5, 5],
+        "label": pa.array([0, 1, 0, 1, 0, 0], pa.uint8()),
         "probability": pa.array([0.1, 0.9, 0.2, 0.4, 0.6, 0.8], pa.float32()),
     }
 )
@@ -20,37 +25,93 @@ HISTORY = [
     | {"epoch": epoch}
     for epoch in (1, 2)
 ]
+DECISION = Decision(temperature=1.5, threshold=0.5, rule="given: 0.5")
+PLOTS = {"curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms"}
 
 
-def test_metrics_are_of_one_split():
-    test = metrics_of(SCORES, "test", 0.5)
-    assert (test.images, test.true_positives, test.false_positives) == (4, 1, 1)
-    assert test.auc == pytest.approx(3 / 4)
-    assert metrics_of(SCORES, "val", 0.5).accuracy == 1
+def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
+    folder, manifest = shard_folder()
+    found = evaluate_run(SCORES, folder, manifest, 0.5)
+    assert set(found) == {"val", "test"}
+    assert (found["test"]["image"].count, found["test"]["radiograph"].count) == (4, 3)
+    assert found["test"]["image"].false_positives == 2
+    assert found["test"]["radiograph"].false_positives == 1
+    assert found["val"]["image"]["accuracy"] == 1
 
 
-def test_the_report_has_its_pictures(shard_folder, tmp_path):
-    _, manifest = shard_folder()
-    write_report(place(tmp_path), manifest, HISTORY, 1, SCORES, metrics_of(SCORES, "test", 0.5))
-    for name in ("curves", "confusion_matrix", "roc"):
+def test_where_test_leaks_the_part_that_does_not_stands_beside_it(shard_folder):
+    """Groups 3, 4 and 5 are in training as well; now they are 3, 4 and -5."""
+    folder, manifest = shard_folder()
+    leakage = {s: Leak(images=4, by_kind={"bytes": 2}) for s in ("val", "test")}
+    leaky = manifest.model_copy(update={"leakage": leakage})
+    groups = pa.array([1, 2, 3, 4, -5, -5])
+    scores = SCORES.set_column(SCORES.schema.get_field_index("group"), "group", groups)
+    found = evaluate_run(scores, folder, leaky, 0.5)
+    assert found["test_without_leaks"]["image"].count == 2
+    assert "on the 2 images that do not leak from training: AUC undefined, accuracy 0.000" in result_lines(found)[-1]
+    assert "test_without_leaks" not in evaluate_run(SCORES, folder, leaky, 0.5), "all leak"
+
+
+def test_several_origins_get_figures_of_their_own(shard_folder):
+    folder, manifest = shard_folder()
+    origins = pa.array(["north", "north", "north", "north", "", ""])
+    scores = SCORES.set_column(SCORES.schema.get_field_index("origin"), "origin", origins)
+    found = evaluate_run(scores, folder, manifest, 0.5)
+    assert {name: e["image"].count for name, e in found.items()} == {
+        "val": 2,
+        "test": 4,
+        "test_from:unknown": 2,
+        "test_from:north": 2,
+    }
+    assert "  north    2 radiographs: AUC 1.000" in "\n".join(result_lines(found))
+
+
+def test_a_fall_elsewhere_is_said_plainly(shard_folder):
+    folder, manifest = shard_folder()
+    here = evaluate_run(SCORES, folder, manifest, 0.5)["test"]
+    own = evaluate_run(SCORES, folder, manifest, 0.5)["val"]
+    assert comparison_line(own, here) == (
+        "compare    AUC per radiograph 1.000 on its own test, 0.500 on these: 0.500 lower here; it cannot be told from "
+        "chance"
+    )
+    assert "0.500 higher here" in comparison_line(here, own)
+
+
+def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
+    folder, manifest = shard_folder()
+    evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
+    report = Report("Run <x>", manifest, DECISION, evaluations, HISTORY, 1, {"training.seed": 0})
+    write_report(place(tmp_path), report, SCORES, folder)
+    for name in PLOTS:
         picture = np.asarray(Image.open(io.BytesIO((tmp_path / f"{name}.png").read_bytes())).convert("L"))
         assert min(picture.shape) > 400
         assert (picture < 128).mean() > 0.005, "there is something on it"
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PLOTS) + 2  # mistakes: 4.. missed, and one image of group 5
+    assert "Run &lt;x&gt;" in page
+    assert "SYNTHETIC" in page
+    assert "normal, probability of a fracture 0.80" in page
+    assert "fracture, probability of a fracture 0.40" in page
+    assert "Not a medical device" in page
 
 
 def test_caveats_stand_beside_every_figure(shard_folder):
     _, manifest = shard_folder()
     assert caveats(manifest)[0].startswith("SYNTHETIC: drawn sample radiographs")
-    real = manifest.model_copy(
-        update={"synthetic": False, "copies": manifest.copies.model_copy(update={"test_in_train": 9})}
-    )
-    assert caveats(real) == ["MEMORY: 9 of 16 test images are byte-for-byte copies of training images."]
-
-
-def test_the_last_lines_say_what_was_found_and_missed():
-    lines = result_lines(metrics_of(SCORES, "test", 0.5))
-    assert lines == [
-        "test       4 images: accuracy 0.500, AUC 0.750, recall 0.500, precision 0.500, specificity 0.500 "
-        "(threshold 0.5)",
-        "           1 fractures found, 1 missed · 1 normals cleared, 1 called fractures",
+    leakage = {
+        "val": Leak(images=16, by_kind={"bytes": 0, "copy": 3}),
+        "test": Leak(images=16, by_kind={"bytes": 9, "copy": 1}),
+    }
+    real = manifest.model_copy(update={"synthetic": False, "leakage": leakage})
+    assert caveats(real) == [
+        "MEMORY: 10 of 16 test images (9 byte for byte) and 3 of 16 val images (0 byte for byte) show a radiograph "
+        "that training has too."
     ]
+
+
+def test_the_last_lines_say_what_was_found_and_missed(shard_folder):
+    folder, manifest = shard_folder()
+    lines = result_lines(evaluate_run(SCORES, folder, manifest, 0.5))
+    assert lines[0].startswith("test       3 radiographs: AUC 0.500 [0.000, 1.000], sensitivity 0.000 [")
+    assert lines[1].startswith("           4 images: AUC 0.333 [")
+    assert lines[2].endswith(": 0 fractures found, 1 missed · 1 normals cleared, 2 called fractures")

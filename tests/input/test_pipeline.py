@@ -2,17 +2,21 @@ import numpy as np
 import pytest
 
 from fracture.config import AugmentConfig
+from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
-from fracture.input.pipeline import evaluation_batches, load_share, training_batches
+from fracture.input.pipeline import Share, evaluation_batches, load_share, training_batches
+from fracture.input.shards import read_index
 
 STILL = AugmentConfig(horizontal_flip=False, vertical_flip=False, rotation_degrees=0, zoom=0)
 WORKERS = (1, 2, 3, 7)
 
 
-def shares(shard_folder, split: str, workers: int, batch_size: int = 16, **rows):
+def shares(shard_folder, split: str, workers: int, sampling: str = "image", **rows) -> list[Share]:
     folder, manifest = shard_folder(**rows)
+    index = read_index(folder, manifest, split)
+    draws = Draws(index["group"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
-        load_share(folder, manifest, split, Lanes(manifest.rows(split), batch_size, rank, workers))
+        load_share(folder, manifest, split, Lanes(draws.count, 16, rank, workers), draws, epochs=6)
         for rank in range(workers)
     ]
 
@@ -25,6 +29,16 @@ def test_training_shows_each_row_once_in_three_shards(shard_folder, workers: int
     ids = [int(i) for worker in batches for images, _, _ in worker for i in images[:, 0, 0, 0]]
     assert sorted(ids) == list(range(rows))
     assert {len(worker) for worker in batches} == {found[0].steps}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_training_by_radiograph_shows_the_draws_of_the_epoch(shard_folder, workers: int):
+    """51 normal rows and 50 fractured ones, each a group of its own: 101 draws, 50 and 51 of them."""
+    found = shares(shard_folder, "train", workers, sampling="radiograph", train=101)
+    for epoch in (0, 5):
+        batches = [list(training_batches(share, 0, epoch, STILL)) for share in found]
+        ids = [int(i) for worker in batches for images, _, _ in worker for i in images[:, 0, 0, 0]]
+        assert sorted(ids) == found[0].draws.rows(epoch).tolist()
 
 
 @pytest.mark.parametrize("workers", WORKERS)

@@ -5,22 +5,38 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.errors import UsageError
-from fracture.input.shards import MANIFEST, ROW_GROUP_ROWS, encode_shard, images_of, read_manifest, read_rows
+from fracture.input.shards import (
+    MANIFEST,
+    ROW_GROUP_ROWS,
+    encode_shard,
+    images_of,
+    read_index,
+    read_manifest,
+    read_rows,
+)
+from fracture.storage import place
 from tests.conftest import write_shards
 
-DATA = ([1, 0], [3, -4], [b"a" * 32, b"b" * 32], ["x/1.png", "x/2.png"])
+DATA = {
+    "label": [1, 0],
+    "group": [3, -4],
+    "sha256": [b"a" * 32, b"b" * 32],
+    "source": ["x/1.png", "x/2.png"],
+    "origin": ["", "north"],
+}
 
 
 def test_a_shard_is_plain_arrow_that_pyarrow_alone_reads():
     images = np.arange(2 * 32 * 32, dtype=np.uint32).reshape(2, 32, 32).astype(np.uint8)
-    data, _ = encode_shard(images, *DATA)
+    data, _ = encode_shard(images, DATA)
     table = pq.read_table(data)
-    assert table.schema.names == ["image", "label", "group", "sha256", "source"]
+    assert table.schema.names == ["image", "label", "group", "sha256", "source", "origin"]
     assert [str(t) for t in table.schema.types] == [
         "fixed_size_binary[1024]",
         "uint8",
         "int64",
         "fixed_size_binary[32]",
+        "string",
         "string",
     ]
     assert table["source"].to_pylist() == ["x/1.png", "x/2.png"]
@@ -29,10 +45,10 @@ def test_a_shard_is_plain_arrow_that_pyarrow_alone_reads():
 
 def test_the_digest_follows_pixels_and_labels():
     images = np.zeros((2, 32, 32), np.uint8)
-    data, digest = encode_shard(images, *DATA)
-    assert encode_shard(images, *DATA) == (data, digest)
-    assert encode_shard(images + 1, *DATA)[1] != digest
-    assert encode_shard(images, [0, 0], *DATA[1:])[1] != digest
+    data, digest = encode_shard(images, DATA)
+    assert encode_shard(images, DATA) == (data, digest)
+    assert encode_shard(images + 1, DATA)[1] != digest
+    assert encode_shard(images, DATA | {"label": [0, 0]})[1] != digest
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 300), (0, 1), (63, 65), (99, 101), (130, 290), (299, 300), (7, 7)])
@@ -87,7 +103,7 @@ def test_no_manifest_says_how_to_make_one(shard_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, and this program reads version 1"),
+        ({"schema_version": 99}, "schema version 99, and this program reads version 2"),
         ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
         ({"extra": 1}, "damaged at 'extra'"),
     ],
@@ -111,3 +127,32 @@ def test_the_manifest_is_json_that_people_can_read(shard_folder):
     assert json.loads((folder / MANIFEST).read_bytes())["counts"]["train"] == {"normal": 20, "fracture": 20}
     assert read_manifest(folder) == manifest
     assert write_shards(folder, {"train": 40, "val": 16, "test": 16}) == manifest
+
+
+def test_a_fold_is_test_the_next_validates_and_the_others_train(tmp_path):
+    folder = place(tmp_path)
+    manifest = write_shards(folder, {"fold-1": 10, "fold-2": 20, "fold-3": 30, "fold-4": 40})
+    fold = manifest.fold(4)
+    assert {split: fold.rows(split) for split in ("train", "val", "test")} == {"train": 50, "val": 10, "test": 40}
+    assert fold.counts["train"] == {"normal": 25, "fracture": 25}
+    assert fold.pixels["train"].count == 2000
+    assert fold.pixel_mean == pytest.approx(96)
+    assert read_rows(folder, fold, "train", 0, 50)["source"].to_pylist()[19:21] == ["fold-2/19.png", "fold-3/0.png"]
+    assert fold.fingerprint != manifest.fold(1).fingerprint != manifest.fingerprint
+    seen = [shard.file for n in range(1, 5) for shard in manifest.fold(n).shards["test"]]
+    assert sorted(seen) == sorted(shard.file for shards in manifest.shards.values() for shard in shards)
+
+
+def test_a_fold_by_source_tests_all_of_one_source_and_validates_on_the_others(tmp_path):
+    rows = {"fold-1": 10, "fold-1-val": 2, "fold-2": 20, "fold-2-val": 4}
+    manifest = write_shards(place(tmp_path), rows).model_copy(update={"folds": ["north", "south"]})
+    fold = manifest.fold(1)
+    assert {split: fold.rows(split) for split in ("train", "val", "test")} == {"train": 20, "val": 4, "test": 12}
+
+
+def test_the_index_is_read_without_images(shard_folder):
+    folder, manifest = shard_folder(train=130, rows_per_shard=100)
+    index = read_index(folder, manifest, "train")
+    assert index.column_names == ["group", "label"]
+    assert index["group"].to_pylist() == list(range(130))
+    assert index["label"].to_pylist() == [n % 2 for n in range(130)]

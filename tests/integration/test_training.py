@@ -35,6 +35,7 @@ PLAIN = (  # nothing whose statistics or draws belong to one worker
     "augment.zoom=0",
 )
 ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
+PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms")
 MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
 
 
@@ -91,7 +92,7 @@ def test_metrics_count_every_image_once(data, undisturbed):
     """19 validation images in batches of 8 on 2 workers: 9 or 10 each, and never padded or dropped."""
     _, run, history = undisturbed
     scores = pq.read_table(run / "predictions.parquet") if (run / "predictions.parquet").exists() else None
-    scores = scores or gather_scores(place(run), data[1], 2)
+    scores = scores or gather_scores(place(run), data[1], 2, temperature=1.0)
     val = scores.filter(np.array(scores["split"]) == "val")
     labels, probabilities = val["label"].to_numpy(), val["probability"].to_numpy()
     best = min(history, key=lambda r: r["val_loss"])
@@ -122,7 +123,7 @@ def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, t
         start(
             config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})}), data, again
         )
-        tables.append(gather_scores(place(again), data[1], workers))
+        tables.append(gather_scores(place(again), data[1], workers, temperature=1.0))
     assert tables[0].equals(tables[1])
 
 
@@ -162,7 +163,7 @@ def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
         start(tiny_config("training.max_failures=0"), data, disk / "run")
 
 
-def test_a_job_killed_by_sigkill_and_by_ctrl_c_resumes_to_the_same_end(data, undisturbed, tmp_path):
+def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, tmp_path):
     _, _, expected = undisturbed
     run = tmp_path / "runs" / "x"
     command = [sys.executable, "job/train.py", "--shards", str(data[0]), "--storage", str(tmp_path), "--run", "x"]
@@ -176,15 +177,18 @@ def test_a_job_killed_by_sigkill_and_by_ctrl_c_resumes_to_the_same_end(data, und
     first.send_signal(signal.SIGKILL)
     first.wait()
 
-    interrupted = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in interrupted.stdout:
-        if line.startswith("resuming"):
-            break
-    interrupted.send_signal(signal.SIGINT)
-    _, told = interrupted.communicate()
-    assert interrupted.returncode == 1
-    assert "stopped by Ctrl-C; nothing half-written will be taken for whole. Go on with: the same command" in told
-    assert "Traceback" not in told
+    for number, line_before in ((signal.SIGTERM, "starting"), (signal.SIGINT, "resuming")):
+        stopped = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for line in stopped.stdout:
+            if line.startswith(line_before):
+                break
+        stopped.send_signal(number)
+        _, told = stopped.communicate()
+        assert stopped.returncode == 1
+        assert told == (
+            "\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x "
+            "(make: RUN=x)\n"
+        )
 
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
@@ -201,11 +205,42 @@ def test_a_job_killed_by_sigkill_and_by_ctrl_c_resumes_to_the_same_end(data, und
     _check_what_a_run_leaves(run, second)
 
 
+def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
+    shards = place(tmp_path / "shards")
+    write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
+    command = [sys.executable, "job/train.py", "--shards", str(shards), "--storage", str(tmp_path), "--run", "cv"]
+    for assignment in (*TINY, "training.epochs=1", "compute.workers=1"):
+        command += ["--set", assignment]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "pooled     72 radiographs: AUC" in done.stdout
+    scores = pq.read_table(tmp_path / "runs/cv/predictions.parquet")
+    assert sorted(scores["source"].to_pylist()) == sorted(f"fold-{f}/{i}.png" for f in (1, 2, 3) for i in range(24))
+    assert (tmp_path / "runs/cv/folds.html").exists()
+
+
+def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
+    """On shards none of whose files it was trained on; the tests' shards all have the same hash, so it needs others."""
+    others = place(run.parent / "others")
+    write_shards(others, {"test": 20}, hash_byte=7)
+    command = [sys.executable, "job/evaluate.py", "--bundle", str(run / "bundle"), "--out", str(run.parent / "out")]
+    tried = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert "compare    AUC per radiograph" in tried.stdout
+    assert {p.name for p in (run.parent / "out").iterdir()} >= {"report.html", "predictions.parquet", "metrics.json"}
+    write_shards(others, {"test": 20})
+    known = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
+    assert known.returncode == 2
+    assert "the model was trained on every one of these 20 images: they cannot test it" in known.stderr
+
+
 def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> None:
-    assert {p.name for p in (run / "report").iterdir()} == {"curves.png", "confusion_matrix.png", "roc.png"}
-    assert {p.name for p in (run / "bundle").iterdir()} == {"bundle.json", "model.keras", "saved_model"}
+    assert {p.name for p in (run / "report").iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
+    left = {p.name for p in (run / "bundle").iterdir()}
+    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet"}
     bundle = json.loads((run / "bundle/bundle.json").read_text())
-    assert bundle["metrics"]["test"]["images"] == ROWS["test"]
+    assert bundle["metrics"]["test"]["image"]["count"] == ROWS["test"]
     assert bundle["synthetic"]
     assert "CAVEAT     SYNTHETIC" in job.stdout
     assert job.stderr == "", "not a line of anybody's log"
@@ -216,6 +251,7 @@ def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> Non
         "x = np.full((2, 32, 32, 1), 7); a, b = m.serve(x.astype('float32')), m.serve_uint8(x.astype('uint8')); "
         "assert a.shape == (2, 1) and np.array_equal(a, b); assert 'tf_keras' not in sys.modules; print('served')"
     )
+    _check_that_it_can_be_tried_elsewhere(run)
     served = subprocess.run(
         [sys.executable, "-c", code, str(run / "bundle/saved_model")], capture_output=True, text=True, check=False
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import official_paths
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,7 +16,7 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "download.py"])
+@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "evaluate.py", "download.py"])
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
     assert shown.returncode == 0
@@ -42,7 +44,19 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     assert not any(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_preprocess_needs_data_and_out():
+def test_preprocess_needs_somewhere_to_write(image_folder):
+    told = job("preprocess.py", "--data", str(image_folder(*official_paths(1))))
+    assert told.returncode == 2
+    assert "error: --out is missing: name the folder to write the shards to, or ask for --audit-only" in told.stderr
+
+
+def test_evaluate_needs_a_bundle(tmp_path: Path):
+    told = job("evaluate.py", "--bundle", str(tmp_path), "--shards", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert told.returncode == 2
+    assert "is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle." in told.stderr
+
+
+def test_preprocess_needs_data():
     told = job("preprocess.py")
     assert told.returncode == 2
-    assert "--data, --out" in told.stderr
+    assert "the following arguments are required: --data" in told.stderr

@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
     ],
 )
 def test_every_format_and_mode_gives_the_same_grey(kind: str, mode: str):
-    grey = decode(encoded(Image.fromarray(RAMP).convert(mode), kind), 64)
+    grey = decode(encoded(Image.fromarray(RAMP).convert(mode), kind), 64).pixels
     assert grey.shape == (64, 64)
     assert grey.dtype == np.uint8
     assert np.abs(grey.astype(int) - RAMP).max() <= 6  # JPEG, palettes and CMYK round
@@ -37,14 +37,14 @@ def test_every_format_and_mode_gives_the_same_grey(kind: str, mode: str):
 
 def test_one_bit_is_black_and_white():
     half = Image.fromarray(RAMP > 127).convert("1")
-    assert np.unique(decode(encoded(half), 64)).tolist() == [0, 255]
+    assert np.unique(decode(encoded(half), 64).pixels).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 @pytest.mark.parametrize(("white", "grey"), [(65535, 255), (16383, 255), (4095, 255), (1023, 255), (200, 200)])
 def test_16_bit_is_scaled_by_the_range_in_use(kind: str, white: int, grey: int):
     deep = Image.fromarray(np.array([[0, white]], np.uint16).repeat(32, axis=1))
-    pixels = decode(encoded(deep, kind), 64)
+    pixels = decode(encoded(deep, kind), 64).pixels
     assert (pixels[0, 0], pixels[0, -1]) == (0, grey)
 
 
@@ -53,7 +53,7 @@ def test_a_tiff_in_which_0_is_white_is_turned_round():
     entry = struct.pack("<HHII", 262, 3, 1, 1)  # PhotometricInterpretation, one SHORT: BlackIsZero
     tiff = encoded(deep, "tiff")
     assert tiff.count(entry) == 1
-    pixels = decode(tiff.replace(entry, struct.pack("<HHII", 262, 3, 1, 0)), 64)
+    pixels = decode(tiff.replace(entry, struct.pack("<HHII", 262, 3, 1, 0)), 64).pixels
     assert (pixels[0, 0], pixels[0, -1]) == (255, 0)
 
 
@@ -64,25 +64,30 @@ def test_negative_values_are_no_grey():
 
 def test_transparent_is_black():
     clear = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
-    assert decode(encoded(clear), 32).max() == 0
+    assert decode(encoded(clear), 32).pixels.max() == 0
 
 
 def test_exif_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned clockwise by 90°
-    turned = decode(encoded(Image.fromarray(RAMP), "jpeg", exif=exif), 64)
+    turned = decode(encoded(Image.fromarray(RAMP), "jpeg", exif=exif), 64).pixels
     assert np.abs(turned.astype(int) - np.rot90(RAMP, -1)).max() <= 6
 
 
 def test_the_first_frame_of_an_animation():
     frames = [Image.new("L", (8, 8), value) for value in (10, 200)]
-    assert decode(encoded(frames[0], "gif", save_all=True, append_images=frames[1:]), 32).max() == 10
+    assert decode(encoded(frames[0], "gif", save_all=True, append_images=frames[1:]), 32).pixels.max() == 10
 
 
 def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same():
     large = Image.fromarray(RAMP).resize((2048, 2048), Image.Resampling.BICUBIC)
     exact = np.asarray(large.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
-    assert np.abs(decode(encoded(large, "jpeg", quality=95), 64) - exact).max() <= 4
+    assert np.abs(decode(encoded(large, "jpeg", quality=95), 64).pixels - exact).max() <= 4
+
+
+def test_what_a_file_was_stored_as_is_told():
+    picture = decode(encoded(Image.fromarray(RAMP[:32]).convert("RGBA"), "png"), 64)
+    assert (picture.format, picture.mode, picture.width, picture.height) == ("PNG", "RGBA", 64, 32)
 
 
 def test_files_that_are_no_radiographs():
@@ -102,7 +107,7 @@ def test_no_damage_gets_past_as_another_error(kind: str):
         for place in generator.integers(0, len(data), 4):
             data[place] = generator.integers(256)
         with suppress(Rejected):
-            assert decode(bytes(data), 32).shape == (32, 32)
+            assert decode(bytes(data), 32).pixels.shape == (32, 32)
 
 
 def test_a_decompression_bomb_is_refused_before_it_unfolds(monkeypatch):

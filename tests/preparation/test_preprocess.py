@@ -7,35 +7,52 @@ import pytest
 
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
-from fracture.input.shards import MANIFEST, images_of, read_manifest, read_rows
+from fracture.input.shards import MANIFEST, Manifest, images_of, read_manifest, read_rows
+from fracture.preparation.audit import audit_lines
 from fracture.preparation.decode import decode
-from fracture.preparation.preprocess import copies_warning, find_done, preprocess, shards_name, summary
-from fracture.preparation.source import find_source
-from fracture.storage import Place, place
+from fracture.preparation.preprocess import (
+    examine_source,
+    find_done,
+    preprocess,
+    read_audit,
+    shards_name,
+    summary,
+    write_audit,
+)
+from fracture.preparation.source import Source, find_source
+from fracture.storage import place
 from tests.conftest import official_paths, small_disk
+from tests.preparation.planted import encoded
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 
-def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs):
-    return preprocess(find_source(place(folder), config), place(out), config, **kwargs)
+def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs) -> Manifest:
+    source = source_of(folder, config)
+    return preprocess(examine_source(source, config), place(out), config, **kwargs)
+
+
+def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
+    return find_source([place(folder)], config)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "input.json"}
+    """What is the same wherever the data lies."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("input.json", "audit.html")}
 
 
 def test_every_image_is_in_a_shard_with_its_pixels_label_and_source(image_folder, tmp_path):
     folder = image_folder(*official_paths(4))
-    told: list[int] = []
-    manifest = run(folder, tmp_path / "out", progress=told.append)
-    assert sum(told) == 24
+    told: list[tuple[str, int, int]] = []
+    manifest = run(folder, tmp_path / "out", progress=lambda *event: told.append(event))
+    assert told[-1] == ("write", 24, 24)
+    assert manifest.split == "official"
     assert manifest.counts == {s: {"normal": 4, "fracture": 4} for s in ("train", "val", "test")}
     assert [len(manifest.shards[s]) for s in ("train", "val", "test")] == [3, 3, 3]
     table = read_rows(place(tmp_path / "out"), manifest, "train", 0, 8)
     for row, pixels in zip(table.to_pylist(), images_of(table, 32), strict=True):
-        assert np.array_equal(pixels[..., 0], decode((folder / row["source"]).read_bytes(), 32))
+        assert np.array_equal(pixels[..., 0], decode((folder / row["source"]).read_bytes(), 32).pixels)
         assert row["label"] == (1 if "/fractured/" in row["source"] else 0)
     all_pixels = images_of(table, 32).astype(float)
     assert manifest.pixel_mean == pytest.approx(all_pixels.mean())
@@ -63,28 +80,27 @@ def test_rows_are_shuffled_by_the_seed(image_folder, tmp_path):
 def test_what_is_done_is_known_until_input_or_settings_change(image_folder, tmp_path):
     folder, out = image_folder(*official_paths(4)), place(tmp_path / "out")
     manifest = run(folder, tmp_path / "out")
-    assert find_done(find_source(place(folder), CONFIG), out, CONFIG) == manifest
+    assert find_done(source_of(folder), out, CONFIG) == manifest
     other = DataConfig(image_size=48)
-    assert find_done(find_source(place(folder), other), out, other) is None
+    assert find_done(source_of(folder, other), out, other) is None
     (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
-    source = find_source(place(folder), CONFIG)
-    assert find_done(source, out, CONFIG) is None
-    renewed = preprocess(source, out, CONFIG)
+    assert find_done(source_of(folder), out, CONFIG) is None
+    renewed = run(folder, tmp_path / "out")
     assert renewed.counts["train"]["fracture"] == 5
     assert renewed.fingerprint != manifest.fingerprint
     named = {s.file for shards in renewed.shards.values() for s in shards}
-    assert {p.name for p in (tmp_path / "out").glob("*.parquet")} == named, "the old shards are gone"
+    assert {p.name for p in (tmp_path / "out").glob("*-*.parquet")} == named, "the old shards are gone"
 
 
 def test_interrupted_it_leaves_what_was_there_before(image_folder, tmp_path):
     folder, out = image_folder(*official_paths(4)), tmp_path / "out"
     before = run(folder, out)
-    (folder / "train/fractured/new.png").write_bytes((folder / "val/fractured/0.png").read_bytes())
+    (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
 
     class Killed(Exception):
         pass
 
-    def die(files: int) -> None:
+    def die(what: str, done: int, total: int) -> None:
         raise Killed
 
     with pytest.raises(Killed):
@@ -112,7 +128,8 @@ def test_unreadable_files_are_listed_with_reason_and_never_touched(image_folder,
         ("val/not fractured/1.png", "val", "not an image"),
     ]
     assert (manifest.rows("train"), manifest.rows("val")) == (39, 39)
-    assert "rejected   2 files (1.67%): 1 empty file, 1 not an image; paths in dataset.json" in summary(manifest, 120)
+    audit = read_audit(place(tmp_path / "out"))
+    assert "rejected   2 files (1.67%): 1 empty file, 1 not an image; paths in audit.json" in audit_lines(audit)
     assert {p: p.read_bytes() for p in folder.rglob("*.png")} == before
 
 
@@ -130,22 +147,129 @@ def test_a_class_with_no_readable_image(image_folder, tmp_path):
     folder = image_folder(*official_paths(20), root="lost")
     for file in (folder / "test/fractured").iterdir():
         file.write_bytes(b"")
+    config = DataConfig(image_size=32, max_rejected_fraction=0.5, split="official")
     with pytest.raises(UsageError, match="no readable image of class 'fracture' in split 'test'"):
-        run(folder, tmp_path / "out", DataConfig(image_size=32, max_rejected_fraction=0.5))
+        run(folder, tmp_path / "out", config)
 
 
-def test_copies_across_splits_are_counted_and_told_loudly(image_folder, tmp_path):
-    folder = image_folder(*official_paths(4))
-    for copy in ("test/fractured/0.png", "test/fractured/1.png", "val/fractured/0.png"):
+def leaky(image_folder) -> Path:
+    """6 images a split and class; 3 of test and 1 of val are train's first again."""
+    folder = image_folder(*official_paths(6))
+    for copy in ("test/fractured/0.png", "test/fractured/1.png", "test/fractured/2.png", "val/fractured/0.png"):
         (folder / copy).write_bytes((folder / "train/fractured/0.png").read_bytes())
-    manifest = run(folder, tmp_path / "out")
-    assert manifest.copies.model_dump() == {"val_in_train": 1, "test_in_train": 2, "test_in_val": 2}
-    assert manifest.distinct_files == {"train": 8, "val": 8, "test": 7}
-    assert copies_warning(manifest)[0] == (
-        "WARNING    2 of 8 test images and 1 of 8 validation images are byte-for-byte copies of training images."
+    return folder
+
+
+def test_a_leaky_split_is_kept_only_when_asked_for_and_then_told(image_folder, tmp_path):
+    config = DataConfig(image_size=32, split="official")
+    manifest = run(leaky(image_folder), tmp_path / "out", config)
+    assert (manifest.split, manifest.split_reason) == ("official", "as found, asked for")
+    assert {s: leak.by_kind["bytes"] for s, leak in manifest.leakage.items()} == {"val": 1, "test": 3}
+    assert manifest.counts["test"] == {"normal": 6, "fracture": 6}
+    assert manifest.alarms[0] == (
+        "3 of 12 test images show a radiograph that training has too (3 are byte-for-byte copies): in the split as "
+        "found, figures measure memory."
     )
-    groups = pq.read_table(tmp_path / "out" / manifest.shards["test"][0].file)["group"].to_pylist()
-    assert all(isinstance(group, int) for group in groups)
+
+
+def test_a_leaky_split_is_made_anew_from_whole_groups(image_folder, tmp_path):
+    manifest = run(leaky(image_folder), tmp_path / "out")
+    assert manifest.split == "group"
+    assert manifest.split_reason == (
+        "ours, whole groups: 4 validation and test images of the split found leak from training"
+    )
+    assert {s: leak.leaking for s, leak in manifest.leakage.items()} == {"val": 0, "test": 0}
+    assert {s: leak.leaking for s, leak in manifest.leakage_found.items()} == {"val": 1, "test": 3}
+    assert manifest.left_out == {
+        "a copy of the same pixels is kept": 4,
+        "the radiograph stands under both labels": 0,
+    }
+    files = pq.read_table(tmp_path / "out/files.parquet").to_pandas()
+    used = files[files.split_used != ""]
+    assert (used.groupby("group").split_used.nunique() == 1).all()
+    assert len(used) == 32
+    assert summary(manifest)[1].startswith("  train    22 images: 10 fracture of 10 groups, 12 normal of 12 groups")
+
+
+def test_a_radiograph_under_both_labels_is_left_out_and_told(image_folder, tmp_path):
+    folder = image_folder(*official_paths(6))
+    (folder / "train/not fractured/0.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
+    manifest = run(folder, tmp_path / "out", DataConfig(image_size=32, split="group"))
+    assert manifest.left_out["the radiograph stands under both labels"] == 2
+    assert manifest.alarms == [
+        "1 radiographs stand under both labels, for example 'train/fractured/0.png' and 'train/not fractured/0.png'."
+    ]
+
+
+def test_images_added_later_move_no_group(image_folder, tmp_path):
+    names = [f"{c}/{i}.png" for c in ("fracture", "normal") for i in range(12)]
+    folder = image_folder(*names)
+    run(folder, tmp_path / "out")
+    before = splits_of(tmp_path / "out")
+    image_folder(*names, *[f"{c}/more{i}.png" for c in ("fracture", "normal") for i in range(9)])
+    run(folder, tmp_path / "out")
+    after = splits_of(tmp_path / "out")
+    assert len(after) == 42
+    assert {path: after[path] for path in before} == before
+
+
+def test_new_images_that_join_two_splits_take_both_to_training(image_folder, tmp_path):
+    config = DataConfig(image_size=32, group_pattern=r"/[fn]\d+")
+    folder = image_folder(*[f"{c}/{c[0]}{i}-0.png" for c in ("fracture", "normal") for i in range(12)])
+    run(folder, tmp_path / "out", config)
+    before = splits_of(tmp_path / "out")
+    test, val = (next(p for p, s in before.items() if s == split and "/f" in p) for split in ("test", "val"))
+    patient = test.split("/")[1].split("-")[0]
+    (folder / f"fracture/{patient}-1.png").write_bytes((folder / val).read_bytes())
+    manifest = run(folder, tmp_path / "out", config)
+    after = splits_of(tmp_path / "out")
+    assert after[test] == "train"
+    others = {path: split for path, split in before.items() if path not in (test, val)}
+    assert {path: after[path] for path in others} == others
+    assert len(manifest.moved) == 1
+    assert manifest.moved[0].endswith(": test, val")
+
+
+def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):
+    config = DataConfig(image_size=32)
+    write_audit(place(tmp_path / "audit"), examine_source(source_of(leaky(image_folder), config), config))
+    assert {p.name for p in (tmp_path / "audit").iterdir()} == {"audit.json", "audit.html"}
+    assert read_audit(place(tmp_path / "audit")).leakage["test"].by_kind["bytes"] == 3
+
+
+def test_all_of_it_may_be_test(image_folder, tmp_path):
+    manifest = run(leaky(image_folder), tmp_path / "out", DataConfig(image_size=32, split="test"))
+    assert (manifest.split, manifest.split_reason) == ("test", "none: all of it is test")
+    assert {split: manifest.rows(split) for split in manifest.shards} == {"test": 32}
+
+
+def test_grouped_folds(image_folder, tmp_path):
+    manifest = run(leaky(image_folder), tmp_path / "out", DataConfig(image_size=32, folds=3))
+    assert (manifest.split, manifest.folds) == ("folds", ["fold-1", "fold-2", "fold-3"])
+    assert sorted(manifest.rows(fold) for fold in manifest.folds) == [10, 11, 11]
+    files = pq.read_table(tmp_path / "out/files.parquet").to_pandas()
+    used = files[files.split_used != ""]
+    assert (used.groupby("group").split_used.nunique() == 1).all()
+
+
+def test_folds_by_source(image_folder, tmp_path):
+    roots = [image_folder(*official_paths(4), root=name) for name in ("north", "south")]
+    for number, file in enumerate(sorted(roots[1].rglob("*.png"))):
+        file.write_bytes(encoded(np.random.default_rng(1000 + number).integers(0, 256, (40, 36), np.uint8)))
+    config = DataConfig(image_size=32, folds="source")
+    source = find_source([place(root) for root in roots], config)
+    manifest = preprocess(examine_source(source, config), place(tmp_path / "out"), config)
+    assert manifest.folds == ["north", "south"]
+    south = manifest.fold(2)
+    table = read_rows(place(tmp_path / "out"), south, "test", 0, south.rows("test"))
+    assert set(table["origin"].to_pylist()) == {"south"}
+    assert south.rows("test") == 24
+    assert {split: south.rows(split) for split in ("train", "val")} == {"train": 20, "val": 4}
+
+
+def splits_of(out: Path) -> dict[str, str]:
+    files = pq.read_table(out / "files.parquet").to_pydict()
+    return {path: split for path, split in zip(files["path"], files["split_used"], strict=True) if split}
 
 
 def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp_path):
@@ -176,9 +300,8 @@ def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
     shard = tmp_path / "out" / manifest.shards["train"][0].file
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500])
-    source = find_source(place(folder), CONFIG)
-    assert find_done(source, place(tmp_path / "out"), CONFIG) is None
-    assert preprocess(source, place(tmp_path / "out"), CONFIG) == manifest
+    assert find_done(source_of(folder), place(tmp_path / "out"), CONFIG) is None
+    assert run(folder, tmp_path / "out") == manifest
     assert shard.read_bytes() == whole
 
 
@@ -204,7 +327,7 @@ def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
 
 
 def test_other_settings_go_to_another_folder():
-    data = Place(place("/x").filesystem, "/data/wrists")
-    names = {shards_name(data, DataConfig(seed=seed)) for seed in (0, 0, 1)}
+    source = Source({"": place("/data/wrists")}, (), {}, False, "")
+    names = {shards_name(source, DataConfig(seed=seed)) for seed in (0, 0, 1)}
     assert len(names) == 2
     assert all(name.startswith("wrists-") for name in names)

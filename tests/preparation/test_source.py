@@ -5,13 +5,17 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.source import find_source, keyed_hash
+from fracture.preparation.source import Source, find_source, keyed_hash
 from fracture.storage import place
 from tests.conftest import official_paths
 
 
-def found(folder: Path, config: DataConfig | None = None):
-    return find_source(place(folder), config or DataConfig())
+def found(folder: Path, config: DataConfig | None = None, **kwargs) -> Source:
+    return find_source([place(folder)], config or DataConfig(), **kwargs)
+
+
+def count(source: Source, split: str, label: int | None = None) -> int:
+    return sum(f.split == split and label in (None, f.label) for f in source.files)
 
 
 @pytest.mark.parametrize(
@@ -26,15 +30,15 @@ def found(folder: Path, config: DataConfig | None = None):
 def test_class_folders_as_named_in_the_wild_and_fracture_is_1(image_folder, names):
     source = found(image_folder(*official_paths(classes=names)))
     assert {f.path.split("/")[1]: f.label for f in source.files} == {names[0]: FRACTURE, names[1]: NORMAL}
-    assert [source.count(s) for s in ("train", "val", "test")] == [4, 4, 4]
+    assert [count(source, s) for s in ("train", "val", "test")] == [4, 4, 4]
     assert source.class_folders == {"fracture": [names[0]], "normal": [names[1]]}
 
 
 def test_the_tree_may_lie_deeper_and_splits_have_other_names(image_folder):
     paths = [f"Bone/Bone/{p}".replace("val/", "Validation/") for p in official_paths()]
     source = found(image_folder(*paths, "Bone/README.txt"))
-    assert source.has_splits
-    assert source.count("val") == 4
+    assert source.split_fault == ""
+    assert count(source, "val") == 4
     assert len(source.files) == 12
 
 
@@ -48,18 +52,81 @@ def test_clutter_is_not_data(image_folder):
 def test_more_folder_names_by_config(image_folder):
     folder = image_folder(*official_paths(classes=("broken", "Healthy-Bone")))
     config = DataConfig(fracture_folders=("Broken",), normal_folders=("healthy bone",))
-    assert found(folder, config).count("train", FRACTURE) == 2
+    assert count(found(folder, config), "train", FRACTURE) == 2
 
 
-def test_a_folder_without_splits_gets_a_random_one_by_seed(image_folder):
-    folder = image_folder(*[f"{name}/{i}.png" for name in ("fracture", "normal") for i in range(20)])
-    config = DataConfig(val_fraction=0.2, test_fraction=0.1)
-    source = found(folder, config)
-    assert not source.has_splits
-    assert {s: source.count(s, FRACTURE) for s in ("train", "val", "test")} == {"train": 14, "val": 4, "test": 2}
-    assert found(folder, config).files == source.files
-    other = found(folder, DataConfig(val_fraction=0.2, test_fraction=0.1, seed=1))
-    assert [f.split for f in other.files] != [f.split for f in source.files]
+@pytest.mark.parametrize(
+    ("paths", "fault"),
+    [
+        (
+            [f"{name}/{i}.png" for name in ("fracture", "normal") for i in range(2)],
+            "has no train, val and test folders",
+        ),
+        ([p for p in official_paths() if "val/" not in p], "has train, test but no val folder"),
+        ([p for p in official_paths() if "test/not" not in p], "split 'test' has no image of class 'normal'"),
+    ],
+)
+def test_a_split_that_cannot_be_used_is_no_error_unless_asked_for(image_folder, paths, fault):
+    folder = image_folder(*paths)
+    assert found(folder).split_fault == fault
+    with pytest.raises(UsageError, match=f"{fault}, so data.split = official is not possible. .*use --split group"):
+        found(folder, DataConfig(split="official"))
+
+
+def test_several_folders_are_origins_of_their_own(image_folder):
+    roots = [image_folder(*official_paths(1), root=name) for name in ("north", "south")]
+    source = find_source([place(root) for root in roots], DataConfig())
+    assert {(f.origin, f.path.split("/")[0]) for f in source.files} == {("north", "north"), ("south", "south")}
+    path = "south/val/fractured/0.png"
+    assert source.place_of(path).read_bytes() == (roots[1] / "val/fractured/0.png").read_bytes()
+    with pytest.raises(UsageError, match=r"two folders are named 'north', and the name tells origins apart"):
+        find_source([place(roots[0]), place(image_folder(*official_paths(1), root="deep/north"))], DataConfig())
+
+
+LABELS = """path,label,patient,source
+a.png,Fracture,p1,north
+b.png,0,p1,north
+sub/c.png,normal,,
+"""
+
+
+def labelled(folder: Path, text: str) -> Source:
+    (folder / "labels.csv").write_text(text)
+    return found(folder, labels=place(folder / "labels.csv"))
+
+
+def test_a_labels_file_says_what_is_what(image_folder):
+    source = labelled(image_folder("a.png", "b.png", "sub/c.png", "not-named.png"), LABELS)
+    assert [(f.path, f.label, f.patient, f.origin) for f in source.files] == [
+        ("a.png", 1, "p1", "north"),
+        ("b.png", 0, "p1", "north"),
+        ("sub/c.png", 0, "", ""),
+    ]
+    assert source.class_folders == {"fracture": ["Fracture"], "normal": ["0", "normal"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n", r"has no column 'path'; its first line is 'file, label'. Columns: path,label"),
+        (LABELS + "d.png,normal,,\n", r"line 5: there is no file 'd.png' in .*Paths are relative to --data"),
+        (LABELS + "a.png,normal,,\n", r"line 5: 'a.png' stands in the file twice"),
+        (LABELS.replace("Fracture", "broken"), r"line 2: label 'broken' names no known class. Known: '0', '1',"),
+        ("path,label\n", r"names no image"),
+        ("path,label\na.png,1\n", r"no image of class 'normal'; both classes are needed"),
+    ],
+)
+def test_a_labels_file_with_a_mistake(image_folder, text, message):
+    with pytest.raises(UsageError, match=message):
+        labelled(image_folder("a.png", "b.png", "sub/c.png"), text)
+
+
+def test_a_labels_file_that_is_not_there_or_for_several_folders(image_folder, tmp_path):
+    folder = image_folder(*official_paths(1))
+    with pytest.raises(UsageError, match=r"--labels .*nowhere.csv: cannot be read as text"):
+        found(folder, labels=place(tmp_path / "nowhere.csv"))
+    with pytest.raises(UsageError, match="--labels belongs to one --data folder"):
+        find_source([place(folder), place(folder)], DataConfig(), place(tmp_path / "labels.csv"))
 
 
 def test_the_stamp_follows_the_files(image_folder):
@@ -80,16 +147,11 @@ def test_the_keyed_hash_is_the_same_on_every_machine():
     [
         (["readme.txt"], r"no class folder found among '\.'.*Folders that name a class: 'fracture', 'fractured'"),
         ([*official_paths(), "train/broken/1.png"], r"folder 'train/broken' names no known class. Known: .*--set"),
-        ([p for p in official_paths() if "val/" not in p], r"has train, test but no val folder"),
-        ([p for p in official_paths() if "test/not" not in p], r"split 'test' has no image of class 'normal'"),
         (["fracture/1.png", "normal/1.png", "broken/1.png"], r"folder 'broken' names no known class"),
         (["fracture/1.png", "normal/1.png", "broken/a/1.png"], r"folder 'broken/a' names no known class"),
         (["fracture/train/1.png", "normal/train/1.png"], r"the class lies above the split. Move .* to train/CLASS"),
         ([*official_paths(), "normal/1.png"], r"has class folders inside and beside train/, val/ and test/"),
-        (
-            [f"{c}/{i}.png" for c in ("fracture", "normal") for i in "12"],
-            r"'train' has no image .* classes. Add im",
-        ),
+        (["fracture/1.png", "fracture/2.png"], r"no image of class 'normal'; both classes are needed. Add images"),
         ([f"{d}/{p}" for d in "ab" for p in official_paths()], r"holds 2 data sets, in 'a', 'b'. Name one of them"),
     ],
 )

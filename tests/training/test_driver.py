@@ -20,10 +20,16 @@ def test_more_workers_than_the_cluster_holds_is_told_at_once(ray_cluster, tiny_c
 
 
 def test_a_worker_without_an_image_in_a_step(shard_folder, tiny_config):
-    _, manifest = shard_folder(train=3)
-    with pytest.raises(UsageError, match=r"3 train images in batches of 8 leave one of 4 workers with nothing"):
-        check_batches(tiny_config("compute.workers=4"), manifest)
+    _, manifest = shard_folder(train=9)
+    with pytest.raises(UsageError, match=r"9 train images in batches of 8 leave one of 8 workers with nothing"):
+        check_batches(tiny_config("compute.workers=8"), manifest)
     check_batches(tiny_config("compute.workers=2"), manifest)
+
+
+def test_a_batch_larger_than_the_training_data(shard_folder, tiny_config):
+    _, manifest = shard_folder(train=7)
+    with pytest.raises(UsageError, match=r"training.batch_size = 8 is more than the 7 training images"):
+        check_batches(tiny_config(), manifest)
 
 
 def test_validation_too_needs_an_image_for_each_worker(shard_folder, tiny_config):

@@ -40,9 +40,10 @@ def test_columns_stand_under_their_heads():
 
 
 def test_a_file_gets_whole_lines_and_a_terminal_the_step_too():
-    step = {"event": "step", "epoch": 3, "step": 4, "steps": 9}
-    assert "step 4 of 9" not in shown(START, step)
-    assert "epoch 3: step 4 of 9" in shown(START, step, stream=Terminal())
+    first, step = ({"event": "step", "epoch": 3, "step": n, "steps": 9} for n in (1, 4))
+    assert "step 4 of 9" not in shown(START, first, step)
+    assert "epoch 3: step 1 of 9\r" in shown(START, first, stream=Terminal()), "it compiled: no guess yet"
+    assert "epoch 3: step 4 of 9, 0s left in it" in shown(START, first, step, stream=Terminal())
     assert "\033" not in shown(START, step, {"event": "validating", "epoch": 3}, {"event": "scoring"})
 
 

@@ -1,0 +1,292 @@
+"""What a person has to know of a folder of radiographs before anything is trained on it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.tree import DecisionTreeClassifier
+
+from fracture.input.shards import Leak, Rejection
+from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
+from fracture.preparation.grouping import COPY_KINDS, KINDS, first_of_each, group_numbers
+
+_EXTENSIONS = {
+    "JPEG": {"jpg", "jpeg", "jpe", "jfif"},
+    "PNG": {"png"},
+    "GIF": {"gif"},
+    "BMP": {"bmp", "dib"},
+    "WEBP": {"webp"},
+    "TIFF": {"tif", "tiff"},
+}
+_PLAINEST = 20
+_ALARM_AUC = 0.6  # a shortcut this strong, and beyond chance, is warned of
+
+
+class Pair(BaseModel):
+    """A test or validation image and its like in training."""
+
+    path: str
+    twin: str
+    kind: str
+    texture: float | None
+    detail: float | None
+    degrees: float | None
+    flipped: bool | None
+    inverted: bool | None
+
+
+class Shortcut(BaseModel):
+    """How well something that is not the anatomy tells the classes apart, cross-validated by group."""
+
+    auc: float
+    low: float  # 95 % interval, with each group counted once
+    high: float
+
+    @property
+    def alarming(self) -> bool:
+        return self.auc >= _ALARM_AUC and self.low > 0.5
+
+
+class Audit(BaseModel):
+    """What `audit.json` says."""
+
+    files: int
+    images: dict[str, int]  # class -> readable images
+    distinct_images: dict[str, int]  # class -> images that differ in their pixels
+    radiographs: dict[str, int]  # class -> groups of copies: the effective sample size
+    groups: int  # with patients joined too
+    largest_groups: list[int]
+    splits: dict[str, dict[str, int]]  # split found -> class -> images; empty where there is none
+    formats: dict[str, int]
+    wrong_extension: list[str]  # paths whose name says another format than the bytes
+    modes: dict[str, int]
+    sizes: dict[str, int]  # "224x224" -> images, the ten commonest
+    side_range: tuple[int, int]  # shortest and longest side, pixels
+    rejected: list[Rejection]
+    copies: dict[str, int]  # kind -> links
+    leakage: dict[str, Leak]  # "val", "test" -> leak
+    conflicts: list[list[str]]  # paths of one radiograph that stand under both labels, up to ten each
+    shortcuts: dict[str, Shortcut]  # "size", ..., "all"
+    plainest: list[Pair]
+
+    @property
+    def leaks(self) -> bool:
+        return any(leak.leaking for leak in self.leakage.values())
+
+
+def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
+    """All figures, from the rows of `FACTS` and `LINKS`."""
+    readable = facts["sha256"].is_valid().to_numpy()
+    labels, paths = facts["label"].to_numpy(), facts["path"].to_pylist()
+    films = group_numbers(len(facts), links, COPY_KINDS)
+    groups = group_numbers(len(facts), links)
+    distinct = first_of_each(facts["pixels"], readable)
+    found = np.array(facts["split"].to_pylist())
+    seen = facts.filter(pa.array(readable))
+    sides = np.concatenate([seen["width"].to_numpy(), seen["height"].to_numpy()])
+    sizes = Counter(f"{w}x{h}" for w, h in zip(seen["width"].to_pylist(), seen["height"].to_pylist(), strict=True))
+
+    def by_class(rows: np.ndarray) -> dict[str, int]:
+        return {name: int((labels[rows] == label).sum()) for label, name in enumerate(CLASS_NAMES)}
+
+    return Audit(
+        files=len(facts),
+        images=by_class(np.flatnonzero(readable)),
+        distinct_images=by_class(distinct),
+        radiographs={
+            name: len(np.unique(films[readable & (labels == label)])) for label, name in enumerate(CLASS_NAMES)
+        },
+        groups=len(np.unique(groups[readable])),
+        largest_groups=sorted(Counter(groups[readable].tolist()).values(), reverse=True)[:10],
+        splits={s: by_class(np.flatnonzero(readable & (found == s))) for s in SPLITS if (found == s).any()},
+        formats=_counted(seen["format"]),
+        wrong_extension=[
+            path
+            for path, kind in zip(seen["path"].to_pylist(), seen["format"].to_pylist(), strict=True)
+            if _extension(path) not in _EXTENSIONS[kind]
+        ],
+        modes=_counted(seen["mode"]),
+        sizes=dict(sizes.most_common(10)),
+        side_range=(int(sides.min()), int(sides.max())) if len(sides) else (0, 0),
+        rejected=[
+            Rejection(path=path, split=split, reason=reason)
+            for path, split, reason in zip(paths, found.tolist(), facts["reason"].to_pylist(), strict=True)
+            if reason is not None
+        ],
+        copies={kind: pc.sum(pc.equal(links["kind"], kind)).as_py() or 0 for kind in KINDS},
+        leakage=leakage(np.where(readable, found, ""), links),
+        conflicts=_conflicts(films, labels, readable, paths),
+        shortcuts=_shortcuts(facts, distinct, groups),
+        plainest=_plainest(facts, found, links),
+    )
+
+
+def leakage(splits: np.ndarray, links: pa.Table) -> dict[str, Leak]:
+    """What validation and test share with training.
+
+    Args:
+        splits: [files] str, "" for what is in none.
+    """
+    training = splits == SPLITS[0]
+    if not training.any():
+        return {}
+    leaks = {split: Leak(images=int((splits == split).sum()), by_kind={}) for split in SPLITS[1:]}
+    told = np.zeros(len(splits), bool)
+    for number, kind in enumerate(KINDS):
+        groups = group_numbers(len(splits), links, list(KINDS)[: number + 1])
+        shared = np.isin(groups, groups[training]) & ~told
+        for split, leak in leaks.items():
+            leak.by_kind[kind] = int((shared & (splits == split)).sum())
+        told |= shared
+    return leaks
+
+
+def alarms(audit: Audit) -> list[str]:
+    """What is wrong with the data, one line each, the worst first."""
+    lines = []
+    for split, leak in reversed(audit.leakage.items()):  # test first
+        if leak.leaking:
+            exact = leak.by_kind["bytes"]
+            lines.append(
+                f"{leak.leaking} of {leak.images} {split} images show a radiograph that training has too ({exact} are "
+                "byte-for-byte copies): in the split as found, figures measure memory."
+            )
+    if audit.conflicts:
+        lines.append(
+            f"{len(audit.conflicts)} radiographs stand under both labels, for example {audit.conflicts[0][0]!r} and "
+            f"{audit.conflicts[0][1]!r}."
+        )
+    bad = [(name, s) for name, s in audit.shortcuts.items() if s.alarming and name != "all"]
+    if bad:
+        told = ", ".join(f"{name} {s.auc:.2f}" for name, s in sorted(bad, key=lambda item: -item[1].auc))
+        lines.append(f"Things beside the anatomy predict the label (AUC, chance is 0.50): {told}.")
+    return lines
+
+
+def audit_lines(audit: Audit) -> list[str]:
+    """The audit on a screen: about ten aligned lines, then the alarms."""
+    a = audit
+    readable = sum(a.images.values())
+    distinct, films = sum(a.distinct_images.values()), sum(a.radiographs.values())
+    lines = [f"files      {a.files:,}: {readable:,} readable ({_classes(a.images)}), {len(a.rejected)} rejected"]
+    if a.rejected:
+        reasons = Counter(r.reason for r in a.rejected).most_common(4)
+        told = ", ".join(f"{n} {reason}" for reason, n in reasons)
+        lines.append(
+            f"rejected   {len(a.rejected)} files ({len(a.rejected) / a.files:.2%}): {told}; paths in audit.json"
+        )
+    formats = ", ".join(f"{n:,} {name}" for name, n in a.formats.items())
+    wrong = f" · {len(a.wrong_extension)} under another extension" if a.wrong_extension else ""
+    lines.append(f"formats    {formats}{wrong} · modes {', '.join(a.modes)}")
+    common = ", ".join(f"{size} ({n:,})" for size, n in list(a.sizes.items())[:3])
+    lines.append(f"sizes      sides of {a.side_range[0]:,} to {a.side_range[1]:,} pixels; most often {common}")
+    largest = ", ".join(f"{n:,}" for n in a.largest_groups[:3])
+    lines.append(
+        f"copies     {distinct:,} distinct images of {films:,} radiographs "
+        f"({_classes(a.radiographs)}); largest families {largest}"
+    )
+    for split, leak in a.leakage.items():
+        kinds = ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in leak.by_kind.items() if n)
+        told = f"{leak.leaking:,} of {leak.images:,} {split} images are in training too{f' ({kinds})' if kinds else ''}"
+        lines.append(f"leakage    {told}")
+    lines.append(f"conflicts  {len(a.conflicts) or 'no'} radiographs under both labels")
+    if a.shortcuts:
+        told = ", ".join(f"{name} {s.auc:.2f}" for name, s in a.shortcuts.items())
+        lines.append(f"shortcuts  AUC of the label from {told} (chance is 0.50)")
+    return lines + [f"ALARM      {line}" for line in alarms(a)]
+
+
+def _classes(counts: dict[str, int]) -> str:
+    return ", ".join(f"{counts[name]:,} {name}" for name in reversed(CLASS_NAMES))
+
+
+def _extension(path: str) -> str:
+    return path.rsplit(".", 1)[-1].lower() if "." in path.rsplit("/", 1)[-1] else ""
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    return dict(Counter(column.to_pylist()).most_common())
+
+
+def _conflicts(films: np.ndarray, labels: np.ndarray, readable: np.ndarray, paths: Sequence[str]) -> list[list[str]]:
+    both = set(films[readable & (labels == 0)].tolist()) & set(films[readable & (labels == 1)].tolist())
+    rows: dict[int, tuple[list[str], list[str]]] = {film: ([], []) for film in sorted(both)}
+    for row in np.flatnonzero(np.isin(films, list(both)) & readable):
+        rows[int(films[row])][labels[row]].append(paths[row])
+    return [[fractured[0], normal[0], *fractured[1:5], *normal[1:5]] for normal, fractured in rows.values()]
+
+
+@dataclass(frozen=True)
+class _Feature:
+    name: str
+    values: np.ndarray  # [N, D]
+
+
+def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dict[str, Shortcut]:
+    rows = facts.take(distinct)
+    width, height = rows["width"].to_numpy().astype(float), rows["height"].to_numpy().astype(float)
+    formats = np.array(rows["format"].to_pylist())
+    features = [
+        _Feature("size", np.stack([np.minimum(width, height), np.maximum(width, height)], axis=1)),
+        _Feature("aspect", (width / height)[:, None]),
+        _Feature("format", np.stack([formats == name for name in np.unique(formats)], axis=1).astype(float)),
+        _Feature("file size", rows["bytes"].to_numpy().astype(float)[:, None]),
+        _Feature("border", rows["border"].to_numpy().astype(float)[:, None]),
+        _Feature("mean grey", rows["mean"].to_numpy().astype(float)[:, None]),
+    ]
+    features.append(_Feature("all", np.concatenate([f.values for f in features], axis=1)))
+    labels, families = rows["label"].to_numpy(), groups[distinct]
+    found = {f.name: _cross_validated(f.values, labels, families) for f in features}
+    return {name: shortcut for name, shortcut in found.items() if shortcut is not None}
+
+
+def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Shortcut | None:
+    """AUC of a small decision tree on groups it was not grown on; None where a class has too few groups to tell.
+
+    Each group weighs 1 in all, shared by its images.
+    """
+    per_class = [len(np.unique(groups[labels == label])) for label in range(len(CLASS_NAMES))]
+    folds = min(5, *per_class)
+    if folds < 2:
+        return None
+    _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
+    weights = 1 / size[position]
+    scores = np.zeros(len(labels))
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    for train, test in splitter.split(values, labels, groups):
+        tree = DecisionTreeClassifier(max_depth=3, min_weight_fraction_leaf=0.02, random_state=0)
+        tree.fit(values[train], labels[train], sample_weight=weights[train])
+        scores[test] = tree.predict_proba(values[test])[:, FRACTURE]  # stratified: both classes are in every part
+    auc = float(roc_auc_score(labels, scores, sample_weight=weights))
+    # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with groups for cases.
+    negatives, positives = per_class
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
+    error = float(np.sqrt(variance / (positives * negatives)))
+    return Shortcut(auc=auc, low=max(0.0, auc - 1.96 * error), high=min(1.0, auc + 1.96 * error))
+
+
+def _plainest(facts: pa.Table, found: np.ndarray, links: pa.Table) -> list[Pair]:
+    """One pair a radiograph, of a test or validation image and one of training, the plainest kind of link first."""
+    paths = facts["path"].to_pylist()
+    groups = group_numbers(len(facts), links)
+    order = list(KINDS)
+    rows = sorted(links.to_pylist(), key=lambda link: (order.index(link["kind"]), -(link["texture"] or 0)))
+    pairs: list[Pair] = []
+    told: set[int] = set()
+    for link in rows:
+        twin, other = sorted((link["first"], link["second"]), key=lambda row: found[row] != SPLITS[0])
+        if found[twin] != SPLITS[0] or found[other] not in SPLITS[1:] or int(groups[twin]) in told:
+            continue
+        told.add(int(groups[twin]))
+        figures = {name: link[name] for name in ("kind", "texture", "detail", "degrees", "flipped", "inverted")}
+        pairs.append(Pair(path=paths[other], twin=paths[twin], **figures))
+        if len(pairs) == _PLAINEST:
+            break
+    return pairs

@@ -1,0 +1,81 @@
+"""One file's bytes to a row of facts: whether it can be read, what it was stored as, and what it looks like."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from fracture.preparation.alignment import SCALES
+from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.signature import HARMONICS, RINGS, SIDE, ring_signature, shrink, spectrum_signature
+from fracture.preparation.source import ImageFile
+
+RING_LENGTH, SPECTRUM_LENGTH = RINGS // 2 * HARMONICS, RINGS * HARMONICS
+
+# One row a file. What comes after `reason` is null for a file that cannot be read.
+FACTS = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("label", pa.uint8()),
+        pa.field("split", pa.string()),  # as found; "" where the folder has none
+        pa.field("patient", pa.string()),  # "" where it is not known
+        pa.field("origin", pa.string()),  # hospital, scanner or collection; "" where it is not known
+        pa.field("bytes", pa.int64()),
+        pa.field("reason", pa.string()),  # why the file cannot be read; null where it can
+        pa.field("sha256", pa.binary(32)),
+        pa.field("pixels", pa.binary(16)),  # hash of the grey image at the size of training
+        pa.field("format", pa.string()),
+        pa.field("mode", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mean", pa.float32()),  # grey, in [0, 255]
+        pa.field("deviation", pa.float32()),
+        pa.field("border", pa.float32()),  # mean grey of the outermost 3 %
+        pa.field("small", pa.binary(SIDE * SIDE)),  # uint8 [SIDE, SIDE]
+        pa.field("rings", pa.list_(pa.float32(), len(SCALES) * RING_LENGTH)),  # zeros for a blank image
+        pa.field("spectrum", pa.list_(pa.float32(), SPECTRUM_LENGTH)),
+    ]
+)
+
+
+def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
+    """A row of `FACTS`.
+
+    Args:
+        data: the file's bytes; None where it could not be opened.
+        size: side of the image that training will see.
+    """
+    row: dict[str, Any] = dict.fromkeys(FACTS.names)
+    row |= {"path": file.path, "label": file.label, "split": file.split, "patient": file.patient}
+    row |= {"origin": file.origin, "bytes": file.size}
+    if data is None:
+        return row | {"reason": "cannot be opened"}
+    try:
+        picture = decode(data, size)
+    except Rejected as error:
+        return row | {"reason": str(error)}
+    pixels = picture.pixels
+    small = shrink(pixels)
+    rings = [ring_signature(small, scale) for scale in SCALES]
+    spectrum = spectrum_signature(small)
+    return row | {
+        "sha256": hashlib.sha256(data).digest(),
+        "pixels": hashlib.blake2b(pixels, digest_size=16).digest(),
+        "format": picture.format,
+        "mode": picture.mode,
+        "width": picture.width,
+        "height": picture.height,
+        "mean": float(pixels.mean()),
+        "deviation": float(pixels.std()),
+        "border": _border(pixels),
+        "small": small.tobytes(),
+        "rings": np.concatenate([np.zeros(RING_LENGTH, np.float32) if r is None else r for r in rings]),
+        "spectrum": np.zeros(SPECTRUM_LENGTH, np.float32) if spectrum is None else spectrum,
+    }
+
+
+def _border(pixels: np.ndarray) -> float:
+    margin = max(1, round(0.03 * len(pixels)))
+    inner = pixels[margin:-margin, margin:-margin]
+    return float((pixels.sum(dtype=np.int64) - inner.sum(dtype=np.int64)) / (pixels.size - inner.size))

@@ -1,0 +1,72 @@
+"""Score a finished model on radiographs that it has not seen, from its own data set or from another hospital.
+
+  python job/evaluate.py --bundle runs/NAME/bundle --data DIR --out evaluations/NAME
+  python job/evaluate.py --bundle runs/NAME/bundle --shards SHARDS --out evaluations/NAME   the test split of shards
+
+DIR is laid out as for job/preprocess.py; whatever splits it has, all of it is test. Copies are grouped; images that the
+model was trained on, byte for byte, are left out and counted; figures are given per image and per radiograph, with
+intervals, and for each origin (several --data, or the source column of --labels). The threshold is the bundle's own.
+Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and the shards where DIR was named.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import _cli
+from preprocess import find, prepare
+
+
+def main(args: argparse.Namespace) -> None:
+    from fracture.errors import UsageError
+    from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
+    from fracture.evaluation.scores import score_blocks, write_predictions
+    from fracture.input.shards import read_index, read_manifest
+    from fracture.release.bundle import read_bundle, versions
+    from fracture.storage import place
+
+    bundle, out = read_bundle(place(args.bundle)), place(args.out)
+    shards = place(args.shards) if args.shards else out / "shards"
+    if args.data:
+        size = [f"data.image_size={bundle.image_size}", "data.split=test"]
+        config = _cli.settings(args, size)
+        prepare(find(args, [place(data) for data in args.data], config), shards, config, args.verbose)
+    manifest = read_manifest(shards)
+    if "test" not in manifest.shards or manifest.image_size != bundle.image_size:
+        raise UsageError(
+            f"{shards}: the model takes a test split of images of {bundle.image_size} pixels; these shards have "
+            f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
+        )
+    with bundle.model() as model:
+        scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1)
+    seen = bundle.trained_on()
+    hashes = read_index(shards, manifest, "test", ["sha256"])["sha256"].to_pylist()
+    fresh = [digest not in seen for digest in hashes]
+    if not any(fresh):
+        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
+    scores = scores.filter(fresh)
+    evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
+    facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
+    own = bundle.evaluations["test"]
+    report = Report(f"{args.bundle} elsewhere", manifest, bundle.decision, evaluations, [], 0, facts, own)
+    write_report(out, report, scores, shards)
+    write_predictions(out, scores)
+    (out / "metrics.json").write_json(
+        {part: {unit: m.model_dump() for unit, m in evaluation.items()} for part, evaluation in evaluations.items()}
+    )
+    left_out = len(fresh) - sum(fresh)
+    if left_out:
+        print(f"left out   {left_out} images that the model was trained on, byte for byte")
+    print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
+    print("\n".join([*(f"CAVEAT     {line}" for line in caveats(manifest)), f"report     {out / 'report.html'}"]))
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    parser.add_argument("--bundle", metavar="DIR", required=True, help="folder or URI of a finished run's bundle")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--data", metavar="DIR", action="append", help="folder or URI of radiographs; repeated: several")
+    which.add_argument("--shards", metavar="SHARDS", help="folder or URI of shards that hold a test split")
+    parser.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
+    _cli.run(main, parser.parse_args())

@@ -1,0 +1,140 @@
+"""How well copies are found, and what finding them costs.
+
+make bench ONLY=copies                       planted copies of sample radiographs; 10,000 and 100,000 files
+make bench ONLY=copies DATA=DIR              also planted copies of the radiographs in DIR
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from fracture.config import DataConfig, SampleConfig
+from fracture.preparation.alignment import compare
+from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
+from fracture.preparation.preprocess import examine_source
+from fracture.preparation.sample import draw_sample
+from fracture.preparation.signature import SIDE
+from fracture.preparation.source import ImageFile, find_source
+from fracture.storage import place
+from fracture.training.driver import start_ray
+from tests.preparation.planted import EDITS, encoded
+
+SIZE = 224
+FILMS = 200
+
+
+def run(data: str | None) -> list[str]:
+    """Lines of a Markdown report."""
+    lines = ["### Planted copies", ""]
+    films = [
+        decode(content, SIZE).pixels for path, content in draw_sample(SampleConfig(images=3 * FILMS)) if "view1" in path
+    ]
+    lines += planted(films, f"{FILMS} sample radiographs")
+    if data:
+        start_ray(verbose=False)
+        lines += planted(real_films(Path(data)), f"radiographs of {Path(data).name}")
+    lines += [
+        "",
+        "### Cost",
+        "",
+        "| files | examine, ms a file | copies and groups, ms a file | peak memory, kB a file |",
+        "|---|---|---|---|",
+    ]
+    for files in (10_000, 100_000):
+        told = subprocess.run(
+            [sys.executable, "-m", "tests.benchmarks.copies", str(files)], capture_output=True, text=True, check=True
+        )
+        lines.append(told.stdout.strip())
+    return lines
+
+
+def planted(films: list[np.ndarray], of_what: str) -> list[str]:
+    """Each film and one edit of every third kind, all among each other: what is found, and what is found wrongly."""
+    generator = np.random.default_rng(0)
+    rows, original, kinds = [], [], []
+    for number, film in enumerate(films):
+        edits = [(kind, edit) for i, (kind, edit) in enumerate(EDITS.items()) if i % 3 == number % 3]
+        for kind, image in [("", film), *((kind, edit(film, generator)) for kind, edit in edits)]:
+            data = encoded(image)
+            rows.append(examine(ImageFile(f"{len(rows)}.png", 0, "", len(data), 0), data, SIZE))
+            original.append(number)
+            kinds.append(kind)
+    facts = pa.Table.from_pylist(rows, schema=FACTS)
+    small = [np.frombuffer(s, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()]
+    links = find_links(facts, DataConfig(), lambda pairs: [compare(small[a], small[b]) for a, b in pairs])
+    of, kind_of = np.array(original), np.array(kinds)
+    groups = group_numbers(len(facts), links, COPY_KINDS)
+    film_group = {number: group for number, group, kind in zip(original, groups, kinds, strict=True) if not kind}
+    found = np.array([group == film_group[number] for group, number in zip(groups, original, strict=True)])
+    first, second = links["first"].to_numpy(), links["second"].to_numpy()
+    wrong = int((of[first] != of[second]).sum())
+    lines = [f"| {of_what} | found |", "|---|---|"]
+    lines += [f"| {kind} | {found[kind_of == kind].sum()} of {(kind_of == kind).sum()} |" for kind in EDITS]
+    return [*lines, f"| links between different films | {wrong} of {len(links)} |", ""]
+
+
+def real_films(folder: Path) -> list[np.ndarray]:
+    """One image of each radiograph, as our own grouping has it."""
+    source = find_source([place(folder)], DataConfig())
+    examined = examine_source(source, DataConfig())
+    groups = group_numbers(len(examined.facts), examined.links, COPY_KINDS)
+    readable = examined.facts["sha256"].is_valid().to_numpy()
+    first = sorted(np.unique(groups[readable], return_index=True)[1].tolist())
+    paths = np.array(examined.facts["path"].to_pylist())[readable][first]
+    films = []
+    for path in paths:
+        try:
+            films.append(decode((folder / path).read_bytes(), SIZE).pixels)
+        except Rejected:
+            continue
+    return films
+
+
+def write_films(folder: Path, files: int) -> None:
+    """Random textures with a few bright shapes; one file in ten is a rotated copy of the one before."""
+    generator = np.random.default_rng(0)
+    for label in ("fracture", "normal"):
+        (folder / label).mkdir()
+    film = np.zeros((160, 160), np.uint8)
+    for number in range(files):
+        if number % 10 == 9:
+            matrix = cv2.getRotationMatrix2D((79.5, 79.5), generator.uniform(0, 360), 1)
+            film = cv2.warpAffine(film, matrix, (160, 160))
+        else:
+            coarse, fine = (
+                cv2.resize(generator.normal(size=(n, n)), (160, 160), interpolation=cv2.INTER_CUBIC) for n in (6, 40)
+            )
+            film = np.clip(110 + 50 * coarse + 18 * fine, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / ("fracture", "normal")[number // 10 % 2] / f"{number}.jpg"), film)
+
+
+def cost(files: int) -> str:
+    with tempfile.TemporaryDirectory() as temporary:
+        write_films(Path(temporary), files)
+        start_ray(verbose=False)
+        started = time.monotonic()
+        marks: dict[str, float] = {}
+        examined = examine_source(
+            find_source([place(temporary)], DataConfig()),
+            DataConfig(),
+            lambda what, *_: marks.update({what: time.monotonic()}),
+        )
+        ended = time.monotonic()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    copies = examined.audit.copies["copy"]
+    assert copies == files // 10, f"{copies} links for {files // 10} copies"
+    looking, joining = marks["examine"] - started, ended - marks["examine"]
+    return f"| {files:,} | {1e3 * looking / files:.1f} | {1e3 * joining / files:.1f} | {peak / files:.1f} |"
+
+
+if __name__ == "__main__":
+    print(cost(int(sys.argv[1])))

@@ -1,0 +1,47 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
+from fracture.evaluation.scores import write_predictions
+from fracture.storage import Place, place
+from tests.conftest import write_shards
+
+
+@pytest.fixture
+def run(tmp_path) -> Place:
+    """Three finished folds of eight test images; the third's model ranks them the wrong way round."""
+    folder = place(tmp_path / "runs/x")
+    for number in (1, 2, 3):
+        fold = folder / f"fold-{number}"
+        labels = np.arange(8) % 2
+        right = 0.1 * number + 0.5 * labels
+        table = {
+            "row": [0, *range(8)],
+            "split": ["val"] + ["test"] * 8,
+            "group": [-1, *range(10 * number, 10 * number + 8)],
+            "label": [1, *labels],
+            "probability": [0.5, *(0.9 - right if number == 3 else right)],
+        }
+        write_predictions(fold, pa.table(table))
+        decision = {"temperature": 1.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
+        (fold / "bundle/bundle.json").write_json({"decision": decision})
+    return folder
+
+
+def test_pooled_figures_take_each_fold_at_its_own_threshold(run, tmp_path):
+    manifest = write_shards(place(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    pooled = pool_folds(run, manifest)
+    assert pooled.whole["image"].count == 24
+    assert [evaluation["image"]["auc"] for evaluation in pooled.folds.values()] == [1, 1, 0]
+    assert [evaluation["image"]["accuracy"] for evaluation in pooled.folds.values()] == [1, 1, 0.5]
+    assert pooled.whole["image"]["accuracy"] == pytest.approx(20 / 24)
+    assert pooled.spread("auc") == pytest.approx((2 / 3, np.std([1, 1, 0], ddof=1)))
+    assert "mean       AUC per radiograph 0.667, standard deviation over folds 0.577" in fold_lines(pooled)
+    write_folds(run, manifest, pooled, ["SYNTHETIC: x"])
+    assert json.loads((tmp_path / "runs/x/folds.json").read_text())["folds"]["fold-3"]["image"]["count"] == 8
+    page = (tmp_path / "runs/x/folds.html").read_text()
+    assert page.count("data:image/png;base64,") == 5
+    assert "0.667 ± 0.577" in page

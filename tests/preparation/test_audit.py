@@ -1,0 +1,145 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fracture.config import SampleConfig
+from fracture.labels import FRACTURE, NORMAL
+from fracture.preparation.audit import Audit, alarms, audit_lines, leakage, make_audit
+from fracture.preparation.audit_page import audit_page
+from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.grouping import LINKS
+from fracture.preparation.sample import draw_sample
+from fracture.preparation.source import ImageFile, Source
+from fracture.storage import place
+
+DRAWN = [data for _, (_, data) in zip(range(12), draw_sample(SampleConfig(images=60)), strict=False)]
+
+
+def facts_of(*files: tuple[str, int, bytes]) -> pa.Table:
+    """(path, label, content) each; the split is the path's first folder."""
+    rows = [
+        examine(ImageFile(path, label, path.split("/")[0], len(data), 0, "", ""), data, 64)
+        for path, label, data in files
+    ]
+    return pa.Table.from_pylist(rows, schema=FACTS)
+
+
+def links_of(*links: tuple[int, int, str]) -> pa.Table:
+    rows = [
+        {"first": a, "second": b, "kind": kind} | ({"texture": 0.97, "degrees": 350.0} if kind == "copy" else {})
+        for a, b, kind in links
+    ]
+    return pa.Table.from_pylist([dict.fromkeys(LINKS.names) | row for row in rows], schema=LINKS)
+
+
+@pytest.fixture(scope="module")
+def facts() -> pa.Table:
+    return facts_of(
+        ("train/fracture/a.jpg", FRACTURE, DRAWN[0]),
+        ("train/fracture/b.jpg", FRACTURE, DRAWN[1]),
+        ("train/normal/c.png", NORMAL, DRAWN[2]),
+        ("val/fracture/d.jpg", FRACTURE, DRAWN[3]),
+        ("val/normal/e.jpg", NORMAL, DRAWN[4]),
+        ("test/fracture/f.jpg", FRACTURE, DRAWN[5]),
+        ("test/fracture/g.jpg", FRACTURE, DRAWN[0]),
+        ("test/normal/h.jpg", NORMAL, DRAWN[7]),
+        ("test/normal/i.jpg", NORMAL, b"no image"),
+    )
+
+
+LEAKY = links_of((0, 6, "bytes"), (0, 6, "pixels"), (1, 5, "copy"), (2, 7, "patient"), (3, 5, "name"), (1, 2, "copy"))
+
+
+def test_each_leaking_image_counts_once_under_its_plainest_link(facts):
+    audit = make_audit(facts, LEAKY)
+    assert audit.leakage["test"].images == 3
+    assert audit.leakage["test"].by_kind == {"bytes": 1, "pixels": 0, "copy": 1, "name": 0, "patient": 1}
+    assert audit.leakage["val"].by_kind == {"bytes": 0, "pixels": 0, "copy": 0, "name": 1, "patient": 0}
+    assert audit.leaks
+    assert leakage(np.array(["fold-1"] * 9), LEAKY) == {}
+
+
+def test_counts_are_of_readable_images_and_of_radiographs(facts):
+    audit = make_audit(facts, LEAKY)
+    assert (audit.files, audit.images) == (9, {"normal": 3, "fracture": 5})
+    assert audit.distinct_images == {"normal": 3, "fracture": 4}
+    assert audit.radiographs == {"normal": 3, "fracture": 2}  # a g; b c d f, which are under both labels; e; h
+    assert audit.groups == 3  # h belongs to c's patient
+    assert audit.largest_groups == [5, 2, 1]
+    assert audit.splits["test"] == {"normal": 1, "fracture": 2}
+    assert [(r.path, r.reason) for r in audit.rejected] == [("test/normal/i.jpg", "not an image")]
+    assert audit.conflicts == [
+        ["train/fracture/b.jpg", "train/normal/c.png", "val/fracture/d.jpg", "test/fracture/f.jpg"]
+    ]
+
+
+def test_names_that_belie_their_bytes(facts):
+    audit = make_audit(facts, LEAKY)
+    by_format = dict(zip(facts["path"].to_pylist(), facts["format"].to_pylist(), strict=True))
+    belied = [p for p, f in by_format.items() if f and (f == "PNG") != p.endswith(".png")]
+    assert audit.wrong_extension == belied
+    assert belied
+
+
+def test_the_plainest_pairs_come_first_one_a_radiograph(facts):
+    pairs = make_audit(facts, LEAKY).plainest
+    assert [(p.path, p.twin, p.kind) for p in pairs] == [
+        ("test/fracture/g.jpg", "train/fracture/a.jpg", "bytes"),
+        ("test/fracture/f.jpg", "train/fracture/b.jpg", "copy"),
+    ]
+
+
+def shortcut_audit(size_tells: bool) -> Audit:
+    """80 images of 40 groups; fractures are larger by a quarter, or not."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(80):
+        label = number // 2 % 2
+        side = int(generator.integers(200, 300) * (1.5 if label and size_tells else 1))
+        row = dict.fromkeys(FACTS.names) | {"path": f"{number}.jpg", "label": label, "split": "", "patient": ""}
+        row |= {"origin": "", "bytes": int(generator.integers(9000, 20000)), "sha256": bytes([number] * 32)}
+        row |= {"pixels": bytes([number] * 16), "format": "JPEG", "mode": "L", "width": side, "height": side}
+        row |= {"mean": generator.uniform(60, 90), "deviation": 40.0, "border": generator.uniform(0, 30)}
+        rows.append(row)
+    links = links_of(*[(n, n + 1, "patient") for n in range(0, 80, 2)])
+    return make_audit(pa.Table.from_pylist(rows, schema=FACTS), links)
+
+
+def test_a_shortcut_is_found_and_chance_is_not_one():
+    audit = shortcut_audit(size_tells=True)
+    assert audit.shortcuts["size"].auc > 0.9
+    assert audit.shortcuts["size"].alarming
+    assert 0.3 < audit.shortcuts["border"].auc < 0.7
+    assert alarms(audit)[-1].startswith("Things beside the anatomy predict the label (AUC, chance is 0.50): size ")
+    fair = shortcut_audit(size_tells=False)
+    assert not any(s.alarming for s in fair.shortcuts.values())
+    assert alarms(fair) == []
+
+
+def test_the_interval_counts_groups_not_images():
+    """Hanley and McNeil at AUC .5 with 20 groups a class: a standard error of .092."""
+    shortcut = shortcut_audit(size_tells=False).shortcuts["aspect"]
+    assert shortcut.auc == 0.5
+    assert (shortcut.high - shortcut.low) / 2 == pytest.approx(1.96 * 0.0924, abs=0.002)
+
+
+def test_the_screen_says_it_in_ten_lines_and_the_alarms(facts):
+    lines = audit_lines(make_audit(facts, LEAKY))
+    assert len([line for line in lines if not line.startswith("ALARM")]) <= 10
+    assert (
+        "leakage    3 of 3 test images are in training too (1 the same bytes, 1 the same film, edited, 1 the same "
+        in ("\n".join(lines))
+    )
+    assert "conflicts  1 radiographs under both labels" in lines
+    assert sum(line.startswith("ALARM") for line in lines) >= 3
+
+
+def test_the_page_holds_pictures_and_escapes_names(facts):
+    source = Source({"": place("/data/<wrists>")}, (), {}, True, "")
+    page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
+    assert page.count("data:image/png;base64,") == 8  # two pairs, and four of the conflict
+    assert "&lt;wrists&gt;" in page
+    assert "<wrists>" not in page
+    assert "SYNTHETIC" in page
+    assert "turned by -10°" in page
+    assert "http" not in page.replace("data:image", ""), "nothing is fetched"

@@ -1,0 +1,123 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from fracture.config import DataConfig
+from fracture.errors import UsageError
+from fracture.labels import SPLITS
+from fracture.preparation.split import assign, assign_by_source, shares_of
+
+SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+
+
+def families(sizes: list[int], first: int = 0) -> tuple[np.ndarray, list[str]]:
+    groups = np.repeat(np.arange(first, first + len(sizes)), sizes)
+    return groups, [f"{g:04d}-{i:05d}" for i, g in enumerate(groups)]
+
+
+def splits_of(groups: np.ndarray, splits: np.ndarray) -> dict[int, str]:
+    assert all(len(set(splits[groups == g])) == 1 for g in np.unique(groups)), "no group straddles"
+    return {int(g): str(splits[groups == g][0]) for g in np.unique(groups)}
+
+
+def test_each_split_gets_its_share_of_both_classes_and_of_the_large_families():
+    sizes = [100] * 10 + [10] * 20 + [1] * 70
+    groups, hashes = families(sizes * 2)
+    labels = (groups >= 100).astype(int)
+    placed = splits_of(groups, assign(groups, labels, hashes, SHARES, seed=0).splits)
+    for label in (0, 1):
+        of_class = [placed[g] for g in range(100 * label, 100 * label + 100)]
+        assert Counter(of_class) == {"train": 70, "val": 15, "test": 15}
+        large = Counter(of_class[:10])
+        assert large["train"] == 7
+        assert sorted([large["val"], large["test"]]) == [1, 2]
+
+
+def test_it_is_decided_by_contents_and_seed_not_by_order():
+    groups, hashes = families([3] * 40)
+    labels = groups % 2
+    one = assign(groups, labels, hashes, SHARES, seed=0).splits
+    shuffled = np.random.default_rng(0).permutation(len(groups))
+    other = assign(groups[shuffled] + 1000, labels[shuffled], [hashes[i] for i in shuffled], SHARES, seed=0).splits
+    assert other.tolist() == one[shuffled].tolist()
+    assert assign(groups, labels, hashes, SHARES, seed=1).splits.tolist() != one.tolist()
+
+
+def test_what_was_assigned_stays_when_more_is_added():
+    groups, hashes = families([2] * 40)
+    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    previous = dict(zip(hashes, before.tolist(), strict=True))
+    more, more_hashes = families([2] * 90)
+    more_hashes = [h if i < 80 else f"new{h}" for i, h in enumerate(more_hashes)]
+    after = assign(more, more % 2, more_hashes, SHARES, seed=0, previous=previous)
+    assert after.splits[:80].tolist() == before.tolist()
+    assert after.moved == []
+    counts = Counter(after.splits[::2].tolist())
+    assert counts["train"] in (62, 63, 64), "0.7 of 90"
+    assert counts["val"] in (13, 14)
+
+
+def test_groups_of_two_splits_that_new_images_join_go_to_training():
+    groups, hashes = families([1] * 40)
+    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    test, val = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("test", "val"))
+    joined = groups.copy()
+    joined[val] = joined[test]
+    after = assign(joined, groups % 2, hashes, SHARES, 0, dict(zip(hashes, before.tolist(), strict=True)))
+    assert after.splits[[test, val]].tolist() == ["train", "train"]
+    rest = np.setdiff1d(np.arange(40), [test, val])
+    assert after.splits[rest].tolist() == before[rest].tolist()
+    assert after.moved == [f"{min(hashes[test], hashes[val])[:12]}: test, val"]
+
+
+def test_three_groups_of_a_class_are_enough_for_three_splits():
+    groups, hashes = families([5, 5, 5, 1, 1, 1])
+    labels = (groups >= 3).astype(int)
+    placed = splits_of(groups, assign(groups, labels, hashes, SHARES, seed=0).splits)
+    assert {placed[g] for g in (0, 1, 2)} == {placed[g] for g in (3, 4, 5)} == set(SPLITS)
+
+
+@pytest.mark.parametrize("sizes", [[50, 50], [1, 1], [400]])
+def test_too_few_groups_of_a_class(sizes):
+    groups, hashes = families([1] * 30 + sizes)
+    labels = (groups >= 30).astype(int)
+    message = rf"class 'fracture' has {len(sizes)} separate radiographs or patients, and split .* gets none of them"
+    with pytest.raises(UsageError, match=message):
+        assign(groups, labels, hashes, SHARES, seed=0)
+
+
+def test_folds_are_alike():
+    groups, hashes = families([30] * 10 + [1] * 90)
+    labels = groups % 2
+    shares = shares_of(DataConfig(folds=5))
+    assert tuple(shares) == ("fold-1", "fold-2", "fold-3", "fold-4", "fold-5")
+    placed = splits_of(groups, assign(groups, labels, hashes, shares, seed=0).splits)
+    for label in (0, 1):
+        assert set(Counter(placed[g] for g in placed if g % 2 == label).values()) == {10}
+    assert set(Counter(placed[g] for g in range(10)).values()) == {2}
+
+
+def test_by_source_each_is_a_fold_with_a_part_that_validates():
+    groups, hashes = families([2] * 60)
+    origins = ["south" if group < 20 else "north" for group in groups]
+    labels = groups % 2
+    assignment, names = assign_by_source(groups, labels, hashes, origins, DataConfig(folds="source"))
+    assert names == ("north", "south")
+    placed = splits_of(groups, assignment.splits)
+    assert Counter(placed[g] for g in range(20)) == {"fold-2": 18, "fold-2-val": 2}
+    assert Counter(placed[g] for g in range(20, 60)) == {"fold-1": 34, "fold-1-val": 6}
+
+
+def test_a_group_of_two_sources_is_in_one_fold():
+    groups, hashes = families([2] * 40)
+    origins = ["south" if group < 20 else "north" for group in groups]
+    origins[0] = "north"
+    assignment, _ = assign_by_source(groups, groups % 2, hashes, origins, DataConfig(folds="source"))
+    assert {split[:6] for split in assignment.splits[:2]} == {"fold-1"}
+
+
+def test_folds_by_source_need_two_sources():
+    groups, hashes = families([1] * 20)
+    with pytest.raises(UsageError, match=r"folds = source needs images of two sources or more: name several --data"):
+        assign_by_source(groups, groups % 2, hashes, [""] * 20, DataConfig(folds="source"))
