@@ -8,13 +8,14 @@ import errno
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fracture.errors import RunError, UsageError
@@ -90,6 +91,14 @@ class Place:
 
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
+
+    def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns)
+
+    def write_parquet(self, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.write_bytes(sink.getvalue())
 
     def upload(self, folder: Path) -> None:
         """Copies every file below the local `folder` to below this place."""

@@ -19,6 +19,7 @@ from preprocess import find, prepare
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
+    from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import score_blocks, write_predictions
     from fracture.input.shards import read_index, read_manifest
@@ -51,9 +52,7 @@ def main(args: argparse.Namespace) -> None:
     report = Report(f"{args.bundle} elsewhere", manifest, bundle.decision, evaluations, [], 0, facts, own)
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
-    (out / "metrics.json").write_json(
-        {part: {unit: m.model_dump() for unit, m in evaluation.items()} for part, evaluation in evaluations.items()}
-    )
+    (out / "metrics.json").write_json(as_json(evaluations))
     left_out = len(fresh) - sum(fresh)
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, byte for byte")

@@ -8,8 +8,7 @@ from scipy.special import expit, log_expit, logit
 from sklearn.metrics import roc_curve
 
 from fracture.config import EvaluationConfig
-
-_LEAST = 1e-7
+from fracture.evaluation.metrics import bounded
 
 
 class Decision(BaseModel):
@@ -40,7 +39,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, groups: np.nd
 
     Each group counts once. Within [1/20, 20]: a validation set that is told apart without an error has no best one.
     """
-    logits = logit(np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST))
+    logits = logit(bounded(probabilities))
     signed, weights = np.where(labels.astype(bool), logits, -logits), group_weights(groups)
     found = minimize_scalar(
         lambda t: -np.average(log_expit(signed / np.exp(t)), weights=weights),
@@ -51,7 +50,7 @@ def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, groups: np.nd
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    logits = logit(np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST))
+    logits = logit(bounded(probabilities))
     return expit(logits / temperature).astype(np.float32)
 
 
@@ -66,9 +65,8 @@ def choose_threshold(
     )
     finite = np.isfinite(thresholds)
     false_rate, true_rate, thresholds = false_rate[finite], true_rate[finite], thresholds[finite]
-    if (
-        config.threshold_rule == "youden"
-    ):  # Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3
+    if config.threshold_rule == "youden":
+        # Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3
         at = int(np.argmax(true_rate - false_rate))
         return float(thresholds[at]), "highest sensitivity + specificity on validation (Youden)"
     at = int(np.argmax(true_rate >= config.min_sensitivity - 1e-12))

@@ -1,16 +1,14 @@
 """Several folds as one result: every group tested once, by a model that never saw it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.metrics import Evaluation, compute_metrics
-from fracture.evaluation.report import NAMES, plot_scores, text
+from fracture.evaluation.metrics import Evaluation, as_json
+from fracture.evaluation.report import NAMES, evaluate, plot_scores, text
 from fracture.evaluation.scores import write_predictions
 from fracture.input.shards import Manifest
 from fracture.page import png, render
@@ -38,19 +36,14 @@ def pool_folds(run: Place, manifest: Manifest) -> Pooled:
     tables, folds = [], {}
     for number, title in enumerate(manifest.folds, 1):
         fold = run / f"fold-{number}"
-        scores = pq.read_table(pa.BufferReader((fold / "predictions.parquet").read_bytes()))
+        scores = (fold / "predictions.parquet").read_parquet()
         scores = scores.filter(pc.equal(scores["split"], "test"))
         threshold = Decision.model_validate((fold / "bundle" / "bundle.json").read_json()["decision"]).threshold
         scores = scores.append_column("fold", pa.array([title] * len(scores), pa.string()))
         tables.append(scores.append_column("threshold", pa.array([threshold] * len(scores), pa.float64())))
-        folds[title] = _evaluate(tables[-1])
+        folds[title] = evaluate(tables[-1], tables[-1]["threshold"].to_numpy())
     pooled = pa.concat_tables(tables)
-    return Pooled(folds, _evaluate(pooled), pooled)
-
-
-def _evaluate(scores: pa.Table) -> Evaluation:
-    columns = [scores[name].to_numpy() for name in ("label", "probability", "group", "threshold")]
-    return {unit: compute_metrics(*columns, unit) for unit in ("image", "radiograph")}
+    return Pooled(folds, evaluate(pooled, pooled["threshold"].to_numpy()), pooled)
 
 
 def write_folds(run: Place, manifest: Manifest, pooled: Pooled, caveats: list[str]) -> None:
@@ -58,8 +51,8 @@ def write_folds(run: Place, manifest: Manifest, pooled: Pooled, caveats: list[st
     write_predictions(run, pooled.scores)
     (run / "folds.json").write_json(
         {
-            "folds": {title: _dumped(evaluation) for title, evaluation in pooled.folds.items()},
-            "pooled": _dumped(pooled.whole),
+            "folds": as_json(pooled.folds),
+            **as_json({"pooled": pooled.whole}),
             "mean_and_deviation": {name: pooled.spread(name) for name in NAMES},
         }
     )
@@ -91,7 +84,3 @@ def fold_lines(pooled: Pooled) -> list[str]:
             f"specificity {text(m, 'specificity')}"
         )
     return lines
-
-
-def _dumped(evaluation: Evaluation) -> dict[str, Any]:
-    return {unit: metrics.model_dump() for unit, metrics in evaluation.items()}

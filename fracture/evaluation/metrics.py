@@ -1,6 +1,7 @@
 """Figures from labels and probabilities, counted exactly, with intervals that know which images belong together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
@@ -8,7 +9,7 @@ from sklearn.metrics import auc, average_precision_score, roc_curve
 
 RESAMPLES = 1000
 _BINS = 10  # of the calibration error
-_LEAST = 1e-7  # probabilities are kept this far from 0 and 1 for the loss, as Keras does
+_LEAST = 1e-7  # probabilities are kept this far from 0 and 1 for logarithms, as Keras does
 
 
 class Figure(BaseModel):
@@ -37,6 +38,11 @@ class Metrics(BaseModel):
 
 
 Evaluation = dict[str, Metrics]  # unit -> its figures
+
+
+def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Several evaluations by name, as plain values."""
+    return {name: {unit: m.model_dump() for unit, m in evaluation.items()} for name, evaluation in evaluations.items()}
 
 
 def compute_metrics(
@@ -109,7 +115,7 @@ def _bootstrap(
 def _figures(truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     tp, fp = int((called & truth).sum()), int((called & ~truth).sum())
     tn, fn = int((~called & ~truth).sum()), int((~called & truth).sum())
-    clipped = np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST)
+    clipped = bounded(probabilities)
     found = {
         "accuracy": _ratio(tp + tn, len(truth)),
         "precision": _ratio(tp, tp + fp),  # positive predictive value
@@ -150,6 +156,11 @@ def calibration_error(truth: np.ndarray, probabilities: np.ndarray) -> float:
     bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins, weights=probabilities - truth, minlength=_BINS)
     return float(np.abs(gaps).sum() / len(truth))
+
+
+def bounded(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities whose logarithms are finite, float64."""
+    return np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST)
 
 
 def _ratio(part: int, whole: int) -> float | None:

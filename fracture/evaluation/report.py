@@ -44,8 +44,8 @@ ORIGIN = "test_from:"
 _WORST = 6  # mistakes of each kind that are shown
 
 
-def evaluate(scores: pa.Table, threshold: float) -> Evaluation:
-    """Figures per image and per radiograph."""
+def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
+    """Figures per image and per radiograph, at one threshold or at one for each row."""
     labels, probabilities, groups = (scores[name].to_numpy() for name in ("label", "probability", "group"))
     return {unit: compute_metrics(labels, probabilities, groups, threshold, unit) for unit in ("image", "radiograph")}
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fracture.errors import RunError
 from fracture.evaluation.calibration import apply_temperature
@@ -55,9 +54,7 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
 
 
 def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: int) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(scores, sink)
-    _part(run, split, rank, workers).write_bytes(sink.getvalue())
+    _part(run, split, rank, workers).write_parquet(scores)
 
 
 def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.Table:
@@ -66,7 +63,7 @@ def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.
     Raises:
         RunError: a row is missing or scored twice.
     """
-    parts = [pq.read_table(pa.BufferReader(_part(run, split, r, workers).read_bytes())) for r in range(workers)]
+    parts = [_part(run, split, rank, workers).read_parquet() for rank in range(workers)]
     scores = pa.concat_tables(parts).sort_by("row").combine_chunks()
     if not np.array_equal(scores["row"], np.arange(manifest.rows(split))):
         raise RunError(f"{split}: {scores.num_rows} scores for {manifest.rows(split)} images; run the job again")
@@ -86,9 +83,7 @@ def gather_scores(run: Place, manifest: Manifest, workers: int, temperature: flo
 
 def write_predictions(folder: Place, scores: pa.Table) -> None:
     """Every figure of a report can be computed again from this file."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(scores, sink)
-    (folder / "predictions.parquet").write_bytes(sink.getvalue())
+    (folder / "predictions.parquet").write_parquet(scores)
 
 
 def _part(run: Place, split: str, rank: int, workers: int) -> Place:

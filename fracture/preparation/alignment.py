@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fracture.preparation.signature import ANGLES, CENTRE, RINGS, SIDE, polar
+from fracture.preparation.signature import ANGLES, CENTRE, RING_AREA, SIDE, polar
 
 SCALES = (1.0, 0.9, 0.8, 0.72)  # an image rotated by 45° on a larger canvas is shown at 0.71
-_ring_area = ((np.arange(RINGS) + 0.5) / RINGS).astype(np.float32)
-_ring_area /= _ring_area.sum()
 _y, _x = np.mgrid[:SIDE, :SIDE] - CENTRE
 _DISC = (np.hypot(_x, _y) < SIDE / 2 - 4).astype(np.uint8)
 _STRETCH = (0.6, 1.7)  # singular values of the transform
@@ -102,16 +100,11 @@ def _guess(first: np.ndarray, second: np.ndarray) -> _Guess | None:
     if whole[0] is None or whole[1] is None:
         return None
     for scale in SCALES:
-        for smaller in ("first", "second"):
-            if smaller == "second":
-                a, b, ratio = whole[0], polar(second, scale), scale
-            elif scale < 1:
-                a, b, ratio = polar(first, scale), whole[1], 1 / scale
-            else:
-                continue
+        pairs = [(polar(first, scale), whole[1], 1 / scale)] if scale < 1 else []
+        for a, b, ratio in [*pairs, (whole[0], polar(second, scale), scale)]:
             if a is None or b is None:
                 continue
-            spectrum = np.fft.rfft(a * _ring_area, axis=0)
+            spectrum = np.fft.rfft(a * RING_AREA, axis=0)
             for flipped in (False, True):
                 # Mirroring turns the circle's direction: row j shows what row -j showed.
                 turned = np.roll(b[::-1], 1, axis=0) if flipped else b

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -222,27 +221,21 @@ def _conflicts(films: np.ndarray, labels: np.ndarray, readable: np.ndarray, path
     return [[fractured[0], normal[0], *fractured[1:5], *normal[1:5]] for normal, fractured in rows.values()]
 
 
-@dataclass(frozen=True)
-class _Feature:
-    name: str
-    values: np.ndarray  # [N, D]
-
-
 def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dict[str, Shortcut]:
     rows = facts.take(distinct)
     width, height = rows["width"].to_numpy().astype(float), rows["height"].to_numpy().astype(float)
     formats = np.array(rows["format"].to_pylist())
-    features = [
-        _Feature("size", np.stack([np.minimum(width, height), np.maximum(width, height)], axis=1)),
-        _Feature("aspect", (width / height)[:, None]),
-        _Feature("format", np.stack([formats == name for name in np.unique(formats)], axis=1).astype(float)),
-        _Feature("file size", rows["bytes"].to_numpy().astype(float)[:, None]),
-        _Feature("border", rows["border"].to_numpy().astype(float)[:, None]),
-        _Feature("mean grey", rows["mean"].to_numpy().astype(float)[:, None]),
-    ]
-    features.append(_Feature("all", np.concatenate([f.values for f in features], axis=1)))
+    features = {  # [N, D] each
+        "size": np.stack([np.minimum(width, height), np.maximum(width, height)], axis=1),
+        "aspect": (width / height)[:, None],
+        "format": np.stack([formats == name for name in np.unique(formats)], axis=1).astype(float),
+        "file size": rows["bytes"].to_numpy().astype(float)[:, None],
+        "border": rows["border"].to_numpy().astype(float)[:, None],
+        "mean grey": rows["mean"].to_numpy().astype(float)[:, None],
+    }
+    features["all"] = np.concatenate(list(features.values()), axis=1)
     labels, families = rows["label"].to_numpy(), groups[distinct]
-    found = {f.name: _cross_validated(f.values, labels, families) for f in features}
+    found = {name: _cross_validated(values, labels, families) for name, values in features.items()}
     return {name: shortcut for name, shortcut in found.items() if shortcut is not None}
 
 

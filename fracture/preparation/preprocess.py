@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fracture.config import DataConfig
@@ -40,7 +39,7 @@ from fracture.preparation.examine import FACTS, examine
 from fracture.preparation.grouping import COPY_KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile, Source, keyed_hash
-from fracture.preparation.split import assign, assign_by_source, shares_of
+from fracture.preparation.split import assign, assign_by_source, first_lack, shares_of
 from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
@@ -114,8 +113,8 @@ def preprocess(
     manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
     write_audit(out, examined)
-    (out / _FILES).write_bytes(_parquet(plan.files))
-    (out / _LINKS).write_bytes(_parquet(examined.links))
+    (out / _FILES).write_parquet(plan.files)
+    (out / _LINKS).write_parquet(examined.links)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / _INPUT).write_json({"input": _input_key(source, config), "fingerprint": manifest.fingerprint})
     _remove_others(out, manifest)
@@ -250,7 +249,7 @@ def _previous(out: Place, config: DataConfig) -> dict[str, str]:
     """File hash -> split, as recorded in `out` under the same settings of the split."""
     try:
         manifest = read_manifest(out)
-        table = pq.read_table(pa.BufferReader((out / _FILES).read_bytes()), columns=["sha256", "group", "split_used"])
+        table = (out / _FILES).read_parquet(["sha256", "group", "split_used"])
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return {}
     deciding = ("split", "folds", "seed", "val_fraction", "test_fraction")
@@ -316,10 +315,9 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
 
 
 def _check_official(source: Source, splits: np.ndarray, labels: np.ndarray) -> None:
-    for split in SPLITS:
-        for label, name in enumerate(CLASS_NAMES):
-            if not ((splits == split) & (labels == label)).any():
-                raise UsageError(f"--data {source.name}: no readable image of class {name!r} in split {split!r}.")
+    if lacking := first_lack(splits, labels, SPLITS):
+        split, label = lacking
+        raise UsageError(f"--data {source.name}: no readable image of class {CLASS_NAMES[label]!r} in split {split!r}.")
 
 
 def _reason(source: Source, audit: Audit, config: DataConfig) -> str:
@@ -425,12 +423,6 @@ def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataC
         rejected=examined.audit.rejected,
         shards=shards,
     )
-
-
-def _parquet(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue()
 
 
 def _input_key(source: Source, config: DataConfig) -> str:

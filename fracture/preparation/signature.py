@@ -22,8 +22,8 @@ _BLANK = 2.0  # grey levels of standard deviation below which there is nothing t
 _y, _x = np.mgrid[:SIDE, :SIDE] - CENTRE
 _window = np.clip(np.hypot(_x, _y) / RADIUS, 0, 1)
 _window = ((1 + np.cos(np.pi * _window)) / 2).astype(np.float32)
-_ring_area = (np.arange(RINGS) + 0.5) / RINGS
-_ring_area = (_ring_area / _ring_area.sum()).astype(np.float32)
+RING_AREA = (np.arange(RINGS) + 0.5) / RINGS
+RING_AREA = (RING_AREA / RING_AREA.sum()).astype(np.float32)
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
@@ -43,8 +43,8 @@ def polar(small: np.ndarray, scale: float = 1.0) -> np.ndarray | None:
     """
     smooth = cv2.GaussianBlur(small, (0, 0), 0.7).astype(np.float32)
     circles = cv2.warpPolar(smooth, (RINGS, ANGLES), (CENTRE, CENTRE), RADIUS * scale, cv2.INTER_LINEAR)
-    mean = circles.mean(axis=0) @ _ring_area
-    deviation = float(np.sqrt(((circles - mean) ** 2).mean(axis=0) @ _ring_area))
+    mean = circles.mean(axis=0) @ RING_AREA
+    deviation = float(np.sqrt(((circles - mean) ** 2).mean(axis=0) @ RING_AREA))
     return None if deviation < _BLANK else (circles - mean) / deviation
 
 
@@ -53,7 +53,7 @@ def ring_signature(small: np.ndarray, scale: float = 1.0) -> np.ndarray | None:
     circles = polar(small, scale)
     if circles is None:
         return None
-    circles = circles.reshape(ANGLES, RINGS // 2, 2).mean(axis=2) * np.sqrt(_ring_area[::2])
+    circles = circles.reshape(ANGLES, RINGS // 2, 2).mean(axis=2) * np.sqrt(RING_AREA[::2])
     magnitudes = np.abs(np.fft.rfft(circles, axis=0))[:HARMONICS]
     magnitudes[0] /= np.sqrt(2)
     return _unit(magnitudes)

@@ -1,7 +1,7 @@
 """Groups to splits or folds: a group lives in exactly one, and stays there when images are added later."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,13 +142,18 @@ def _deal(
         has[lacking] += 1
 
 
+def first_lack(splits: np.ndarray, labels: np.ndarray, names: Iterable[str]) -> tuple[str, int] | None:
+    """The first (split, label) that has no image; None where every split has both classes."""
+    pairs = ((split, label) for label in range(len(CLASS_NAMES)) for split in names)
+    return next((pair for pair in pairs if not ((splits == pair[0]) & (labels == pair[1])).any()), None)
+
+
 def _check_classes(splits: np.ndarray, labels: np.ndarray, groups: np.ndarray, shares: Mapping[str, float]) -> None:
-    for label, name in enumerate(CLASS_NAMES):
-        for split in shares:
-            if not ((splits == split) & (labels == label)).any():
-                count = len(np.unique(groups[labels == label]))
-                raise UsageError(
-                    f"class {name!r} has {count} separate radiographs or patients, and split {split!r} gets none of "
-                    f"them. Each of the {len(shares)} splits needs both classes: add images, ask for fewer folds, or "
-                    "change data.val_fraction and data.test_fraction."
-                )
+    if lacking := first_lack(splits, labels, shares):
+        split, label = lacking
+        count = len(np.unique(groups[labels == label]))
+        raise UsageError(
+            f"class {CLASS_NAMES[label]!r} has {count} separate radiographs or patients, and split {split!r} gets none "
+            f"of them. Each of the {len(shares)} splits needs both classes: add images, ask for fewer folds, or "
+            "change data.val_fraction and data.test_fraction."
+        )

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fracture.config import Config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.metrics import Evaluation, Metrics
+from fracture.evaluation.metrics import Evaluation, Metrics, as_json
 from fracture.input.shards import Manifest, read_index
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
@@ -84,10 +83,7 @@ def write_bundle(
         },
         "output": "probability of a fracture, calibrated",
         "decision": decision.model_dump(),
-        "metrics": {
-            part: {unit: metrics.model_dump() for unit, metrics in evaluation.items()}
-            for part, evaluation in evaluations.items()
-        },
+        "metrics": as_json(evaluations),
         "dataset": {
             "fingerprint": manifest.fingerprint,
             "counts": manifest.counts,
@@ -102,9 +98,7 @@ def write_bundle(
         "versions": versions(),
     }
     seen = pa.concat_tables(read_index(shards, manifest, split, ["sha256"]) for split in ("train", "val"))
-    sink = pa.BufferOutputStream()
-    pq.write_table(seen, sink)
-    (bundle / TRAINED_ON).write_bytes(sink.getvalue())
+    (bundle / TRAINED_ON).write_parquet(seen)
     (bundle / "bundle.json").write_json(content)
 
 
@@ -124,8 +118,7 @@ class Bundle:
 
     def trained_on(self) -> set[bytes]:
         """SHA-256 of the files that training or validation has seen."""
-        table = pq.read_table(pa.BufferReader((self.place / TRAINED_ON).read_bytes()))
-        return set(table["sha256"].to_pylist())
+        return set((self.place / TRAINED_ON).read_parquet()["sha256"].to_pylist())
 
     @contextmanager
     def model(self) -> Iterator[Any]:
