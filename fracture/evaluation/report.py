@@ -204,7 +204,7 @@ def comparison_line(own: Evaluation, here: Evaluation) -> str:
     if before is None or now is None:
         return "compare    AUC per radiograph is undefined: one class only"
     fall = before - now
-    verdict = f"{fall:.3f} lower here" if fall > 0 else f"{-fall:.3f} higher here"
+    verdict = f"{fall:.3f} lower here" if fall > 0 else f"{abs(fall):.3f} higher here"
     low = here["radiograph"].figures["auc"].low
     chance = "; it cannot be told from chance" if low is not None and low <= 0.5 else ""
     return f"compare    AUC per radiograph {before:.3f} on its own test, {now:.3f} on these: {verdict}{chance}"
