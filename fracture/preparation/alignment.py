@@ -16,9 +16,15 @@ _DISC = (np.hypot(_x, _y) < SIDE / 2 - 4).astype(np.uint8)
 _STRETCH = (0.6, 1.7)  # singular values of the transform
 _SQUASH = 1.3  # and their ratio: margins of 10 % cut from two sides only make a square image 1.25 times as wide
 _LEAST_OVERLAP = 0.4  # of the disc
-_PROMISING = 0.6  # correlation of the discs after turning, below which no alignment is tried
+_PROMISING = 0.7  # correlation of the discs after turning, below which no alignment is tried
+_SHIFTED = 0.8  # correlation of the images after shifting, likewise
 _CLEAR = 0.9  # texture that needs no second try
-_COARSE = 0.75  # grey correlation after the first, quick alignment, below which the pair is given up
+_COARSE = 0.85  # grey correlation after the first, quick alignment, below which the pair is given up
+_AFFINE = cv2.MOTION_AFFINE
+_HALF = SIDE // 2
+_HALF_DISC = cv2.resize(_DISC, (_HALF, _HALF), interpolation=cv2.INTER_NEAREST)
+_window = np.hanning(_HALF).astype(np.float32)
+_WINDOW = np.outer(_window, _window)
 
 
 @dataclass(frozen=True)
@@ -44,36 +50,61 @@ class _Guess:
     scale: float
 
 
-_AS_IT_IS = _Guess(0.0, False, False, 0.0, 1.0)
+@dataclass(frozen=True)
+class _Subject:
+    """An image and what every comparison with it needs again."""
+
+    grey: np.ndarray  # [SIDE, SIDE] uint8
+    half: np.ndarray  # [SIDE / 2, SIDE / 2] float32, smooth
+    spectrum: np.ndarray  # [SIDE / 2, SIDE / 4 + 1] complex64 of `half`, windowed, of norm 1
+    rings: list[np.ndarray | None]  # per scale [ANGLES / 2 + 1, RINGS] complex64 along the angle; None where blank
 
 
-def compare(first: np.ndarray, second: np.ndarray) -> Likeness:
-    """Finds flip, inversion, rotation, scale, shift and stretch that lay `second` on `first`.
+def compare_pairs(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
+    """Finds flip, inversion, rotation, scale, shift and stretch that lay each pair's second image on its first.
 
     Args:
-        first, second: [SIDE, SIDE] uint8, as `signature.shrink` makes them.
+        small: [N, SIDE, SIDE] uint8, as `signature.shrink` makes them.
+        pairs: [M, 2] int64.
     """
-    guess = _guess(first, second)
+    subjects = {row: _subject(small[row]) for row in np.unique(pairs).tolist()}
+    return [_compare(subjects[a], subjects[b]) for a, b in pairs.tolist()]
+
+
+def _subject(small: np.ndarray) -> _Subject:
+    half = cv2.resize(small, (_HALF, _HALF), interpolation=cv2.INTER_AREA).astype(np.float32)
+    half = cv2.GaussianBlur(half, (0, 0), 1.0)
+    windowed = (half - (half * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
+    windowed /= max(float(np.linalg.norm(windowed)), 1e-3)
+    circles = [polar(small, scale) for scale in SCALES]
+    rings = [None if c is None else np.fft.rfft(c * np.sqrt(RING_AREA), axis=0).astype(np.complex64) for c in circles]
+    return _Subject(small, half, np.fft.rfft2(windowed).astype(np.complex64), rings)
+
+
+def _compare(first: _Subject, second: _Subject) -> Likeness:
+    guess = _turned(first, second)
     if guess is None:
         return NONE
     found = _lay(first, second, guess) if guess.correlation >= _PROMISING else NONE
     if found.texture < _CLEAR:  # cropping moves the centre that the guess turns about, and mostly comes without a turn
-        found = max(found, _lay(first, second, _AS_IT_IS), key=lambda likeness: likeness.texture)
+        shifted = _shifted(first, second)
+        if shifted.correlation >= _SHIFTED:
+            found = max(found, _lay(first, second, shifted), key=lambda likeness: likeness.texture)
     return found
 
 
-def _lay(first: np.ndarray, second: np.ndarray, guess: _Guess) -> Likeness:
-    if guess.inverted:
-        second = 255 - second
+def _lay(first: _Subject, second: _Subject, guess: _Guess) -> Likeness:
+    grey, half = (255 - x if guess.inverted else x for x in (second.grey, second.half))
     matrix = _matrix(guess)
     try:
-        for smoothing, steps in ((2.0, 15), (0.8, 40)):
-            a, b = (cv2.GaussianBlur(image, (0, 0), smoothing).astype(np.float32) for image in (first, second))
-            ends = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, 1e-4)
-            # Evangelidis and Psarakis 2008, doi:10.1109/TPAMI.2008.113
-            correlation, matrix = cv2.findTransformECC(a, b, matrix, cv2.MOTION_AFFINE, ends, _DISC * 255, 1)
-            if correlation < _COARSE:
-                return NONE
+        # Evangelidis and Psarakis 2008, doi:10.1109/TPAMI.2008.113; first at half the size, where most pairs end.
+        matrix[:, 2] = _halved(matrix)
+        correlation, matrix = cv2.findTransformECC(first.half, half, matrix, _AFFINE, _ends(15), _HALF_DISC * 255, 1)
+        if correlation < _COARSE:
+            return NONE
+        matrix[:, 2] = _doubled(matrix)
+        a, b = (cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32) for image in (first.grey, grey))
+        matrix = cv2.findTransformECC(a, b, matrix, _AFFINE, _ends(40), _DISC * 255, 1)[1]
     except cv2.error:  # it does not converge: nothing in common
         return NONE
     stretch = np.linalg.svd(matrix[:, :2], compute_uv=False)
@@ -81,40 +112,49 @@ def _lay(first: np.ndarray, second: np.ndarray, guess: _Guess) -> Likeness:
     distorted = stretch[1] < _STRETCH[0] or stretch[0] > _STRETCH[1] or stretch[0] > _SQUASH * stretch[1]
     if distorted or shared.sum() < _LEAST_OVERLAP * _DISC.sum():
         return NONE
-    laid = cv2.warpAffine(
-        second.astype(np.float32), matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    )
+    laid = cv2.warpAffine(grey.astype(np.float32), matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     inner = cv2.erode(shared, np.ones((7, 7), np.uint8)).astype(bool)
-    first = first.astype(np.float32)
+    reference = first.grey.astype(np.float32)
     # The same exposure first: gamma and the like are undone by giving both the same distribution of grey.
-    laid = np.interp(laid, np.sort(laid[inner]), np.sort(first[inner])).astype(np.float32)
-    texture = _correlation(_texture(first, 0.8, 4, 0.25, 0.5), _texture(laid, 0.8, 4, 0.25, 0.5), inner)
-    detail = _correlation(_texture(first, 0.6, 2, 0.05, 1.0), _texture(laid, 0.6, 2, 0.05, 1.0), inner)
+    laid = np.interp(laid, np.sort(laid[inner]), np.sort(reference[inner])).astype(np.float32)
+    texture = _correlation(_texture(reference, 0.8, 4, 0.25, 0.5), _texture(laid, 0.8, 4, 0.25, 0.5), inner)
+    detail = _correlation(_texture(reference, 0.6, 2, 0.05, 1.0), _texture(laid, 0.6, 2, 0.05, 1.0), inner)
     return Likeness(texture, detail, guess.flipped, guess.inverted, float(np.degrees(guess.turn)) % 360)
 
 
-def _guess(first: np.ndarray, second: np.ndarray) -> _Guess | None:
+def _ends(steps: int) -> tuple[int, int, float]:
+    return cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, steps, 1e-4
+
+
+def _halved(matrix: np.ndarray) -> np.ndarray:
+    """The shift of the same transform between images of half the size, whose pixel 0 covers pixels 0 and 1."""
+    return (matrix[:, 2] + matrix[:, :2].sum(axis=1) / 2 - 0.5) / 2
+
+
+def _doubled(matrix: np.ndarray) -> np.ndarray:
+    return 2 * matrix[:, 2] - matrix[:, :2].sum(axis=1) / 2 + 0.5
+
+
+def _turned(first: _Subject, second: _Subject) -> _Guess | None:
     """The best rotation, flip, sign and scale of discs about the two centres."""
-    best = None
-    whole = polar(first), polar(second)
-    if whole[0] is None or whole[1] is None:
+    if first.rings[0] is None or second.rings[0] is None:
         return None
-    for scale in SCALES:
-        pairs = [(polar(first, scale), whole[1], 1 / scale)] if scale < 1 else []
-        for a, b, ratio in [*pairs, (whole[0], polar(second, scale), scale)]:
-            if a is None or b is None:
-                continue
-            spectrum = np.fft.rfft(a * RING_AREA, axis=0)
-            for flipped in (False, True):
-                # Mirroring turns the circle's direction: row j shows what row -j showed.
-                turned = np.roll(b[::-1], 1, axis=0) if flipped else b
-                product = (spectrum * np.conj(np.fft.rfft(turned, axis=0))).sum(axis=1)
-                correlation = np.fft.irfft(product, n=ANGLES) / ANGLES
-                at = int(np.abs(correlation).argmax())
-                if best is None or abs(correlation[at]) > best.correlation:
-                    turn = 2 * np.pi * at / ANGLES
-                    best = _Guess(abs(float(correlation[at])), bool(correlation[at] < 0), flipped, turn, ratio)
-    return best
+    poses = [(a, second.rings[0], 1 / scale) for scale, a in zip(SCALES, first.rings, strict=True)]
+    poses += [(first.rings[0], b, scale) for scale, b in zip(SCALES, second.rings, strict=True)][1:]
+    poses = [pose for pose in poses if pose[0] is not None and pose[1] is not None]
+    # Mirroring turns the circle's direction, which conjugates its spectrum.
+    products = np.stack([(a * other).sum(axis=1) for a, b, _ in poses for other in (np.conj(b), b)])
+    correlations = np.fft.irfft(products, n=ANGLES, axis=1) / ANGLES
+    pose, at = np.unravel_index(int(np.abs(correlations).argmax()), correlations.shape)
+    best = float(correlations[pose, at])
+    return _Guess(abs(best), best < 0, bool(pose % 2), 2 * np.pi * float(at) / ANGLES, poses[pose // 2][2])
+
+
+def _shifted(first: _Subject, second: _Subject) -> _Guess:
+    """The best shift and sign of the images as they stand."""
+    correlations = np.fft.irfft2(first.spectrum * np.conj(second.spectrum), s=(_HALF, _HALF))
+    best = float(correlations.flat[int(np.abs(correlations).argmax())])
+    return _Guess(abs(best), best < 0, False, 0.0, 1.0)
 
 
 def _matrix(guess: _Guess) -> np.ndarray:

@@ -11,8 +11,8 @@ import numpy as np
 from fracture.preparation.alignment import SCALES
 
 # Distances of unit vectors. Copies of real radiographs, distorted in each of the ways tested, lie nearer than these.
-_NEAR_RINGS, _NEAR_SMALLER_RINGS, _NEAR_SPECTRUM = 0.35, 0.25, 0.17
-_NEIGHBOURS = 10
+_NEAR_RINGS, _NEAR_SMALLER_RINGS, _NEAR_SPECTRUM = 0.30, 0.20, 0.16
+_NEIGHBOURS = 6
 _LINKS, _EFFORT = 24, 96  # of the graph: edges a point, candidates kept while searching
 
 

@@ -31,7 +31,7 @@ from fracture.input.shards import (
     read_manifest,
 )
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.preparation.alignment import Likeness, compare
+from fracture.preparation.alignment import Likeness, compare_pairs
 from fracture.preparation.audit import Audit, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.decode import decode
@@ -46,7 +46,7 @@ _INPUT = "input.json"  # what the shards were made from, to tell in a second tha
 _FILES = "files.parquet"  # every file: facts, group, split
 _LINKS = "links.parquet"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, _FILES, _LINKS, "audit.json", "audit.html")
-_EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 64
+_EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 
 Progress = Callable[[str, int, int], None]  # what, done, of how many
 
@@ -208,7 +208,7 @@ class _Comparer:
         self._small = ray.put(small)
         self._progress = progress
         self._done = 0
-        self._task = ray.remote(_compare_all)
+        self._task = ray.remote(_compare_pairs)
 
     def __call__(self, pairs: np.ndarray) -> list[Likeness]:
         import ray
@@ -223,11 +223,11 @@ class _Comparer:
         return likenesses
 
 
-def _compare_all(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
+def _compare_pairs(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
     import cv2
 
     cv2.setNumThreads(1)
-    return [compare(small[a], small[b]) for a, b in pairs]
+    return compare_pairs(small, pairs)
 
 
 @dataclass(frozen=True)

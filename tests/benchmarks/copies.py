@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.config import DataConfig, SampleConfig
-from fracture.preparation.alignment import compare
+from fracture.preparation.alignment import compare_pairs
 from fracture.preparation.decode import Rejected, decode
 from fracture.preparation.examine import FACTS, examine
 from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
@@ -69,8 +69,8 @@ def planted(films: list[np.ndarray], of_what: str) -> list[str]:
             original.append(number)
             kinds.append(kind)
     facts = pa.Table.from_pylist(rows, schema=FACTS)
-    small = [np.frombuffer(s, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()]
-    links = find_links(facts, DataConfig(), lambda pairs: [compare(small[a], small[b]) for a, b in pairs])
+    small = np.stack([np.frombuffer(s, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()])
+    links = find_links(facts, DataConfig(), lambda pairs: compare_pairs(small, pairs))
     of, kind_of = np.array(original), np.array(kinds)
     groups = group_numbers(len(facts), links, COPY_KINDS)
     film_group = {number: group for number, group, kind in zip(original, groups, kinds, strict=True) if not kind}

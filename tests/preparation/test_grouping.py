@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fracture.config import DataConfig, SampleConfig
-from fracture.preparation.alignment import compare
+from fracture.preparation.alignment import compare_pairs
 from fracture.preparation.examine import FACTS, examine
 from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
 from fracture.preparation.sample import draw_sample
@@ -26,8 +26,9 @@ def table(*files: tuple[str, bytes], labels: dict[str, int] | None = None, patie
 
 
 def links_of(facts: pa.Table, **config) -> pa.Table:
-    small = [None if s is None else np.frombuffer(s, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()]
-    return find_links(facts, DataConfig(**config), lambda pairs: [compare(small[a], small[b]) for a, b in pairs])
+    blank = bytes(SIDE**2)  # stands for the unreadable, which are not compared
+    small = np.stack([np.frombuffer(s or blank, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()])
+    return find_links(facts, DataConfig(**config), lambda pairs: compare_pairs(small, pairs))
 
 
 @pytest.fixture(scope="module")
