@@ -88,12 +88,17 @@ class ModelConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """Training images only: one affine transform that flips, rotates and zooms."""
+    """Training images only: one affine transform that flips, rotates, zooms, stretches and shifts; then exposure."""
 
     horizontal_flip: bool = True
     vertical_flip: bool = False
     rotation_degrees: float = Field(20.0, ge=0, le=180, description="uniform in [-x, x]")
     zoom: float = Field(0.15, ge=0, lt=1, description="scale uniform in [1-x, 1+x]")
+    stretch: float = Field(0.0, ge=0, lt=1, description="width to height, uniform in [1-x, 1+x]")
+    shift: float = Field(0.0, ge=0, lt=1, description="uniform in [-x, x] of the side, each way")
+    exposure: float = Field(
+        0.0, ge=0, lt=1, description="contrast uniform in [1-x, 1+x] about mid-grey, brightness in [-x/2, x/2] of white"
+    )
 
 
 class TrainingConfig(Settings):

@@ -1,4 +1,4 @@
-"""Flips, rotations and zooms of a batch as one affine transform: the image is resampled once, as uint8."""
+"""Augmentation of a batch of uint8 images: one affine transform, so that it is resampled once, then the exposure."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,16 +14,25 @@ def draw_transforms(generator: np.random.Generator, count: int, config: AugmentC
     angle = np.radians(generator.uniform(-config.rotation_degrees, config.rotation_degrees, count))
     scale = generator.uniform(1 - config.zoom, 1 + config.zoom, count)
     flips = generator.random((2, count)) < 0.5
-    mirror_x = np.where(flips[0] & config.horizontal_flip, -1.0, 1.0)
-    mirror_y = np.where(flips[1] & config.vertical_flip, -1.0, 1.0)
-    cos, sin = np.cos(angle) / scale, np.sin(angle) / scale
-    matrix = np.stack([mirror_x * cos, -mirror_x * sin, mirror_y * sin, mirror_y * cos], axis=1)  # [count, 4]
+    aspect = np.sqrt(generator.uniform(1 - config.stretch, 1 + config.stretch, count))
+    shift = generator.uniform(-config.shift, config.shift, (2, count)) * size
+    scale_x = np.where(flips[0] & config.horizontal_flip, -1.0, 1.0) / (scale * aspect)
+    scale_y = np.where(flips[1] & config.vertical_flip, -1.0, 1.0) * aspect / scale
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.stack([scale_x * cos, -scale_x * sin, scale_y * sin, scale_y * cos], axis=1)  # [count, 4]
     centre = (size - 1) / 2
-    shift_x = centre * (1 - matrix[:, 0] - matrix[:, 1])
-    shift_y = centre * (1 - matrix[:, 2] - matrix[:, 3])
+    shift_x = centre * (1 - matrix[:, 0] - matrix[:, 1]) + shift[0]
+    shift_y = centre * (1 - matrix[:, 2] - matrix[:, 3]) + shift[1]
     zeros = np.zeros(count)
     columns = [matrix[:, 0], matrix[:, 1], shift_x, matrix[:, 2], matrix[:, 3], shift_y, zeros, zeros]
     return np.stack(columns, axis=1).astype(np.float32)
+
+
+def draw_exposures(generator: np.random.Generator, count: int, config: AugmentConfig) -> np.ndarray:
+    """[count, 2] float32: a random factor and summand of the grey values, one pair for each image."""
+    contrast = generator.uniform(1 - config.exposure, 1 + config.exposure, count)
+    brightness = generator.uniform(-config.exposure / 2, config.exposure / 2, count)
+    return np.stack([contrast, 127.5 * (1 - contrast) + 255 * brightness], axis=1).astype(np.float32)
 
 
 def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
@@ -44,3 +53,17 @@ def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
+
+
+def expose(images: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
+    """Brighter or darker, flatter or harder; what leaves [0, 255] is cut off, as a film's blacks and whites are.
+
+    Args:
+        images: [N, H, W, 1] uint8.
+        exposures: [N, 2] float32.
+
+    Returns:
+        [N, H, W, 1] uint8.
+    """
+    factor, summand = (exposures[:, i, tf.newaxis, tf.newaxis, tf.newaxis] for i in (0, 1))
+    return tf.saturate_cast(tf.round(tf.cast(images, tf.float32) * factor + summand), tf.uint8)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from fracture.config import AugmentConfig
-from fracture.input.augment import draw_transforms, transform
+from fracture.input.augment import draw_exposures, draw_transforms, expose, transform
 from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, images_of, read_rows
@@ -65,19 +65,25 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
     own = (indices >= 0).sum(axis=1)
     weights = (own * share.lanes.workers / share.lanes.batch_rows()).astype(np.float32)  # [steps]
     transforms = np.zeros((*indices.shape, 8), np.float32)
+    exposures = np.zeros((*indices.shape, 2), np.float32)
     first_lane = share.lanes.rank * share.lanes.batch_size // share.lanes.workers
     for column in range(indices.shape[1]):
         generator = np.random.default_rng([seed, epoch, first_lane + column, 1])
         transforms[:, column] = draw_transforms(generator, len(indices), augment, size)
+        exposures[:, column] = draw_exposures(generator, len(indices), augment)
 
-    def batch(index: tf.Tensor, transforms: tf.Tensor, weight: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def batch(
+        index: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor, weight: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         present = index >= 0
         rows = tf.boolean_mask(index, present)
         images = transform(tf.gather(share.images, rows), tf.boolean_mask(transforms, present))
+        if augment.exposure:
+            images = expose(images, tf.boolean_mask(exposures, present))
         labels = tf.gather(share.labels, rows)[:, tf.newaxis]
         return tf.ensure_shape(images, [None, size, size, 1]), labels, tf.fill(tf.shape(rows), weight)
 
-    return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, weights)), batch)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, exposures, weights)), batch)
 
 
 def evaluation_batches(share: Share) -> tf.data.Dataset:
