@@ -101,7 +101,8 @@ def _train_and_test(
 
     start_ray(verbose)
     check_capacity(config)
-    print(f"starting   {config.compute.workers} Ray Train workers; half a minute until the first step", flush=True)
+    count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
+    print(f"starting   {count} of Ray Train; half a minute until the first step", flush=True)
     outcome = train(config, shards, manifest, run, Screen(config))
     workers = config.compute.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)

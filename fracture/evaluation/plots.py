@@ -124,7 +124,7 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, metrics: Met
         label = f"test, calibration error {metrics['calibration_error']:.3f}"
         axis.plot(said, true, color=_VAL, linewidth=1, label=label)
         axis.scatter(said, true, s=20 + 400 * count[filled] / count.sum(), color=_VAL, clip_on=False, zorder=3)
-        axis.set_xlabel("probability of a fracture, as the model says it (a dot's area: images)")
+        axis.set_xlabel("probability given by the model (a dot's area: images)")
         axis.set_ylabel("share that has a fracture")
         return _squared(figure, axis, metrics, caption, "upper left")
 

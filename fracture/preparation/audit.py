@@ -266,20 +266,18 @@ def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray)
 
 
 def _plainest(facts: pa.Table, found: np.ndarray, links: pa.Table) -> list[Pair]:
-    """One pair a radiograph, of a test or validation image and one of training, the plainest kind of link first."""
+    """Pairs of a test or validation image and one of training, of each kind of link as many, one a radiograph."""
     paths = facts["path"].to_pylist()
     groups = group_numbers(len(facts), links)
+    pairs: dict[str, dict[int, Pair]] = {kind: {} for kind in KINDS}
+    told: set[tuple[int, int]] = set()  # identical bytes are identical pixels
     order = list(KINDS)
-    rows = sorted(links.to_pylist(), key=lambda link: (order.index(link["kind"]), -(link["texture"] or 0)))
-    pairs: list[Pair] = []
-    told: set[int] = set()
-    for link in rows:
+    for link in sorted(links.to_pylist(), key=lambda link: (order.index(link["kind"]), -(link["texture"] or 0))):
         twin, other = sorted((link["first"], link["second"]), key=lambda row: found[row] != SPLITS[0])
-        if found[twin] != SPLITS[0] or found[other] not in SPLITS[1:] or int(groups[twin]) in told:
-            continue
-        told.add(int(groups[twin]))
-        figures = {name: link[name] for name in ("kind", "texture", "detail", "degrees", "flipped", "inverted")}
-        pairs.append(Pair(path=paths[other], twin=paths[twin], **figures))
-        if len(pairs) == _PLAINEST:
-            break
-    return pairs
+        if found[twin] == SPLITS[0] and found[other] in SPLITS[1:] and (twin, other) not in told:
+            told.add((twin, other))
+            figures = {name: link[name] for name in ("kind", "texture", "detail", "degrees", "flipped", "inverted")}
+            pair = Pair(path=paths[other], twin=paths[twin], **figures)
+            pairs[link["kind"]].setdefault(int(groups[twin]), pair)
+    of_kind = [list(of_group.values()) for of_group in pairs.values() if of_group]
+    return [pair for some in of_kind for pair in some[: _PLAINEST // len(of_kind)]]

@@ -81,11 +81,12 @@ def test_names_that_belie_their_bytes(facts):
     assert belied
 
 
-def test_the_plainest_pairs_come_first_one_a_radiograph(facts):
+def test_each_kind_of_link_shows_its_pairs_one_a_radiograph(facts):
     pairs = make_audit(facts, LEAKY).plainest
     assert [(p.path, p.twin, p.kind) for p in pairs] == [
         ("test/fracture/g.jpg", "train/fracture/a.jpg", "bytes"),
         ("test/fracture/f.jpg", "train/fracture/b.jpg", "copy"),
+        ("test/normal/h.jpg", "train/normal/c.png", "patient"),
     ]
 
 
@@ -137,7 +138,7 @@ def test_the_screen_says_it_in_ten_lines_and_the_alarms(facts):
 def test_the_page_holds_pictures_and_escapes_names(facts):
     source = Source({"": place("/data/<wrists>")}, (), {}, True, "")
     page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
-    assert page.count("data:image/png;base64,") == 8  # two pairs, and four of the conflict
+    assert page.count("data:image/png;base64,") == 10  # two pairs, and four of the conflict
     assert "&lt;wrists&gt;" in page
     assert "<wrists>" not in page
     assert "SYNTHETIC" in page
