@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import _cli
@@ -87,11 +88,12 @@ def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
 
 
 class Bars:
-    """One progress bar after another, each gone when the next begins."""
+    """One progress bar after another, each gone when the next begins; a file gets a line a minute instead."""
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._what = ""
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> Bars:
         return self
@@ -100,14 +102,20 @@ class Bars:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, what: str, done: int, total: int) -> None:
+    def show(self, what: str, done: int, total: int | None) -> None:
+        if sys.stderr.isatty():
+            self._draw(what, done, total)
+        elif time.monotonic() - self._last_line > 60:
+            print(f"{what:<10} {done:,}{f' of {total:,}' if total else ''}", flush=True)
+            self._last_line = time.monotonic()
+
+    def _draw(self, what: str, done: int, total: int | None) -> None:
         from tqdm import tqdm
 
         if what != self._what:
             self.__exit__()
-            hidden = not sys.stderr.isatty()
-            self._bar, self._what = tqdm(total=total, desc=what, unit=" images", leave=False, disable=hidden), what
-        self._bar.total = total
+            unit = " pairs" if what == "compare" else " images"
+            self._bar, self._what = tqdm(total=total, desc=what, unit=unit, leave=False), what
         self._bar.update(done - self._bar.n)
 
 

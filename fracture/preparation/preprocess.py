@@ -48,7 +48,7 @@ _LINKS = "links.parquet"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, _FILES, _LINKS, "audit.json", "audit.html")
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 
-Progress = Callable[[str, int, int], None]  # what, done, of how many
+Progress = Callable[[str, int, int | None], None]  # what, done, of how many, where that is known
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ class _Comparer:
         for chunk, result in zip(chunks, results, strict=True):
             likenesses += ray.get(result)
             self._done += len(chunk)
-            self._progress("compare", self._done, self._done)  # how many there will be is known at the end
+            self._progress("compare", self._done, None)  # how many there will be is known at the end
         return likenesses
 
 

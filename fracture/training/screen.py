@@ -10,11 +10,12 @@ from fracture.config import Config
 _HEADER = (
     "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s      lr   time  left"
 )
+SILENCE = 300  # seconds after which a file, too, is told how far it is
 _LEGEND = "           * lowest validation loss so far; left: at most, if nothing stops it early"
 
 
 class Screen:
-    """Draws the events that rank 0 sends. On a terminal a last line shows the step; elsewhere only whole lines."""
+    """Draws the events that rank 0 sends. On a terminal a last line shows the step; a file gets one in five minutes."""
 
     def __init__(self, config: Config, stream: TextIO = sys.stdout) -> None:
         self._config, self._stream = config, stream
@@ -22,6 +23,7 @@ class Screen:
         self._epoch_seconds: list[float] = []
         self._first_step_done = time.monotonic()
         self._headed = False
+        self._last_line = time.monotonic()
         self.precision = ""
         self.diverged = ""
 
@@ -88,11 +90,14 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self._status("")
+        self._last_line = time.monotonic()
         print(text, file=self._stream, flush=True)
 
     def _status(self, text: str) -> None:
         if self._live:
             print(f"\r\033[K{text}", end="", file=self._stream, flush=True)
+        elif text and time.monotonic() - self._last_line > SILENCE:
+            self._line(f"  {text}")
 
 
 def _clock(seconds: float) -> str:

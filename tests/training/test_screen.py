@@ -1,7 +1,10 @@
 import io
 import re
 
+import pytest
+
 from fracture.config import load_config
+from fracture.training import screen as screen_module
 from fracture.training.screen import Screen
 
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
@@ -45,6 +48,12 @@ def test_a_file_gets_whole_lines_and_a_terminal_the_step_too():
     assert "epoch 3: step 1 of 9\r" in shown(START, first, stream=Terminal()), "it compiled: no guess yet"
     assert "epoch 3: step 4 of 9, 0s left in it" in shown(START, first, step, stream=Terminal())
     assert "\033" not in shown(START, step, {"event": "validating", "epoch": 3}, {"event": "scoring"})
+
+
+def test_a_file_is_told_how_far_it_is_after_a_long_silence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(screen_module, "SILENCE", -1.0)
+    first, step = ({"event": "step", "epoch": 3, "step": n, "steps": 9} for n in (1, 4))
+    assert shown(START, first, step).splitlines()[-1] == "  epoch 3: step 4 of 9, 0s left in it"
 
 
 def test_the_header_is_not_repeated_after_a_restart():
