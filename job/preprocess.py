@@ -72,17 +72,25 @@ def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> Non
 def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
     """Makes the shards of `source` in `out`, unless they are there, and prints what was found."""
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import examine_source, find_done, preprocess, read_audit, summary
+    from fracture.preparation.preprocess import (
+        changed_settings,
+        examine_source,
+        find_done,
+        preprocess,
+        read_audit,
+        summary,
+    )
     from fracture.training.driver import start_ray
 
     manifest = find_done(source, out, config.data)
     state = "unchanged since they were written"
     if manifest is None:
+        changed = changed_settings(out, config.data)
         start_ray(verbose)
         with Bars() as bars:
             examined = examine_source(source, config.data, bars.show)
             manifest = preprocess(examined, out, config.data, bars.show)
-        state = "written"
+        state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))
     print(f"shards     {out} ({state}; audit.html shows the audit)", flush=True)
 

@@ -82,6 +82,16 @@ def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None
     return manifest if same else None
 
 
+def changed_settings(out: Place, config: DataConfig) -> list[str]:
+    """What differs from the settings that the shards in `out`, if any, were made with, as `key old -> new`."""
+    try:
+        before = read_manifest(out).parameters
+    except (FileNotFoundError, NotADirectoryError, UsageError):
+        return []
+    now = config.model_dump(mode="json")
+    return [f"data.{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
+
+
 def examine_source(source: Source, config: DataConfig, progress: Progress = lambda what, done, total: None) -> Examined:
     """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray."""
     facts = _facts(source, config, progress)

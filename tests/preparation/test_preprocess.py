@@ -11,6 +11,7 @@ from fracture.input.shards import MANIFEST, Manifest, images_of, read_manifest, 
 from fracture.preparation.audit import audit_lines
 from fracture.preparation.decode import decode
 from fracture.preparation.preprocess import (
+    changed_settings,
     examine_source,
     find_done,
     preprocess,
@@ -324,6 +325,14 @@ def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
             run(image_folder(*official_paths(20)), disk / "out")
         assert not (disk / "out" / MANIFEST).exists()
+
+
+def test_settings_that_differ_from_those_of_the_shards_are_named(image_folder, tmp_path):
+    run(image_folder(*official_paths()), tmp_path / "out")
+    assert changed_settings(place(tmp_path / "out"), CONFIG) == []
+    other = CONFIG.model_copy(update={"split": "group", "seed": 3})
+    assert changed_settings(place(tmp_path / "out"), other) == ["data.seed 0 -> 3", "data.split 'auto' -> 'group'"]
+    assert changed_settings(place(tmp_path / "nothing"), CONFIG) == []
 
 
 def test_other_settings_go_to_another_folder():
