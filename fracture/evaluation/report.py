@@ -159,7 +159,10 @@ def caveats(manifest: Manifest) -> list[str]:
         if leak.leaking
     ]
     if told:
-        lines.append(f"MEMORY: {' and '.join(told)} show a radiograph that training has too.")
+        test = manifest.leakage.get("test")
+        advice = " No test image is left that does not: --split group makes one that can tell more."
+        whole = test is not None and test.leaking == test.images
+        lines.append(f"MEMORY: {' and '.join(told)} show a radiograph that training has too.{advice if whole else ''}")
     return lines
 
 

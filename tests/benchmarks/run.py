@@ -5,9 +5,9 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import copies, leaks
+from tests.benchmarks import copies, leaks, recipes
 
-PARTS = {"copies": copies.run, "leaks": leaks.run}
+PARTS = {"copies": copies.run, "leaks": leaks.run, "recipes": recipes.run}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
