@@ -53,6 +53,13 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
 
     source = find_source(roots, config.data, place(args.labels) if args.labels else None)
     print(f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}", flush=True)
+    if args.labels:
+        patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
+        print(
+            f"labels     {len(source.files):,} files of {len(patients) or 'unknown'} patients from "
+            f"{len(origins) or 'unknown'} sources; {source.unnamed:,} more files in the folder are not named",
+            flush=True,
+        )
     return source
 
 

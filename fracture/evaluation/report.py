@@ -65,12 +65,8 @@ def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold:
             found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
     leak = manifest.leakage.get("test")
     if leak is not None and leak.leaking:
-        trained_on = read_index(shards, manifest, "train")["group"]
-        apart = scores.filter(
-            pc.and_(
-                pc.equal(scores["split"], "test"), pc.invert(pc.is_in(scores["group"], trained_on.combine_chunks()))
-            )
-        )
+        seen = pa.concat_tables(read_index(shards, manifest, split) for split in SPLITS[:2])["group"].combine_chunks()
+        apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group"], seen)))
         if len(apart):
             found["test_without_leaks"] = evaluate(apart, threshold)
     return found
@@ -154,7 +150,8 @@ def caveats(manifest: Manifest) -> list[str]:
     if manifest.synthetic:
         lines.append("SYNTHETIC: drawn sample radiographs. Says that the job works, nothing about patients.")
     told = [
-        f"{leak.leaking} of {leak.images} {split} images ({leak.by_kind['bytes']} byte for byte)"
+        f"{leak.leaking} of {leak.images} {split} images ({leak.by_kind['bytes']} byte for byte) show a radiograph or "
+        f"patient that {leak.where} has too"
         for split, leak in sorted(manifest.leakage.items())
         if leak.leaking
     ]
@@ -162,7 +159,7 @@ def caveats(manifest: Manifest) -> list[str]:
         test = manifest.leakage.get("test")
         advice = " No test image is left that does not: --split group makes one that can tell more."
         whole = test is not None and test.leaking == test.images
-        lines.append(f"MEMORY: {' and '.join(told)} show a radiograph that training has too.{advice if whole else ''}")
+        lines.append(f"MEMORY: {'; '.join(told)}.{advice if whole else ''}")
     return lines
 
 

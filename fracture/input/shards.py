@@ -30,14 +30,19 @@ class Shard(BaseModel):
 
 
 class Leak(BaseModel):
-    """Images of a split that share a radiograph or a patient with training."""
+    """Images of a split that share a radiograph or a patient with training; those of test, also with validation."""
 
     images: int
     by_kind: dict[str, int]  # bytes, pixels, copy, name, patient -> images, each under its plainest kind
+    in_validation: int = 0  # more, that are not in training
 
     @property
     def leaking(self) -> int:
-        return sum(self.by_kind.values())
+        return sum(self.by_kind.values()) + self.in_validation
+
+    @property
+    def where(self) -> str:
+        return "training or validation" if self.in_validation else "training"
 
 
 class Rejection(BaseModel):

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.tree import DecisionTreeClassifier
 
 from fracture.input.shards import Leak, Rejection
-from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
+from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.preparation.grouping import COPY_KINDS, KINDS, first_of_each, group_numbers
 
 _EXTENSIONS = {
@@ -24,6 +24,7 @@ _EXTENSIONS = {
     "TIFF": {"tif", "tiff"},
 }
 _PLAINEST = 20
+_GIANT = 0.2  # share of the images in one group from which on it is warned of
 _ALARM_AUC = 0.6  # a shortcut this strong, and beyond chance, is warned of
 
 
@@ -127,12 +128,12 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
 
 
 def leakage(splits: np.ndarray, links: pa.Table) -> dict[str, Leak]:
-    """What validation and test share with training.
+    """What validation and test share with training, and test with validation, which chooses.
 
     Args:
         splits: [files] str, "" for what is in none.
     """
-    training = splits == SPLITS[0]
+    training, validation, test = (splits == split for split in SPLITS)
     if not training.any():
         return {}
     leaks = {split: Leak(images=int((splits == split).sum()), by_kind={}) for split in SPLITS[1:]}
@@ -143,6 +144,7 @@ def leakage(splits: np.ndarray, links: pa.Table) -> dict[str, Leak]:
         for split, leak in leaks.items():
             leak.by_kind[kind] = int((shared & (splits == split)).sum())
         told |= shared
+    leaks["test"].in_validation = int((np.isin(groups, groups[validation]) & test & ~told).sum())
     return leaks
 
 
@@ -153,13 +155,19 @@ def alarms(audit: Audit) -> list[str]:
         if leak.leaking:
             exact = leak.by_kind["bytes"]
             lines.append(
-                f"{leak.leaking} of {leak.images} {split} images show a radiograph that training has too ({exact} are "
-                "byte-for-byte copies): in the split as found, figures measure memory."
+                f"{leak.leaking} of {leak.images} {split} images show a radiograph or patient that {leak.where} has "
+                f"too ({exact} are byte-for-byte copies): in the split as found, figures measure memory."
             )
     if audit.conflicts:
         lines.append(
             f"{len(audit.conflicts)} radiographs stand under both labels, for example {audit.conflicts[0][0]!r} and "
             f"{audit.conflicts[0][1]!r}."
+        )
+    readable, largest = sum(audit.images.values()), max(audit.largest_groups, default=0)
+    if largest > _GIANT * readable and audit.groups > 1:
+        lines.append(
+            f"One group holds {largest:,} of {readable:,} images: no split can balance it. If that is not one patient, "
+            "look for a patient column or a data.group_pattern that gives many the same name."
         )
     bad = [(name, s) for name, s in audit.shortcuts.items() if s.alarming and name != "all"]
     if bad:
@@ -192,8 +200,8 @@ def audit_lines(audit: Audit) -> list[str]:
     )
     for split, leak in a.leakage.items():
         kinds = ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in leak.by_kind.items() if n)
-        told = f"{leak.leaking:,} of {leak.images:,} {split} images are in training too{f' ({kinds})' if kinds else ''}"
-        lines.append(f"leakage    {told}")
+        of_kinds = f" ({kinds})" if kinds else ""
+        lines.append(f"leakage    {leak.leaking:,} of {leak.images:,} {split} images are in {leak.where} too{of_kinds}")
     lines.append(f"conflicts  {len(a.conflicts) or 'no'} radiographs under both labels")
     if a.shortcuts:
         told = ", ".join(f"{name} {s.auc:.2f}" for name, s in a.shortcuts.items())
@@ -224,19 +232,25 @@ def _conflicts(films: np.ndarray, labels: np.ndarray, readable: np.ndarray, path
 def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dict[str, Shortcut]:
     rows = facts.take(distinct)
     width, height = rows["width"].to_numpy().astype(float), rows["height"].to_numpy().astype(float)
-    formats = np.array(rows["format"].to_pylist())
+    formats, origins = (np.array(rows[name].to_pylist()) for name in ("format", "origin"))
     features = {  # [N, D] each
         "size": np.stack([np.minimum(width, height), np.maximum(width, height)], axis=1),
         "aspect": (width / height)[:, None],
-        "format": np.stack([formats == name for name in np.unique(formats)], axis=1).astype(float),
+        "format": _one_hot(formats),
         "file size": rows["bytes"].to_numpy().astype(float)[:, None],
         "border": rows["border"].to_numpy().astype(float)[:, None],
         "mean grey": rows["mean"].to_numpy().astype(float)[:, None],
     }
+    if len(np.unique(origins)) > 1:
+        features["origin"] = _one_hot(origins)
     features["all"] = np.concatenate(list(features.values()), axis=1)
     labels, families = rows["label"].to_numpy(), groups[distinct]
     found = {name: _cross_validated(values, labels, families) for name, values in features.items()}
     return {name: shortcut for name, shortcut in found.items() if shortcut is not None}
+
+
+def _one_hot(names: np.ndarray) -> np.ndarray:
+    return np.stack([names == name for name in np.unique(names)], axis=1).astype(float)
 
 
 def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Shortcut | None:
@@ -255,7 +269,7 @@ def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray)
     for train, test in splitter.split(values, labels, groups):
         tree = DecisionTreeClassifier(max_depth=3, min_weight_fraction_leaf=0.02, random_state=0)
         tree.fit(values[train], labels[train], sample_weight=weights[train])
-        scores[test] = tree.predict_proba(values[test])[:, FRACTURE]  # stratified: both classes are in every part
+        scores[test] = tree.predict_proba(values[test]) @ tree.classes_  # groups may leave a part one class only
     auc = float(roc_auc_score(labels, scores, sample_weight=weights))
     # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with groups for cases.
     negatives, positives = per_class

@@ -20,7 +20,7 @@ def candidates(rings: np.ndarray, spectra: np.ndarray) -> Iterator[np.ndarray]:
     """Pairs of files that may show one radiograph, in rounds: nearest neighbours first, then second nearest, ...
 
     What a round has joined needs no comparing in the next: a family of a thousand copies takes about a thousand
-    comparisons, and is one when the costlier searches begin.
+    comparisons.
 
     Args:
         rings: [len(SCALES), N, D] float32, ring signatures at each scale; zeros where there is none.

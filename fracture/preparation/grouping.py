@@ -62,9 +62,7 @@ def find_links(facts: pa.Table, config: DataConfig, compare: Compare) -> pa.Tabl
     distinct = first_of_each(facts["pixels"], readable)
     links += _near_copies(facts, distinct, compare)
     links.append(_named_copies(facts, distinct, config, compare, links))
-    links.append(_star(_equal(facts["patient"], readable & (pc.not_equal(facts["patient"], "")).to_numpy()), "patient"))
-    if config.group_pattern:
-        links.append(_star(_by_pattern(facts, readable, config.group_pattern), "patient"))
+    links.append(_star(_by_patient(facts, readable, config.group_pattern), "patient"))
     return pa.concat_tables(links)
 
 
@@ -84,15 +82,26 @@ def first_of_each(column: pa.ChunkedArray, among: np.ndarray) -> np.ndarray:
 
 
 def _near_copies(facts: pa.Table, distinct: np.ndarray, compare: Compare) -> list[pa.Table]:
+    """Searches among all images, then among one of each group, until no two groups are joined any more.
+
+    The second search is for two families of one film so large that their members see only their own kin near them.
+    """
     rings = _vectors(facts["rings"], distinct).reshape(len(distinct), len(SCALES), RING_LENGTH).transpose(1, 0, 2)
+    spectra = _vectors(facts["spectrum"], distinct)
     links: list[pa.Table] = []
     asked: set[tuple[int, int]] = set()
-    for pairs in candidates(rings, _vectors(facts["spectrum"], distinct)):
-        apart = _apart(distinct[pairs], len(facts), links)
-        new = [pair for pair in map(tuple, apart.tolist()) if pair not in asked]
-        asked.update(new)
-        links.append(_compared(np.array(new, np.int64).reshape(-1, 2), compare, _SAME_FILM, "copy"))
-    return links
+    chosen = np.arange(len(distinct))
+    while True:
+        for pairs in candidates(rings[:, chosen], spectra[chosen]):
+            apart = _apart(distinct[chosen[pairs]], len(facts), links)
+            new = [pair for pair in map(tuple, apart.tolist()) if pair not in asked]
+            asked.update(new)
+            links.append(_compared(np.array(new, np.int64).reshape(-1, 2), compare, _SAME_FILM, "copy"))
+        groups = group_numbers(len(facts), pa.concat_tables(links))[distinct] if links else chosen
+        first = np.unique(groups, return_index=True)[1]
+        if len(first) == len(chosen):
+            return links
+        chosen = np.sort(first)
 
 
 def _named_copies(
@@ -145,13 +154,19 @@ def _equal(column: pa.ChunkedArray, among: np.ndarray) -> Iterable[list[int]]:
     return families.values()
 
 
-def _by_pattern(facts: pa.Table, among: np.ndarray, pattern: str) -> Iterable[list[int]]:
-    search = re.compile(pattern)
+def _by_patient(facts: pa.Table, among: np.ndarray, pattern: str) -> Iterable[list[int]]:
+    """Files of one patient or study, by the labels file's column and by the path; number 7 of two hospitals is two."""
+    search = re.compile(pattern) if pattern else None
     families: dict[Hashable, list[int]] = defaultdict(list)
     rows = np.flatnonzero(among)
-    for row, path in zip(rows.tolist(), facts["path"].take(rows).to_pylist(), strict=True):
-        if match := search.search(path):
-            families[match.groups() or match.group()].append(row)
+    columns = (facts[name].take(rows).to_pylist() for name in ("path", "patient", "origin"))
+    for row, path, patient, origin in zip(rows.tolist(), *columns, strict=True):
+        if patient:
+            families[origin, patient].append(row)
+        match = search.search(path) if search else None
+        captured = (match.groups() or (match.group(),)) if match else ()
+        if any(captured):
+            families[origin, captured].append(row)
     return families.values()
 
 

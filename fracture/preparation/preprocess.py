@@ -93,8 +93,18 @@ def changed_settings(out: Place, config: DataConfig) -> list[str]:
 
 
 def examine_source(source: Source, config: DataConfig, progress: Progress = lambda what, done, total: None) -> Examined:
-    """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray."""
+    """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray.
+
+    Raises:
+        UsageError: no file can be read.
+    """
     facts = _facts(source, config, progress)
+    if facts["sha256"].null_count == len(facts):
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(facts["reason"].to_pylist()).most_common(3))
+        raise UsageError(
+            f"--data {source.name}: not one of {len(facts)} files can be read ({reasons}; first: {facts['path'][0]}). "
+            "JPEG, PNG, GIF, BMP, WebP and TIFF can; convert others, such as DICOM, first."
+        )
     links = find_links(facts, config, _Comparer(facts, progress))
     return Examined(source, facts, links, make_audit(facts, links))
 
@@ -131,6 +141,18 @@ def preprocess(
     return manifest
 
 
+def check_apart(source: Source, out: Place) -> None:
+    """Raises UsageError where `out` lies inside the data folder, which is never written to, or around it."""
+    there = _folder(out)
+    for root in source.roots.values():
+        here = _folder(root)
+        if out.is_local == root.is_local and (there.startswith(here) or here.startswith(there)):
+            raise UsageError(
+                f"--out {out}: may not lie inside the data folder, which is never written to, or around it. Name "
+                "another folder."
+            )
+
+
 def write_audit(out: Place, examined: Examined) -> None:
     """`audit.json`, and `audit.html` with the pictures of what it says."""
     (out / "audit.html").write_bytes(audit_page(examined.source, examined.facts, examined.audit))
@@ -143,7 +165,7 @@ def read_audit(out: Place) -> Audit:
 
 def shards_name(source: Source, config: DataConfig) -> str:
     """A folder name that differs for other data or other settings."""
-    roots = sorted(str(root) for root in source.roots.values())
+    roots = sorted(str(root) for root in (*source.roots.values(), source.labels) if root)
     key = hashlib.sha256(repr((roots, sorted(config.model_dump(mode="json").items()))).encode()).hexdigest()
     return f"{'-'.join(root.name for root in source.roots.values())[:60]}-{key[:8]}"
 
@@ -258,13 +280,13 @@ class _Plan:
 def _previous(out: Place, config: DataConfig) -> dict[str, str]:
     """File hash -> split, as recorded in `out` under the same settings of the split."""
     try:
-        manifest = read_manifest(out)
+        before = (out / MANIFEST).read_json()["parameters"]  # also where a shard is lost: the split is not
         table = (out / _FILES).read_parquet(["sha256", "group", "split_used"])
-    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return {}
     deciding = ("split", "folds", "seed", "val_fraction", "test_fraction")
     wanted = config.model_dump(mode="json")
-    if manifest.split == "official" or any(manifest.parameters[key] != wanted[key] for key in deciding):
+    if any(before.get(key) != wanted[key] for key in deciding):
         return {}
     hashes, groups, splits = (table[name].to_pylist() for name in ("sha256", "group", "split_used"))
     split_of = {group: split for group, split in zip(groups, splits, strict=True) if split}
@@ -303,6 +325,11 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
             "the radiograph stands under both labels": int((readable & torn).sum()),
         }
         rows = np.flatnonzero(readable & ~torn)
+        if not len(rows):
+            raise UsageError(
+                f"--data {source.name}: every radiograph stands under both labels, for example "
+                f"{examined.audit.conflicts[0][0]!r} and {examined.audit.conflicts[0][1]!r}. Remove the wrong copies."
+            )
         hashes = [digest.hex() for digest in facts["sha256"].take(rows).to_pylist()]
         if config.folds == "source":
             origins = facts["origin"].take(rows).to_pylist()
@@ -441,13 +468,7 @@ def _input_key(source: Source, config: DataConfig) -> str:
 
 
 def _check_out(source: Source, out: Place) -> None:
-    there = _folder(out)
-    for root in source.roots.values():
-        here = _folder(root)
-        if out.is_local == root.is_local and (there.startswith(here) or here.startswith(there)):
-            raise UsageError(
-                f"--out {out}: shards may not lie inside the data folder or around it. Name another folder."
-            )
+    check_apart(source, out)
     if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
         raise UsageError(
             f"--out {out}: holds other things, such as {strangers[0]!r}. Name a new folder, or one that holds shards."
@@ -492,5 +513,6 @@ def summary(manifest: Manifest) -> list[str]:
         told = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
         lines.append(f"  {split:<8} {sum(counts.values()):,} images: {told}")
     lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
-    lines += [f"moved      group {line}; now in training, since new images join its parts" for line in manifest.moved]
+    home = next(iter(manifest.counts))
+    lines += [f"moved      group {line}; now in {home}, since new images join its parts" for line in manifest.moved]
     return lines

@@ -47,6 +47,8 @@ class Source:
     class_folders: dict[str, list[str]]  # class name -> the names found: of folders, or in the labels file
     synthetic: bool
     split_fault: str  # why the split found cannot be used as it is; "" where it can
+    labels: Place | None = None  # the labels file
+    unnamed: int = 0  # files in the folder that it does not name
 
     @property
     def name(self) -> str:
@@ -142,31 +144,38 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
     """The files that a CSV names: columns `path` (below the root) and `label`, and if known `patient` and `source`.
 
     Raises:
-        UsageError: a column missing, an unknown label, an unknown path, a path named twice; names the line.
+        UsageError: a column missing or not known, an unknown label, an unknown path, a path named twice; names the
+            line.
     """
     infos = _list(root)
     try:
         text = labels.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--labels {labels}: cannot be read as text: {error}.") from None
-    rows = csv.DictReader(text.splitlines())
-    columns = rows.fieldnames or []
+    rows = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        rows.fieldnames = columns = [name.strip().lower() for name in rows.fieldnames or []]
+        table = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise UsageError(f"--labels {labels}, line {rows.reader.line_num}: not readable as CSV: {error}.") from None
     known = ("path", "label", "patient", "source")
+    allowed = "Columns: path,label and, if known, patient,source."
     if missing := [name for name in known[:2] if name not in columns]:
         raise UsageError(
-            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. "
-            "Columns: path,label and, if known, patient,source."
+            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. {allowed}"
         )
-    label_of = _label_of_folder(config) | {"1": FRACTURE, "0": NORMAL}
+    if strange := [name for name in columns if name not in known]:  # patient_id, passed over, would leak patients
+        raise UsageError(f"--labels {labels}: column {strange[0]!r} is not known. {allowed} Rename it, or take it out.")
+    label_of = {"1": FRACTURE, "0": NORMAL} | _label_of_folder(config)
     files: dict[str, ImageFile] = {}
     names: dict[str, set[str]] = {name: set() for name in CLASS_NAMES}
-    for row in rows:
-        where = f"--labels {labels}, line {rows.line_num}"
+    for line, row in table:
+        where = f"--labels {labels}, line {line}"
         path, name = (row["path"] or "").strip(), (row["label"] or "").strip()
         label = label_of.get(_normalise(name))
         if label is None:
-            allowed = ", ".join(repr(known) for known in sorted(label_of))
-            raise UsageError(f"{where}: label {name!r} names no known class. Known: {allowed}.")
+            classes = ", ".join(map(repr, sorted(label_of)))
+            raise UsageError(f"{where}: label {name!r} names no known class. Known: {classes}.")
         if path not in infos:
             raise UsageError(f"{where}: there is no file {path!r} in {root}. Paths are relative to --data.")
         if path in files:
@@ -182,6 +191,8 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
         class_folders={name: sorted(found) for name, found in names.items()},
         synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in infos),
         split_fault="a labels file names no splits",
+        labels=labels,
+        unnamed=sum(not _is_clutter(path) and path not in files for path in infos),
     )
 
 

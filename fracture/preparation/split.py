@@ -8,7 +8,7 @@ import numpy as np
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
-from fracture.labels import CLASS_NAMES, SPLITS
+from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
 from fracture.preparation.source import keyed_hash
 
 
@@ -96,8 +96,13 @@ def assign_by_source(
         The assignment, and the origins' names in the order of their folds.
 
     Raises:
-        UsageError: fewer than two origins, or one that lacks a class.
+        UsageError: fewer than two origins, files without one, or an origin that lacks a class.
     """
+    if "" in origins and any(origins):
+        raise UsageError(
+            f"data.folds = source needs to know where each file is from, and {list(origins).count('')} of "
+            f"{len(origins)} have no source. Fill in the labels file's column, or leave those files out."
+        )
     home = dict(sorted(zip(groups.tolist(), origins, strict=True), key=lambda pair: pair[1], reverse=True))
     own = np.array([home[group] for group in groups.tolist()])
     names = tuple(np.unique(own).tolist())
@@ -109,7 +114,15 @@ def assign_by_source(
     splits = np.empty(len(groups), object)
     for number, name in enumerate(names, 1):
         rows = np.flatnonzero(own == name)
-        part = assign(groups[rows], labels[rows], [hashes[i] for i in rows], shares_of(config), config.seed)
+        try:
+            part = assign(groups[rows], labels[rows], [hashes[i] for i in rows], shares_of(config), config.seed)
+        except UsageError:
+            count = [len(np.unique(groups[rows][labels[rows] == label])) for label in range(len(CLASS_NAMES))]
+            raise UsageError(
+                f"source {name!r} has {count[FRACTURE]} separate fractured and {count[NORMAL]} normal radiographs or "
+                "patients; data.folds = source needs two of each, to test on and to validate on. Leave it out, or "
+                "use data.folds = 5."
+            ) from None
         splits[rows] = [f"fold-{number}{suffix}" for suffix in part.splits]
     return Assignment(splits.astype(str)), names
 

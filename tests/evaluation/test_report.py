@@ -104,8 +104,8 @@ def test_caveats_stand_beside_every_figure(shard_folder):
     }
     real = manifest.model_copy(update={"synthetic": False, "leakage": leakage})
     assert caveats(real) == [
-        "MEMORY: 10 of 16 test images (9 byte for byte) and 3 of 16 val images (0 byte for byte) show a radiograph "
-        "that training has too."
+        "MEMORY: 10 of 16 test images (9 byte for byte) show a radiograph or patient that training has too; 3 of 16 "
+        "val images (0 byte for byte) show a radiograph or patient that training has too."
     ]
     leakage["test"] = Leak(images=16, by_kind={"bytes": 15, "copy": 1})
     assert caveats(real)[0].endswith("No test image is left that does not: --split group makes one that can tell more.")

@@ -59,6 +59,18 @@ def test_each_leaking_image_counts_once_under_its_plainest_link(facts):
     assert leakage(np.array(["fold-1"] * 9), LEAKY) == {}
 
 
+def test_what_test_shares_with_validation_alone_leaks_too(facts):
+    leak = make_audit(facts, links_of((3, 5, "copy"), (4, 7, "copy"), (0, 6, "bytes"))).leakage
+    assert (leak["test"].by_kind["bytes"], leak["test"].in_validation, leak["test"].leaking) == (1, 2, 3)
+    assert leak["test"].where == "training or validation"
+    assert leak["val"].leaking == 0
+
+
+def test_one_group_that_holds_much_of_the_data_is_an_alarm(facts):
+    assert any(line.startswith("One group holds 5 of 8 images") for line in alarms(make_audit(facts, LEAKY)))
+    assert not any(line.startswith("One group") for line in alarms(make_audit(facts, links_of())))
+
+
 def test_counts_are_of_readable_images_and_of_radiographs(facts):
     audit = make_audit(facts, LEAKY)
     assert (audit.files, audit.images) == (9, {"normal": 3, "fracture": 5})

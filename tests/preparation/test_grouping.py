@@ -17,9 +17,11 @@ from tests.preparation.planted import EDITS, encoded
 SIZE = 224
 
 
-def table(*files: tuple[str, bytes], labels: dict[str, int] | None = None, patients: dict[str, str] | None = None):
+def table(*files: tuple[str, bytes], patients: dict[str, str] | None = None, origins: dict[str, str] | None = None):
     rows = [
-        examine(ImageFile(path, (labels or {}).get(path, 0), "", len(d), 0, (patients or {}).get(path, "")), d, SIZE)
+        examine(
+            ImageFile(path, 0, "", len(d), 0, (patients or {}).get(path, ""), (origins or {}).get(path, "")), d, SIZE
+        )
         for path, d in files
     ]
     return pa.Table.from_pylist(rows, schema=FACTS)
@@ -103,6 +105,30 @@ def test_patients_are_groups_but_not_copies(films):
     links = links_of(facts)
     assert group_numbers(4, links).tolist() == [0, 1, 0, 2]
     assert len(set(group_numbers(4, links, COPY_KINDS).tolist())) == 4
+
+
+def test_number_seven_of_two_hospitals_is_two_patients(films):
+    files = [(f"p{i}.png", encoded(films[i])) for i in range(4)]
+    patients, origins = dict.fromkeys(dict(files), "7"), {"p0.png": "north", "p1.png": "north"}
+    assert group_numbers(4, links_of(table(*files, patients=patients, origins=origins))).tolist() == [0, 0, 1, 1]
+
+
+def test_a_pattern_that_captures_nothing_joins_nothing(films):
+    files = [(f"{name}.png", encoded(films[i])) for i, name in enumerate(("s1-a", "s1-b", "other", "more"))]
+    links = links_of(table(*files), group_pattern=r"(?:s(\d+))?")
+    assert group_numbers(4, links).tolist() == [0, 0, 1, 2]
+
+
+def test_two_large_families_of_one_film_are_joined(films):
+    """Each image's nearest neighbours are all of its own family."""
+    turned = EDITS["gamma 0.7"](films[3], None)
+    files = [
+        (f"{n}-{q}.jpg", encoded(f, "jpeg", quality=q))
+        for n, f in enumerate((films[3], turned))
+        for q in range(60, 90, 3)
+    ]
+    facts = table(*files)
+    assert len(set(group_numbers(len(facts), links_of(facts)).tolist())) == 1
 
 
 def test_a_pattern_on_the_path_names_the_patient(films):

@@ -168,8 +168,8 @@ def test_a_leaky_split_is_kept_only_when_asked_for_and_then_told(image_folder, t
     assert {s: leak.by_kind["bytes"] for s, leak in manifest.leakage.items()} == {"val": 1, "test": 3}
     assert manifest.counts["test"] == {"normal": 6, "fracture": 6}
     assert manifest.alarms[0] == (
-        "3 of 12 test images show a radiograph that training has too (3 are byte-for-byte copies): in the split as "
-        "found, figures measure memory."
+        "3 of 12 test images show a radiograph or patient that training has too (3 are byte-for-byte copies): in the "
+        "split as found, figures measure memory."
     )
 
 
@@ -275,7 +275,9 @@ def splits_of(out: Path) -> dict[str, str]:
 
 def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
-    with pytest.raises(UsageError, match=r"shards may not lie inside the data folder or around it"):
+    with pytest.raises(
+        UsageError, match=r"--out .*: may not lie inside the data folder, which is never written to, or around it"
+    ):
         run(folder, folder / "shards")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("x")
@@ -310,7 +312,7 @@ def test_shards_may_not_reach_the_data_by_a_detour(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
     (tmp_path / "link").symlink_to(folder)
     for out in (tmp_path / "data/../data/shards", tmp_path / "link/shards"):
-        with pytest.raises(UsageError, match="shards may not lie inside the data folder"):
+        with pytest.raises(UsageError, match="may not lie inside the data folder"):
             run(folder, out)
 
 
@@ -325,6 +327,35 @@ def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
             run(image_folder(*official_paths(20)), disk / "out")
         assert not (disk / "out" / MANIFEST).exists()
+
+
+def test_a_folder_without_one_readable_image(image_folder, tmp_path):
+    folder = image_folder(*official_paths(1))
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(
+        UsageError, match=r"not one of 6 files can be read \(6 not an image; first: .*\).*such as DICOM"
+    ):
+        run(folder, tmp_path / "out")
+
+
+def test_every_radiograph_under_both_labels(image_folder, tmp_path):
+    folder = image_folder(*(f"fracture/{i}.png" for i in range(3)))
+    shutil.copytree(folder / "fracture", folder / "normal")
+    with pytest.raises(UsageError, match="every radiograph stands under both labels, for example 'fracture/"):
+        run(folder, tmp_path / "out")
+
+
+def test_the_split_is_remembered_though_a_shard_is_lost(image_folder, tmp_path):
+    folder = image_folder(*(f"{name}/{i}.png" for i in range(12) for name in ("fracture", "normal")))
+    run(folder, tmp_path / "out")
+    before = splits_of(tmp_path / "out")
+    next((tmp_path / "out").glob("train-*.parquet")).unlink()
+    image_folder(*(f"{name}/{i}.png" for i in range(24) for name in ("fracture", "normal")))
+    run(folder, tmp_path / "out")
+    after = splits_of(tmp_path / "out")
+    assert len(after) == 48
+    assert {path: after[path] for path in before} == before
 
 
 def test_settings_that_differ_from_those_of_the_shards_are_named(image_folder, tmp_path):

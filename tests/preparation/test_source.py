@@ -103,6 +103,15 @@ def test_a_labels_file_says_what_is_what(image_folder):
         ("sub/c.png", 0, "", ""),
     ]
     assert source.class_folders == {"fracture": ["Fracture"], "normal": ["0", "normal"]}
+    assert source.unnamed == 2, "not-named.png and the labels file itself"
+
+
+def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_folder):
+    folder = image_folder("a.png", "b.png")
+    (folder / "labels.csv").write_text("Path, Label , PATIENT\na.png,1,ann\nb.png,0,ben\n")
+    swapped = DataConfig(fracture_folders=("0",), normal_folders=("1",))
+    files = find_source([place(folder)], swapped, place(folder / "labels.csv")).files
+    assert [(f.label, f.patient) for f in files] == [(0, "ann"), (1, "ben")]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,8 @@ def test_a_labels_file_says_what_is_what(image_folder):
         (LABELS + "d.png,normal,,\n", r"line 5: there is no file 'd.png' in .*Paths are relative to --data"),
         (LABELS + "a.png,normal,,\n", r"line 5: 'a.png' stands in the file twice"),
         (LABELS.replace("Fracture", "broken"), r"line 2: label 'broken' names no known class. Known: '0', '1',"),
+        (LABELS.replace("patient", "Patient_ID"), r"column 'patient_id' is not known. Columns: path,label.* Rename it"),
+        ('path,label\n"a.png,1\nb.png,0\n', r"line 3: not readable as CSV"),
         ("path,label\n", r"names no image"),
         ("path,label\na.png,1\n", r"no image of class 'normal'; both classes are needed"),
     ],

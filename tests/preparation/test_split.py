@@ -121,3 +121,13 @@ def test_folds_by_source_need_two_sources():
     groups, hashes = families([1] * 20)
     with pytest.raises(UsageError, match=r"folds = source needs images of two sources or more: name several --data"):
         assign_by_source(groups, groups % 2, hashes, [""] * 20, DataConfig(folds="source"))
+
+
+def test_folds_by_source_need_to_know_each_source_and_both_classes_there():
+    groups, hashes = families([1] * 20)
+    config = DataConfig(folds="source")
+    with pytest.raises(UsageError, match=r"needs to know where each file is from, and 5 of 20 have no source"):
+        assign_by_source(groups, groups % 2, hashes, ["a"] * 15 + [""] * 5, config)
+    labels = np.r_[groups[:10] % 2, np.zeros(10, int)]
+    with pytest.raises(UsageError, match=r"source 'b' has 0 separate fractured and 10 normal .*two of each"):
+        assign_by_source(groups, labels, hashes, ["a"] * 10 + ["b"] * 10, config)
