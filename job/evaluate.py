@@ -4,17 +4,26 @@
   python job/evaluate.py --bundle runs/NAME/bundle --shards SHARDS --out evaluations/NAME   the test split of shards
 
 DIR is laid out as for job/preprocess.py; whatever splits it has, all of it is test. Copies are grouped; images that the
-model was trained on, byte for byte, are left out and counted; figures are given per image and per radiograph, with
-intervals, and for each origin (several --data, or the source column of --labels). The threshold is the bundle's own.
+model was trained on, found byte for byte, are left out with all of their group, and counted; figures are given per
+image and per radiograph, with intervals, and for each origin (several --data, or the source column of --labels). The
+threshold is the bundle's own.
 Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and the shards where DIR was named.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import _cli
 from preprocess import find, prepare
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+
+    from fracture.input.shards import Manifest
+    from fracture.release.bundle import Bundle
+    from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -22,15 +31,16 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import score_blocks, write_predictions
-    from fracture.input.shards import read_index, read_manifest
+    from fracture.input.shards import read_manifest
     from fracture.release.bundle import read_bundle, versions
     from fracture.storage import place
 
     bundle, out = read_bundle(place(args.bundle)), place(args.out)
     shards = place(args.shards) if args.shards else out / "shards"
+    if args.labels and not args.data:
+        raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
     if args.data:
-        size = [f"data.image_size={bundle.image_size}", "data.split=test"]
-        config = _cli.settings(args, size)
+        config = _cli.settings(args, [f"data.image_size={bundle.image_size}", "data.split=test", "data.folds=0"])
         prepare(find(args, [place(data) for data in args.data], config), shards, config, args.verbose)
     manifest = read_manifest(shards)
     if "test" not in manifest.shards or manifest.image_size != bundle.image_size:
@@ -40,12 +50,12 @@ def main(args: argparse.Namespace) -> None:
         )
     with bundle.model() as model:
         scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1)
-    seen = bundle.trained_on()
-    hashes = read_index(shards, manifest, "test", ["sha256"])["sha256"].to_pylist()
-    fresh = [digest not in seen for digest in hashes]
+    known = _groups_seen(bundle, shards)
+    fresh = [group not in known for group in scores["group"].to_pylist()]
     if not any(fresh):
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
     scores = scores.filter(fresh)
+    manifest = _counted(manifest, scores)
     evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
     facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
     own = bundle.evaluations["test"]
@@ -55,9 +65,27 @@ def main(args: argparse.Namespace) -> None:
     (out / "metrics.json").write_json(as_json(evaluations))
     left_out = len(fresh) - sum(fresh)
     if left_out:
-        print(f"left out   {left_out} images that the model was trained on, byte for byte")
+        print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
     print("\n".join([*(f"CAVEAT     {line}" for line in caveats(manifest)), f"report     {out / 'report.html'}"]))
+
+
+def _counted(manifest: Manifest, scores: Table) -> Manifest:
+    """The manifest with the counts of what was scored."""
+    from fracture.labels import CLASS_NAMES
+
+    rows = list(zip(scores["label"].to_pylist(), scores["group"].to_pylist(), strict=True))
+    of_class = {name: [group for label, group in rows if label == i] for i, name in enumerate(CLASS_NAMES)}
+    counts = {"test": {name: len(groups) for name, groups in of_class.items()}}
+    groups = {"test": {name: len(set(groups)) for name, groups in of_class.items()}}
+    return manifest.model_copy(update={"counts": counts, "groups": groups})
+
+
+def _groups_seen(bundle: Bundle, shards: Place) -> set[int]:
+    """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
+    files = (shards / "files.parquet").read_parquet(["sha256", "group"]).to_pydict()
+    seen = bundle.trained_on()
+    return {group for digest, group in zip(files["sha256"], files["group"], strict=True) if digest in seen}
 
 
 if __name__ == "__main__":

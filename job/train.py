@@ -50,7 +50,9 @@ def main(args: argparse.Namespace) -> None:
     manifest = read_manifest(shards)
     config = with_data_of(config, manifest)
     if not manifest.folds and "train" not in manifest.shards:
-        raise UsageError(f"{shards}: all of it is test; there is nothing to train on. Preprocess without --split test.")
+        raise UsageError(
+            f"{shards}: all of it is test; there is nothing to train on. Preprocess with another data.split."
+        )
     if manifest.folds:
         lines = [*train_folds(config, shards, manifest, run, args.verbose), f"report     {run / 'folds.html'}"]
     else:
@@ -106,7 +108,7 @@ def _train_and_test(
     outcome = train(config, shards, manifest, run, Screen(config))
     workers = config.compute.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
-    scores = gather_scores(run, manifest, workers, decision.temperature)
+    scores = gather_scores(run, manifest, workers, decision)
     evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
     training = {
         "name": run.name,
@@ -154,6 +156,8 @@ def _compute_settings(args: argparse.Namespace) -> list[str]:
 def _check_names(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
 
+    if args.labels and not args.data:
+        raise UsageError("--labels belongs to --data DIR: name the folder that its paths are in")
     for flag in ("data", "shards", "storage", "labels"):
         if "" in (getattr(args, flag), *(args.data or [])):
             raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")

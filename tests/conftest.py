@@ -5,10 +5,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -62,6 +64,7 @@ def write_shards(
         hash_byte: of every file's hash.
     """
     shards: dict[str, list[Shard]] = {}
+    files: dict[str, list[Any]] = {"sha256": [], "group": []}
     for number, split in enumerate(rows):
         shards[split] = []
         for start in range(0, rows[split], rows_per_shard):
@@ -73,11 +76,14 @@ def write_shards(
             images[:, 0, 0] = numbers % 256
             content = {
                 "label": (numbers % 2).tolist(),
+                "film": groups.tolist(),
                 "group": groups.tolist(),
                 "sha256": [bytes([hash_byte] * 32)] * len(numbers),
                 "source": [f"{split}/{n}.png" for n in numbers],
                 "origin": [""] * len(numbers),
             }
+            for name in files:
+                files[name] += content[name]
             data, digest = encode_shard(images, content)
             name = f"{split}-{start // rows_per_shard:05d}-{digest[:12]}.parquet"
             (folder / name).write_bytes(data)
@@ -102,6 +108,7 @@ def write_shards(
         rejected=[],
         shards=shards,
     )
+    (folder / "files.parquet").write_parquet(pa.table(files))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
     return manifest
 

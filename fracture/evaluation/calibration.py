@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
 from sklearn.metrics import roc_curve
 
@@ -14,54 +14,63 @@ from fracture.evaluation.metrics import bounded
 class Decision(BaseModel):
     """Made on validation, kept in the bundle, used on test."""
 
-    temperature: float  # logits are divided by it
+    temperature: float  # logits are divided by it,
+    offset: float  # and then this is added
     threshold: float  # of the calibrated probability
     rule: str
 
+    def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
+        """The model's own probabilities as calibrated ones, float32; their order stays."""
+        return calibrate(probabilities, self.temperature, self.offset)
+
 
 def decide(scores: pa.Table, config: EvaluationConfig) -> Decision:
-    """Temperature and threshold from the scores of validation, before calibration."""
-    labels, groups = scores["label"].to_numpy(), scores["group"].to_numpy()
+    """Calibration and threshold from the scores of validation as the model gives them."""
+    labels, films = scores["label"].to_numpy(), scores["film"].to_numpy()
     raw = scores["probability"].to_numpy()
-    temperature = fit_temperature(labels, raw, groups)
-    threshold, rule = choose_threshold(labels, apply_temperature(raw, temperature), groups, config)
-    return Decision(temperature=temperature, threshold=threshold, rule=rule)
+    temperature, offset = fit_calibration(labels, raw, films)
+    threshold, rule = choose_threshold(labels, calibrate(raw, temperature, offset), films, config)
+    return Decision(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
 
 
-def group_weights(groups: np.ndarray) -> np.ndarray:
-    """[N] float64: each group weighs 1 in all, so that a family of a hundred copies does not decide."""
-    _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
+def film_weights(films: np.ndarray) -> np.ndarray:
+    """[N] float64: each film weighs 1 in all, so that a family of a hundred copies does not decide."""
+    _, position, size = np.unique(films, return_inverse=True, return_counts=True)
     return 1 / size[position]
 
 
-def fit_temperature(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray) -> float:
-    """The temperature with the least cross-entropy (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, films: np.ndarray) -> tuple[float, float]:
+    """The (temperature, offset) of the logits with the least cross-entropy, each film counting once.
 
-    Each group counts once. Within [1/20, 20]: a validation set that is told apart without an error has no best one.
+    Training may show both classes equally often, however rare one is, and with that shifts all logits: a temperature
+    alone (Guo et al. 2017, https://arxiv.org/abs/1706.04599) could not shift them back. As in Platt scaling, the
+    targets stay as far from 0 and 1 as so many films can tell, so that a small validation set without a mistake does
+    not make the model boundlessly sure (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
     """
-    logits = logit(bounded(probabilities))
-    signed, weights = np.where(labels.astype(bool), logits, -logits), group_weights(groups)
-    found = minimize_scalar(
-        lambda t: -np.average(log_expit(signed / np.exp(t)), weights=weights),
-        bounds=(-np.log(20), np.log(20)),
-        method="bounded",
-    )
-    return float(np.exp(found.x))
+    logits, weights, fractured = logit(bounded(probabilities)), film_weights(films), labels.astype(bool)
+    positives, negatives = weights[fractured].sum(), weights[~fractured].sum()
+    targets = np.where(fractured, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+    def cross_entropy(parameters: np.ndarray) -> float:
+        scaled = logits / np.exp(parameters[0]) + parameters[1]
+        return -float(np.average(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled), weights=weights))
+
+    found = minimize(cross_entropy, x0=[0.0, 0.0], bounds=[(-np.log(20), np.log(20)), (-10, 10)])
+    return float(np.exp(found.x[0])), float(found.x[1])
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    logits = logit(bounded(probabilities))
-    return expit(logits / temperature).astype(np.float32)
+def calibrate(probabilities: np.ndarray, temperature: float, offset: float) -> np.ndarray:
+    return expit(logit(bounded(probabilities)) / temperature + offset).astype(np.float32)
 
 
 def choose_threshold(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, config: EvaluationConfig
+    labels: np.ndarray, probabilities: np.ndarray, films: np.ndarray, config: EvaluationConfig
 ) -> tuple[float, str]:
-    """(threshold, rule in words), by the rule of the configuration; each group counts once."""
+    """(threshold, rule in words), by the rule of the configuration; each film counts once."""
     if config.threshold_rule == "given":
         return config.threshold, f"given: {config.threshold:g}"
     false_rate, true_rate, thresholds = roc_curve(
-        labels, probabilities, sample_weight=group_weights(groups), drop_intermediate=False
+        labels, probabilities, sample_weight=film_weights(films), drop_intermediate=False
     )
     finite = np.isfinite(thresholds)
     false_rate, true_rate, thresholds = false_rate[finite], true_rate[finite], thresholds[finite]

@@ -59,15 +59,12 @@ def compute_metrics(
     whole groups are drawn, not images.
 
     Args:
-        labels: [N] of 0 and 1.
+        labels: [N] of 0 and 1; of images, or of radiographs as `by_radiograph` makes them.
         probabilities: [N] in [0, 1].
         groups: [N] int64.
         threshold: one for all, or [N] where models of several folds were pooled.
     """
-    thresholds = np.broadcast_to(threshold, labels.shape)
-    if unit == "radiograph":
-        labels, groups, (probabilities, thresholds) = by_radiograph(labels, groups, probabilities, thresholds)
-    truth, called = labels.astype(bool), probabilities >= thresholds
+    truth, called = labels.astype(bool), probabilities >= threshold
     values = _figures(truth, called, probabilities)
     intervals = _bootstrap(lambda rows: _figures(truth[rows], called[rows], probabilities[rows]), groups, resamples)
     return Metrics(
@@ -83,13 +80,14 @@ def compute_metrics(
     )
 
 
-def by_radiograph(
-    labels: np.ndarray, groups: np.ndarray, *values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Labels, groups and means of the values, one row for each group and label that occur together."""
-    keys, position = np.unique(np.stack([groups, labels.astype(np.int64)]), axis=1, return_inverse=True)
-    count = np.bincount(position.ravel())
-    return keys[1].astype(np.uint8), keys[0], [np.bincount(position.ravel(), v) / count for v in values]
+def by_radiograph(labels: np.ndarray, films: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The row of each film's first image, and the values' means over its images.
+
+    A film that stands under both labels counts under each.
+    """
+    pairs = np.stack([films, labels.astype(np.int64)])
+    _, first, position, count = np.unique(pairs, axis=1, return_index=True, return_inverse=True, return_counts=True)
+    return first, [np.bincount(position.ravel(), value) / count for value in values]
 
 
 def _bootstrap(

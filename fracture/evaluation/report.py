@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.metrics import Evaluation, Metrics, compute_metrics
+from fracture.evaluation.metrics import Evaluation, Metrics, by_radiograph, compute_metrics
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
     plot_curves,
@@ -46,8 +46,16 @@ _WORST = 6  # mistakes of each kind that are shown
 
 def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
     """Figures per image and per radiograph, at one threshold or at one for each row."""
-    labels, probabilities, groups = (scores[name].to_numpy() for name in ("label", "probability", "group"))
-    return {unit: compute_metrics(labels, probabilities, groups, threshold, unit) for unit in ("image", "radiograph")}
+    labels, probabilities, films, groups = (
+        scores[name].to_numpy() for name in ("label", "probability", "film", "group")
+    )
+    first, (means, thresholds) = by_radiograph(labels, films, probabilities, np.broadcast_to(threshold, labels.shape))
+    if np.ndim(threshold) == 0:
+        thresholds = threshold
+    return {
+        "image": compute_metrics(labels, probabilities, groups, threshold),
+        "radiograph": compute_metrics(labels[first], means, groups[first], thresholds, "radiograph"),
+    }
 
 
 def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold: float) -> dict[str, Evaluation]:
@@ -65,7 +73,9 @@ def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold:
             found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
     leak = manifest.leakage.get("test")
     if leak is not None and leak.leaking:
-        seen = pa.concat_tables(read_index(shards, manifest, split) for split in SPLITS[:2])["group"].combine_chunks()
+        seen = pa.concat_tables(read_index(shards, manifest, split, ["group"]) for split in SPLITS[:2])[
+            "group"
+        ].combine_chunks()
         apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group"], seen)))
         if len(apart):
             found["test_without_leaks"] = evaluate(apart, threshold)
@@ -131,11 +141,11 @@ def _mistakes(test: pa.Table, report: Report, shards: Place) -> list[dict[str, A
     for label, sign in ((1, 1), (0, -1)):
         called_wrong = (pc.less if label else pc.greater_equal)(test["probability"], threshold)
         wrong = test.filter(pc.and_(pc.equal(test["label"], label), called_wrong)).to_pylist()
-        groups: set[int] = set()
+        films: set[int] = set()
         for row in sorted(wrong, key=lambda row: sign * row["probability"]):
-            if row["group"] in groups or len(groups) == _WORST:
+            if row["film"] in films or len(films) == _WORST:
                 continue
-            groups.add(row["group"])
+            films.add(row["film"])
             pixels = images_of(
                 read_rows(shards, report.manifest, "test", row["row"], row["row"] + 1), report.manifest.image_size
             )

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.errors import RunError
-from fracture.evaluation.calibration import apply_temperature
+from fracture.evaluation.calibration import Decision
 from fracture.input.shards import Manifest, images_of, read_rows
 from fracture.labels import SPLITS
 from fracture.storage import Place
@@ -21,6 +21,7 @@ _SCHEMA = pa.schema(
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
         pa.field("origin", pa.string()),
+        pa.field("film", pa.int64()),
         pa.field("group", pa.int64()),
         pa.field("label", pa.uint8()),
         pa.field("probability", pa.float32()),  # of a fracture
@@ -45,6 +46,7 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
             pa.array([split] * (stop - start)),
             block["source"].combine_chunks(),
             block["origin"].combine_chunks(),
+            block["film"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
             pa.array(probabilities.astype(np.float32)),
@@ -70,10 +72,10 @@ def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.
     return scores
 
 
-def gather_scores(run: Place, manifest: Manifest, workers: int, temperature: float) -> pa.Table:
+def gather_scores(run: Place, manifest: Manifest, workers: int, decision: Decision) -> pa.Table:
     """Validation and test, calibrated, as one table in row order, also written as `predictions.parquet`."""
     gathered = pa.concat_tables([read_scores(run, manifest, split, workers) for split in SPLITS[1:]])
-    calibrated = apply_temperature(gathered["probability"].to_numpy(), temperature)
+    calibrated = decision.calibrate(gathered["probability"].to_numpy())
     column = gathered.schema.get_field_index("probability")
     gathered = gathered.set_column(column, _SCHEMA.field("probability"), pa.array(calibrated, pa.float32()))
     write_predictions(run, gathered)

@@ -9,28 +9,28 @@ class Draws:
     """Rows of the training split for each epoch; plain arithmetic, known alike to every worker.
 
     By image, each row is drawn once an epoch. By radiograph, each class is given half of the draws, within its class
-    each group as many as any other, and within its group each row as many as any other: exactly, over the epochs, and
+    each film as many as any other, and of its film each row as many as any other: exactly, over the epochs, and
     to within one draw at any time. An epoch has as many draws as the split has rows.
     """
 
-    def __init__(self, groups: np.ndarray, labels: np.ndarray, sampling: str, seed: int) -> None:
+    def __init__(self, films: np.ndarray, labels: np.ndarray, sampling: str, seed: int) -> None:
         """
         Args:
-            groups, labels: [rows], of the training split, in row order.
+            films, labels: [rows], of the training split, in row order.
             sampling: image or radiograph.
         """
-        self.count = len(groups)  # draws in an epoch
-        self._classes = list(self._by_class(groups, labels, seed)) if sampling == "radiograph" else []
+        self.count = len(films)  # draws in an epoch
+        self._classes = list(self._by_class(films, labels, seed)) if sampling == "radiograph" else []
 
-    def _by_class(self, groups: np.ndarray, labels: np.ndarray, seed: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """(draws an epoch, rows of each group), for each class that there is."""
+    def _by_class(self, films: np.ndarray, labels: np.ndarray, seed: int) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """(draws an epoch, rows of each film), for each class that there is."""
         present = np.unique(labels)
         for number, label in enumerate(present):
             rows = np.flatnonzero(labels == label)
             generator = np.random.default_rng([seed, int(label), 2])
-            rows = rows[generator.permutation(len(rows))]  # within a group, in no order that means anything
-            rows = rows[np.argsort(groups[rows], kind="stable")]
-            members = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+            rows = rows[generator.permutation(len(rows))]  # of a film, in no order that means anything
+            rows = rows[np.argsort(films[rows], kind="stable")]
+            members = np.split(rows, np.flatnonzero(np.diff(films[rows])) + 1)
             share = self.count * (number + 1) // len(present) - self.count * number // len(present)
             yield share, [members[i] for i in generator.permutation(len(members))]
 
@@ -40,7 +40,7 @@ class Draws:
             return np.arange(self.count)
         drawn = []
         for share, members in self._classes:
-            # Group g has had floor(epoch · share / groups + g / groups) draws before this epoch; by Hermite's identity
+            # Film f has had floor(epoch · share / films + f / films) draws before this epoch; by Hermite's identity
             # these add up to epoch · share, so each epoch has exactly its share.
             number = np.arange(len(members))
             before = (epoch * share + number) // len(members)

@@ -16,7 +16,7 @@ from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import Place
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "dataset.json"
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
@@ -140,7 +140,8 @@ def schema(image_size: int) -> pa.Schema:
         [
             pa.field("image", pa.binary(image_size**2), nullable=False),  # uint8 [H, W], row by row
             pa.field("label", pa.uint8(), nullable=False),
-            pa.field("group", pa.int64(), nullable=False),
+            pa.field("film", pa.int64(), nullable=False),  # the radiograph: copies of it have the same number
+            pa.field("group", pa.int64(), nullable=False),  # films that may not be parted: of one patient or study
             pa.field("sha256", pa.binary(32), nullable=False),  # of the file
             pa.field("source", pa.string(), nullable=False),  # path relative to the data root
             pa.field("origin", pa.string(), nullable=False),  # hospital, scanner, collection; "" where not known
@@ -225,8 +226,8 @@ def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: i
     return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
 
 
-def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[str] = ("group", "label")) -> pa.Table:
-    """Some columns of every row of a split, in row order, without the images: 9 bytes a row for group and label.
+def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of every row of a split, in row order, without the images: 9 bytes a row for film and label.
 
     Raises:
         UsageError: a shard is damaged; names the file and the row group.

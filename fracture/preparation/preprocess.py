@@ -36,7 +36,7 @@ from fracture.preparation.audit import Audit, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.decode import decode
 from fracture.preparation.examine import FACTS, examine
-from fracture.preparation.grouping import COPY_KINDS, find_links, first_of_each, group_numbers
+from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile, Source, keyed_hash
 from fracture.preparation.split import assign, assign_by_source, first_lack, shares_of
@@ -269,7 +269,8 @@ class _Plan:
     split: str
     reason: str
     files: pa.Table  # facts of every file, with its group's id and its split; "" where it is left out
-    groups: np.ndarray  # [files] int64 ids
+    films: np.ndarray  # [files] int64 ids of the radiographs
+    groups: np.ndarray  # [files] int64 ids of what may not be parted
     splits: np.ndarray  # [files] str
     names: tuple[str, ...]  # of the splits
     folds: tuple[str, ...]  # their titles; empty where there are none
@@ -301,8 +302,9 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
     source, facts, links = examined.source, examined.facts, examined.links
     readable = facts["sha256"].is_valid().to_numpy()
     labels = facts["label"].to_numpy()
-    numbers = group_numbers(len(facts), links)
-    groups = _group_ids(facts, numbers, readable)
+    films, groups = (
+        _group_ids(facts, group_numbers(len(facts), links, kinds), readable) for kinds in (COPY_KINDS, KINDS)
+    )
     official = config.split == "official" or (
         config.split == "auto" and not config.folds and not source.split_fault and not examined.audit.leaks
     )
@@ -316,7 +318,6 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
         _check_official(source, splits, labels)
         reason = "as found, asked for" if config.split == "official" else "as found: no radiograph is in two splits"
     else:
-        films = group_numbers(len(facts), links, COPY_KINDS)
         torn = np.isin(films, np.intersect1d(films[readable & (labels == 0)], films[readable & (labels == 1)]))
         kept = np.zeros(len(facts), bool)
         kept[first_of_each(facts["pixels"], readable)] = True
@@ -345,10 +346,11 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
         moved = assignment.moved
         reason = _reason(source, examined.audit, config)
     files = facts.drop_columns(["small", "rings", "spectrum"])
+    files = files.append_column("film", pa.array(films, pa.int64()))
     files = files.append_column("group", pa.array(groups, pa.int64()))
     files = files.append_column("split_used", pa.array(splits.tolist(), pa.string()))
     kind = "official" if official else "test" if config.split == "test" else "folds" if config.folds else "group"
-    return _Plan(kind, reason, files, groups, splits.astype(str), names, titles, moved, left_out)
+    return _Plan(kind, reason, files, films, groups, splits.astype(str), names, titles, moved, left_out)
 
 
 def _check_official(source: Source, splits: np.ndarray, labels: np.ndarray) -> None:
@@ -389,6 +391,7 @@ def _write_parts(source: Source, out: Place, config: DataConfig, plan: _Plan, pr
             chunk = rows[start : start + config.rows_per_shard]
             content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin")}
             content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
+            content["film"] = plan.films[chunk].tolist()
             places = [source.place_of(path) for path in content["source"]]
             tasks.append((split, number, places, content))
 

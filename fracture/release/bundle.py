@@ -23,22 +23,23 @@ from fracture.input.shards import Manifest, read_index
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 TRAINED_ON = "trained_on.parquet"
 
 
-def export_model(model: Any, temperature: float, bundle: Place) -> None:
+def export_model(model: Any, decision: Decision, bundle: Place) -> None:
     """Writes `model.keras` (for tf_keras) and `saved_model/` (for TensorFlow alone) into the bundle's folder.
 
     The SavedModel takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
 
     Args:
-        temperature: of the calibration; it goes into the last layer's weights, so both give calibrated probabilities.
+        decision: its calibration goes into the last layer's weights, so that both give calibrated probabilities.
     """
     import tensorflow as tf
 
     logit = model.get_layer("logit")
-    logit.set_weights([weights / temperature for weights in logit.get_weights()])
+    kernel, bias = logit.get_weights()
+    logit.set_weights([kernel / decision.temperature, bias / decision.temperature + decision.offset])
 
     module = tf.Module()
     module.model = model

@@ -149,8 +149,8 @@ def train_worker(assignment: Assignment) -> None:
 def _draws(assignment: Assignment, split: str, sampling: str) -> Any:
     from fracture.input.draws import Draws
 
-    index = read_index(assignment.shards, assignment.manifest, split)
-    return Draws(index["group"].to_numpy(), index["label"].to_numpy(), sampling, assignment.config.training.seed)
+    index = read_index(assignment.shards, assignment.manifest, split, ["film", "label"])
+    return Draws(index["film"].to_numpy(), index["label"].to_numpy(), sampling, assignment.config.training.seed)
 
 
 def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
@@ -341,4 +341,4 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     barrier()
     if rank == 0:
         val = read_scores(assignment.run, manifest, "val", workers)
-        export_model(model, decide(val, assignment.config.evaluation).temperature, assignment.run / "bundle")
+        export_model(model, decide(val, assignment.config.evaluation), assignment.run / "bundle")

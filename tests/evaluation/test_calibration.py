@@ -4,7 +4,7 @@ import pytest
 from scipy.special import expit
 
 from fracture.config import EvaluationConfig
-from fracture.evaluation.calibration import apply_temperature, choose_threshold, decide, fit_temperature, group_weights
+from fracture.evaluation.calibration import calibrate, choose_threshold, decide, film_weights, fit_calibration
 
 EACH_ALONE = np.arange(10)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
@@ -16,24 +16,39 @@ def test_a_model_that_is_too_sure_is_cooled_by_its_factor():
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, 20000)
     labels = generator.random(20000) < expit(logits)
-    assert fit_temperature(labels, expit(3 * logits), np.arange(20000)) == pytest.approx(3, rel=0.05)
+    temperature, offset = fit_calibration(labels, expit(3 * logits), np.arange(20000))
+    assert temperature == pytest.approx(3, rel=0.05)
+    assert offset == pytest.approx(0, abs=0.05)
+
+
+def test_a_model_taught_with_equal_classes_learns_how_rare_one_is():
+    """Nine normals to a fracture, told as if they were as many: the offset is log(1 / 9)."""
+    generator = np.random.default_rng(0)
+    labels = generator.random(40000) < 0.1
+    evidence = np.where(labels, generator.normal(1, 2**0.5, 40000), generator.normal(-1, 2**0.5, 40000))
+    temperature, offset = fit_calibration(labels, expit(evidence), np.arange(40000))
+    assert temperature == pytest.approx(1, rel=0.05)
+    assert offset == pytest.approx(np.log(1 / 9), abs=0.06)
 
 
 def test_a_family_of_copies_counts_once():
-    labels, raw = np.array([1, 0, 1, 0]), np.array([0.8, 0.3, 0.6, 0.55])
-    alone = fit_temperature(labels, raw, np.arange(4))
+    labels, raw = np.array([1, 0, 1, 0]), np.array([0.8, 0.3, 0.6, 0.65])
+    alone = fit_calibration(labels, raw, np.arange(4))
     copied = np.r_[np.zeros(50, int), 1, 2, 3]
-    assert fit_temperature(labels[copied], raw[copied], copied) == pytest.approx(alone, rel=1e-3)
-    assert group_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
+    assert fit_calibration(labels[copied], raw[copied], copied) == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    assert film_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
 
 
-def test_a_perfect_validation_set_gives_a_finite_temperature():
-    assert 1 / 20 <= fit_temperature(LABELS[[0, 9]], PROBABILITIES[[0, 9]], np.arange(2)) <= 20
+def test_a_small_validation_set_without_a_mistake_does_not_make_the_model_sure():
+    """15 of 15 right, at logits of ±1.5: no surer than (15 + 1) / (15 + 2)."""
+    labels = np.arange(30) % 2
+    temperature, offset = fit_calibration(labels, expit(np.where(labels, 1.5, -1.5)), np.arange(30))
+    assert calibrate(expit(np.array([1.5])), temperature, offset)[0] == pytest.approx(16 / 17, abs=0.005)
 
 
-def test_temperature_moves_logits_not_ranks():
-    assert apply_temperature(np.array([0.9]), 2.0)[0] == pytest.approx(expit(np.log(9) / 2))
-    assert apply_temperature(np.array([0.0, 0.5, 1.0]), 1.0).tolist() == pytest.approx([0, 0.5, 1], abs=1e-6)
+def test_calibration_moves_logits_not_ranks():
+    assert calibrate(np.array([0.9]), 2.0, 1.0)[0] == pytest.approx(expit(np.log(9) / 2 + 1))
+    assert calibrate(np.array([0.0, 0.5, 1.0]), 1.0, 0.0).tolist() == pytest.approx([0, 0.5, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +65,8 @@ def test_the_threshold_follows_its_rule(config, threshold, rule):
 
 
 def test_the_threshold_is_of_the_calibrated_probability():
-    scores = pa.table({"label": LABELS, "group": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
+    scores = pa.table({"label": LABELS, "film": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
     decision = decide(scores, EvaluationConfig())
-    calibrated = apply_temperature(PROBABILITIES, decision.temperature)
+    calibrated = decision.calibrate(PROBABILITIES)
     assert decision.threshold == pytest.approx(calibrated[5], rel=1e-5)
     assert ((calibrated >= decision.threshold) & (LABELS == 1)).sum() == 5

@@ -21,12 +21,13 @@ def run(tmp_path) -> Place:
         table = {
             "row": [0, *range(8)],
             "split": ["val"] + ["test"] * 8,
+            "film": [-1, *range(10 * number, 10 * number + 8)],
             "group": [-1, *range(10 * number, 10 * number + 8)],
             "label": [1, *labels],
             "probability": [0.5, *(0.9 - right if number == 3 else right)],
         }
         write_predictions(fold, pa.table(table))
-        decision = {"temperature": 1.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
+        decision = {"temperature": 1.0, "offset": 0.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
         (fold / "bundle/bundle.json").write_json({"decision": decision})
     return folder
 

@@ -40,16 +40,8 @@ def test_what_is_undefined_is_none_and_not_zero():
 
 
 def test_a_radiograph_is_the_mean_of_its_images():
-    labels, groups, (probabilities,) = by_radiograph(
-        np.array([1, 1, 0, 1]), np.array([5, 5, 7, -3]), np.array([0.2, 0.6, 0.1, 0.9])
-    )
-    assert dict(zip(groups.tolist(), zip(labels.tolist(), probabilities.tolist(), strict=True), strict=True)) == {
-        -3: (1, pytest.approx(0.9)),
-        5: (1, pytest.approx(0.4)),
-        7: (0, pytest.approx(0.1)),
-    }
-    m = compute_metrics(LABELS, PROBABILITIES, np.array([1, 1, 1, 2, 2, 3, 3]), 0.5, unit="radiograph")
-    assert (m.count, m.groups, m.true_positives, m.false_positives, m.true_negatives) == (3, 3, 1, 1, 1)
+    first, (means,) = by_radiograph(np.array([1, 1, 0, 1]), np.array([5, 5, 7, -3]), np.array([0.2, 0.6, 0.1, 0.9]))
+    assert dict(zip(first.tolist(), means.tolist(), strict=True)) == pytest.approx({3: 0.9, 0: 0.4, 2: 0.1})
 
 
 def test_images_may_have_thresholds_of_their_own():

@@ -15,6 +15,7 @@ SCORES = pa.table(
         "split": ["val"] * 2 + ["test"] * 4,
         "source": [f"{i}.png" for i in range(6)],
         "origin": ["north"] * 6,
+        "film": [1, 2, 3, 4, 5, 5],
         "group": [1, 2, 3, 4, 5, 5],
         "label": pa.array([0, 1, 0, 1, 0, 0], pa.uint8()),
         "probability": pa.array([0.1, 0.9, 0.2, 0.4, 0.6, 0.8], pa.float32()),
@@ -25,7 +26,7 @@ HISTORY = [
     | {"epoch": epoch}
     for epoch in (1, 2)
 ]
-DECISION = Decision(temperature=1.5, threshold=0.5, rule="given: 0.5")
+DECISION = Decision(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
 PLOTS = {"curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms"}
 
 
@@ -37,6 +38,15 @@ def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
     assert found["test"]["image"].false_positives == 2
     assert found["test"]["radiograph"].false_positives == 1
     assert found["val"]["image"]["accuracy"] == 1
+
+
+def test_a_patient_with_several_films_has_several_radiographs(shard_folder):
+    """A mean over a patient's films that knew their labels would tell them apart better than any film can."""
+    folder, manifest = shard_folder()
+    patients = SCORES.set_column(SCORES.schema.get_field_index("group"), "group", pa.array([1, 1, 3, 3, 3, 3]))
+    test = evaluate_run(patients, folder, manifest, 0.5)["test"]["radiograph"]
+    assert (test.count, test.groups) == (3, 1)
+    assert test["auc"] == 0.5  # fractures .4; normals .2 and the mean of .6 and .8
 
 
 def test_where_test_leaks_the_part_that_does_not_stands_beside_it(shard_folder):

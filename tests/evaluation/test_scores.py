@@ -3,8 +3,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.errors import RunError
+from fracture.evaluation.calibration import Decision
 from fracture.evaluation.scores import gather_scores, read_scores, score_blocks, write_scores
 from fracture.storage import place
+
+AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
 class FirstPixel:
@@ -23,7 +26,7 @@ def test_every_row_is_scored_once_by_any_number_of_workers(shard_folder, tmp_pat
         for rank in range(workers):
             scores = score_blocks(FirstPixel(), folder, manifest, split, rank, workers)
             write_scores(run, scores, split, rank, workers)
-    gathered = gather_scores(run, manifest, workers, temperature=1.0)
+    gathered = gather_scores(run, manifest, workers, AS_IT_IS)
     assert gathered["split"].to_pylist() == ["val"] * rows + ["test"] * 5
     assert gathered["row"].to_pylist()[:rows] == list(range(rows))
     assert gathered["probability"].to_numpy()[:rows] == pytest.approx(np.arange(rows) / 256, abs=1e-6)

@@ -13,8 +13,8 @@ WORKERS = (1, 2, 3, 7)
 
 def shares(shard_folder, split: str, workers: int, sampling: str = "image", **rows) -> list[Share]:
     folder, manifest = shard_folder(**rows)
-    index = read_index(folder, manifest, split)
-    draws = Draws(index["group"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
+    index = read_index(folder, manifest, split, ["film", "label"])
+    draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
         load_share(folder, manifest, split, Lanes(draws.count, 16, rank, workers), draws, epochs=6)
         for rank in range(workers)

@@ -19,7 +19,8 @@ from tests.conftest import write_shards
 
 DATA = {
     "label": [1, 0],
-    "group": [3, -4],
+    "film": [3, -4],
+    "group": [3, -3],
     "sha256": [b"a" * 32, b"b" * 32],
     "source": ["x/1.png", "x/2.png"],
     "origin": ["", "north"],
@@ -30,10 +31,11 @@ def test_a_shard_is_plain_arrow_that_pyarrow_alone_reads():
     images = np.arange(2 * 32 * 32, dtype=np.uint32).reshape(2, 32, 32).astype(np.uint8)
     data, _ = encode_shard(images, DATA)
     table = pq.read_table(data)
-    assert table.schema.names == ["image", "label", "group", "sha256", "source", "origin"]
+    assert table.schema.names == ["image", "label", "film", "group", "sha256", "source", "origin"]
     assert [str(t) for t in table.schema.types] == [
         "fixed_size_binary[1024]",
         "uint8",
+        "int64",
         "int64",
         "fixed_size_binary[32]",
         "string",
@@ -103,7 +105,7 @@ def test_no_manifest_says_how_to_make_one(shard_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, and this program reads version 2"),
+        ({"schema_version": 99}, "schema version 99, and this program reads version 3"),
         ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
         ({"extra": 1}, "damaged at 'extra'"),
     ],
@@ -152,7 +154,7 @@ def test_a_fold_by_source_tests_all_of_one_source_and_validates_on_the_others(tm
 
 def test_the_index_is_read_without_images(shard_folder):
     folder, manifest = shard_folder(train=130, rows_per_shard=100)
-    index = read_index(folder, manifest, "train")
-    assert index.column_names == ["group", "label"]
-    assert index["group"].to_pylist() == list(range(130))
+    index = read_index(folder, manifest, "train", ["film", "label"])
+    assert index.column_names == ["film", "label"]
+    assert index["film"].to_pylist() == list(range(130))
     assert index["label"].to_pylist() == [n % 2 for n in range(130)]

@@ -18,6 +18,7 @@ import pytest
 
 from fracture.config import Config
 from fracture.errors import RunError
+from fracture.evaluation.calibration import Decision
 from fracture.evaluation.scores import gather_scores
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
@@ -34,6 +35,7 @@ PLAIN = (  # nothing whose statistics or draws belong to one worker
     "augment.rotation_degrees=0",
     "augment.zoom=0",
 )
+AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
 PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms")
 MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
@@ -92,7 +94,7 @@ def test_metrics_count_every_image_once(data, undisturbed):
     """19 validation images in batches of 8 on 2 workers: 9 or 10 each, and never padded or dropped."""
     _, run, history = undisturbed
     scores = pq.read_table(run / "predictions.parquet") if (run / "predictions.parquet").exists() else None
-    scores = scores or gather_scores(place(run), data[1], 2, temperature=1.0)
+    scores = scores or gather_scores(place(run), data[1], 2, AS_IT_IS)
     val = scores.filter(np.array(scores["split"]) == "val")
     labels, probabilities = val["label"].to_numpy(), val["probability"].to_numpy()
     best = min(history, key=lambda r: r["val_loss"])
@@ -123,7 +125,7 @@ def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, t
         start(
             config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})}), data, again
         )
-        tables.append(gather_scores(place(again), data[1], workers, temperature=1.0))
+        tables.append(gather_scores(place(again), data[1], workers, AS_IT_IS))
     assert tables[0].equals(tables[1])
 
 

@@ -34,6 +34,7 @@ def test_help_is_worth_reading(name: str):
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
         (["--data", "a", "--shards", "b"], "not allowed with argument"),
+        (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
     ],
 )
 def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments: list[str], message: str):

@@ -6,21 +6,21 @@ import tensorflow as tf
 import tf_keras as keras
 
 from fracture.errors import UsageError
-from fracture.evaluation.calibration import Decision, apply_temperature
+from fracture.evaluation.calibration import Decision
 from fracture.evaluation.metrics import compute_metrics
 from fracture.models import build_model
 from fracture.release.bundle import Bundle, export_model, is_bundle, read_bundle, write_bundle
 from fracture.storage import place
 
-DECISION = Decision(temperature=2.0, threshold=0.4, rule="given: 0.4")
+DECISION = Decision(temperature=2.0, offset=0.3, threshold=0.4, rule="given: 0.4")
 FIGURES = {"image": compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4)}
 
 
 def test_both_forms_of_the_model_give_its_calibrated_probabilities(tiny_config, tmp_path):
     model = build_model(tiny_config(), 96.0, 50.0)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
-    expected = apply_temperature(model(images).numpy(), 2.0)
-    export_model(model, 2.0, place(tmp_path / "bundle"))
+    expected = DECISION.calibrate(model(images).numpy())
+    export_model(model, DECISION, place(tmp_path / "bundle"))
     served = tf.saved_model.load(str(tmp_path / "bundle/saved_model"))
     with Bundle(place(tmp_path / "bundle"), 32, DECISION, {}).model() as loaded_again:
         assert np.allclose(loaded_again.predict_on_batch(images), expected, atol=1e-6)
@@ -53,5 +53,5 @@ def test_the_card_says_what_the_model_is_and_how_well_it_did(tiny_config, shard_
 
 def test_a_bundle_of_another_format(tmp_path):
     place(tmp_path / "bundle.json").write_json({"format_version": 99})
-    with pytest.raises(UsageError, match="is of bundle format 99, and this program reads 3"):
+    with pytest.raises(UsageError, match="is of bundle format 99, and this program reads 4"):
         read_bundle(place(tmp_path))
