@@ -10,7 +10,7 @@ import numpy as np
 
 from fracture.preparation.signature import ANGLES, CENTRE, RING_AREA, SIDE, polar
 
-SCALES = (1.0, 0.9, 0.8, 0.72)  # an image rotated by 45° on a larger canvas is shown at 0.71
+SCALES = (1.0, 0.9, 0.8, 0.72, 0.64)  # a square image rotated by 45° on a larger canvas is shown at 0.71
 _y, _x = np.mgrid[:SIDE, :SIDE] - CENTRE
 _DISC = (np.hypot(_x, _y) < SIDE / 2 - 4).astype(np.uint8)
 _STRETCH = (0.6, 1.7)  # singular values of the transform

@@ -27,8 +27,8 @@ def audit_page(source: Source, facts: pa.Table, audit: Audit) -> bytes:
     rows = pa.array([row for row, path in enumerate(facts["path"].to_pylist()) if path in wanted], pa.int64())
     small = facts.select(["path", "small"]).take(rows).to_pydict()
     pictures = {
-        path: picture(np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE))
-        for path, pixels in zip(small["path"], small["small"], strict=True)
+        path: picture(np.frombuffer(views[0], np.uint8).reshape(SIDE, SIDE))
+        for path, views in zip(small["path"], small["small"], strict=True)
     }
     return render(
         "audit.html",

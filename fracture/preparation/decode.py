@@ -11,6 +11,7 @@ _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # others, such as EPS,
 Image.MAX_IMAGE_PIXELS = None  # our own limit below is stricter than Pillow's, and an error, not a warning
 
 
+_SQUARE = 1.03  # sides that differ by less make no difference to a signature
 _PHOTOMETRIC = 262  # TIFF tag PhotometricInterpretation
 
 
@@ -22,11 +23,24 @@ class Rejected(Exception):
 class Picture:
     """A decoded file, and what it was stored as."""
 
-    pixels: np.ndarray  # [size, size] uint8, grey
+    grey: Image.Image  # as it lies, at its own size or a half, a quarter, an eighth of it
+    pixels: np.ndarray  # [size, size] uint8
     format: str  # what the bytes are, whatever the name says: JPEG, PNG, ...
     mode: str  # Pillow's: L, RGB, I;16, ...
     width: int  # as stored, before EXIF orientation
     height: int
+
+    def centre(self) -> np.ndarray | None:
+        """The square in the middle, its aspect kept, as large as `pixels`; None where all of it is nearly square.
+
+        When a film that is not square is turned and then made square, this is what stays alike.
+        """
+        (width, height), side = self.grey.size, min(self.grey.size)
+        if max(width, height) < _SQUARE * side:
+            return None
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(self.grey.resize(self.pixels.shape, Image.Resampling.BILINEAR, box=box))
 
 
 def decode(data: bytes, size: int) -> Picture:
@@ -55,7 +69,7 @@ def decode(data: bytes, size: int) -> Picture:
         raise
     except Exception as error:  # on a damaged file the decoders raise whatever they stumble over
         raise Rejected(_reason(error)) from None
-    return Picture(np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)
+    return Picture(grey, np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)
 
 
 def _to_grey(image: Image.Image, white_is_zero: bool) -> Image.Image:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fracture.preparation.alignment import SCALES
 from fracture.preparation.decode import Rejected, decode
@@ -32,9 +33,10 @@ FACTS = pa.schema(
         pa.field("mean", pa.float32()),  # grey, in [0, 255]
         pa.field("deviation", pa.float32()),
         pa.field("border", pa.float32()),  # mean grey of the outermost 3 %
-        pa.field("small", pa.binary(SIDE * SIDE)),  # uint8 [SIDE, SIDE]
-        pa.field("rings", pa.list_(pa.float32(), len(SCALES) * RING_LENGTH)),  # zeros for a blank image
-        pa.field("spectrum", pa.list_(pa.float32(), SPECTRUM_LENGTH)),
+        # Of one view, the image as training sees it, or of two: the square in its middle, too, where it is not square.
+        pa.field("small", pa.list_(pa.binary(SIDE * SIDE))),  # uint8 [SIDE, SIDE]
+        pa.field("rings", pa.list_(pa.list_(pa.float32(), len(SCALES) * RING_LENGTH))),  # zeros for a blank view
+        pa.field("spectrum", pa.list_(pa.list_(pa.float32(), SPECTRUM_LENGTH))),
     ]
 )
 
@@ -56,9 +58,7 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
     except Rejected as error:
         return row | {"reason": str(error)}
     pixels = picture.pixels
-    small = shrink(pixels)
-    rings = [ring_signature(small, scale) for scale in SCALES]
-    spectrum = spectrum_signature(small)
+    views = [shrink(view) for view in (pixels, picture.centre()) if view is not None]
     return row | {
         "sha256": hashlib.sha256(data).digest(),
         "pixels": hashlib.blake2b(pixels, digest_size=16).digest(),
@@ -69,10 +69,25 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
         "mean": float(pixels.mean()),
         "deviation": float(pixels.std()),
         "border": _border(pixels),
-        "small": small.tobytes(),
-        "rings": np.concatenate([np.zeros(RING_LENGTH, np.float32) if r is None else r for r in rings]),
-        "spectrum": np.zeros(SPECTRUM_LENGTH, np.float32) if spectrum is None else spectrum,
+        "small": [view.tobytes() for view in views],
+        "rings": [
+            np.concatenate([_or_zeros(ring_signature(view, scale), RING_LENGTH) for scale in SCALES]) for view in views
+        ],
+        "spectrum": [_or_zeros(spectrum_signature(view), SPECTRUM_LENGTH) for view in views],
     }
+
+
+def stack_views(facts: pa.Table) -> np.ndarray:
+    """[V, SIDE, SIDE] uint8: all views of all files, in order."""
+    views = pc.list_flatten(facts["small"])
+    stacked = np.empty((len(views), SIDE, SIDE), np.uint8)
+    for number, view in enumerate(views):
+        stacked[number] = np.frombuffer(view.as_buffer(), np.uint8).reshape(SIDE, SIDE)
+    return stacked
+
+
+def _or_zeros(signature: np.ndarray | None, length: int) -> np.ndarray:
+    return np.zeros(length, np.float32) if signature is None else signature
 
 
 def _border(pixels: np.ndarray) -> float:

@@ -47,7 +47,7 @@ LINKS = pa.schema(
     ]
 )
 
-Compare = Callable[[np.ndarray], list[Likeness]]  # of pairs [M, 2] of rows of FACTS
+Compare = Callable[[np.ndarray], list[Likeness]]  # of pairs [M, 2] of views, as `stack_views` numbers them
 
 
 def find_links(facts: pa.Table, config: DataConfig, compare: Compare) -> pa.Table:
@@ -55,13 +55,13 @@ def find_links(facts: pa.Table, config: DataConfig, compare: Compare) -> pa.Tabl
 
     Args:
         facts: rows of `FACTS`; those that cannot be read get no link.
-        compare: lays the images of each pair on each other; the costly part.
+        compare: lays the views of each pair on each other; the costly part.
     """
     readable = pc.is_valid(facts["sha256"]).to_numpy()
     links = [_star(_equal(facts["sha256"], readable), "bytes"), _star(_equal(facts["pixels"], readable), "pixels")]
     distinct = first_of_each(facts["pixels"], readable)
     links += _near_copies(facts, distinct, compare)
-    links.append(_named_copies(facts, distinct, config, compare, links))
+    links += _named_copies(facts, distinct, config, compare, links)
     links.append(_star(_by_patient(facts, readable, config.group_pattern), "patient"))
     return pa.concat_tables(links)
 
@@ -86,27 +86,30 @@ def _near_copies(facts: pa.Table, distinct: np.ndarray, compare: Compare) -> lis
 
     The second search is for two families of one film so large that their members see only their own kin near them.
     """
-    rings = _vectors(facts["rings"], distinct).reshape(len(distinct), len(SCALES), RING_LENGTH).transpose(1, 0, 2)
-    spectra = _vectors(facts["spectrum"], distinct)
+    owner = _owners(facts)
+    views = np.flatnonzero(np.isin(owner, distinct))
+    rings = _vectors(facts["rings"], views).reshape(len(views), len(SCALES), RING_LENGTH).transpose(1, 0, 2)
+    spectra = _vectors(facts["spectrum"], views)
     links: list[pa.Table] = []
     asked: set[tuple[int, int]] = set()
-    chosen = np.arange(len(distinct))
+    chosen, groups_before = np.arange(len(views)), len(distinct)
     while True:
         for pairs in candidates(rings[:, chosen], spectra[chosen]):
-            apart = _apart(distinct[chosen[pairs]], len(facts), links)
-            new = [pair for pair in map(tuple, apart.tolist()) if pair not in asked]
+            pairs = views[chosen[pairs]]
+            pairs = pairs[_apart(owner[pairs], len(facts), links)]
+            new = [pair for pair in map(tuple, pairs.tolist()) if pair not in asked]
             asked.update(new)
-            links.append(_compared(np.array(new, np.int64).reshape(-1, 2), compare, _SAME_FILM, "copy"))
-        groups = group_numbers(len(facts), pa.concat_tables(links))[distinct] if links else chosen
+            links.append(_compared(np.array(new, np.int64).reshape(-1, 2), owner, compare, _SAME_FILM, "copy"))
+        groups = _groups(len(facts), links)[owner[views]]
         first = np.unique(groups, return_index=True)[1]
-        if len(first) == len(chosen):
+        if len(first) == groups_before:
             return links
-        chosen = np.sort(first)
+        chosen, groups_before = np.flatnonzero(np.isin(owner[views], owner[views[first]])), len(first)
 
 
 def _named_copies(
     facts: pa.Table, distinct: np.ndarray, config: DataConfig, compare: Compare, links: list[pa.Table]
-) -> pa.Table:
+) -> list[pa.Table]:
     """Names suggest copies, pixels decide: `1.jpg`, `1.png` and `1 (1).jpg` may well be three patients."""
     suffix = re.compile(config.copy_suffix)
     families: dict[Hashable, list[int]] = defaultdict(list)
@@ -117,24 +120,42 @@ def _named_copies(
     pairs = [(rows[0], row) for rows in families.values() for row in rows[1:]]
     pairs += [pair for rows in families.values() for pair in pairwise(rows[1:])]
     asked = np.array(sorted(pairs), np.int64).reshape(-1, 2)
-    return _compared(_apart(asked, len(facts), links), compare, _SAME_FILM_BY_NAME, "name")
+    owner = _owners(facts)
+    found: list[pa.Table] = []
+    for position in (0, 1):  # both whole, or both from the middle
+        asked = asked[_apart(asked, len(facts), [*links, *found])]
+        views = np.searchsorted(owner, asked) + position
+        there = (views < len(owner)).all(axis=1)
+        there[there] = (owner[views[there]] == asked[there]).all(axis=1)
+        found.append(_compared(views[there], owner, compare, _SAME_FILM_BY_NAME, "name"))
+    return found
+
+
+def _owners(facts: pa.Table) -> np.ndarray:
+    """[views] int64: the row that each view is of."""
+    lengths = pc.fill_null(pc.list_value_length(facts["small"]), 0).to_numpy()
+    return np.repeat(np.arange(len(facts)), lengths)
+
+
+def _groups(files: int, links: list[pa.Table]) -> np.ndarray:
+    return group_numbers(files, pa.concat_tables(links)) if links else np.arange(files)
 
 
 def _apart(pairs: np.ndarray, files: int, links: list[pa.Table]) -> np.ndarray:
-    """The pairs that no link joins yet."""
-    if not links:
-        return pairs
-    group = group_numbers(files, pa.concat_tables(links))
-    return pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
+    """[M] bool: which pairs of rows no link joins yet."""
+    group = _groups(files, links)
+    return group[pairs[:, 0]] != group[pairs[:, 1]]
 
 
-def _compared(pairs: np.ndarray, compare: Compare, limits: tuple[float, float], kind: str) -> pa.Table:
-    found = compare(pairs)
+def _compared(
+    views: np.ndarray, owner: np.ndarray, compare: Compare, limits: tuple[float, float], kind: str
+) -> pa.Table:
+    found = compare(views)
     same = [i for i, likeness in enumerate(found) if likeness.texture >= limits[0] and likeness.detail >= limits[1]]
     return pa.table(
         {
-            "first": pairs[same, 0],
-            "second": pairs[same, 1],
+            "first": owner[views[same, 0]],
+            "second": owner[views[same, 1]],
             "kind": [kind] * len(same),
             "texture": [found[i].texture for i in same],
             "detail": [found[i].detail for i in same],
@@ -178,7 +199,7 @@ def _star(families: Iterable[list[int]], kind: str) -> pa.Table:
     return pa.table(columns | {name: nothing.cast(LINKS.field(name).type) for name in LINKS.names[3:]}, schema=LINKS)
 
 
-def _vectors(column: pa.ChunkedArray, rows: np.ndarray) -> np.ndarray:
-    """[len(rows), D] float32."""
-    taken = column.take(rows).combine_chunks()
-    return taken.flatten().to_numpy().reshape(len(rows), -1)
+def _vectors(column: pa.ChunkedArray, views: np.ndarray) -> np.ndarray:
+    """[len(views), D] float32."""
+    taken = pc.list_flatten(column).take(views).combine_chunks()
+    return taken.flatten().to_numpy().reshape(len(views), -1)

@@ -35,9 +35,8 @@ from fracture.preparation.alignment import Likeness, compare_pairs
 from fracture.preparation.audit import Audit, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.decode import decode
-from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.examine import FACTS, examine, stack_views
 from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
-from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile, Source, keyed_hash
 from fracture.preparation.split import assign, assign_by_source, first_lack, shares_of
 from fracture.storage import Place
@@ -228,16 +227,12 @@ def _read(place: Place) -> bytes | None:
 
 
 class _Comparer:
-    """Compares pairs of images on all of Ray's workers, which share one copy of the small images."""
+    """Compares pairs of views on all of Ray's workers, which share one copy of them."""
 
     def __init__(self, facts: pa.Table, progress: Progress) -> None:
         import ray
 
-        small = np.zeros((len(facts), SIDE, SIDE), np.uint8)
-        for row, pixels in enumerate(facts["small"].to_pylist()):
-            if pixels is not None:
-                small[row] = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
-        self._small = ray.put(small)
+        self._views = ray.put(stack_views(facts))
         self._progress = progress
         self._done = 0
         self._task = ray.remote(_compare_pairs)
@@ -246,7 +241,7 @@ class _Comparer:
         import ray
 
         chunks = [pairs[start : start + _COMPARED_AT_ONCE] for start in range(0, len(pairs), _COMPARED_AT_ONCE)]
-        results = [self._task.remote(self._small, chunk) for chunk in chunks]
+        results = [self._task.remote(self._views, chunk) for chunk in chunks]
         likenesses: list[Likeness] = []
         for chunk, result in zip(chunks, results, strict=True):
             likenesses += ray.get(result)
@@ -255,11 +250,11 @@ class _Comparer:
         return likenesses
 
 
-def _compare_pairs(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
+def _compare_pairs(views: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
     import cv2
 
     cv2.setNumThreads(1)
-    return compare_pairs(small, pairs)
+    return compare_pairs(views, pairs)
 
 
 @dataclass(frozen=True)

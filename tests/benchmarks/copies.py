@@ -18,11 +18,10 @@ import pyarrow as pa
 from fracture.config import DataConfig, SampleConfig
 from fracture.preparation.alignment import compare_pairs
 from fracture.preparation.decode import Rejected, decode
-from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.examine import FACTS, examine, stack_views
 from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
 from fracture.preparation.preprocess import examine_source
 from fracture.preparation.sample import draw_sample
-from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile, find_source
 from fracture.storage import place
 from fracture.training.driver import start_ray
@@ -69,8 +68,8 @@ def planted(films: list[np.ndarray], of_what: str) -> list[str]:
             original.append(number)
             kinds.append(kind)
     facts = pa.Table.from_pylist(rows, schema=FACTS)
-    small = np.stack([np.frombuffer(s, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()])
-    links = find_links(facts, DataConfig(), lambda pairs: compare_pairs(small, pairs))
+    views = stack_views(facts)
+    links = find_links(facts, DataConfig(), lambda pairs: compare_pairs(views, pairs))
     of, kind_of = np.array(original), np.array(kinds)
     groups = group_numbers(len(facts), links, COPY_KINDS)
     film_group = {number: group for number, group, kind in zip(original, groups, kinds, strict=True) if not kind}

@@ -114,3 +114,11 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds(monkeypatch):
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 63 * 64)
     with pytest.raises(Rejected, match="64 x 64 pixels, over the limit of 4,032"):
         decode(encoded(Image.fromarray(RAMP)), 64)
+
+
+def test_the_centre_keeps_the_aspect():
+    wide = np.tile(np.arange(90, dtype=np.uint8), (30, 1))
+    centre = decode(encoded(Image.fromarray(wide), "png"), 30).centre()
+    assert centre.shape == (30, 30)
+    assert centre[0].tolist() == list(range(30, 60))
+    assert decode(encoded(Image.fromarray(wide[:, :30]), "png"), 30).centre() is None

@@ -1,5 +1,6 @@
 import io
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -7,10 +8,9 @@ from PIL import Image
 
 from fracture.config import DataConfig, SampleConfig
 from fracture.preparation.alignment import compare_pairs
-from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.examine import FACTS, examine, stack_views
 from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
 from fracture.preparation.sample import draw_sample
-from fracture.preparation.signature import SIDE
 from fracture.preparation.source import ImageFile
 from tests.preparation.planted import EDITS, encoded
 
@@ -28,9 +28,8 @@ def table(*files: tuple[str, bytes], patients: dict[str, str] | None = None, ori
 
 
 def links_of(facts: pa.Table, **config) -> pa.Table:
-    blank = bytes(SIDE**2)  # stands for the unreadable, which are not compared
-    small = np.stack([np.frombuffer(s or blank, np.uint8).reshape(SIDE, SIDE) for s in facts["small"].to_pylist()])
-    return find_links(facts, DataConfig(**config), lambda pairs: compare_pairs(small, pairs))
+    views = stack_views(facts)
+    return find_links(facts, DataConfig(**config), lambda pairs: compare_pairs(views, pairs))
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +116,17 @@ def test_a_pattern_that_captures_nothing_joins_nothing(films):
     files = [(f"{name}.png", encoded(films[i])) for i, name in enumerate(("s1-a", "s1-b", "other", "more"))]
     links = links_of(table(*files), group_pattern=r"(?:s(\d+))?")
     assert group_numbers(4, links).tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("degrees", [25, 40, 90])
+def test_a_film_that_is_not_square_is_known_when_turned(films, degrees):
+    """Turned first, made square afterwards: what was a circle is an ellipse, but in the middle, its aspect kept."""
+    long = cv2.resize(films[5], (300, 220), interpolation=cv2.INTER_AREA)
+    turn = cv2.getRotationMatrix2D((149.5, 109.5), degrees, 1)
+    files = [("a.png", long), ("b.png", cv2.warpAffine(long, turn, (300, 220))), ("c.png", films[6])]
+    facts = table(*[(path, encoded(image)) for path, image in files])
+    assert [len(views) for views in facts["small"].to_pylist()] == [2, 2, 1]
+    assert group_numbers(3, links_of(facts)).tolist() == [0, 0, 1]
 
 
 def test_two_large_families_of_one_film_are_joined(films):
