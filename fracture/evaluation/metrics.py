@@ -67,6 +67,18 @@ def compute_metrics(
     truth, called = labels.astype(bool), probabilities >= threshold
     values = _figures(truth, called, probabilities)
     intervals = _bootstrap(lambda rows: _figures(truth[rows], called[rows], probabilities[rows]), groups, resamples)
+    counted = {
+        "accuracy": np.ones_like(truth),
+        "recall": truth,
+        "specificity": ~truth,
+        "precision": called,
+        "npv": ~called,
+    }
+    cases = {name: len(np.unique(groups[rows])) for name, rows in counted.items()}
+    cases["auc"] = min(cases["recall"], cases["specificity"])
+    for name, count in cases.items():
+        if values[name] in (0, 1) and name in intervals:
+            intervals[name] = _exact(values[name], count)
     return Metrics(
         unit=unit,
         count=len(labels),
@@ -108,6 +120,15 @@ def _bootstrap(
         for name, values in drawn.items()
         if len(values) > resamples / 2
     }
+
+
+def _exact(value: float, cases: int) -> dict[str, float]:
+    """95 % interval where all cases or none are right, so that resampling finds nothing to vary.
+
+    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; cases are groups.
+    """
+    least = 0.025 ** (1 / cases)
+    return {"low": least, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - least}
 
 
 def _figures(truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:

@@ -73,6 +73,17 @@ def test_an_interval_of_a_proportion_is_what_theory_says():
     assert (figure.high - figure.low) / 2 == pytest.approx(1.96 * 0.03, rel=0.1)
 
 
+def test_three_of_three_right_is_not_certainty():
+    """The exact bound: a sensitivity of .292 finds three of three in one sample of forty."""
+    labels = np.array([1, 1, 1, 0, 0, 0])
+    figures = compute_metrics(labels, labels * 0.9, np.arange(6), 0.5).figures
+    for name in ("recall", "specificity", "auc", "precision"):
+        assert (figures[name].value, figures[name].low, figures[name].high) == (1, pytest.approx(0.292, abs=1e-3), 1)
+    assert compute_metrics(labels, labels * 0.4, np.arange(6), 0.5).figures["recall"].high == pytest.approx(
+        0.708, abs=1e-3
+    )
+
+
 def test_intervals_are_the_same_every_time():
     one, other = (compute_metrics(LABELS, PROBABILITIES, np.arange(7), 0.5) for _ in range(2))
     assert one == other
