@@ -1,11 +1,10 @@
 """Figures from labels and probabilities, counted exactly, with intervals that know which images belong together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from sklearn.metrics import auc, average_precision_score, roc_curve
 
 RESAMPLES = 1000
 _BINS = 10  # of the calibration error
@@ -65,18 +64,14 @@ def compute_metrics(
         threshold: one for all, or [N] where models of several folds were pooled.
     """
     truth, called = labels.astype(bool), probabilities >= threshold
-    values = _figures(truth, called, probabilities)
-    intervals = _bootstrap(lambda rows: _figures(truth[rows], called[rows], probabilities[rows]), groups, resamples)
-    counted = {
-        "accuracy": np.ones_like(truth),
-        "recall": truth,
-        "specificity": ~truth,
-        "precision": called,
-        "npv": ~called,
-    }
-    cases = {name: len(np.unique(groups[rows])) for name, rows in counted.items()}
-    cases["auc"] = min(cases["recall"], cases["specificity"])
-    for name, count in cases.items():
+    cases = _Cases(truth, called, probabilities.astype(np.float64))
+    values = cases.figures(np.ones(len(labels)))
+    intervals = _bootstrap(cases, groups, resamples)
+    counted = {"accuracy": np.ones_like(truth), "recall": truth, "specificity": ~truth}
+    counted |= {"precision": called, "npv": ~called}
+    number = {name: len(np.unique(groups[rows])) for name, rows in counted.items()}
+    number["auc"] = min(number["recall"], number["specificity"])
+    for name, count in number.items():
         if values[name] in (0, 1) and name in intervals:
             intervals[name] = _exact(values[name], count)
     return Metrics(
@@ -102,17 +97,75 @@ def by_radiograph(labels: np.ndarray, films: np.ndarray, *values: np.ndarray) ->
     return first, [np.bincount(position.ravel(), value) / count for value in values]
 
 
-def _bootstrap(
-    figures: Callable[[np.ndarray], dict[str, float | None]], groups: np.ndarray, resamples: int
-) -> dict[str, dict[str, float]]:
+class _Cases:
+    """Images or radiographs, sorted once, so that a thousand resamples are a thousand sums."""
+
+    def __init__(self, truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> None:
+        """All [N]."""
+        self._truth, self._called = truth, called
+        self._order = np.argsort(-probabilities, kind="stable")
+        # A threshold lies between different probabilities, never between equal ones.
+        self._ends = np.r_[np.flatnonzero(np.diff(probabilities[self._order])), len(probabilities) - 1]
+        clipped = bounded(probabilities)
+        self._square = (probabilities - truth) ** 2
+        self._loss = -np.log(np.where(truth, clipped, 1 - clipped))
+        self._bin, self._gap = _bins(probabilities), probabilities - truth
+
+    def figures(self, weights: np.ndarray) -> dict[str, float | None]:
+        """
+        Args:
+            weights: [N], how often each case counts.
+        """
+        tp, fp = weights @ (self._called & self._truth), weights @ (self._called & ~self._truth)
+        tn, fn = weights @ (~self._called & ~self._truth), weights @ (~self._called & self._truth)
+        total = weights.sum()
+        found = {
+            "accuracy": _ratio(tp + tn, total),
+            "precision": _ratio(tp, tp + fp),  # positive predictive value
+            "recall": _ratio(tp, tp + fn),  # sensitivity
+            "specificity": _ratio(tn, tn + fp),
+            "npv": _ratio(tn, tn + fn),
+            "f1": _ratio(2 * tp, 2 * tp + fp + fn),
+            "brier": _ratio(weights @ self._square, total),
+            "calibration_error": _ratio(np.abs(np.bincount(self._bin, weights * self._gap)).sum(), total),
+            "loss": _ratio(weights @ self._loss, total),
+        }
+        return found | self._ranking(weights)
+
+    def _ranking(self, weights: np.ndarray) -> dict[str, float | None]:
+        names = ("auc", "average_precision")
+        at = [(f"{a}_at_{b}_{c}", a, b / 100) for a, c in _OPPOSITES.items() for b in (90, 95)]
+        sorted_weights, truth = weights[self._order], self._truth[self._order]
+        found_true = np.r_[0, np.cumsum(sorted_weights * truth)[self._ends]]  # down to each threshold
+        found_false = np.r_[0, np.cumsum(sorted_weights * ~truth)[self._ends]]
+        if not (found_true[-1] and found_false[-1]):
+            return dict.fromkeys([*names, *(name for name, _, _ in at)])
+        true_rate, false_rate = found_true / found_true[-1], found_false / found_false[-1]
+        precision = found_true[1:] / np.maximum(found_true[1:] + found_false[1:], 1e-12)
+        found: dict[str, float | None] = {
+            "auc": float(np.trapezoid(true_rate, false_rate)),
+            "average_precision": float(np.diff(true_rate) @ precision),
+        }
+        for name, wanted, least in at:
+            if wanted == "sensitivity":
+                found[name] = float(true_rate[false_rate <= 1 - least + 1e-12].max())
+            else:
+                found[name] = float(1 - false_rate[true_rate >= least - 1e-12].min())
+        return found
+
+
+_OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}
+
+
+def _bootstrap(cases: _Cases, groups: np.ndarray, resamples: int) -> dict[str, dict[str, float]]:
     """95 % intervals of each figure over groups drawn with replacement; resamples without it are left out."""
-    order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    _, position = np.unique(groups, return_inverse=True)
+    count = position.max() + 1
     generator = np.random.default_rng(0)
     drawn: dict[str, list[float]] = {}
     for _ in range(resamples):
-        rows = np.concatenate([members[i] for i in generator.integers(0, len(members), len(members))])
-        for name, value in figures(rows).items():
+        times = np.bincount(generator.integers(0, count, count), minlength=count)
+        for name, value in cases.figures(times[position].astype(float)).items():
             if value is not None:
                 drawn.setdefault(name, []).append(value)
     return {
@@ -131,50 +184,9 @@ def _exact(value: float, cases: int) -> dict[str, float]:
     return {"low": least, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - least}
 
 
-def _figures(truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    tp, fp = int((called & truth).sum()), int((called & ~truth).sum())
-    tn, fn = int((~called & ~truth).sum()), int((~called & truth).sum())
-    clipped = bounded(probabilities)
-    found = {
-        "accuracy": _ratio(tp + tn, len(truth)),
-        "precision": _ratio(tp, tp + fp),  # positive predictive value
-        "recall": _ratio(tp, tp + fn),  # sensitivity
-        "specificity": _ratio(tn, tn + fp),
-        "npv": _ratio(tn, tn + fn),
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn),
-        "brier": float(np.mean((probabilities - truth) ** 2)),
-        "calibration_error": calibration_error(truth, probabilities),
-        "loss": float(-np.mean(np.log(np.where(truth, clipped, 1 - clipped)))),
-    }
-    return found | _ranking(truth, probabilities)
-
-
-def _ranking(truth: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    names = ("auc", "average_precision")
-    at = [(f"{a}_at_{b}_{c}", a, b / 100) for a, c in _OPPOSITES.items() for b in (90, 95)]
-    if not 0 < truth.sum() < len(truth):
-        return dict.fromkeys([*names, *(name for name, _, _ in at)])
-    false_rate, true_rate, _ = roc_curve(truth, probabilities, drop_intermediate=False)
-    found: dict[str, float | None] = {
-        "auc": float(auc(false_rate, true_rate)),
-        "average_precision": float(average_precision_score(truth, probabilities)),
-    }
-    for name, wanted, least in at:
-        if wanted == "sensitivity":
-            found[name] = float(true_rate[false_rate <= 1 - least + 1e-12].max())
-        else:
-            found[name] = float(1 - false_rate[true_rate >= least - 1e-12].min())
-    return found
-
-
-_OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}
-
-
-def calibration_error(truth: np.ndarray, probabilities: np.ndarray) -> float:
-    """Expected calibration error over ten bins of equal width (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602)."""
-    bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=probabilities - truth, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(truth))
+def _bins(probabilities: np.ndarray) -> np.ndarray:
+    """Ten of equal width, of the expected calibration error (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602)."""
+    return np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
 
 
 def bounded(probabilities: np.ndarray) -> np.ndarray:
@@ -182,5 +194,5 @@ def bounded(probabilities: np.ndarray) -> np.ndarray:
     return np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST)
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole else None

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from fracture.evaluation.metrics import by_radiograph, calibration_error, compute_metrics
+from fracture.evaluation.metrics import by_radiograph, compute_metrics
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
@@ -91,5 +92,24 @@ def test_intervals_are_the_same_every_time():
 
 def test_calibration_error_by_hand():
     """Bin .2–.3: two say .25, one is true: gap .25; bin .9–1: one says .95 and is true: gap .05."""
-    error = calibration_error(np.array([True, False, True]), np.array([0.25, 0.25, 0.95]))
-    assert error == pytest.approx((2 * 0.25 + 1 * 0.05) / 3)
+    m = compute_metrics(np.array([1, 0, 1]), np.array([0.25, 0.25, 0.95]), np.arange(3), 0.5)
+    assert m["calibration_error"] == pytest.approx((2 * 0.25 + 1 * 0.05) / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranking_is_that_of_scikit_learn_ties_included(seed: int):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 2, 60)
+    probabilities = np.round(np.clip(0.5 + 0.2 * (labels - 0.5) + generator.normal(0, 0.2, 60), 0, 1), 1)
+    m = compute_metrics(labels, probabilities, np.arange(60), 0.5)
+    assert m["auc"] == pytest.approx(roc_auc_score(labels, probabilities))
+    assert m["average_precision"] == pytest.approx(average_precision_score(labels, probabilities))
+    false_rate, true_rate, _ = roc_curve(labels, probabilities, drop_intermediate=False)
+    assert m["sensitivity_at_90_specificity"] == pytest.approx(true_rate[false_rate <= 0.1 + 1e-12].max())
+    assert m["specificity_at_95_sensitivity"] == pytest.approx(1 - false_rate[true_rate >= 0.95 - 1e-12].min())
+
+
+def test_a_resample_counts_each_case_as_often_as_it_was_drawn():
+    """Two groups: the four equally likely resamples have accuracies 1, ½, ½ and 0."""
+    figure = compute_metrics(np.array([1, 1]), np.array([0.9, 0.1]), np.array([0, 1]), 0.5).figures["accuracy"]
+    assert (figure.value, figure.low, figure.high) == (0.5, 0, 1)
