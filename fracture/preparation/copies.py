@@ -12,7 +12,7 @@ from fracture.preparation.alignment import SCALES
 
 # Distances of unit vectors. Copies of real radiographs, distorted in each of the ways tested, lie nearer than these.
 _NEAR_RINGS, _NEAR_SMALLER_RINGS, _NEAR_SPECTRUM = 0.30, 0.20, 0.16
-_NEIGHBOURS = 6
+NEIGHBOURS = 6  # that each image asks for
 _LINKS, _EFFORT = 24, 96  # of the graph: edges a point, candidates kept while searching
 
 
@@ -55,8 +55,8 @@ def _index(vectors: np.ndarray) -> faiss.Index:
 
 
 def _rounds(index: faiss.Index, queries: np.ndarray, limit: float, names: np.ndarray) -> Iterator[np.ndarray]:
-    squared, neighbours = index.search(np.ascontiguousarray(queries), _NEIGHBOURS + 1)
-    for column in range(_NEIGHBOURS + 1):
+    squared, neighbours = index.search(np.ascontiguousarray(queries), NEIGHBOURS + 1)
+    for column in range(NEIGHBOURS + 1):
         near = (neighbours[:, column] >= 0) & (squared[:, column] < limit**2)
         pairs = np.stack([np.flatnonzero(near), neighbours[near, column]], axis=1)
         pairs = pairs[pairs[:, 0] != pairs[:, 1]]

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 from fracture.config import DataConfig
 from fracture.preparation.alignment import SCALES, Likeness
-from fracture.preparation.copies import candidates
+from fracture.preparation.copies import NEIGHBOURS, candidates
 from fracture.preparation.examine import RING_LENGTH
 
 # From the plainest to the least plain.
@@ -82,10 +82,8 @@ def first_of_each(column: pa.ChunkedArray, among: np.ndarray) -> np.ndarray:
 
 
 def _near_copies(facts: pa.Table, distinct: np.ndarray, compare: Compare) -> list[pa.Table]:
-    """Searches among all images, then among one of each group, until no two groups are joined any more.
-
-    The second search is for two families of one film so large that their members see only their own kin near them.
-    """
+    """Searches among all images; then, where families are so large that their members see only their own kin near
+    them, among one of each family, until no two are joined any more."""
     owner = _owners(facts)
     views = np.flatnonzero(np.isin(owner, distinct))
     rings = _vectors(facts["rings"], views).reshape(len(views), len(SCALES), RING_LENGTH).transpose(1, 0, 2)
@@ -101,8 +99,8 @@ def _near_copies(facts: pa.Table, distinct: np.ndarray, compare: Compare) -> lis
             asked.update(new)
             links.append(_compared(np.array(new, np.int64).reshape(-1, 2), owner, compare, _SAME_FILM, "copy"))
         groups = _groups(len(facts), links)[owner[views]]
-        first = np.unique(groups, return_index=True)[1]
-        if len(first) == groups_before:
+        first, size = np.unique(groups, return_index=True, return_counts=True)[1:]
+        if size.max(initial=0) <= NEIGHBOURS or len(first) == groups_before:
             return links
         chosen, groups_before = np.flatnonzero(np.isin(owner[views], owner[views[first]])), len(first)
 
