@@ -329,7 +329,7 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
         hashes = [digest.hex() for digest in facts["sha256"].take(rows).to_pylist()]
         if config.folds == "source":
             origins = facts["origin"].take(rows).to_pylist()
-            assignment, titles = assign_by_source(groups[rows], labels[rows], hashes, origins, config)
+            assignment, titles = assign_by_source(groups[rows], labels[rows], hashes, origins, config, previous)
             names = tuple(sorted(set(assignment.splits.tolist())))
         else:
             shares = shares_of(config)

@@ -87,6 +87,7 @@ def assign_by_source(
     hashes: Sequence[str],
     origins: Sequence[str],
     config: DataConfig,
+    previous: Mapping[str, str] | None = None,
 ) -> tuple[Assignment, tuple[str, ...]]:
     """Each origin a fold, of two parts: `fold-N`, and `fold-N-val`, which validates where another origin is tested.
 
@@ -111,11 +112,12 @@ def assign_by_source(
             "data.folds = source needs images of two sources or more: name several --data folders, or give the labels "
             "file a source column."
         )
-    splits = np.empty(len(groups), object)
+    parts = {digest: "-val" if split.endswith("-val") else "" for digest, split in (previous or {}).items()}
+    splits, moved = np.empty(len(groups), object), []
     for number, name in enumerate(names, 1):
         rows = np.flatnonzero(own == name)
         try:
-            part = assign(groups[rows], labels[rows], [hashes[i] for i in rows], shares_of(config), config.seed)
+            part = assign(groups[rows], labels[rows], [hashes[i] for i in rows], shares_of(config), config.seed, parts)
         except UsageError:
             count = [len(np.unique(groups[rows][labels[rows] == label])) for label in range(len(CLASS_NAMES))]
             raise UsageError(
@@ -124,7 +126,8 @@ def assign_by_source(
                 "use data.folds = 5."
             ) from None
         splits[rows] = [f"fold-{number}{suffix}" for suffix in part.splits]
-    return Assignment(splits.astype(str)), names
+        moved += part.moved
+    return Assignment(splits.astype(str), moved), names
 
 
 def _deal(

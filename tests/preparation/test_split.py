@@ -117,6 +117,20 @@ def test_a_group_of_two_sources_is_in_one_fold():
     assert {split[:6] for split in assignment.splits[:2]} == {"fold-1"}
 
 
+def test_by_source_what_validated_still_does_when_the_data_has_grown():
+    """East sorts first, so that all folds get another number."""
+    groups, hashes = families([2] * 40)
+    origins = ["south" if group % 4 < 2 else "north" for group in groups]
+    config = DataConfig(folds="source")
+    few = assign_by_source(groups, groups % 2, hashes, origins, config)[0].splits
+    more, more_hashes = families([2] * 40, first=40)
+    everything, previous = np.r_[groups, more], dict(zip(hashes, few, strict=True))
+    origins += ["east" if group % 4 < 2 else "south" for group in more]
+    many = assign_by_source(everything, everything % 2, hashes + more_hashes, origins, config, previous)[0].splits
+    assert [split.endswith("-val") for split in many[:80]] == [split.endswith("-val") for split in few]
+    assert many[0] == few[0].replace("fold-2", "fold-3")
+
+
 def test_folds_by_source_need_two_sources():
     groups, hashes = families([1] * 20)
     with pytest.raises(UsageError, match=r"folds = source needs images of two sources or more: name several --data"):
