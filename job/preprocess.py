@@ -65,9 +65,10 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
 
 def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import examine_source, write_audit
+    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
     from fracture.training.driver import start_ray
 
+    check_apart(source, out)
     start_ray(verbose)
     with Bars() as bars:
         examined = examine_source(source, config.data, bars.show)

@@ -51,6 +51,14 @@ def test_preprocess_needs_somewhere_to_write(image_folder):
     assert "error: --out is missing: name the folder to write the shards to, or ask for --audit-only" in told.stderr
 
 
+def test_an_audit_is_not_written_into_the_data(image_folder):
+    folder = image_folder(*official_paths(1))
+    told = job("preprocess.py", "--audit-only", "--data", str(folder), cwd=folder)
+    assert told.returncode == 2
+    assert "audits/data: may not lie inside the data folder, which is never written to, or around it" in told.stderr
+    assert {path.name for path in folder.iterdir()} == {"train", "val", "test"}
+
+
 def test_evaluate_needs_a_bundle(tmp_path: Path):
     told = job("evaluate.py", "--bundle", str(tmp_path), "--shards", str(tmp_path), "--out", str(tmp_path / "out"))
     assert told.returncode == 2
