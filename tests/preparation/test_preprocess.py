@@ -358,6 +358,17 @@ def test_the_split_is_remembered_though_a_shard_is_lost(image_folder, tmp_path):
     assert {path: after[path] for path in before} == before
 
 
+def test_a_clean_split_that_becomes_leaky_moves_only_what_leaks(image_folder, tmp_path):
+    folder = image_folder(*official_paths(8))
+    assert run(folder, tmp_path / "out").split == "official"
+    before = splits_of(tmp_path / "out")
+    shutil.copy(folder / "val/fractured/0.png", folder / "test/fractured/copy.png")
+    manifest = run(folder, tmp_path / "out")
+    assert manifest.split == "group"
+    after = splits_of(tmp_path / "out")
+    assert {path for path in before if after.get(path) != before[path]} <= {"val/fractured/0.png"}
+
+
 def test_settings_that_differ_from_those_of_the_shards_are_named(image_folder, tmp_path):
     run(image_folder(*official_paths()), tmp_path / "out")
     assert changed_settings(place(tmp_path / "out"), CONFIG) == []
