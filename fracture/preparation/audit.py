@@ -264,13 +264,19 @@ def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray)
         return None
     _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1 / size[position]
-    scores = np.zeros(len(labels))
+    parts = []  # (AUC, pairs of groups) of each fold: scores of different trees cannot be ranked among each other
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     for train, test in splitter.split(values, labels, groups):
         tree = DecisionTreeClassifier(max_depth=3, min_weight_fraction_leaf=0.02, random_state=0)
         tree.fit(values[train], labels[train], sample_weight=weights[train])
-        scores[test] = tree.predict_proba(values[test]) @ tree.classes_  # groups may leave a part one class only
-    auc = float(roc_auc_score(labels, scores, sample_weight=weights))
+        scores = tree.predict_proba(values[test]) @ tree.classes_
+        pairs = np.prod([len(np.unique(groups[test][labels[test] == label])) for label in range(len(CLASS_NAMES))])
+        if pairs:  # large groups may leave a part one class only
+            parts.append((roc_auc_score(labels[test], scores, sample_weight=weights[test]), pairs))
+    if not parts:
+        return None
+    aucs, pairs_of_groups = zip(*parts, strict=True)
+    auc = float(np.average(aucs, weights=pairs_of_groups))
     # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with groups for cases.
     negatives, positives = per_class
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)

@@ -102,6 +102,29 @@ def test_each_kind_of_link_shows_its_pairs_one_a_radiograph(facts):
     ]
 
 
+def test_groups_that_leave_a_part_one_class_are_no_obstacle():
+    """One group holds both classes of the second one, so that a part of the cross-validation has no fracture."""
+    labels = [0] * 3 + [1] * 30 + [0] * 8 + [1] + [0] * 24
+    groups = [0] * 3 + [1] * 30 + [2] * 9 + [3] * 20 + [4] * 3 + [5]
+    rows = []
+    for number, label in enumerate(labels):
+        row = dict.fromkeys(FACTS.names) | {"path": f"{number}.jpg", "label": label, "split": "", "patient": ""}
+        row |= {"origin": "", "bytes": 9000 + number, "sha256": bytes([number] * 32), "pixels": bytes([number] * 16)}
+        row |= {
+            "format": "JPEG",
+            "mode": "L",
+            "width": 200,
+            "height": 300,
+            "mean": 60.0,
+            "deviation": 1.0,
+            "border": 0.0,
+        }
+        rows.append(row)
+    same = [(a, a + 1, "patient") for a in range(len(groups) - 1) if groups[a] == groups[a + 1]]
+    audit = make_audit(pa.Table.from_pylist(rows, schema=FACTS), links_of(*same))
+    assert all(0 <= shortcut.auc <= 1 for shortcut in audit.shortcuts.values())
+
+
 def shortcut_audit(size_tells: bool) -> Audit:
     """80 images of 40 groups; fractures are larger by a quarter, or not."""
     generator = np.random.default_rng(0)
