@@ -102,6 +102,7 @@ def write_shards(
         leakage={s: Leak(images=rows[s], by_kind={"bytes": 0}) for s in SPLITS[1:] if s in rows},
         leakage_found={},
         alarms=[],
+        shortcuts={},
         moved=[],
         left_out={},
         pixels={s: Pixels(count=1000, sum=96_000, square_sum=(96**2 + 50**2) * 1000) for s in rows},

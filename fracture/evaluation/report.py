@@ -170,6 +170,11 @@ def caveats(manifest: Manifest) -> list[str]:
         advice = " No test image is left that does not: --split group makes one that can tell more."
         whole = test is not None and test.leaking == test.images
         lines.append(f"MEMORY: {'; '.join(told)}.{advice if whole else ''}")
+    if manifest.shortcuts:
+        told = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]
+        lines.append(
+            f"SHORTCUTS: in this data {', '.join(told)} alone tell the classes apart; a model may use them too."
+        )
     return lines
 
 

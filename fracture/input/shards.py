@@ -82,6 +82,7 @@ class Manifest(BaseModel):
     leakage: dict[str, Leak]  # "val", "test" -> what it shares with training, in these shards
     leakage_found: dict[str, Leak]  # the same in the split as found; empty where there was none
     alarms: list[str]  # of the audit
+    shortcuts: dict[str, float]  # what predicts the label beside the anatomy, and its AUC
     moved: list[str]  # groups that new images made move to training
     left_out: dict[str, int]  # why -> readable images that are in no shard
     pixels: dict[str, Pixels]

@@ -169,11 +169,16 @@ def alarms(audit: Audit) -> list[str]:
             f"One group holds {largest:,} of {readable:,} images: no split can balance it. If that is not one patient, "
             "look for a patient column or a data.group_pattern that gives many the same name."
         )
-    bad = [(name, s) for name, s in audit.shortcuts.items() if s.alarming and name != "all"]
-    if bad:
-        told = ", ".join(f"{name} {s.auc:.2f}" for name, s in sorted(bad, key=lambda item: -item[1].auc))
+    if bad := alarming(audit):
+        told = ", ".join(f"{name} {s.auc:.2f}" for name, s in bad)
         lines.append(f"Things beside the anatomy predict the label (AUC, chance is 0.50): {told}.")
     return lines
+
+
+def alarming(audit: Audit) -> list[tuple[str, Shortcut]]:
+    """The shortcuts to be warned of, the plainest first."""
+    bad = [(name, s) for name, s in audit.shortcuts.items() if s.alarming and name != "all"]
+    return sorted(bad, key=lambda item: -item[1].auc)
 
 
 def audit_lines(audit: Audit) -> list[str]:

@@ -32,7 +32,7 @@ from fracture.input.shards import (
 )
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.preparation.alignment import Likeness, compare_pairs
-from fracture.preparation.audit import Audit, alarms, leakage, make_audit
+from fracture.preparation.audit import Audit, alarming, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.decode import decode
 from fracture.preparation.examine import FACTS, examine, stack_views
@@ -452,6 +452,7 @@ def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataC
         leakage=leakage(plan.splits, examined.links),
         leakage_found=examined.audit.leakage,
         alarms=alarms(examined.audit),
+        shortcuts={name: shortcut.auc for name, shortcut in alarming(examined.audit)},
         moved=plan.moved,
         left_out=plan.left_out,
         pixels={s: Pixels.total(part.pixels for part in parts if part.split == s) for s in plan.names},

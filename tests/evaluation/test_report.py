@@ -121,6 +121,15 @@ def test_caveats_stand_beside_every_figure(shard_folder):
     assert caveats(real)[0].endswith("No test image is left that does not: --split group makes one that can tell more.")
 
 
+def test_what_predicts_the_label_beside_the_anatomy_stands_beside_the_figures(shard_folder):
+    _, manifest = shard_folder()
+    real = manifest.model_copy(update={"synthetic": False, "shortcuts": {"size": 0.926, "aspect": 0.85}})
+    assert caveats(real) == [
+        "SHORTCUTS: in this data size (AUC 0.93), aspect (AUC 0.85) alone tell the classes apart; a model may use them "
+        "too."
+    ]
+
+
 def test_the_last_lines_say_what_was_found_and_missed(shard_folder):
     folder, manifest = shard_folder()
     lines = result_lines(evaluate_run(SCORES, folder, manifest, 0.5))
