@@ -25,6 +25,7 @@ _EXTENSIONS = {
 }
 _PLAINEST = 20
 _GIANT = 0.2  # share of the images in one group from which on it is warned of
+_ENOUGH = 5000  # groups to look for shortcuts in; the grouped folds take their time
 _ALARM_AUC = 0.6  # a shortcut this strong, and beyond chance, is warned of
 
 
@@ -88,7 +89,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
     groups = group_numbers(len(facts), links)
     distinct = first_of_each(facts["pixels"], readable)
     found = np.array(facts["split"].to_pylist())
-    seen = facts.filter(pa.array(readable))
+    seen = facts.select(["path", "format", "mode", "width", "height"]).filter(pa.array(readable))
     sides = np.concatenate([seen["width"].to_numpy(), seen["height"].to_numpy()])
     sizes = Counter(f"{w}x{h}" for w, h in zip(seen["width"].to_pylist(), seen["height"].to_pylist(), strict=True))
 
@@ -235,7 +236,10 @@ def _conflicts(films: np.ndarray, labels: np.ndarray, readable: np.ndarray, path
 
 
 def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dict[str, Shortcut]:
-    rows = facts.take(distinct)
+    some = np.random.default_rng(0).permutation(np.unique(groups[distinct]))[:_ENOUGH]
+    distinct = distinct[np.isin(groups[distinct], some)]
+    names = ["label", "origin", "bytes", "format", "width", "height", "mean", "border"]
+    rows = facts.select(names).take(distinct)
     width, height = rows["width"].to_numpy().astype(float), rows["height"].to_numpy().astype(float)
     formats, origins = (np.array(rows[name].to_pylist()) for name in ("format", "origin"))
     features = {  # [N, D] each
@@ -250,40 +254,46 @@ def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dic
         features["origin"] = _one_hot(origins)
     features["all"] = np.concatenate(list(features.values()), axis=1)
     labels, families = rows["label"].to_numpy(), groups[distinct]
-    found = {name: _cross_validated(values, labels, families) for name, values in features.items()}
+    folds = min(5, *_groups_per_class(labels, families))
+    if folds < 2:  # too few to tell
+        return {}
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    parts = list(splitter.split(labels, labels, families))
+    found = {name: _cross_validated(values, labels, families, parts) for name, values in features.items()}
     return {name: shortcut for name, shortcut in found.items() if shortcut is not None}
+
+
+def _groups_per_class(labels: np.ndarray, groups: np.ndarray) -> list[int]:
+    return [len(np.unique(groups[labels == label])) for label in range(len(CLASS_NAMES))]
 
 
 def _one_hot(names: np.ndarray) -> np.ndarray:
     return np.stack([names == name for name in np.unique(names)], axis=1).astype(float)
 
 
-def _cross_validated(values: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Shortcut | None:
-    """AUC of a small decision tree on groups it was not grown on; None where a class has too few groups to tell.
+def _cross_validated(
+    values: np.ndarray, labels: np.ndarray, groups: np.ndarray, parts: list[tuple[np.ndarray, np.ndarray]]
+) -> Shortcut | None:
+    """AUC of a small decision tree on groups it was not grown on; None where no part has both classes.
 
-    Each group weighs 1 in all, shared by its images.
+    Each group weighs 1 in all, shared by its images. Scores of different trees cannot be ranked among each other, so
+    the AUC is that of each part, averaged by the pairs of groups in it.
     """
-    per_class = [len(np.unique(groups[labels == label])) for label in range(len(CLASS_NAMES))]
-    folds = min(5, *per_class)
-    if folds < 2:
-        return None
     _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1 / size[position]
-    parts = []  # (AUC, pairs of groups) of each fold: scores of different trees cannot be ranked among each other
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-    for train, test in splitter.split(values, labels, groups):
+    aucs, pairs = [], []
+    for train, test in parts:
         tree = DecisionTreeClassifier(max_depth=3, min_weight_fraction_leaf=0.02, random_state=0)
         tree.fit(values[train], labels[train], sample_weight=weights[train])
         scores = tree.predict_proba(values[test]) @ tree.classes_
-        pairs = np.prod([len(np.unique(groups[test][labels[test] == label])) for label in range(len(CLASS_NAMES))])
-        if pairs:  # large groups may leave a part one class only
-            parts.append((roc_auc_score(labels[test], scores, sample_weight=weights[test]), pairs))
-    if not parts:
+        if 0 < labels[test].sum() < len(test):  # large groups may leave a part one class only
+            aucs.append(roc_auc_score(labels[test], scores, sample_weight=weights[test]))
+            pairs.append(np.prod(_groups_per_class(labels[test], groups[test])))
+    if not aucs:
         return None
-    aucs, pairs_of_groups = zip(*parts, strict=True)
-    auc = float(np.average(aucs, weights=pairs_of_groups))
+    auc = float(np.average(aucs, weights=pairs))
+    negatives, positives = _groups_per_class(labels, groups)
     # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with groups for cases.
-    negatives, positives = per_class
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
     error = float(np.sqrt(variance / (positives * negatives)))
