@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import score_blocks, write_predictions
-    from fracture.input.shards import read_manifest
+    from fracture.input.shards import read_index, read_manifest
     from fracture.release.bundle import read_bundle, versions
     from fracture.storage import place
 
@@ -48,13 +48,13 @@ def main(args: argparse.Namespace) -> None:
             f"{shards}: the model takes a test split of images of {bundle.image_size} pixels; these shards have "
             f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
         )
-    with bundle.model() as model:
-        scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1)
     known = _groups_seen(bundle, shards)
-    fresh = [group not in known for group in scores["group"].to_pylist()]
+    groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
+    fresh = [group not in known for group in groups]
     if not any(fresh):
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    scores = scores.filter(fresh)
+    with bundle.model() as model:
+        scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
     manifest = _counted(manifest, scores)
     evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
     facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
