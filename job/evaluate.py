@@ -83,7 +83,9 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
 
 def _groups_seen(bundle: Bundle, shards: Place) -> set[int]:
     """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
-    files = (shards / "files.parquet").read_parquet(["sha256", "group"]).to_pydict()
+    from fracture.input.shards import FILES
+
+    files = (shards / FILES).read_parquet(["sha256", "group"]).to_pydict()
     seen = bundle.trained_on()
     return {group for digest, group in zip(files["sha256"], files["group"], strict=True) if digest in seen}
 

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel
 
 RESAMPLES = 1000
-_BINS = 10  # of the calibration error
+BINS = 10  # of the calibration error, of equal width
 _LEAST = 1e-7  # probabilities are kept this far from 0 and 1 for logarithms, as Keras does
 
 
@@ -22,7 +22,7 @@ class Figure(BaseModel):
 class Metrics(BaseModel):
     """Scores of one split; fracture is the positive class."""
 
-    unit: str  # "image", or "radiograph": the mean probability over each group's images
+    unit: str  # "image", or "radiograph": the mean probability over each film's images
     count: int  # of that unit
     groups: int
     threshold: float | None  # None where images have thresholds of their own
@@ -79,10 +79,7 @@ def compute_metrics(
         count=len(labels),
         groups=len(np.unique(groups)),
         threshold=float(threshold) if np.ndim(threshold) == 0 else None,
-        true_positives=int((called & truth).sum()),
-        false_positives=int((called & ~truth).sum()),
-        true_negatives=int((~called & ~truth).sum()),
-        false_negatives=int((~called & truth).sum()),
+        **dict(zip(_CELLS, cases.cells.sum(axis=1).astype(int).tolist(), strict=True)),
         figures={name: Figure(value=value, **intervals.get(name, {})) for name, value in values.items()},
     )
 
@@ -97,27 +94,31 @@ def by_radiograph(labels: np.ndarray, films: np.ndarray, *values: np.ndarray) ->
     return first, [np.bincount(position.ravel(), value) / count for value in values]
 
 
+_CELLS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
+
+
 class _Cases:
     """Images or radiographs, sorted once, so that a thousand resamples are a thousand sums."""
 
     def __init__(self, truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> None:
         """All [N]."""
-        self._truth, self._called = truth, called
+        # [4, N] of 0 and 1: which cell of the confusion matrix each case is in, as `_CELLS` names them.
+        self.cells = np.stack([called & truth, called & ~truth, ~called & ~truth, ~called & truth]).astype(float)
         self._order = np.argsort(-probabilities, kind="stable")
         # A threshold lies between different probabilities, never between equal ones.
         self._ends = np.r_[np.flatnonzero(np.diff(probabilities[self._order])), len(probabilities) - 1]
         clipped = bounded(probabilities)
         self._square = (probabilities - truth) ** 2
         self._loss = -np.log(np.where(truth, clipped, 1 - clipped))
-        self._bin, self._gap = _bins(probabilities), probabilities - truth
+        self._bin, self._gap = bin_of(probabilities), probabilities - truth
+        self._sorted_truth = truth[self._order]
 
     def figures(self, weights: np.ndarray) -> dict[str, float | None]:
         """
         Args:
             weights: [N], how often each case counts.
         """
-        tp, fp = weights @ (self._called & self._truth), weights @ (self._called & ~self._truth)
-        tn, fn = weights @ (~self._called & ~self._truth), weights @ (~self._called & self._truth)
+        tp, fp, tn, fn = self.cells @ weights
         total = weights.sum()
         found = {
             "accuracy": _ratio(tp + tn, total),
@@ -135,7 +136,7 @@ class _Cases:
     def _ranking(self, weights: np.ndarray) -> dict[str, float | None]:
         names = ("auc", "average_precision")
         at = [(f"{a}_at_{b}_{c}", a, b / 100) for a, c in _OPPOSITES.items() for b in (90, 95)]
-        sorted_weights, truth = weights[self._order], self._truth[self._order]
+        sorted_weights, truth = weights[self._order], self._sorted_truth
         found_true = np.r_[0, np.cumsum(sorted_weights * truth)[self._ends]]  # down to each threshold
         found_false = np.r_[0, np.cumsum(sorted_weights * ~truth)[self._ends]]
         if not (found_true[-1] and found_false[-1]):
@@ -184,9 +185,9 @@ def _exact(value: float, cases: int) -> dict[str, float]:
     return {"low": least, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - least}
 
 
-def _bins(probabilities: np.ndarray) -> np.ndarray:
-    """Ten of equal width, of the expected calibration error (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602)."""
-    return np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
+def bin_of(probabilities: np.ndarray) -> np.ndarray:
+    """[N] int, of the expected calibration error (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602)."""
+    return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
 def bounded(probabilities: np.ndarray) -> np.ndarray:

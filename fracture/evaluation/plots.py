@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from fracture.evaluation.metrics import Metrics
+from fracture.evaluation.metrics import BINS, Metrics, bin_of
 from fracture.labels import CLASS_NAMES
 
 _TRAIN, _VAL, _INK, _GRID = "#2f6f9f", "#d1603d", "#333333", "#dddddd"
@@ -114,10 +114,10 @@ def plot_precision_recall(labels: np.ndarray, probabilities: np.ndarray, metrics
 
 def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
     """How often there is a fracture where the model says how likely one is; arguments as of `plot_roc`."""
-    bins = np.minimum((probabilities * 10).astype(int), 9)
-    count = np.bincount(bins, minlength=10)
+    bins = bin_of(probabilities)
+    count = np.bincount(bins, minlength=BINS)
     filled = count > 0
-    said, true = (np.bincount(bins, values, 10)[filled] / count[filled] for values in (probabilities, labels))
+    said, true = (np.bincount(bins, values, BINS)[filled] / count[filled] for values in (probabilities, labels))
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
         axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="perfectly calibrated")

@@ -18,7 +18,7 @@ from fracture.evaluation.plots import (
     plot_reliability,
     plot_roc,
 )
-from fracture.input.shards import Manifest, images_of, read_index, read_rows
+from fracture.input.shards import Manifest, images_of, read_rows, read_seen
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
 from fracture.storage import Place
@@ -73,9 +73,7 @@ def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold:
             found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
     leak = manifest.leakage.get("test")
     if leak is not None and leak.leaking:
-        seen = pa.concat_tables(read_index(shards, manifest, split, ["group"]) for split in SPLITS[:2])[
-            "group"
-        ].combine_chunks()
+        seen = read_seen(shards, manifest, "group").combine_chunks()
         apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group"], seen)))
         if len(apart):
             found["test_without_leaks"] = evaluate(apart, threshold)
@@ -102,7 +100,8 @@ def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place)
     Args:
         scores: calibrated, of validation and test.
     """
-    caption = "\n".join(caveats(report.manifest))
+    told = caveats(report.manifest)
+    caption = "\n".join(told)
     test = scores.filter(pc.equal(scores["split"], "test"))
     labels, probabilities = test["label"].to_numpy(), test["probability"].to_numpy()
     plots = {"curves": plot_curves(report.history, report.best_epoch, caption)} if report.history else {}
@@ -112,7 +111,7 @@ def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place)
     page = render(
         "report.html",
         report=report,
-        caveats=caveats(report.manifest),
+        caveats=told,
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},

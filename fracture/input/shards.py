@@ -18,6 +18,7 @@ from fracture.storage import Place
 
 SCHEMA_VERSION = 3
 MANIFEST = "dataset.json"
+FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
 
@@ -237,6 +238,11 @@ def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[
         _read_shard(folder / shard.file, shard, 0, shard.rows, manifest.image_size, list(columns))
         for shard in manifest.shards[split]
     )
+
+
+def read_seen(folder: Place, manifest: Manifest, column: str) -> pa.ChunkedArray:
+    """One column of every row that training or validation sees."""
+    return pa.concat_tables(read_index(folder, manifest, split, [column]) for split in SPLITS[:2])[column]
 
 
 def _read_shard(

@@ -124,7 +124,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
         leakage=leakage(np.where(readable, found, ""), links),
         conflicts=_conflicts(films, labels, readable, paths),
         shortcuts=_shortcuts(facts, distinct, groups),
-        plainest=_plainest(facts, found, links),
+        plainest=_plainest(paths, found, groups, links),
     )
 
 
@@ -300,10 +300,8 @@ def _cross_validated(
     return Shortcut(auc=auc, low=max(0.0, auc - 1.96 * error), high=min(1.0, auc + 1.96 * error))
 
 
-def _plainest(facts: pa.Table, found: np.ndarray, links: pa.Table) -> list[Pair]:
+def _plainest(paths: Sequence[str], found: np.ndarray, groups: np.ndarray, links: pa.Table) -> list[Pair]:
     """Pairs of a test or validation image and one of training, of each kind of link as many, one a radiograph."""
-    paths = facts["path"].to_pylist()
-    groups = group_numbers(len(facts), links)
     pairs: dict[str, dict[int, Pair]] = {kind: {} for kind in KINDS}
     told: set[tuple[int, int]] = set()  # identical bytes are identical pixels
     order = list(KINDS)

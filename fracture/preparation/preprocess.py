@@ -22,6 +22,7 @@ from pyarrow import fs
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
 from fracture.input.shards import (
+    FILES,
     MANIFEST,
     SCHEMA_VERSION,
     Manifest,
@@ -42,9 +43,8 @@ from fracture.preparation.split import assign, assign_by_source, first_lack, sha
 from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
-_FILES = "files.parquet"  # every file: facts, group, split
 _LINKS = "links.parquet"  # why files are one group
-_BESIDE = (MANIFEST, _INPUT, _FILES, _LINKS, "audit.json", "audit.html")
+_BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, "audit.json", "audit.html")
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 
 Progress = Callable[[str, int, int | None], None]  # what, done, of how many, where that is known
@@ -132,7 +132,7 @@ def preprocess(
     manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
     write_audit(out, examined)
-    (out / _FILES).write_parquet(plan.files)
+    (out / FILES).write_parquet(plan.files)
     (out / _LINKS).write_parquet(examined.links)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / _INPUT).write_json({"input": _input_key(source, config), "fingerprint": manifest.fingerprint})
@@ -277,7 +277,7 @@ def _previous(out: Place, config: DataConfig) -> dict[str, str]:
     """File hash -> split, as recorded in `out` under the same settings of the split."""
     try:
         before = (out / MANIFEST).read_json()["parameters"]  # also where a shard is lost: the split is not
-        table = (out / _FILES).read_parquet(["sha256", "group", "split_used"])
+        table = (out / FILES).read_parquet(["sha256", "group", "split_used"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return {}
     deciding = ("split", "folds", "seed", "val_fraction", "test_fraction")

@@ -19,7 +19,7 @@ from fracture.config import Config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.metrics import Evaluation, Metrics, as_json
-from fracture.input.shards import Manifest, read_index
+from fracture.input.shards import Manifest, read_seen
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
@@ -98,8 +98,7 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    seen = pa.concat_tables(read_index(shards, manifest, split, ["sha256"]) for split in ("train", "val"))
-    (bundle / TRAINED_ON).write_parquet(seen)
+    (bundle / TRAINED_ON).write_parquet(pa.table({"sha256": read_seen(shards, manifest, "sha256")}))
     (bundle / "bundle.json").write_json(content)
 
 
