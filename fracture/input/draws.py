@@ -47,3 +47,14 @@ class Draws:
             after = ((epoch + 1) * share + number) // len(members)
             drawn += [rows[np.arange(b, a) % len(rows)] for rows, b, a in zip(members, before, after, strict=True)]
         return np.sort(np.concatenate(drawn))
+
+
+def row_weights(films: np.ndarray, labels: np.ndarray, sampling: str) -> np.ndarray:
+    """[rows] float32: how often `Draws` takes each row in an epoch, on average; for what is to be counted as drawn."""
+    if sampling == "image":
+        return np.ones(len(films), np.float32)
+    classes, class_of = np.unique(labels, return_inverse=True)
+    pairs = np.stack([labels, films], axis=1)  # a film under both labels is one of each class
+    members, film_of, rows_of = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    films_of_class = np.array([np.sum(members[:, 0] == label) for label in classes])
+    return (len(films) / len(classes) / films_of_class[class_of] / rows_of[film_of]).astype(np.float32)

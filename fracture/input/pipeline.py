@@ -86,16 +86,21 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
     return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, exposures, weights)), batch)
 
 
-def evaluation_batches(share: Share) -> tf.data.Dataset:
+def evaluation_batches(share: Share, weights: np.ndarray) -> tf.data.Dataset:
     """Each row once, in order, as it is.
 
-    Yields:
-        images [n, H, W, 1] uint8, labels [n, 1] float32.
-    """
+    Args:
+        weights: [rows of the split] float32.
 
-    def batch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    Yields:
+        images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32.
+    """
+    own_weights = tf.constant(weights[share.first : share.first + len(share.images)])
+
+    def batch(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
         rows = tf.boolean_mask(index, index >= 0)
-        return tf.gather(share.images, rows), tf.gather(share.labels, rows)[:, tf.newaxis]
+        labels = tf.gather(share.labels, rows)[:, tf.newaxis]
+        return tf.gather(share.images, rows), labels, tf.gather(own_weights, rows)
 
     return _run_ahead(tf.data.Dataset.from_tensor_slices(share.rows(None, 0)), batch)
 

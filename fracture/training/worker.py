@@ -52,19 +52,21 @@ def train_worker(assignment: Assignment) -> None:
 
     from ray.train.collective import broadcast_from_rank_zero
 
+    from fracture.input.draws import Draws, row_weights
     from fracture.input.pipeline import evaluation_batches, load_share, training_batches
     from fracture.training.precision import choose_precision
 
     precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
     manifest = assignment.manifest
     batch_size, seed = config.training.batch_size, config.training.seed
+    films = {split: _films(assignment, split) for split in ("train", "val")}
     train, val = (
         load_share(
             assignment.shards,
             manifest,
             split,
             Lanes(manifest.rows(split), batch_size, rank, workers),
-            _draws(assignment, split, sampling),
+            Draws(*films[split], sampling, seed),
             epochs,
         )
         for split, sampling, epochs in (
@@ -72,6 +74,8 @@ def train_worker(assignment: Assignment) -> None:
             ("val", "image", 1),
         )
     )
+    # What stops the training must count as the training does, or one film's hundred copies decide.
+    val_weights = row_weights(*films["val"], config.training.sampling)
 
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(precision)
@@ -122,9 +126,12 @@ def train_worker(assignment: Assignment) -> None:
         weights = _local_arrays(strategy, model.weights)
         tell(event="validating", epoch=epoch + 1)
         validated = model.evaluate(
-            _on_each_worker(strategy, evaluation_batches(val)), steps=val.steps, return_dict=True, verbose=0
+            _on_each_worker(strategy, evaluation_batches(val, val_weights)),
+            steps=val.steps,
+            return_dict=True,
+            verbose=0,
         )
-        if not np.isfinite(validated["cross_entropy"]):
+        if not np.isfinite(validated["weighted_cross_entropy"]):
             tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
             return
         record = _record(
@@ -146,11 +153,10 @@ def train_worker(assignment: Assignment) -> None:
     _score_and_export(assignment, state, rank, workers)
 
 
-def _draws(assignment: Assignment, split: str, sampling: str) -> Any:
-    from fracture.input.draws import Draws
-
+def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(film, label) of each row."""
     index = read_index(assignment.shards, assignment.manifest, split, ["film", "label"])
-    return Draws(index["film"].to_numpy(), index["label"].to_numpy(), sampling, assignment.config.training.seed)
+    return index["film"].to_numpy(), index["label"].to_numpy()
 
 
 def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
@@ -201,6 +207,7 @@ def _compiled_model(config: Config, manifest: Manifest, steps: int) -> Any:
             keras.metrics.Recall(name="recall"),
             keras.metrics.AUC(name="auc"),
         ],
+        weighted_metrics=[keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")],
     )
     model.optimizer.build(model.trainable_variables)
     return model
@@ -263,9 +270,10 @@ def _record(
     epoch: int, trained: dict[str, list[float]], validated: dict[str, float], images_per_second: float, rate: float
 ) -> dict[str, float]:
     record: dict[str, float] = {"epoch": epoch}
-    names = {"loss": "cross_entropy"} | {name: name for name in ("accuracy", "precision", "recall", "auc")}
-    record |= {name: float(trained[key][-1]) for name, key in names.items()}
-    record |= {f"val_{name}": float(validated[key]) for name, key in names.items()}
+    same = {name: name for name in ("accuracy", "precision", "recall", "auc")}
+    record |= {name: float(trained[key][-1]) for name, key in ({"loss": "cross_entropy"} | same).items()}
+    validation = {"loss": "weighted_cross_entropy"} | same
+    record |= {f"val_{name}": float(validated[key]) for name, key in validation.items()}
     return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
 
 

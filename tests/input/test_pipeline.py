@@ -43,12 +43,12 @@ def test_training_by_radiograph_shows_the_draws_of_the_epoch(shard_folder, worke
 
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("rows", [1, 3, 64, 65])
-def test_evaluation_shows_each_row_once_with_its_label(shard_folder, workers: int, rows: int):
-    seen = {}
+def test_evaluation_shows_each_row_once_with_its_label_and_weight(shard_folder, workers: int, rows: int):
+    seen = []
     for share in shares(shard_folder, "val", workers, val=rows):
-        for images, labels in evaluation_batches(share):
-            seen |= dict(zip(images[:, 0, 0, 0].numpy().tolist(), labels[:, 0].numpy().tolist(), strict=True))
-    assert seen == {i: i % 2 for i in range(rows)}
+        for images, labels, weights in evaluation_batches(share, np.arange(rows, dtype=np.float32) / 4):
+            seen += zip(images[:, 0, 0, 0].numpy(), labels[:, 0].numpy(), weights.numpy(), strict=True)
+    assert sorted(seen) == [(i, i % 2, i / 4) for i in range(rows)]
 
 
 @pytest.mark.parametrize("workers", WORKERS)
