@@ -20,6 +20,7 @@ from fracture.config import Config
 from fracture.errors import RunError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.scores import gather_scores
+from fracture.input.draws import row_weights
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
 from fracture.training.driver import check_run, train, with_data_of
@@ -100,8 +101,9 @@ def test_metrics_count_every_image_once(data, undisturbed):
     best = min(history, key=lambda r: r["val_loss"])
     assert best["val_accuracy"] == pytest.approx(((probabilities >= 0.5) == labels).mean())
     losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
-    by_class = [losses[labels == label].mean() for label in (0, 1)]
-    assert best["val_loss"] == pytest.approx(np.mean(by_class), rel=1e-4), "it counts as training draws"
+    weights = row_weights(val["film"].to_numpy(), labels, "radiograph")
+    assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training draws"
+    assert best["val_loss"] != pytest.approx(losses.mean(), rel=1e-4)
     for record in history:
         for key, rows in (("accuracy", ROWS["train"]), ("val_accuracy", ROWS["val"])):
             assert record[key] * rows == pytest.approx(round(record[key] * rows), abs=1e-4)
