@@ -132,6 +132,9 @@ class EvaluationConfig(Settings):
 class ComputeConfig(Settings):
     workers: Positive = 2
     cpus_per_worker: Positive = 1
+    image_memory_gb: float = Field(
+        4.0, gt=0, description="images that a worker holds in memory, 0.5 GB for 10,000; more go to a file on its disk"
+    )
     gpu: bool = Field(False, description="one GPU per worker")
 
 

@@ -4,6 +4,8 @@ Everything random is keyed by (seed, epoch, lane), never by what came before: an
 epoch sees is decided by `draws`, which worker computes it by `lanes`.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,22 +13,23 @@ import numpy as np
 import tensorflow as tf
 
 from fracture.config import AugmentConfig
+from fracture.errors import RunError
 from fracture.input.augment import draw_exposures, draw_transforms, expose, transform
 from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
-from fracture.input.shards import Manifest, images_of, read_rows
+from fracture.input.shards import Manifest, images_of, read_blocks
 from fracture.storage import Place
 
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's rows of one split, in memory: 50 kB an image of 224×224."""
+    """One worker's rows of one split: 50 kB an image of 224×224."""
 
     lanes: Lanes  # of the draws
     draws: Draws
     first: int  # row of the split that `images` begins with
-    images: tf.Tensor  # [N, H, W, 1] uint8
-    labels: tf.Tensor  # [N] float32, 0 or 1
+    images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk
+    labels: np.ndarray  # [N] float32, 0 or 1
 
     @property
     def steps(self) -> int:
@@ -39,17 +42,45 @@ class Share:
         return np.where(indices >= 0, drawn[indices], -1) if len(drawn) else indices
 
 
-def load_share(folder: Place, manifest: Manifest, split: str, lanes: Lanes, draws: Draws, epochs: int) -> Share:
-    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its lanes."""
+def load_share(
+    folder: Place, manifest: Manifest, split: str, lanes: Lanes, draws: Draws, epochs: int, memory: int
+) -> Share:
+    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its lanes.
+
+    Args:
+        memory: bytes of images to hold in memory. If there are more, they go to a file on this machine's disk, which
+            the system keeps in what memory is free; batches are the same.
+
+    Raises:
+        RunError: neither the memory nor the disk has room for them.
+    """
     drawn = [draws.rows(epoch)[lanes.start : lanes.stop] for epoch in range(epochs)]
     first = min((int(rows[0]) for rows in drawn if len(rows)), default=0)
     stop = max((int(rows[-1]) + 1 for rows in drawn if len(rows)), default=0)
-    table = read_rows(folder, manifest, split, first, stop)
-    assert table.num_rows == stop - first
-    with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
-        images = tf.constant(images_of(table, manifest.image_size))
-        labels = tf.constant(table["label"].to_numpy().astype(np.float32))
+    shape = (stop - first, manifest.image_size, manifest.image_size, 1)
+    images = np.empty(shape, np.uint8) if np.prod(shape) <= memory else _on_disk(shape)
+    labels = np.empty(len(images), np.float32)
+    row = 0
+    for block in read_blocks(folder, manifest, split, first, stop):
+        images[row : row + block.num_rows] = images_of(block, manifest.image_size)
+        labels[row : row + block.num_rows] = block["label"].to_numpy()
+        row += block.num_rows
+    assert row == len(images)
     return Share(lanes, draws, first, images, labels)
+
+
+def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
+    """A file without a name, which ends with this process, however that ends."""
+    size = int(np.prod(shape))
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a bus error later
+        except OSError as error:
+            raise RunError(
+                f"no room for {size / 1e9:.2g} GB of images in {tempfile.gettempdir()}: {error.strerror}. "
+                "Free space there, name another folder by TMPDIR, or raise compute.image_memory_gb"
+            ) from None
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig) -> tf.data.Dataset:
@@ -77,10 +108,10 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
     ) -> tuple[tf.Tensor, ...]:
         present = index >= 0
         rows = tf.boolean_mask(index, present)
-        images = transform(tf.gather(share.images, rows), tf.boolean_mask(transforms, present))
+        images, labels = _gather(share, rows)
+        images = transform(images, tf.boolean_mask(transforms, present))
         if augment.exposure:
             images = expose(images, tf.boolean_mask(exposures, present))
-        labels = tf.gather(share.labels, rows)[:, tf.newaxis]
         return tf.ensure_shape(images, [None, size, size, 1]), labels, tf.fill(tf.shape(rows), weight)
 
     return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, exposures, weights)), batch)
@@ -99,10 +130,16 @@ def evaluation_batches(share: Share, weights: np.ndarray) -> tf.data.Dataset:
 
     def batch(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
         rows = tf.boolean_mask(index, index >= 0)
-        labels = tf.gather(share.labels, rows)[:, tf.newaxis]
-        return tf.gather(share.images, rows), labels, tf.gather(own_weights, rows)
+        return *_gather(share, rows), tf.gather(own_weights, rows)
 
     return _run_ahead(tf.data.Dataset.from_tensor_slices(share.rows(None, 0)), batch)
+
+
+def _gather(share: Share, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images [n, H, W, 1] uint8 and labels [n, 1] float32; NumPy's, since TensorFlow cannot gather from a file."""
+    images = tf.numpy_function(lambda chosen: share.images[chosen], [rows], tf.uint8, stateful=False)
+    images = tf.ensure_shape(images, [None, *share.images.shape[1:]])
+    return images, tf.gather(share.labels, rows)[:, tf.newaxis]
 
 
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:

@@ -4,7 +4,7 @@ A shard is plain Arrow, readable by pyarrow alone. The manifest is written last:
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -218,14 +218,22 @@ def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: i
     Raises:
         UsageError: a shard is damaged; names the file and the row group.
     """
-    tables = []
+    tables = list(read_blocks(folder, manifest, split, start, stop))
+    return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
+
+
+def read_blocks(folder: Place, manifest: Manifest, split: str, start: int, stop: int) -> Iterator[pa.Table]:
+    """The same rows, one row group after the other, so that only one is in memory.
+
+    Raises:
+        UsageError: a shard is damaged; names the file and the row group.
+    """
     first = 0  # row number, within the split, of the shard's first row
     for shard in manifest.shards[split]:
         low, high = max(start - first, 0), min(stop - first, shard.rows)
         if low < high:
-            tables.append(_read_shard(folder / shard.file, shard, low, high, manifest.image_size))
+            yield from _read_shard(folder / shard.file, shard, low, high, manifest.image_size)
         first += shard.rows
-    return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
 
 
 def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[str]) -> pa.Table:
@@ -235,8 +243,9 @@ def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[
         UsageError: a shard is damaged; names the file and the row group.
     """
     return pa.concat_tables(
-        _read_shard(folder / shard.file, shard, 0, shard.rows, manifest.image_size, list(columns))
+        block
         for shard in manifest.shards[split]
+        for block in _read_shard(folder / shard.file, shard, 0, shard.rows, manifest.image_size, list(columns))
     )
 
 
@@ -247,22 +256,22 @@ def read_seen(folder: Place, manifest: Manifest, column: str) -> pa.ChunkedArray
 
 def _read_shard(
     file: Place, shard: Shard, low: int, high: int, image_size: int, columns: list[str] | None = None
-) -> pa.Table:
+) -> Iterator[pa.Table]:
+    """Rows [low, high) of a shard, by row groups."""
     group = low // ROW_GROUP_ROWS
-    tables = []
     try:
         with file.filesystem.open_input_file(file.path) as stream:
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             if parquet.metadata.num_rows != shard.rows or parquet.schema_arrow != schema(image_size):
                 raise UsageError(f"shard {file} is not the one that {MANIFEST} describes. Run preprocessing again.")
             for group in range(low // ROW_GROUP_ROWS, (high - 1) // ROW_GROUP_ROWS + 1):
-                tables.append(parquet.read_row_group(group, columns))
+                first = group * ROW_GROUP_ROWS
+                skipped = max(low - first, 0)
+                yield parquet.read_row_group(group, columns).slice(skipped, high - first - skipped)
     except (pa.ArrowException, OSError) as error:
         raise UsageError(
             f"shard {file} is damaged at row group {group}: {error}. Delete it and run preprocessing again."
         ) from None
-    offset = low // ROW_GROUP_ROWS * ROW_GROUP_ROWS
-    return pa.concat_tables(tables).slice(low - offset, high - low)
 
 
 def images_of(table: pa.Table, image_size: int) -> np.ndarray:

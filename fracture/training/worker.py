@@ -60,6 +60,7 @@ def train_worker(assignment: Assignment) -> None:
     manifest = assignment.manifest
     batch_size, seed = config.training.batch_size, config.training.seed
     films = {split: _films(assignment, split) for split in ("train", "val")}
+    seen = sum(manifest.rows(split) for split in films)
     train, val = (
         load_share(
             assignment.shards,
@@ -68,6 +69,7 @@ def train_worker(assignment: Assignment) -> None:
             Lanes(manifest.rows(split), batch_size, rank, workers),
             Draws(*films[split], sampling, seed),
             epochs,
+            memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
         )
         for split, sampling, epochs in (
             ("train", config.training.sampling, config.training.epochs),

@@ -2,21 +2,23 @@ import numpy as np
 import pytest
 
 from fracture.config import AugmentConfig
+from fracture.errors import RunError
 from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
 from fracture.input.pipeline import Share, evaluation_batches, load_share, training_batches
 from fracture.input.shards import read_index
+from tests.conftest import small_disk
 
 STILL = AugmentConfig(horizontal_flip=False, vertical_flip=False, rotation_degrees=0, zoom=0)
 WORKERS = (1, 2, 3, 7)
 
 
-def shares(shard_folder, split: str, workers: int, sampling: str = "image", **rows) -> list[Share]:
+def shares(shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows) -> list[Share]:
     folder, manifest = shard_folder(**rows)
     index = read_index(folder, manifest, split, ["film", "label"])
     draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
-        load_share(folder, manifest, split, Lanes(draws.count, 16, rank, workers), draws, epochs=6)
+        load_share(folder, manifest, split, Lanes(draws.count, 16, rank, workers), draws, epochs=6, memory=memory)
         for rank in range(workers)
     ]
 
@@ -88,3 +90,23 @@ def test_shapes_and_types(shard_folder):
     assert (images.shape, images.dtype) == ((13, 32, 32, 1), "uint8")  # 40 rows in 3 steps: 13, 14, 13
     assert (labels.shape, labels.dtype) == ((13, 1), "float32")
     assert (weights.shape, weights.dtype) == ((13,), "float32")
+
+
+def test_images_beyond_the_memory_come_from_a_file_and_are_the_same(shard_folder):
+    """101 images of 1,024 bytes: a budget of a third of them."""
+    in_memory, on_disk = (
+        shares(shard_folder, "train", 2, sampling="radiograph", memory=memory, train=101)[1]
+        for memory in (101 * 1024, 33 * 1024)
+    )
+    assert isinstance(on_disk.images, np.memmap)
+    assert not isinstance(in_memory.images, np.memmap)
+    for a, b in zip(*(training_batches(s, 0, 2, AugmentConfig()) for s in (in_memory, on_disk)), strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_disk_too_small_for_the_images_is_told_before_reading(shard_folder, tmp_path, monkeypatch):
+    with small_disk(tmp_path / "small", kilobytes=40) as disk:
+        monkeypatch.setattr("tempfile.tempdir", str(disk))
+        with pytest.raises(RunError, match=r"no room for 0.0001 GB of images in .*/small: No space left"):
+            shares(shard_folder, "train", 1, memory=10, train=101)
+        assert not list(disk.iterdir())
