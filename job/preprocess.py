@@ -12,7 +12,8 @@ changed.
 
 Copies of one radiograph, also edited, turned or mirrored, are found and belong to one group. A split that is found is
 kept if no group is in two of its parts (--split auto); otherwise, or with --split group, one is made of whole groups.
-Run again on the same input, it is done in a second; on a folder that has grown, no group changes its split.
+Run again on the same input, it is done in a second; on a folder that has grown, only new files are decoded and
+compared, and no group changes its split.
 """
 
 from __future__ import annotations
@@ -65,13 +66,12 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
 
 def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
+    from fracture.preparation.preprocess import examine_source, write_audit
     from fracture.training.driver import start_ray
 
-    check_apart(source, out)
     start_ray(verbose)
     with Bars() as bars:
-        examined = examine_source(source, config.data, bars.show)
+        examined = examine_source(source, out, config.data, bars.show)
     write_audit(out, examined)
     print("\n".join(audit_lines(examined.audit)))
     print(f"audit      {out} (audit.html to look at, audit.json for programs)", flush=True)
@@ -96,7 +96,7 @@ def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
         changed = changed_settings(out, config.data)
         start_ray(verbose)
         with Bars() as bars:
-            examined = examine_source(source, config.data, bars.show)
+            examined = examine_source(source, out, config.data, bars.show)
             manifest = preprocess(examined, out, config.data, bars.show)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))

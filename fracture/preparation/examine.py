@@ -14,8 +14,10 @@ from fracture.preparation.source import ImageFile
 
 RING_LENGTH, SPECTRUM_LENGTH = RINGS // 2 * HARMONICS, RINGS * HARMONICS
 
-# One row a file. What comes after `reason` is null for a file that cannot be read.
-FACTS = pa.schema(
+UNOPENED = "cannot be opened"
+
+# What is known of a file before it is opened.
+NAMED = pa.schema(
     [
         pa.field("path", pa.string()),
         pa.field("label", pa.uint8()),
@@ -23,6 +25,13 @@ FACTS = pa.schema(
         pa.field("patient", pa.string()),  # "" where it is not known
         pa.field("origin", pa.string()),  # hospital, scanner or collection; "" where it is not known
         pa.field("bytes", pa.int64()),
+        pa.field("modified", pa.int64()),  # nanoseconds since the epoch
+    ]
+)
+# One row a file. What comes after `reason` is null for a file that cannot be read.
+FACTS = pa.schema(
+    [
+        *NAMED,
         pa.field("reason", pa.string()),  # why the file cannot be read; null where it can
         pa.field("sha256", pa.binary(32)),
         pa.field("pixels", pa.binary(16)),  # hash of the grey image at the size of training
@@ -48,11 +57,9 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
         data: the file's bytes; None where it could not be opened.
         size: side of the image that training will see.
     """
-    row: dict[str, Any] = dict.fromkeys(FACTS.names)
-    row |= {"path": file.path, "label": file.label, "split": file.split, "patient": file.patient}
-    row |= {"origin": file.origin, "bytes": file.size}
+    row: dict[str, Any] = dict.fromkeys(FACTS.names) | named(file)
     if data is None:
-        return row | {"reason": "cannot be opened"}
+        return row | {"reason": UNOPENED}
     try:
         picture = decode(data, size)
     except Rejected as error:
@@ -75,6 +82,12 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
         ],
         "spectrum": [_or_zeros(spectrum_signature(view), SPECTRUM_LENGTH) for view in views],
     }
+
+
+def named(file: ImageFile) -> dict[str, Any]:
+    """A row of `NAMED`."""
+    row = {name: getattr(file, name) for name in ("path", "label", "split", "patient", "origin", "modified")}
+    return row | {"bytes": file.size}
 
 
 def stack_views(facts: pa.Table) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Images to facts to shards: maps over files on Ray. The one file of this room that knows Ray.
 
-Every file is decoded twice: once to be examined, once to be written, since where it goes is known only when all have
-been examined, and decoding costs less than moving the pixels to and from a disk. Which row goes into which shard is
-decided by keyed hashes, so that any number of workers writes the same bytes.
+Every new file is decoded twice: once to be examined, once to be written, since where it goes is known only when all
+have been examined, and decoding costs less than moving the pixels to and from a disk. Which row goes into which shard
+is decided by keyed hashes, so that any number of workers writes the same bytes.
 """
 
 import hashlib
@@ -29,12 +29,16 @@ from fracture.input.shards import (
     Pixels,
     Shard,
     encode_shard,
+    images_of,
+    read_index,
     read_manifest,
+    read_rows,
 )
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.preparation.alignment import Likeness, compare_pairs
 from fracture.preparation.audit import Audit, alarming, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
+from fracture.preparation.cache import COMPARED, EXAMINED, Cache, code_key, view_hashes
 from fracture.preparation.decode import decode
 from fracture.preparation.examine import FACTS, examine, stack_views
 from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
@@ -44,7 +48,7 @@ from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
 _LINKS = "links.parquet"  # why files are one group
-_BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, "audit.json", "audit.html")
+_BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 
 Progress = Callable[[str, int, int | None], None]  # what, done, of how many, where that is known
@@ -70,6 +74,14 @@ class _Part:
     pixels: Pixels
 
 
+@dataclass(frozen=True)
+class _Before:
+    """The shards that are there, whose pixels can be taken over."""
+
+    manifest: Manifest
+    rows: dict[bytes, tuple[str, int]]  # file hash -> split, row in it
+
+
 def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None:
     """The manifest in `out`, where its shards were made from this very input and are whole."""
     try:
@@ -77,7 +89,7 @@ def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None
         manifest = read_manifest(out)
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    same = made_from == {"input": _input_key(source, config), "fingerprint": manifest.fingerprint}
+    same = (made_from["input"], made_from["fingerprint"]) == (_input_key(source, config), manifest.fingerprint)
     return manifest if same else None
 
 
@@ -91,20 +103,28 @@ def changed_settings(out: Place, config: DataConfig) -> list[str]:
     return [f"data.{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
 
 
-def examine_source(source: Source, config: DataConfig, progress: Progress = lambda what, done, total: None) -> Examined:
+def examine_source(
+    source: Source, out: Place, config: DataConfig, progress: Progress = lambda what, done, total: None
+) -> Examined:
     """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray.
 
+    What is found is kept in `out` as well, so that neither a stopped job nor a folder that has grown costs it again.
+
     Raises:
-        UsageError: no file can be read.
+        UsageError: no file can be read, or `out` is somebody's folder of other things.
     """
-    facts = _facts(source, config, progress)
+    _check_out(source, out)
+    cache = Cache(out, config.image_size)
+    facts = _facts(source, cache, config, progress)
     if facts["sha256"].null_count == len(facts):
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(facts["reason"].to_pylist()).most_common(3))
         raise UsageError(
             f"--data {source.name}: not one of {len(facts)} files can be read ({reasons}; first: {facts['path'][0]}). "
             "JPEG, PNG, GIF, BMP, WebP and TIFF can; convert others, such as DICOM, first."
         )
-    links = find_links(facts, config, _Comparer(facts, progress))
+    comparer = _Comparer(facts, cache, progress)
+    links = find_links(facts, config, comparer)
+    cache.keep_likenesses(comparer.asked)
     return Examined(source, facts, links, make_audit(facts, links))
 
 
@@ -120,22 +140,21 @@ def preprocess(
     there stands: no group that was assigned before moves, where the settings of the split are the same.
 
     Raises:
-        UsageError: too many files are unreadable, a split would lack a class, or `out` is somebody's folder of other
-            things.
+        UsageError: too many files are unreadable, or a split would lack a class.
         RunError: the disk is full, or a file changed meanwhile.
     """
     source = examined.source
-    _check_out(source, out)
     _check_rejected(examined.audit, config)
     plan = _plan(examined, config, _previous(out, config))
-    parts = _write_parts(source, out, config, plan, progress)
+    parts = _write_parts(source, out, config, plan, _pixels_of(out, config), progress)
     manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
     write_audit(out, examined)
     (out / FILES).write_parquet(plan.files)
     (out / _LINKS).write_parquet(examined.links)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
-    (out / _INPUT).write_json({"input": _input_key(source, config), "fingerprint": manifest.fingerprint})
+    made_from = {"input": _input_key(source, config), "fingerprint": manifest.fingerprint}
+    (out / _INPUT).write_json(made_from | {"code": code_key(config.image_size)})
     _remove_others(out, manifest)
     return manifest
 
@@ -198,25 +217,29 @@ def _map(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iter
         yield result
 
 
-def _facts(source: Source, config: DataConfig, progress: Progress) -> pa.Table:
-    files = source.files
-    tasks = [
-        (number, [(file, source.place_of(file.path)) for file in files[start : start + _EXAMINED_AT_ONCE]])
-        for number, start in enumerate(range(0, len(files), _EXAMINED_AT_ONCE))
-    ]
+def _facts(source: Source, cache: Cache, config: DataConfig, progress: Progress) -> pa.Table:
+    known, numbers = cache.facts_of(source.files)
+    new = np.setdiff1d(np.arange(len(source.files)), numbers)
+    if not len(new):
+        return known.take(np.argsort(numbers))
     size = config.image_size
 
-    def look(number: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
+    def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
         rows = [examine(file, _read(place), size) for file, place in chunk]
-        return number, pa.Table.from_pylist(rows, schema=FACTS)
+        return start, pa.Table.from_pylist(rows, schema=FACTS)
 
+    files = [(source.files[number], source.place_of(source.files[number].path)) for number in new]
+    starts = range(0, len(files), _EXAMINED_AT_ONCE)
     tables: dict[int, pa.Table] = {}
     done = 0
-    for number, table in _map(look, tasks):
-        tables[number] = table
+    for start, table in _map(look, [(start, files[start : start + _EXAMINED_AT_ONCE]) for start in starts]):
+        tables[start] = table
         done += len(table)
         progress("examine", done, len(files))
-    return pa.concat_tables([tables[number] for number in sorted(tables)])
+    facts = pa.concat_tables([known, *(tables[start] for start in starts)])
+    facts = facts.take(np.argsort(np.concatenate([numbers, new])))
+    cache.keep_facts(facts)
+    return facts
 
 
 def _read(place: Place) -> bytes | None:
@@ -229,10 +252,14 @@ def _read(place: Place) -> bytes | None:
 class _Comparer:
     """Compares pairs of views on all of Ray's workers, which share one copy of them."""
 
-    def __init__(self, facts: pa.Table, progress: Progress) -> None:
+    def __init__(self, facts: pa.Table, cache: Cache, progress: Progress) -> None:
         import ray
 
-        self._views = ray.put(stack_views(facts))
+        views = stack_views(facts)
+        self._hashes = view_hashes(views)
+        self._known = cache.likenesses()
+        self.asked: dict[bytes, Likeness] = {}
+        self._views = ray.put(views)
         self._progress = progress
         self._done = 0
         self._task = ray.remote(_compare_pairs)
@@ -240,13 +267,16 @@ class _Comparer:
     def __call__(self, pairs: np.ndarray) -> list[Likeness]:
         import ray
 
-        chunks = [pairs[start : start + _COMPARED_AT_ONCE] for start in range(0, len(pairs), _COMPARED_AT_ONCE)]
-        results = [self._task.remote(self._views, chunk) for chunk in chunks]
-        likenesses: list[Likeness] = []
+        keys = [self._hashes[first] + self._hashes[second] for first, second in pairs.tolist()]
+        new = np.flatnonzero([key not in self._known for key in keys])
+        chunks = [new[start : start + _COMPARED_AT_ONCE] for start in range(0, len(new), _COMPARED_AT_ONCE)]
+        results = [self._task.remote(self._views, pairs[chunk]) for chunk in chunks]
         for chunk, result in zip(chunks, results, strict=True):
-            likenesses += ray.get(result)
+            self._known |= zip([keys[number] for number in chunk], ray.get(result), strict=True)
             self._done += len(chunk)
             self._progress("compare", self._done, None)  # how many there will be is known at the end
+        likenesses = [self._known[key] for key in keys]
+        self.asked |= zip(keys, likenesses, strict=True)
         return likenesses
 
 
@@ -340,7 +370,7 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
         splits[~kept] = ""
         moved = assignment.moved
         reason = _reason(source, examined.audit, config)
-    files = facts.drop_columns(["small", "rings", "spectrum"])
+    files = facts.drop_columns(["modified", "small", "rings", "spectrum"])
     files = files.append_column("film", pa.array(films, pa.int64()))
     files = files.append_column("group", pa.array(groups, pa.int64()))
     files = files.append_column("split_used", pa.array(splits.tolist(), pa.string()))
@@ -376,7 +406,23 @@ def _group_ids(facts: pa.Table, numbers: np.ndarray, readable: np.ndarray) -> np
     return np.array(found, np.int64)
 
 
-def _write_parts(source: Source, out: Place, config: DataConfig, plan: _Plan, progress: Progress) -> list[_Part]:
+def _pixels_of(out: Place, config: DataConfig) -> _Before | None:
+    """What is in `out`, where the same settings and the same code made it."""
+    try:
+        made_from, manifest = (out / _INPUT).read_json(), read_manifest(out)
+        splits = [name for name in manifest.shards if manifest.shards[name]]
+        hashes = {split: read_index(out, manifest, split, ["sha256"])["sha256"].to_pylist() for split in splits}
+    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
+        return None
+    same_settings = manifest.parameters == config.model_dump(mode="json")
+    same_code = made_from.get("code") == code_key(config.image_size)
+    rows = {digest: (split, row) for split in hashes for row, digest in enumerate(hashes[split])}
+    return _Before(manifest, rows) if same_settings and same_code else None
+
+
+def _write_parts(
+    source: Source, out: Place, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
+) -> list[_Part]:
     columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin")}
     tasks = []
     for split in plan.names:
@@ -388,10 +434,16 @@ def _write_parts(source: Source, out: Place, config: DataConfig, plan: _Plan, pr
             content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
             content["film"] = plan.films[chunk].tolist()
             places = [source.place_of(path) for path in content["source"]]
-            tasks.append((split, number, places, content))
+            written = [before.rows.get(digest) if before else None for digest in content["sha256"]]
+            tasks.append((split, number, places, written, content))
+    manifest = before.manifest if before else None
 
-    def write(split: str, number: int, places: list[Place], content: dict[str, list[Any]]) -> _Part:
-        return _write_shard(out, config, split, number, places, content)
+    def write(split: str, number: int, places: list[Place], written: list[Any], content: dict[str, list[Any]]) -> _Part:
+        try:
+            pixels = _read_written(out, manifest, written) if manifest else {}
+        except UsageError:  # a damaged shard: its images are decoded again
+            pixels = {}
+        return _write_shard(out, config, split, number, places, pixels, content)
 
     parts = []
     done, total = 0, int((plan.splits != "").sum())
@@ -402,11 +454,34 @@ def _write_parts(source: Source, out: Place, config: DataConfig, plan: _Plan, pr
     return sorted(parts, key=lambda part: (plan.names.index(part.split), part.number))
 
 
+def _read_written(out: Place, manifest: Manifest, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
+    """Position in the list -> [H, W] uint8, from the shards that are there.
+
+    Rows that lie near each other in new shards did so in the old ones, since both are in the order of a hash.
+    """
+    pixels: dict[int, np.ndarray] = {}
+    for split in {place[0] for place in written if place}:
+        rows = {position: place[1] for position, place in enumerate(written) if place and place[0] == split}
+        start, stop = min(rows.values()), max(rows.values()) + 1
+        images = images_of(read_rows(out, manifest, split, start, stop), manifest.image_size)
+        pixels |= {position: images[row - start, ..., 0] for position, row in rows.items()}
+    return pixels
+
+
 def _write_shard(
-    out: Place, config: DataConfig, split: str, number: int, places: list[Place], content: dict[str, list[Any]]
+    out: Place,
+    config: DataConfig,
+    split: str,
+    number: int,
+    places: list[Place],
+    written: dict[int, np.ndarray],
+    content: dict[str, list[Any]],
 ) -> _Part:
     images = []
-    for place, digest in zip(places, content["sha256"], strict=True):
+    for position, (place, digest) in enumerate(zip(places, content["sha256"], strict=True)):
+        if position in written:
+            images.append(written[position])
+            continue
         data = _read(place)
         if data is None or hashlib.sha256(data).digest() != digest:
             raise RunError(f"{place} changed while it was being prepared; run the same command again")

@@ -84,7 +84,8 @@ def planted(films: list[np.ndarray], of_what: str) -> list[str]:
 def real_films(folder: Path) -> list[np.ndarray]:
     """One image of each radiograph, as our own grouping has it."""
     source = find_source([place(folder)], DataConfig())
-    examined = examine_source(source, DataConfig())
+    with tempfile.TemporaryDirectory() as out:
+        examined = examine_source(source, place(out) / "audit", DataConfig())
     groups = group_numbers(len(examined.facts), examined.links, COPY_KINDS)
     readable = examined.facts["sha256"].is_valid().to_numpy()
     first = sorted(np.unique(groups[readable], return_index=True)[1].tolist())
@@ -117,13 +118,14 @@ def write_films(folder: Path, files: int) -> None:
 
 
 def cost(files: int) -> str:
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as out:
         write_films(Path(temporary), files)
         start_ray(verbose=False)
         started = time.monotonic()
         marks: dict[str, float] = {}
         examined = examine_source(
             find_source([place(temporary)], DataConfig()),
+            place(out) / "audit",
             DataConfig(),
             lambda what, *_: marks.update({what: time.monotonic()}),
         )

@@ -35,7 +35,7 @@ def run(data: str | None) -> list[str]:
     start_ray(verbose=False)
     with tempfile.TemporaryDirectory() as folder:
         out = place(folder) / "shards"
-        preprocess(examine_source(find_source([place(root)], config), config), out, config)
+        preprocess(examine_source(find_source([place(root)], config), out, config), out, config)
         files = pq.read_table(f"{folder}/shards/files.parquet").to_pandas()
     ours = files[files.split_used != ""].groupby("split_used").path.apply(list)
     found = files[files.sha256.notna()].groupby("split").path.apply(list)

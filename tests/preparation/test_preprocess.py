@@ -1,6 +1,8 @@
+import os
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -31,7 +33,7 @@ CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs) -> Manifest:
     source = source_of(folder, config)
-    return preprocess(examine_source(source, config), place(out), config, **kwargs)
+    return preprocess(examine_source(source, place(out), config), place(out), config, **kwargs)
 
 
 def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
@@ -233,9 +235,11 @@ def test_new_images_that_join_two_splits_take_both_to_training(image_folder, tmp
 
 def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):
     config = DataConfig(image_size=32)
-    write_audit(place(tmp_path / "audit"), examine_source(source_of(leaky(image_folder), config), config))
-    assert {p.name for p in (tmp_path / "audit").iterdir()} == {"audit.json", "audit.html"}
-    assert read_audit(place(tmp_path / "audit")).leakage["test"].by_kind["bytes"] == 3
+    out = place(tmp_path / "audit")
+    write_audit(out, examine_source(source_of(leaky(image_folder), config), out, config))
+    left = {p.name for p in (tmp_path / "audit").iterdir()}
+    assert left == {"audit.json", "audit.html", "examined.parquet", "compared.parquet"}
+    assert read_audit(out).leakage["test"].by_kind["bytes"] == 3
 
 
 def test_all_of_it_may_be_test(image_folder, tmp_path):
@@ -259,7 +263,8 @@ def test_folds_by_source(image_folder, tmp_path):
         file.write_bytes(encoded(np.random.default_rng(1000 + number).integers(0, 256, (40, 36), np.uint8)))
     config = DataConfig(image_size=32, folds="source")
     source = find_source([place(root) for root in roots], config)
-    manifest = preprocess(examine_source(source, config), place(tmp_path / "out"), config)
+    out = place(tmp_path / "out")
+    manifest = preprocess(examine_source(source, out, config), out, config)
     assert manifest.folds == ["north", "south"]
     south = manifest.fold(2)
     table = read_rows(place(tmp_path / "out"), south, "test", 0, south.rows("test"))
@@ -306,6 +311,10 @@ def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
     assert find_done(source_of(folder), place(tmp_path / "out"), CONFIG) is None
     assert run(folder, tmp_path / "out") == manifest
     assert shard.read_bytes() == whole
+    shard.write_bytes(bytes(len(whole)))
+    image_folder("train/fractured/more.png")
+    assert run(folder, tmp_path / "out").rows("train") == 5
+    assert read_rows(place(tmp_path / "out"), read_manifest(place(tmp_path / "out")), "train", 0, 5).num_rows == 5
 
 
 def test_shards_may_not_reach_the_data_by_a_detour(image_folder, tmp_path):
@@ -382,3 +391,66 @@ def test_other_settings_go_to_another_folder():
     names = {shards_name(source, DataConfig(seed=seed)) for seed in (0, 0, 1)}
     assert len(names) == 2
     assert all(name.startswith("wrists-") for name in names)
+
+
+def film(number: int) -> np.ndarray:
+    generator = np.random.default_rng(number)
+    layers = (
+        cv2.resize(generator.normal(size=(n, n)), (96, 96), interpolation=cv2.INTER_CUBIC) * 30 for n in (5, 12, 40)
+    )
+    return np.clip(110 + sum(layers), 0, 255).astype(np.uint8)
+
+
+def test_a_folder_that_has_grown_costs_what_is_new_and_gives_what_a_fresh_start_gives(tmp_path):
+    folder, config = tmp_path / "data", DataConfig(image_size=96, rows_per_shard=3, split="test")
+    for number in range(8):
+        file = folder / ("fracture", "normal")[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(film(number)))
+        file.with_name(f"{number}-mirrored.png").write_bytes(encoded(film(number)[:, ::-1]))
+    run(folder, tmp_path / "out", config)
+    again: list[str] = []
+    examine_source(source_of(folder, config), place(tmp_path / "out"), config, lambda what, *_: again.append(what))
+    assert again == [], "no file is examined, no pair compared"
+    (folder / "normal/new.png").write_bytes(encoded(film(99)))
+    (folder / "normal/new-mirrored.png").write_bytes(encoded(film(99)[:, ::-1]))
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    run(tmp_path / "elsewhere", tmp_path / "fresh", config)
+
+    for file in folder.glob("*/[0-9]*.png"):  # what is known is not read again: nobody sees that it is gone
+        stamp = file.stat()
+        file.write_bytes(bytes(stamp.st_size))
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    told: list[tuple[str, int, int | None]] = []
+    source = source_of(folder, config)
+    out = place(tmp_path / "out")
+    preprocess(examine_source(source, out, config, lambda *event: told.append(event)), out, config)
+    assert ("examine", 2, 2) in told
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_folder, tmp_path, monkeypatch):
+    source, out = source_of(image_folder(*official_paths(2))), place(tmp_path / "out")
+    examine_source(source, out, CONFIG)
+
+    def examined_again(config: DataConfig = CONFIG) -> bool:
+        told: list[tuple[str, int, int | None]] = []
+        examine_source(source, out, config, lambda *event: told.append(event))
+        return ("examine", 12, 12) in told
+
+    assert not examined_again()
+    assert examined_again(DataConfig(image_size=48))
+    assert examined_again()
+    monkeypatch.setattr("PIL.__version__", "0")
+    assert examined_again()
+    (tmp_path / "out/examined.parquet").write_bytes(b"damaged")
+    assert examined_again()
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(image_folder, tmp_path):
+    source, out = source_of(image_folder(*official_paths(2))), place(tmp_path / "out")
+    file = tmp_path / "data" / source.files[3].path
+    file.rename(tmp_path / "away.png")
+    assert examine_source(source, out, CONFIG).audit.rejected[0].reason == "cannot be opened"
+    (tmp_path / "away.png").rename(file)
+    assert not examine_source(source, out, CONFIG).audit.rejected
