@@ -37,7 +37,7 @@ data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into d
 test: setup ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
 
-bench: setup ## measure, into bench.md; ONLY=copies, DATA=
+bench: setup ## measure, into bench.md and bench.json; ONLY=train, DATA=
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 check: lint test ## what CI runs, and the linter

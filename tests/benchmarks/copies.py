@@ -25,14 +25,14 @@ from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile, find_source
 from fracture.storage import place
 from fracture.training.driver import start_ray
+from tests.benchmarks.measure import Part
 from tests.preparation.planted import EDITS, encoded
 
 SIZE = 224
 FILMS = 200
 
 
-def run(data: str | None) -> list[str]:
-    """Lines of a Markdown report."""
+def run(data: str | None) -> Part:
     lines = ["### Planted copies", ""]
     films = [
         decode(content, SIZE).pixels for path, content in draw_sample(SampleConfig(images=3 * FILMS)) if "view1" in path
@@ -53,7 +53,7 @@ def run(data: str | None) -> list[str]:
             [sys.executable, "-m", "tests.benchmarks.copies", str(files)], capture_output=True, text=True, check=True
         )
         lines.append(told.stdout.strip())
-    return lines
+    return Part(lines)
 
 
 def planted(films: list[np.ndarray], of_what: str) -> list[str]:

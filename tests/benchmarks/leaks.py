@@ -19,6 +19,7 @@ from fracture.preparation.preprocess import examine_source, preprocess
 from fracture.preparation.source import find_source
 from fracture.storage import place
 from fracture.training.driver import start_ray
+from tests.benchmarks.measure import Part
 
 SIDE, STEP = 40, 5  # pixels; degrees
 SUSPICIOUS = 0.97  # correlation above which two images are looked at
@@ -26,10 +27,9 @@ _y, _x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2
 DISC = np.hypot(_x, _y) < SIDE / 2 - 2
 
 
-def run(data: str | None) -> list[str]:
-    """Lines of a Markdown report."""
+def run(data: str | None) -> Part:
     if not data:
-        return ["needs DATA=DIR"]
+        return Part(["needs DATA=DIR"])
     root = Path(data)
     config = DataConfig(split="group")
     start_ray(verbose=False)
@@ -42,7 +42,7 @@ def run(data: str | None) -> list[str]:
     lines = _checked(root, ours["train"], ours["test"])
     if {"train", "test"} <= set(found.index):  # a check that finds nothing has to find it where it is
         lines += ["", "The same check of the split as found:", "", *_checked(root, found["train"], found["test"])[:4]]
-    return lines
+    return Part(lines)
 
 
 def _checked(root: Path, train: list[str], test: list[str]) -> list[str]:

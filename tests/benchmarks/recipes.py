@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.benchmarks.measure import Part
+
 COMMON = ("data.image_size=112", "training.epochs=12", "compute.workers=1", "compute.cpus_per_worker=2")
 STRONG = ("augment.zoom=0.25", "augment.stretch=0.2", "augment.shift=0.1", "augment.exposure=0.3")
 TURNED = ("augment.rotation_degrees=180", "augment.vertical_flip=true")
@@ -23,21 +25,22 @@ TRIALS: dict[str, tuple[str, ...]] = {
 }
 
 
-def run(data: str | None) -> list[str]:
-    """Lines of a Markdown report."""
+def run(data: str | None) -> Part:
     if not data:
-        return ["needs DATA=DIR"]
+        return Part(["needs DATA=DIR"])
     lines = [
         "| trial | settings | AUC per radiograph, pooled | mean of folds ± deviation | AUC per image, pooled |",
         "|---|---|---|---|---|",
     ]
+    figures = {}
     for name, settings in TRIALS.items():
         command = [sys.executable, "job/train.py", "--data", data, "--folds", "5", "--run", f"trial-{name}"]
         for setting in (*COMMON, *settings):
             command += ["--set", setting]
         subprocess.run(command, check=True)
-        lines.append(row(name, settings, json.loads(Path(f"runs/trial-{name}/folds.json").read_text())))
-    return lines
+        figures[name] = json.loads(Path(f"runs/trial-{name}/folds.json").read_text())
+        lines.append(row(name, settings, figures[name]))
+    return Part(lines, figures)
 
 
 def row(name: str, settings: tuple[str, ...], folds: dict) -> str:

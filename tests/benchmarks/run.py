@@ -1,23 +1,38 @@
-"""Runs the benchmarks and writes their report: `make bench`, `make bench ONLY=copies DATA=DIR`."""
+"""Runs the benchmarks and writes bench.md and bench.json: `make bench`, `make bench ONLY=train`, `... DATA=DIR`."""
 
 import argparse
-import platform
+import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import copies, leaks, recipes
+from tests.benchmarks import copies, leaks, preparation, reading, recipes, scaling, startup, train
+from tests.benchmarks.measure import machine
 
-PARTS = {"copies": copies.run, "leaks": leaks.run, "recipes": recipes.run}
+PARTS = {
+    "train": train.run,
+    "reading": reading.run,
+    "preparation": preparation.run,
+    "startup": startup.run,
+    "scaling": scaling.run,
+    "copies": copies.run,
+    "leaks": leaks.run,
+    "recipes": recipes.run,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=PARTS, help="one part")
     parser.add_argument("--data", help="folder of radiographs, for the parts that can use one")
-    parser.add_argument("--out", default="bench.md")
     args = parser.parse_args()
-    machine = f"{platform.machine()}, Python {platform.python_version()}"
-    lines = [f"{datetime.now(UTC):%Y-%m-%d}, {machine}", ""]
+    facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | machine()
+    lines = [", ".join(facts.values()), ""]
+    figures = {}
     for name in [args.only] if args.only else PARTS:
-        lines += [f"## {name}", "", *PARTS[name](args.data), ""]
-    Path(args.out).write_text("\n".join(lines))
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        part = PARTS[name](args.data)
+        lines += [f"## {name}", "", *part.lines, ""]
+        figures[name] = part.figures
+        Path("bench.md").write_text("\n".join(lines))
+        Path("bench.json").write_text(json.dumps({"machine": facts, "parts": figures}, indent=1) + "\n")
     print("\n".join(lines))

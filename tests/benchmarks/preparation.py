@@ -1,0 +1,145 @@
+"""Preprocessing with its audit, against decoding and resizing alone on as many cores, and against a plain loop.
+
+make bench ONLY=preparation              generated films as scanners give them, 1,500 to 2,500 pixels a side
+make bench ONLY=preparation DATA=DIR     also the radiographs in DIR
+"""
+
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from fracture.config import DataConfig
+from fracture.preparation.source import find_source
+from fracture.storage import place
+from tests.benchmarks.measure import Figures, Part, ratio, spread, take_turns
+
+FILMS, SIZE, ROUNDS, CORES = 400, 224, 3, 2
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+}
+JOB, FLOOR, LOOP = (
+    "preprocessing, audit included",
+    "decode and resize alone, 2 processes",
+    "plain Pillow loop, 1 process",
+)
+
+
+def run(data: str | None) -> Part:
+    lines, figures = [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        large = Path(scratch, "large")
+        write_large_films(large)
+        folders = {"generated films": large} | ({Path(data).name: Path(data)} if data else {})
+        for name, folder in folders.items():
+            found, again = _measured(folder, Path(scratch))
+            figures[name] = found | {"again, with 1 % new files, s": [again]}
+            lines += _lines(name, found, again)
+    return Part(lines, figures)
+
+
+def write_large_films(folder: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(FILMS):
+        height, width = generator.integers(1500, 2500, 2)
+        coarse, fine = (
+            cv2.resize(generator.normal(size=(n, n)), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
+            for n in (6, 300)
+        )
+        film = np.clip(110 + 50 * coarse + 12 * fine, 0, 255).astype(np.uint8)
+        file = folder / ("fracture", "normal")[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(film).save(file, quality=90)
+
+
+def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
+    source = find_source([place(folder)], DataConfig())
+    files = [folder / file.path for file in source.files]
+
+    def job() -> float:
+        out = Path(tempfile.mkdtemp(dir=scratch), "shards")
+        return len(files) / _preprocess(folder, out)
+
+    def floor() -> float:
+        with ProcessPoolExecutor(CORES) as pool:
+            list(pool.map(fastest, files[:CORES]))  # the processes are there
+            started = time.monotonic()
+            list(pool.map(fastest, files, chunksize=16))
+            return len(files) / (time.monotonic() - started)
+
+    def loop() -> float:
+        started = time.monotonic()
+        for file in files:
+            plain(file)
+        return len(files) / (time.monotonic() - started)
+
+    found = take_turns({JOB: job, FLOOR: floor, LOOP: loop}, ROUNDS)
+    return found, _again(folder, scratch, files)
+
+
+def _again(folder: Path, scratch: Path, files: list[Path]) -> float:
+    """Seconds of a second run, after one file in a hundred has been added."""
+    grown = Path(tempfile.mkdtemp(dir=scratch), "grown")
+    shutil.copytree(folder, grown)
+    added = [grown / file.relative_to(folder) for file in files[:: max(1, len(files) // (len(files) // 100))]]
+    for file in added:
+        file.unlink()
+    _preprocess(grown, scratch / "again")
+    for file in added:
+        shutil.copy2(folder / file.relative_to(grown), file)
+    return _preprocess(grown, scratch / "again")
+
+
+def _preprocess(folder: Path, out: Path) -> float:
+    started = time.monotonic()
+    command = [sys.executable, "job/preprocess.py", "--data", str(folder), "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - started
+
+
+def fastest(file: Path) -> int:
+    """OpenCV decodes a JPEG at 1/2, 1/4 or 1/8; which, its header says."""
+    cv2.setNumThreads(1)
+    data = file.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            shorter = min(image.size)
+    except OSError:
+        return 0
+    flag = next((flag for reduction, flag in _REDUCED.items() if shorter >= 2 * SIZE * reduction), cv2.IMREAD_GRAYSCALE)
+    grey = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    return 0 if grey is None else int(cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)[0, 0])
+
+
+def plain(file: Path) -> None:
+    try:
+        with Image.open(file) as image:
+            np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    except OSError:  # truncated
+        pass
+
+
+def _lines(name: str, figures: Figures, again: float) -> list[str]:
+    rows = [f"| {what} | {spread(values)} |" for what, values in figures.items()]
+    return [
+        f"### {name}",
+        "",
+        "| what | images/s |",
+        "|---|---|",
+        *rows,
+        "",
+        f"- {JOB} / {FLOOR}: {ratio(figures[JOB], figures[FLOOR])} (wanted: 0.6)",
+        f"- {JOB} / {LOOP}: {ratio(figures[JOB], figures[LOOP])} (wanted: 1.5)",
+        f"- again after 1 % of the files are new: {again:.1f} s",
+        "",
+    ]
