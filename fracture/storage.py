@@ -93,11 +93,12 @@ class Place:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
 
     def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns)
+        """Raises OSError where a bit has flipped since it was written."""
+        return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns, page_checksum_verification=True)
 
     def write_parquet(self, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, write_page_checksum=True)
         self.write_bytes(sink.getvalue())
 
     def upload(self, folder: Path) -> None:

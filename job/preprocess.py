@@ -12,8 +12,8 @@ changed.
 
 Copies of one radiograph, also edited, turned or mirrored, are found and belong to one group. A split that is found is
 kept if no group is in two of its parts (--split auto); otherwise, or with --split group, one is made of whole groups.
-Run again on the same input, it is done in a second; on a folder that has grown, only new files are decoded and
-compared, and no group changes its split.
+Run again on the same input, it is done in a second; on a folder that has grown, what is known of its files is
+taken over, and no group changes its split.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
 
 def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import examine_source, write_audit
+    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
     from fracture.training.driver import start_ray
 
+    check_apart(source, out)
     start_ray(verbose)
     with Bars() as bars:
         examined = examine_source(source, out, config.data, bars.show)
@@ -82,6 +83,7 @@ def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import (
         changed_settings,
+        check_out,
         examine_source,
         find_done,
         preprocess,
@@ -94,6 +96,7 @@ def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
     state = "unchanged since they were written"
     if manifest is None:
         changed = changed_settings(out, config.data)
+        check_out(source, out)
         start_ray(verbose)
         with Bars() as bars:
             examined = examine_source(source, out, config.data, bars.show)

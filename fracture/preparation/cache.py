@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from collections.abc import Sequence
 from dataclasses import asdict
 
 import cv2
@@ -14,10 +13,11 @@ import pyarrow.compute as pc
 from fracture.preparation import alignment, decode, examine, signature
 from fracture.preparation.alignment import Likeness
 from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named
-from fracture.preparation.source import ImageFile
+from fracture.preparation.source import Source
 from fracture.storage import Place
 
 EXAMINED, COMPARED = "examined.parquet", "compared.parquet"
+_CODE = [inspect.getsource(module) for module in (decode, signature, examine, alignment)]  # as it was loaded
 _STAMP = ("path", "bytes", "modified")
 _COMPARED = pa.schema(
     [
@@ -32,17 +32,19 @@ _COMPARED = pa.schema(
 
 
 class Cache:
-    """Facts of files by path, size and time of change; likenesses by the pixels compared.
+    """Facts of files by data folder, path, size and time of change; likenesses by the pixels compared.
 
     Holds only for the code that decodes, examines and compares as it is now.
     """
 
-    def __init__(self, folder: Place, image_size: int) -> None:
-        self._folder = folder
-        self._key = code_key(image_size).encode()
+    def __init__(self, folder: Place, source: Source, image_size: int) -> None:
+        self._folder, self._source = folder, source
+        code, roots = code_key(image_size), sorted(str(root) for root in source.roots.values())
+        self._keys = {COMPARED: code, EXAMINED: hashlib.sha256(repr((code, roots)).encode()).hexdigest()}
 
-    def facts_of(self, files: Sequence[ImageFile]) -> tuple[pa.Table, np.ndarray]:
-        """Rows of `FACTS` that are known, and [rows] int64: which of `files` each is of."""
+    def facts(self) -> tuple[pa.Table, np.ndarray]:
+        """Rows of `FACTS` that are known, and [rows] int64: which of the source's files each is of."""
+        files = self._source.files
         table = self._read(EXAMINED, FACTS)
         rows = {key: row for row, key in enumerate(zip(*(table[n].to_pylist() for n in _STAMP), strict=True))}
         found = np.array([rows.get((f.path, f.size, f.modified), -1) for f in files], np.int64)
@@ -71,10 +73,11 @@ class Cache:
         except (OSError, pa.ArrowException):  # none yet, or damaged: all is looked at again
             return schema.empty_table()
         metadata = table.schema.metadata or {}
-        return table.replace_schema_metadata() if metadata.get(b"key") == self._key else schema.empty_table()
+        valid = metadata.get(b"key") == self._keys[name].encode()
+        return table.replace_schema_metadata() if valid else schema.empty_table()
 
     def _write(self, name: str, table: pa.Table) -> None:
-        (self._folder / name).write_parquet(table.replace_schema_metadata({b"key": self._key}))
+        (self._folder / name).write_parquet(table.replace_schema_metadata({b"key": self._keys[name]}))
 
 
 def view_hashes(views: np.ndarray) -> list[bytes]:
@@ -83,6 +86,5 @@ def view_hashes(views: np.ndarray) -> list[bytes]:
 
 def code_key(image_size: int) -> str:
     """Differs where other code, or another size, would find other facts or pixels."""
-    code = [inspect.getsource(module) for module in (decode, signature, examine, alignment)]
-    content = (image_size, cv2.__version__, PIL.__version__, np.__version__, code)
+    content = (image_size, cv2.__version__, PIL.__version__, np.__version__, _CODE)
     return hashlib.sha256(repr(content).encode()).hexdigest()

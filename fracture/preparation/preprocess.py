@@ -10,6 +10,7 @@ import logging
 import os
 import pickle
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ _INPUT = "input.json"  # what the shards were made from, to tell in a second tha
 _LINKS = "links.parquet"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
+_KEPT_EVERY = 300  # seconds of looking that a killed job may lose
+_SPREAD = 4  # old rows that may be read for each that is wanted, before decoding is the smaller work
 
 Progress = Callable[[str, int, int | None], None]  # what, done, of how many, where that is known
 
@@ -79,7 +82,7 @@ class _Before:
     """The shards that are there, whose pixels can be taken over."""
 
     manifest: Manifest
-    rows: dict[bytes, tuple[str, int]]  # file hash -> split, row in it
+    rows: dict[tuple[str, bytes], tuple[str, int]]  # path and hash of the file -> split, row in it
 
 
 def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None:
@@ -89,7 +92,7 @@ def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None
         manifest = read_manifest(out)
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    same = (made_from["input"], made_from["fingerprint"]) == (_input_key(source, config), manifest.fingerprint)
+    same = made_from == _made_from(source, config, manifest)
     return manifest if same else None
 
 
@@ -111,10 +114,9 @@ def examine_source(
     What is found is kept in `out` as well, so that neither a stopped job nor a folder that has grown costs it again.
 
     Raises:
-        UsageError: no file can be read, or `out` is somebody's folder of other things.
+        UsageError: no file can be read.
     """
-    _check_out(source, out)
-    cache = Cache(out, config.image_size)
+    cache = Cache(out, source, config.image_size)
     facts = _facts(source, cache, config, progress)
     if facts["sha256"].null_count == len(facts):
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(facts["reason"].to_pylist()).most_common(3))
@@ -140,10 +142,12 @@ def preprocess(
     there stands: no group that was assigned before moves, where the settings of the split are the same.
 
     Raises:
-        UsageError: too many files are unreadable, or a split would lack a class.
+        UsageError: too many files are unreadable, a split would lack a class, or `out` is somebody's folder of other
+            things.
         RunError: the disk is full, or a file changed meanwhile.
     """
     source = examined.source
+    check_out(source, out)
     _check_rejected(examined.audit, config)
     plan = _plan(examined, config, _previous(out, config))
     parts = _write_parts(source, out, config, plan, _pixels_of(out, config), progress)
@@ -153,8 +157,7 @@ def preprocess(
     (out / FILES).write_parquet(plan.files)
     (out / _LINKS).write_parquet(examined.links)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
-    made_from = {"input": _input_key(source, config), "fingerprint": manifest.fingerprint}
-    (out / _INPUT).write_json(made_from | {"code": code_key(config.image_size)})
+    (out / _INPUT).write_json(_made_from(source, config, manifest))
     _remove_others(out, manifest)
     return manifest
 
@@ -218,10 +221,10 @@ def _map(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iter
 
 
 def _facts(source: Source, cache: Cache, config: DataConfig, progress: Progress) -> pa.Table:
-    known, numbers = cache.facts_of(source.files)
+    known, numbers = cache.facts()
     new = np.setdiff1d(np.arange(len(source.files)), numbers)
     if not len(new):
-        return known.take(np.argsort(numbers))
+        return known
     size = config.image_size
 
     def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
@@ -231,13 +234,17 @@ def _facts(source: Source, cache: Cache, config: DataConfig, progress: Progress)
     files = [(source.files[number], source.place_of(source.files[number].path)) for number in new]
     starts = range(0, len(files), _EXAMINED_AT_ONCE)
     tables: dict[int, pa.Table] = {}
-    done = 0
+    done, kept = 0, time.monotonic()
     for start, table in _map(look, [(start, files[start : start + _EXAMINED_AT_ONCE]) for start in starts]):
         tables[start] = table
         done += len(table)
+        if time.monotonic() - kept > _KEPT_EVERY:
+            cache.keep_facts(pa.concat_tables([known, *tables.values()]))
+            kept = time.monotonic()
         progress("examine", done, len(files))
     facts = pa.concat_tables([known, *(tables[start] for start in starts)])
-    facts = facts.take(np.argsort(np.concatenate([numbers, new])))
+    if len(known):
+        facts = facts.take(np.argsort(np.concatenate([numbers, new])))
     cache.keep_facts(facts)
     return facts
 
@@ -259,6 +266,7 @@ class _Comparer:
         self._hashes = view_hashes(views)
         self._known = cache.likenesses()
         self.asked: dict[bytes, Likeness] = {}
+        self._cache, self._kept = cache, time.monotonic()
         self._views = ray.put(views)
         self._progress = progress
         self._done = 0
@@ -274,6 +282,9 @@ class _Comparer:
         for chunk, result in zip(chunks, results, strict=True):
             self._known |= zip([keys[number] for number in chunk], ray.get(result), strict=True)
             self._done += len(chunk)
+            if time.monotonic() - self._kept > _KEPT_EVERY:
+                self._cache.keep_likenesses(self._known)
+                self._kept = time.monotonic()
             self._progress("compare", self._done, None)  # how many there will be is known at the end
         likenesses = [self._known[key] for key in keys]
         self.asked |= zip(keys, likenesses, strict=True)
@@ -407,17 +418,17 @@ def _group_ids(facts: pa.Table, numbers: np.ndarray, readable: np.ndarray) -> np
 
 
 def _pixels_of(out: Place, config: DataConfig) -> _Before | None:
-    """What is in `out`, where the same settings and the same code made it."""
+    """What is in `out`, where the same code made it, at the same size."""
+    rows: dict[tuple[str, bytes], tuple[str, int]] = {}
     try:
         made_from, manifest = (out / _INPUT).read_json(), read_manifest(out)
-        splits = [name for name in manifest.shards if manifest.shards[name]]
-        hashes = {split: read_index(out, manifest, split, ["sha256"])["sha256"].to_pylist() for split in splits}
+        for split in (name for name in manifest.shards if manifest.shards[name]):
+            index = read_index(out, manifest, split, ["source", "sha256"])
+            names = zip(index["source"].to_pylist(), index["sha256"].to_pylist(), strict=True)
+            rows |= {name: (split, row) for row, name in enumerate(names)}
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    same_settings = manifest.parameters == config.model_dump(mode="json")
-    same_code = made_from.get("code") == code_key(config.image_size)
-    rows = {digest: (split, row) for split in hashes for row, digest in enumerate(hashes[split])}
-    return _Before(manifest, rows) if same_settings and same_code else None
+    return _Before(manifest, rows) if made_from.get("code") == code_key(config.image_size) else None
 
 
 def _write_parts(
@@ -434,7 +445,8 @@ def _write_parts(
             content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
             content["film"] = plan.films[chunk].tolist()
             places = [source.place_of(path) for path in content["source"]]
-            written = [before.rows.get(digest) if before else None for digest in content["sha256"]]
+            names = zip(content["source"], content["sha256"], strict=True)
+            written = [before.rows.get(name) if before else None for name in names]
             tasks.append((split, number, places, written, content))
     manifest = before.manifest if before else None
 
@@ -457,12 +469,15 @@ def _write_parts(
 def _read_written(out: Place, manifest: Manifest, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
     """Position in the list -> [H, W] uint8, from the shards that are there.
 
-    Rows that lie near each other in new shards did so in the old ones, since both are in the order of a hash.
+    Rows that lie near each other in new shards did so in the old ones, since both are in the order of one hash; where
+    they do not, as after a change of the seed, they are left to be decoded.
     """
     pixels: dict[int, np.ndarray] = {}
     for split in {place[0] for place in written if place}:
         rows = {position: place[1] for position, place in enumerate(written) if place and place[0] == split}
         start, stop = min(rows.values()), max(rows.values()) + 1
+        if stop - start > _SPREAD * len(written):
+            continue
         images = images_of(read_rows(out, manifest, split, start, stop), manifest.image_size)
         pixels |= {position: images[row - start, ..., 0] for position, row in rows.items()}
     return pixels
@@ -484,6 +499,7 @@ def _write_shard(
             continue
         data = _read(place)
         if data is None or hashlib.sha256(data).digest() != digest:
+            (out / EXAMINED).delete()  # what it says of this file is not so
             raise RunError(f"{place} changed while it was being prepared; run the same command again")
         images.append(decode(data, config.image_size).pixels)
     pixels = np.stack(images)  # [N, H, W] uint8
@@ -536,12 +552,14 @@ def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataC
     )
 
 
-def _input_key(source: Source, config: DataConfig) -> str:
+def _made_from(source: Source, config: DataConfig, manifest: Manifest) -> dict[str, str]:
     parameters = sorted(config.model_dump(mode="json").items())
-    return hashlib.sha256(repr((SCHEMA_VERSION, source.stamp(), source.synthetic, parameters)).encode()).hexdigest()
+    content = repr((SCHEMA_VERSION, source.stamp(), source.synthetic, parameters))
+    key = hashlib.sha256(content.encode()).hexdigest()
+    return {"input": key, "code": code_key(config.image_size), "fingerprint": manifest.fingerprint}
 
 
-def _check_out(source: Source, out: Place) -> None:
+def check_out(source: Source, out: Place) -> None:
     check_apart(source, out)
     if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
         raise UsageError(

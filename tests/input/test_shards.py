@@ -156,6 +156,5 @@ def test_the_index_is_read_without_images(shard_folder):
     folder, manifest = shard_folder(train=130, rows_per_shard=100)
     index = read_index(folder, manifest, "train", ["film", "label"])
     assert index.column_names == ["film", "label"]
-    assert index["label"].to_pylist() == [0, 1] * 65
     assert index["film"].to_pylist()[10:] == list(range(10, 130))
     assert index["label"].to_pylist() == [n % 2 for n in range(130)]

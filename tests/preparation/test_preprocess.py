@@ -41,8 +41,9 @@ def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What is the same wherever the data lies."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in ("input.json", "audit.html")}
+    """What is the same wherever the data lies, and whatever was known of it."""
+    others = ("input.json", "audit.html", "examined.parquet", "compared.parquet")
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in others}
 
 
 def test_every_image_is_in_a_shard_with_its_pixels_label_and_source(image_folder, tmp_path):
@@ -401,32 +402,91 @@ def film(number: int) -> np.ndarray:
     return np.clip(110 + sum(layers), 0, 255).astype(np.uint8)
 
 
-def test_a_folder_that_has_grown_costs_what_is_new_and_gives_what_a_fresh_start_gives(tmp_path):
-    folder, config = tmp_path / "data", DataConfig(image_size=96, rows_per_shard=3, split="test")
-    for number in range(8):
-        file = folder / ("fracture", "normal")[number % 2] / f"{number}.png"
+def blank_out(*files: Path) -> None:
+    """Other bytes, of the same size and time: a job that reads them again will see."""
+    for file in files:
+        stamp = file.stat()
+        file.write_bytes(bytes(stamp.st_size))
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+
+@pytest.mark.parametrize("split", ["test", "official"])
+def test_a_folder_that_has_grown_costs_what_is_new_and_gives_what_a_fresh_start_gives(tmp_path, split: str):
+    folder, config = tmp_path / "data", DataConfig(image_size=96, rows_per_shard=3, split=split)
+    for number, path in enumerate(official_paths(2)):
+        file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encoded(film(number)))
-        file.with_name(f"{number}-mirrored.png").write_bytes(encoded(film(number)[:, ::-1]))
+        file.with_name(f"{file.stem}-mirrored.png").write_bytes(encoded(film(number)[:, ::-1]))
+        shutil.copy2(file, file.with_name(f"{file.stem}-copy.png"))
+    (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
+    config = config.model_copy(update={"max_rejected_fraction": 0.5})
+    known = list(folder.rglob("*.png"))
     run(folder, tmp_path / "out", config)
     again: list[str] = []
     examine_source(source_of(folder, config), place(tmp_path / "out"), config, lambda what, *_: again.append(what))
     assert again == [], "no file is examined, no pair compared"
-    (folder / "normal/new.png").write_bytes(encoded(film(99)))
-    (folder / "normal/new-mirrored.png").write_bytes(encoded(film(99)[:, ::-1]))
+
+    (folder / "train/fractured/new.png").write_bytes(encoded(film(99)))
+    (folder / "val/not fractured/new-mirrored.png").write_bytes(encoded(film(99)[:, ::-1]))
+    (folder / "test/fractured/0-mirrored.png").unlink()
+    (folder / "test/fractured/1-mirrored.png").rename(folder / "test/fractured/renamed.png")
     shutil.copytree(folder, tmp_path / "elsewhere")
     run(tmp_path / "elsewhere", tmp_path / "fresh", config)
-
-    for file in folder.glob("*/[0-9]*.png"):  # what is known is not read again: nobody sees that it is gone
-        stamp = file.stat()
-        file.write_bytes(bytes(stamp.st_size))
-        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    blank_out(*(file for file in known if file.exists()))
     told: list[tuple[str, int, int | None]] = []
-    source = source_of(folder, config)
-    out = place(tmp_path / "out")
+    source, out = source_of(folder, config), place(tmp_path / "out")
     preprocess(examine_source(source, out, config, lambda *event: told.append(event)), out, config)
-    assert ("examine", 2, 2) in told
+    assert ("examine", 3, 3) in told
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+def test_a_file_that_is_not_what_was_known_of_it_stops_one_run_and_not_the_next(image_folder, tmp_path):
+    folder = image_folder(*official_paths(4))
+    run(folder, tmp_path / "out")
+    file = folder / "train/fractured/0.png"
+    stamp = file.stat()
+    file.write_bytes((folder / "train/fractured/1.png").read_bytes()[: stamp.st_size].ljust(stamp.st_size, b"\0"))
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    next((tmp_path / "out").glob("train-*.parquet")).unlink()
+    with pytest.raises(RunError, match=r"train/fractured/0.png changed while it was being prepared; run the same"):
+        run(folder, tmp_path / "out")
+    assert run(folder, tmp_path / "out").rows("train") == 8
+
+
+def test_a_killed_job_keeps_what_it_has_looked_at(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 4)
+    monkeypatch.setattr("fracture.preparation.preprocess._KEPT_EVERY", -1)
+    source, out = source_of(image_folder(*official_paths(4))), place(tmp_path / "out")
+
+    def die(what: str, done: int, total: int | None) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        examine_source(source, out, CONFIG, die)
+    told: list[tuple[str, int, int | None]] = []
+    examine_source(source, out, CONFIG, lambda *event: told.append(event))
+    assert ("examine", 16, 16) in told
+
+
+def test_pixels_are_not_taken_from_shards_that_other_code_made(image_folder, tmp_path, monkeypatch):
+    folder = image_folder(*official_paths(4))
+    run(folder, tmp_path / "out")
+    monkeypatch.setattr("PIL.__version__", "0")
+    assert find_done(source_of(folder), place(tmp_path / "out"), CONFIG) is None
+    blank_out(*folder.rglob("0.png"))
+    with pytest.raises(UsageError, match=r"6 of 24 files \(25.0%\) are unreadable \(6 not an image"):
+        run(folder, tmp_path / "out")
+
+
+def test_what_is_known_of_one_folder_says_nothing_of_another(image_folder, tmp_path):
+    folder = image_folder(*official_paths(2))
+    examine_source(source_of(folder), place(tmp_path / "out"), CONFIG)
+    shutil.copytree(folder, tmp_path / "other")
+    told: list[tuple[str, int, int | None]] = []
+    examine_source(source_of(tmp_path / "other"), place(tmp_path / "out"), CONFIG, lambda *event: told.append(event))
+    assert ("examine", 12, 12) in told
 
 
 def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_folder, tmp_path, monkeypatch):
@@ -443,8 +503,12 @@ def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_fol
     assert examined_again()
     monkeypatch.setattr("PIL.__version__", "0")
     assert examined_again()
-    (tmp_path / "out/examined.parquet").write_bytes(b"damaged")
-    assert examined_again()
+    for name in ("examined", "compared"):
+        file = tmp_path / f"out/{name}.parquet"
+        whole = bytearray(file.read_bytes())
+        whole[len(whole) // 3] ^= 1
+        file.write_bytes(whole)
+    assert examined_again(), "a flipped bit is found"
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(image_folder, tmp_path):
