@@ -93,16 +93,16 @@ class AugmentConfig(Settings):
     horizontal_flip: bool = True
     vertical_flip: bool = False
     rotation_degrees: float = Field(20.0, ge=0, le=180, description="uniform in [-x, x]")
-    zoom: float = Field(0.15, ge=0, lt=1, description="scale uniform in [1-x, 1+x]")
-    stretch: float = Field(0.0, ge=0, lt=1, description="width to height, uniform in [1-x, 1+x]")
-    shift: float = Field(0.0, ge=0, lt=1, description="uniform in [-x, x] of the side, each way")
+    zoom: float = Field(0.25, ge=0, lt=1, description="scale uniform in [1-x, 1+x]")
+    stretch: float = Field(0.2, ge=0, lt=1, description="width to height, uniform in [1-x, 1+x]")
+    shift: float = Field(0.1, ge=0, lt=1, description="uniform in [-x, x] of the side, each way")
     exposure: float = Field(
-        0.0, ge=0, lt=1, description="contrast uniform in [1-x, 1+x] about mid-grey, brightness in [-x/2, x/2] of white"
+        0.3, ge=0, lt=1, description="contrast uniform in [1-x, 1+x] about mid-grey, brightness in [-x/2, x/2] of white"
     )
 
 
 class TrainingConfig(Settings):
-    epochs: Positive = 12
+    epochs: Positive = 8
     batch_size: Positive = Field(32, description="global: shared out over the workers")
     sampling: Literal["radiograph", "image"] = Field(
         "radiograph", description="what counts alike in training: each radiograph of a class, or each image"
@@ -115,6 +115,7 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "auto", description="auto: the fastest that this hardware computes natively"
     )
+    xla: bool = Field(False, description="let XLA fuse what it can of the training step")
     seed: Seed = Field(0, description="weights, shuffling, augmentation, dropout")
     max_failures: int = Field(3, ge=0, description="lost workers to recover from before giving up")
 

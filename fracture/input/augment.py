@@ -6,6 +6,11 @@ import tensorflow as tf
 from fracture.config import AugmentConfig
 
 
+def augment(images: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
+    """A batch as training sees it: [N, H, W, 1] uint8."""
+    return expose(transform(images, transforms), exposures)
+
+
 def draw_transforms(generator: np.random.Generator, count: int, config: AugmentConfig, size: int) -> np.ndarray:
     """[count, 8] float32: random transforms about the image's centre, one for each image.
 

@@ -1,12 +1,11 @@
-"""Shards to batches: each worker's rows, shuffled, batched and augmented by tf.data.
+"""Shards to batches: each worker's rows, shuffled and batched by tf.data, with what augmentation is to do to each.
 
 Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone. What an
 epoch sees is decided by `draws`, which worker computes it by `lanes`.
 """
 
-import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +13,11 @@ import tensorflow as tf
 
 from fracture.config import AugmentConfig
 from fracture.errors import RunError
-from fracture.input.augment import draw_exposures, draw_transforms, expose, transform
+from fracture.input.augment import draw_exposures, draw_transforms
 from fracture.input.draws import Draws
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, images_of, read_blocks
-from fracture.storage import Place
+from fracture.storage import Place, disk_full
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Share:
     draws: Draws
     first: int  # row of the split that `images` begins with
     images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk
-    labels: np.ndarray  # [N] float32, 0 or 1
+    labels: tf.Tensor  # [N] float32, 0 or 1
 
     @property
     def steps(self) -> int:
@@ -58,38 +57,53 @@ def load_share(
     first = min((int(rows[0]) for rows in drawn if len(rows)), default=0)
     stop = max((int(rows[-1]) + 1 for rows in drawn if len(rows)), default=0)
     shape = (stop - first, manifest.image_size, manifest.image_size, 1)
-    images = np.empty(shape, np.uint8) if np.prod(shape) <= memory else _on_disk(shape)
-    labels = np.empty(len(images), np.float32)
+    labels: list[np.ndarray] = []
+
+    def blocks() -> Iterator[np.ndarray]:
+        for block in read_blocks(folder, manifest, split, first, stop):
+            labels.append(block["label"].to_numpy())
+            yield images_of(block, manifest.image_size)
+
+    images = _in_memory(blocks(), shape) if np.prod(shape) <= memory else _on_disk(blocks(), shape)
+    with tf.device("CPU:0"):
+        known = tf.constant(np.concatenate(labels) if labels else [], tf.float32)
+    return Share(lanes, draws, first, images, known)
+
+
+def _in_memory(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    images = np.empty(shape, np.uint8)
     row = 0
-    for block in read_blocks(folder, manifest, split, first, stop):
-        images[row : row + block.num_rows] = images_of(block, manifest.image_size)
-        labels[row : row + block.num_rows] = block["label"].to_numpy()
-        row += block.num_rows
-    assert row == len(images)
-    return Share(lanes, draws, first, images, labels)
+    for block in blocks:
+        images[row : row + len(block)] = block
+        row += len(block)
+    return images
 
 
-def _on_disk(shape: tuple[int, ...]) -> np.ndarray:
-    """A file without a name, which ends with this process, however that ends."""
-    size = int(np.prod(shape))
+def _on_disk(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """In a file without a name, which ends with this process, however that ends."""
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # else a full disk would be a bus error later
+            for block in blocks:
+                file.write(block)
+            file.flush()
         except OSError as error:
+            if not disk_full(error, file):
+                raise
             raise RunError(
-                f"no room for {size / 1e9:.2g} GB of images in {tempfile.gettempdir()}: {error.strerror}. "
-                "Free space there, name another folder by TMPDIR, or raise compute.image_memory_gb"
+                f"no room for {np.prod(shape) / 1e9:.2g} GB of images in {tempfile.gettempdir()}. Free space there, "
+                "name another folder by TMPDIR, or raise compute.image_memory_gb"
             ) from None
-        return np.memmap(file, np.uint8, "r+", shape=shape)
+        return np.memmap(file, np.uint8, "r", shape=shape)
 
 
 def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig) -> tf.data.Dataset:
     """One epoch of draws.
 
     Yields:
-        images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32: the weights make the mean over
-        workers of each worker's mean loss the mean over the rows of the global batch, also where workers hold
-        unequal numbers of them.
+        (images [n, H, W, 1] uint8, transforms [n, 8] float32, exposures [n, 2] float32), labels [n, 1] float32,
+        weights [n] float32. The images are as they are; whoever trains applies the other two on its own device, see
+        `augment`. The weights make the mean over workers of each worker's mean loss the mean over the rows of the
+        global batch, also where workers hold unequal numbers of them.
     """
     indices = share.rows(seed, epoch)  # [steps, lanes]
     size = share.images.shape[1]
@@ -109,10 +123,8 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
         present = index >= 0
         rows = tf.boolean_mask(index, present)
         images, labels = _gather(share, rows)
-        images = transform(images, tf.boolean_mask(transforms, present))
-        if augment.exposure:
-            images = expose(images, tf.boolean_mask(exposures, present))
-        return tf.ensure_shape(images, [None, size, size, 1]), labels, tf.fill(tf.shape(rows), weight)
+        drawn = (tf.boolean_mask(drawn, present) for drawn in (transforms, exposures))
+        return (images, *drawn), labels, tf.fill(tf.shape(rows), weight)
 
     return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, exposures, weights)), batch)
 

@@ -186,6 +186,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.util.queue import Queue
 
+    from fracture.training.backend import ClusterSpec
     from fracture.training.worker import Assignment, train_worker
 
     (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
@@ -196,6 +197,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     trainer = TensorflowTrainer(
         train_worker,
         train_loop_config=Assignment(config, shards, manifest, run, events),
+        tensorflow_config=ClusterSpec(),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
             use_gpu=compute.gpu,

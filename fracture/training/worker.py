@@ -1,6 +1,7 @@
 """The training loop, as every Ray Train worker runs it."""
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def train_worker(assignment: Assignment) -> None:
     import tensorflow as tf
     import tf_keras as keras
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=_communication(config))
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
     from ray.train.collective import broadcast_from_rank_zero
@@ -176,8 +177,12 @@ def _teller(events: Any) -> Callable[..., None]:
 
 def _set_up_devices(config: Config) -> None:
     """TensorFlow takes every core and every byte of a GPU unless told so before it starts."""
+    if config.training.xla:
+        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # else clusters are made for GPUs alone
     import tensorflow as tf
 
+    if config.training.xla:  # not `jit_compile`: XLA cannot compile what adds up between workers
+        tf.config.optimizer.set_jit("autoclustering")
     tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
     gpus = tf.config.list_physical_devices("GPU")
@@ -187,17 +192,28 @@ def _set_up_devices(config: Config) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
+def _communication(config: Config) -> Any:
+    """NCCL adds up between GPUs, a ring of gRPC between CPUs."""
+    import tensorflow as tf
+
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    kind = kinds.NCCL if config.compute.gpu else kinds.RING
+    return tf.distribute.experimental.CommunicationOptions(implementation=kind)
+
+
 def _compiled_model(config: Config, manifest: Manifest, steps: int) -> Any:
     import tf_keras as keras
 
     from fracture.models import build_model
+    from fracture.training.augmenting import AugmentingModel
 
     training = config.training
     rate: Any = training.learning_rate
     if training.schedule == "cosine":  # https://arxiv.org/abs/1608.03983, without restarts
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps * training.epochs)
     optimizer = keras.optimizers.Adam(rate, weight_decay=training.weight_decay or None)
-    model = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+    network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+    model = AugmentingModel(network.inputs, network.outputs)
     model.compile(
         optimizer,
         loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),

@@ -35,6 +35,9 @@ PLAIN = (  # nothing whose statistics or draws belong to one worker
     "augment.horizontal_flip=false",
     "augment.rotation_degrees=0",
     "augment.zoom=0",
+    "augment.stretch=0",
+    "augment.shift=0",
+    "augment.exposure=0",
 )
 AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything

@@ -17,6 +17,7 @@ from fracture.input.pipeline import load_share, training_batches
 from fracture.input.shards import read_index, read_manifest
 from fracture.models import build_model
 from fracture.storage import place
+from fracture.training.augmenting import AugmentingModel
 from fracture.training.precision import choose_precision
 
 
@@ -30,7 +31,8 @@ def main(folder: str, epochs: int, assignments: list[str]) -> float:
     lanes = Lanes(draws.count, config.training.batch_size)
     share = load_share(shards, manifest, "train", lanes, draws, epochs, memory=10**10)
     optimizer = keras.optimizers.Adam(config.training.learning_rate, weight_decay=config.training.weight_decay)
-    model = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+    network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+    model = AugmentingModel(network.inputs, network.outputs)
     model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
     for epoch in range(epochs):
         started = time.monotonic()
