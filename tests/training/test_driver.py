@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(shard_folder, tiny_co
     check_run(run, tiny_config(), manifest)
     begun(run, tiny_config(), manifest)
     check_run(run, tiny_config("compute.workers=1"), manifest)  # more or fewer workers change the speed alone
-    with pytest.raises(UsageError, match=r"run 'a' was begun with other settings: training.epochs 12 -> 3. Give the"):
+    with pytest.raises(UsageError, match=r"run 'a' was begun with other settings: training.epochs 8 -> 3. Give the"):
         check_run(run, tiny_config("training.epochs=3"), manifest)
     with pytest.raises(UsageError, match="run 'a' was begun with other data"):
         check_run(run, tiny_config(), manifest.model_copy(update={"fingerprint": "other"}))
