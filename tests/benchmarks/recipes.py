@@ -35,12 +35,10 @@ COMMON = (
     "compute.workers=1",
     "compute.cpus_per_worker=2",
 )
-STRONG = ("augment.zoom=0.25", "augment.stretch=0.2", "augment.shift=0.1", "augment.exposure=0.3")
-TURNED = ("augment.rotation_degrees=180", "augment.vertical_flip=true")
 TRIALS: dict[str, tuple[str, ...]] = {
-    "strong": STRONG,
-    "by-radiograph": (),
-    "strong-turned": (*STRONG, *TURNED),
+    "strong": (),
+    "mild": ("augment.zoom=0.15", "augment.stretch=0", "augment.shift=0", "augment.exposure=0"),
+    "turned": ("augment.rotation_degrees=180", "augment.vertical_flip=true"),
     "by-image": ("training.sampling=image",),
 }
 HEADER = "AUC per radiograph | by folds | with mirror images | among images of one size | AUC per image"
