@@ -19,7 +19,7 @@ from tests.benchmarks.measure import Figures, Part, child, ratio, spread, take_t
 
 FILMS, SIZE, EPOCHS, ROUNDS = 600, 224, 2, 3
 TORCH = Path(".venv-torch")
-TORCH_PACKAGES = ("torch==2.13.*", "torchvision", "pillow")
+TORCH_PACKAGES = ("torch==2.13.0", "numpy", "pillow")
 REFERENCE = ("model.block=conv-bn-relu-pool", "model.head=flatten")
 
 OURS, OURS_REFERENCE = "ours, 2 workers", "ours, 2 workers, reference order and head"

@@ -94,6 +94,17 @@ def test_one_worker_and_two_give_the_same_losses_and_metrics(data, tiny_config, 
     assert histories[0][0]["loss"] != histories[0][1]["loss"], "it learns"
 
 
+def test_xla_gives_the_same_losses(data, tiny_config, tmp_path):
+    """On a CPU; what it gains on a GPU has not been measured."""
+    histories = [
+        start(
+            tiny_config(*PLAIN, "training.epochs=1", "compute.workers=2", f"training.xla={xla}"), data, tmp_path / xla
+        )
+        for xla in ("true", "false")
+    ]
+    assert_same_history(*histories, tolerance=1e-4)
+
+
 def test_metrics_count_every_image_once(data, undisturbed):
     """19 validation images in batches of 8 on 2 workers: 9 or 10 each, and never padded or dropped."""
     _, run, history = undisturbed

@@ -6,15 +6,17 @@ Runs in a virtual environment of its own, so it imports nothing of this project.
 """
 
 import json
+import math
+import random
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 FILTERS = (64, 128, 256, 512)
 
@@ -23,14 +25,6 @@ class Radiographs(Dataset):
     def __init__(self, folder: Path, size: int) -> None:
         self.files = sorted(path for path in folder.rglob("*") if path.is_file())
         self.size = size
-        self.augment = v2.Compose(
-            [
-                v2.RandomHorizontalFlip(),
-                v2.RandomVerticalFlip(),
-                v2.RandomAffine(36, scale=(0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR),
-                v2.ToDtype(torch.float32, scale=True),
-            ]
-        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -38,8 +32,22 @@ class Radiographs(Dataset):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         file = self.files[number]
         image = Image.open(file).convert("L").resize((self.size, self.size), Image.Resampling.BILINEAR)
-        pixels = v2.functional.pil_to_tensor(image)
-        return self.augment(pixels), torch.tensor([float(file.parent.name.startswith("fract"))])
+        pixels = np.asarray(
+            image.transform(image.size, Image.Transform.AFFINE, self._drawn(), Image.Resampling.BILINEAR)
+        )
+        return torch.from_numpy(pixels[None].astype(np.float32) / 255), torch.tensor(
+            [float(file.parent.name.startswith("fract"))]
+        )
+
+    def _drawn(self) -> tuple[float, ...]:
+        """Flips, a rotation by up to 36° and a zoom by up to 10 %, as one affine transform about the centre."""
+        angle = math.radians(random.uniform(-36, 36))
+        a, b = (random.choice((-1, 1)) / random.uniform(0.9, 1.1) for _ in range(2))
+        cos, sin, centre = math.cos(angle), math.sin(angle), self.size / 2
+        matrix = (a * cos, -a * sin, b * sin, b * cos)
+        shift_x = centre * (1 - matrix[0] - matrix[1])
+        shift_y = centre * (1 - matrix[2] - matrix[3])
+        return matrix[0], matrix[1], shift_x, matrix[2], matrix[3], shift_y
 
 
 def network(size: int, order: str) -> nn.Module:
