@@ -37,7 +37,7 @@ data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into d
 test: setup ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
 
-bench: setup ## measure, into bench.md and bench.json; ONLY=train, DATA=
+bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 check: lint test ## what CI runs, and the linter
@@ -58,5 +58,5 @@ lock: ## resolve the dependencies of pyproject.toml anew into requirements.lock
 	@.lock-venv/bin/python -m pip freeze > requirements.lock
 	@rm -rf .lock-venv && wc -l requirements.lock
 
-clean: ## remove runs, shards, audits and sample radiographs; keeps .venv and what you put into data/
+clean: ## remove runs with their models, shards, audits and sample radiographs; keeps .venv and data/
 	@rm -rf runs shards audits $(dir $(wildcard data/sample-*/SYNTHETIC.json))

@@ -56,10 +56,12 @@ def main(args: argparse.Namespace) -> None:
     with bundle.model() as model:
         scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
     manifest = _counted(manifest, scores)
+    notes = [*_of_the_model(bundle), *caveats(manifest)]
     evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
     facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
     own = bundle.evaluations["test"]
-    report = Report(f"{args.bundle} elsewhere", manifest, bundle.decision, evaluations, [], 0, facts, own)
+    title = f"{args.bundle} elsewhere"
+    report = Report(title, manifest, bundle.decision, evaluations, [], 0, facts, notes, own)
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
     (out / "metrics.json").write_json(as_json(evaluations))
@@ -67,7 +69,13 @@ def main(args: argparse.Namespace) -> None:
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
-    print("\n".join([*(f"CAVEAT     {line}" for line in caveats(manifest)), f"report     {out / 'report.html'}"]))
+    print("\n".join([*(f"CAVEAT     {line}" for line in notes), f"report     {out / 'report.html'}"]))
+
+
+def _of_the_model(bundle: Bundle) -> list[str]:
+    if not bundle.synthetic:
+        return []
+    return ["SYNTHETIC MODEL: it was trained on drawn sample radiographs and knows nothing of real ones."]
 
 
 def _counted(manifest: Manifest, scores: Table) -> Manifest:

@@ -95,7 +95,7 @@ def _train_and_test(
 ) -> dict[str, Evaluation]:
     from fracture.config import flatten
     from fracture.evaluation.calibration import decide
-    from fracture.evaluation.report import Report, evaluate_run, write_report
+    from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.release.bundle import versions, write_bundle
     from fracture.training.driver import check_capacity, start_ray, train
@@ -120,7 +120,8 @@ def _train_and_test(
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json")))
     title = f"Run {run.name}"
-    report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts)
+    told = caveats(manifest)
+    report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts, told)
     write_report(run / "report", report, scores, shards)
     write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations)
     return evaluations

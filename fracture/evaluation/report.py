@@ -91,6 +91,7 @@ class Report:
     history: Sequence[dict[str, float]]  # empty where nothing was trained
     best_epoch: int
     facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
+    caveats: Sequence[str]  # what has to stand beside every figure
     own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
 
 
@@ -100,8 +101,7 @@ def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place)
     Args:
         scores: calibrated, of validation and test.
     """
-    told = caveats(report.manifest)
-    caption = "\n".join(told)
+    caption = "\n".join(report.caveats)
     test = scores.filter(pc.equal(scores["split"], "test"))
     labels, probabilities = test["label"].to_numpy(), test["probability"].to_numpy()
     plots = {"curves": plot_curves(report.history, report.best_epoch, caption)} if report.history else {}
@@ -111,7 +111,7 @@ def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place)
     page = render(
         "report.html",
         report=report,
-        caveats=told,
+        caveats=report.caveats,
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
@@ -220,5 +220,5 @@ def comparison_line(own: Evaluation, here: Evaluation) -> str:
     fall = before - now
     verdict = f"{fall:.3f} lower here" if fall > 0 else f"{abs(fall):.3f} higher here"
     low = here["radiograph"].figures["auc"].low
-    chance = "; it cannot be told from chance" if low is not None and low <= 0.5 else ""
+    chance = "; the AUC on these cannot be told from guessing" if low is not None and low <= 0.5 else ""
     return f"compare    AUC per radiograph {before:.3f} on its own test, {now:.3f} on these: {verdict}{chance}"

@@ -200,9 +200,10 @@ def audit_lines(audit: Audit) -> list[str]:
     common = ", ".join(f"{size} ({n:,})" for size, n in list(a.sizes.items())[:3])
     lines.append(f"sizes      sides of {a.side_range[0]:,} to {a.side_range[1]:,} pixels; most often {common}")
     largest = ", ".join(f"{n:,}" for n in a.largest_groups[:3])
+    twice = f", {len(a.conflicts)} of them counted in both" if a.conflicts else ""
     lines.append(
-        f"copies     {distinct:,} distinct images of {films:,} radiographs "
-        f"({_classes(a.radiographs)}); largest families {largest}"
+        f"copies     {distinct:,} distinct images of {films - len(a.conflicts):,} radiographs "
+        f"({_classes(a.radiographs)}{twice}); largest families {largest}"
     )
     for split, leak in a.leakage.items():
         kinds = ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in leak.by_kind.items() if n)

@@ -26,6 +26,7 @@ SPLIT_FOLDERS = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_WANTED = "Give the folder that holds the class folders, or train/, val/ and test/ with them inside."
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 
 
@@ -199,10 +200,10 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
 def _list(root: Place) -> dict[str, fs.FileInfo]:
     if not root.is_dir():
         what = "a file, not a folder" if root.is_file() else "no such folder"
-        raise UsageError(f"--data {root}: {what}. Give the folder that holds train/, val/ and test/.")
+        raise UsageError(f"--data {root}: {what}. {_WANTED}")
     infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
     if not any(not _is_clutter(path) for path in infos):
-        raise UsageError(f"--data {root}: the folder is empty. Give the folder that holds train/, val/ and test/.")
+        raise UsageError(f"--data {root}: the folder is empty. {_WANTED}")
     return infos
 
 

@@ -113,6 +113,7 @@ class Bundle:
 
     place: Place
     image_size: int
+    synthetic: bool  # trained on drawings
     decision: Decision
     evaluations: dict[str, Evaluation]
 
@@ -158,6 +159,7 @@ def read_bundle(place: Place) -> Bundle:
     return Bundle(
         place=place,
         image_size=content["input"]["shape"][1],
+        synthetic=content["synthetic"],
         decision=Decision.model_validate(content["decision"]),
         evaluations={
             part: {unit: Metrics.model_validate(metrics) for unit, metrics in evaluation.items()}

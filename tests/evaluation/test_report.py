@@ -81,8 +81,8 @@ def test_a_fall_elsewhere_is_said_plainly(shard_folder):
     here = evaluate_run(SCORES, folder, manifest, 0.5)["test"]
     own = evaluate_run(SCORES, folder, manifest, 0.5)["val"]
     assert comparison_line(own, here) == (
-        "compare    AUC per radiograph 1.000 on its own test, 0.500 on these: 0.500 lower here; it cannot be told from "
-        "chance"
+        "compare    AUC per radiograph 1.000 on its own test, 0.500 on these: 0.500 lower here; the AUC on these "
+        "cannot be told from guessing"
     )
     assert "0.500 higher here" in comparison_line(here, own)
 
@@ -90,7 +90,7 @@ def test_a_fall_elsewhere_is_said_plainly(shard_folder):
 def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     folder, manifest = shard_folder()
     evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
-    report = Report("Run <x>", manifest, DECISION, evaluations, HISTORY, 1, {"training.seed": 0})
+    report = Report("Run <x>", manifest, DECISION, evaluations, HISTORY, 1, {"training.seed": 0}, caveats(manifest))
     write_report(place(tmp_path), report, SCORES, folder)
     for name in PLOTS:
         picture = np.asarray(Image.open(io.BytesIO((tmp_path / f"{name}.png").read_bytes())).convert("L"))

@@ -250,6 +250,8 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     tried = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
     assert tried.returncode == 0, tried.stderr
     assert "compare    AUC per radiograph" in tried.stdout
+    assert "CAVEAT     SYNTHETIC MODEL: it was trained on drawn sample radiographs" in tried.stdout
+    assert "SYNTHETIC MODEL" in (run.parent / "out/report.html").read_text()
     assert {p.name for p in (run.parent / "out").iterdir()} >= {"report.html", "predictions.parquet", "metrics.json"}
     write_shards(others, {"test": 20})
     known = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)

@@ -27,7 +27,10 @@ def test_help_is_worth_reading(name: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "nowhere"], "error: --data {cwd}/nowhere: no such folder. Give the folder that holds train/"),
+        (
+            ["--data", "nowhere"],
+            "error: --data {cwd}/nowhere: no such folder. Give the folder that holds",
+        ),
         (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'epochs'?"),
         (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),

@@ -183,7 +183,7 @@ def test_a_sample_in_a_deeper_folder_is_still_synthetic(image_folder):
 
 
 def test_no_folder_and_an_empty_one(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"no such folder. Give the folder that holds train/, val/ and test/"):
+    with pytest.raises(UsageError, match=r"no such folder. Give the folder that holds the class folders, or train/"):
         found(tmp_path / "nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="a file, not a folder"):

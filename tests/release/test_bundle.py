@@ -22,7 +22,7 @@ def test_both_forms_of_the_model_give_its_calibrated_probabilities(tiny_config, 
     expected = DECISION.calibrate(model(images).numpy())
     export_model(model, DECISION, place(tmp_path / "bundle"))
     served = tf.saved_model.load(str(tmp_path / "bundle/saved_model"))
-    with Bundle(place(tmp_path / "bundle"), 32, DECISION, {}).model() as loaded_again:
+    with Bundle(place(tmp_path / "bundle"), 32, True, DECISION, {}).model() as loaded_again:
         assert np.allclose(loaded_again.predict_on_batch(images), expected, atol=1e-6)
     assert np.allclose(served.serve_uint8(images), expected, atol=1e-6)
     assert np.allclose(served.serve(images.astype(np.float32)), expected, atol=1e-6)
