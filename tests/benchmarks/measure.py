@@ -13,6 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fracture.config import SampleConfig
+from fracture.preparation.sample import make_sample
+from fracture.storage import place
+
 Figures = dict[str, list[float]]  # contestant -> one value a round
 
 
@@ -51,6 +55,15 @@ def child(command: list[str], **environment: str) -> Any:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def films_and_shards(scratch: str, films: int) -> tuple[str, str]:
+    """Two folders: generated films, and the shards made of them."""
+    folder, shards = f"{scratch}/films", f"{scratch}/shards"
+    make_sample(place(folder), SampleConfig(images=films))
+    prepare = [sys.executable, "job/preprocess.py", "--data", folder, "--out", shards]
+    subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+    return folder, shards
 
 
 def machine() -> dict[str, str]:

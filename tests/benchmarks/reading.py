@@ -9,7 +9,6 @@ memory that it may hold them in, against one that holds them all.
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from fracture.config import AugmentConfig, SampleConfig
-from fracture.preparation.sample import make_sample
+from fracture.config import AugmentConfig
 from fracture.storage import place
-from tests.benchmarks.measure import Part, child, ratio, spread, take_turns
+from tests.benchmarks.measure import Part, child, films_and_shards, ratio, spread, take_turns
 
 FILMS, SIZE, ROUNDS, BATCH = 1200, 224, 5, 32
 OURS, PLAIN = "ours, augmented", "ours, as they are"
@@ -34,10 +32,7 @@ WANTED = ((OURS, KERAS, 4), (PLAIN, KERAS, 20), (PLAIN, RAY, 2))
 
 def run(data: str | None) -> Part:
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = f"{scratch}/films", f"{scratch}/shards"
-        make_sample(place(films), SampleConfig(images=FILMS))
-        prepare = [sys.executable, "job/preprocess.py", "--data", films, "--out", shards]
-        subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+        films, shards = films_and_shards(scratch, FILMS)
         _on_one_core("write-records", shards, f"{scratch}/records")
         contestants: dict[str, Callable[[], float]] = {
             OURS: partial(_on_one_core, "ours", shards, "augmented"),

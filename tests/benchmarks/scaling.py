@@ -9,16 +9,13 @@ that machines are alike, that a ring adds up gradients, and the networks' bandwi
 import json
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from fracture.config import ModelConfig, SampleConfig
-from fracture.preparation.sample import make_sample
-from fracture.storage import place
-from tests.benchmarks.measure import Part, child, spread
+from fracture.config import ModelConfig
+from tests.benchmarks.measure import Part, child, films_and_shards, spread
 from tests.benchmarks.watched import watch
 
 SIZE, BATCH, ROUNDS, EPOCHS = 224, 32, 5, 3
@@ -30,10 +27,7 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 def run(data: str | None) -> Part:
     roof = _roof()
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = f"{scratch}/films", f"{scratch}/shards"
-        make_sample(place(films), SampleConfig(images=300))
-        prepare = [sys.executable, "job/preprocess.py", "--data", films, "--out", shards]
-        subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+        _, shards = films_and_shards(scratch, 300)
         found = {head: _step(shards, scratch, settings) for head, settings in HEADS.items()}
     lines = ["| operation, 2 cores, bfloat16 unless said | GFLOP/s, or GB/s |", "|---|---|"]
     lines += [f"| {name} | {spread(values)} |" for name, values in roof.items()]

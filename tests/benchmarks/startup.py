@@ -14,10 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from fracture.config import SampleConfig
-from fracture.preparation.sample import make_sample
-from fracture.storage import place
-from tests.benchmarks.measure import Part, child, ratio, spread, take_turns
+from tests.benchmarks.measure import Part, child, films_and_shards, ratio, spread, take_turns
 from tests.benchmarks.watched import watch
 
 ROUNDS, FILMS, EPOCHS = 5, 600, 3
@@ -32,10 +29,7 @@ print(json.dumps(time.monotonic() - started))
 
 def run(data: str | None) -> Part:
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = f"{scratch}/films", f"{scratch}/shards"
-        make_sample(place(films), SampleConfig(images=FILMS))
-        prepare = [sys.executable, "job/preprocess.py", "--data", films, "--out", shards]
-        subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+        _, shards = films_and_shards(scratch, FILMS)
         tiny = ("data.image_size=224", "model.filters=[4,8]", "training.epochs=1", "compute.workers=1")
         contestants = {
             "to the first step": lambda: watch(_job(shards, scratch, *tiny)).first_step,

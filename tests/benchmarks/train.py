@@ -12,10 +12,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from fracture.config import SampleConfig
-from fracture.preparation.sample import make_sample
-from fracture.storage import place
-from tests.benchmarks.measure import Figures, Part, child, ratio, spread, take_turns
+from tests.benchmarks.measure import Figures, Part, child, films_and_shards, ratio, spread, take_turns
 
 FILMS, SIZE, EPOCHS, ROUNDS = 600, 224, 2, 3
 TORCH = Path(".venv-torch")
@@ -39,10 +36,7 @@ WANTED = (  # ours, peer, at least
 def run(data: str | None) -> Part:
     make_torch()
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = f"{scratch}/films", f"{scratch}/shards"
-        make_sample(place(films), SampleConfig(images=FILMS))
-        prepare = [sys.executable, "job/preprocess.py", "--data", films, "--out", shards]
-        subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
+        films, shards = films_and_shards(scratch, FILMS)
         job = partial(_job, shards, scratch)
         contestants = {
             OURS: job,
