@@ -65,8 +65,9 @@ def load_share(
             yield images_of(block, manifest.image_size)
 
     images = _in_memory(blocks(), shape) if np.prod(shape) <= memory else _on_disk(blocks(), shape)
-    with tf.device("CPU:0"):
+    with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
         known = tf.constant(np.concatenate(labels) if labels else [], tf.float32)
+    assert len(known) == len(images) == stop - first
     return Share(lanes, draws, first, images, known)
 
 

@@ -421,14 +421,16 @@ def _pixels_of(out: Place, config: DataConfig) -> _Before | None:
     """What is in `out`, where the same code made it, at the same size."""
     rows: dict[tuple[str, bytes], tuple[str, int]] = {}
     try:
-        made_from, manifest = (out / _INPUT).read_json(), read_manifest(out)
+        if (out / _INPUT).read_json().get("code") != code_key(config.image_size):
+            return None
+        manifest = read_manifest(out)
         for split in (name for name in manifest.shards if manifest.shards[name]):
             index = read_index(out, manifest, split, ["source", "sha256"])
             names = zip(index["source"].to_pylist(), index["sha256"].to_pylist(), strict=True)
             rows |= {name: (split, row) for row, name in enumerate(names)}
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    return _Before(manifest, rows) if made_from.get("code") == code_key(config.image_size) else None
+    return _Before(manifest, rows)
 
 
 def _write_parts(
