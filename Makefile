@@ -29,7 +29,8 @@ local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN
 	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
 
 audit: setup ## look at the radiographs in DATA= before training: copies, leakage, shortcuts
-	@$(PY) job/preprocess.py --audit-only $(if $(DATA),--data "$(DATA)")
+	@$(if $(DATA),,$(error name the folder of radiographs: make audit DATA=/path/to/radiographs))
+	@$(PY) job/preprocess.py --audit-only --data "$(DATA)"
 
 data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into data/
 	@$(PY) job/download.py --out data

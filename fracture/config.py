@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from fracture.errors import UsageError, did_you_mean
+from fracture.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -243,9 +244,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
-        hint = did_you_mean(location[-1], known)
-        if not hint and (deeper := [k for k, _ in flatten(Config().model_dump()) if k.endswith(f".{location[-1]}")]):
-            hint = f" Did you mean {deeper[0]!r}?"
+        near = [".".join([*location[:-1], name]) for name in get_close_matches(location[-1], known, n=1)]
+        near += [name for name, _ in flatten(Config().model_dump()) if name.endswith(f".{location[-1]}")]
+        hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"unknown setting {key!r} = {error['input']!r}.{hint} Allowed here: {', '.join(known)}."
     if error["type"] == "value_error":  # a rule across several keys, which names them itself
         return str(error["ctx"]["error"])

@@ -34,6 +34,7 @@ def main(args: argparse.Namespace) -> None:
     from fracture.input.shards import read_index, read_manifest
     from fracture.release.bundle import read_bundle, versions
     from fracture.storage import place
+    from fracture.training.driver import start_ray
 
     bundle, out = read_bundle(place(args.bundle)), place(args.out)
     shards = place(args.shards) if args.shards else out / "shards"
@@ -41,7 +42,8 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
     if args.data:
         config = _cli.settings(args, [f"data.image_size={bundle.image_size}", "data.split=test", "data.folds=0"])
-        prepare(find(args, [place(data) for data in args.data], config), shards, config, args.verbose)
+        source = find(args, [place(data) for data in args.data], config)
+        prepare(source, shards, config, lambda: start_ray(args.verbose))
     manifest = read_manifest(shards)
     if "test" not in manifest.shards or manifest.image_size != bundle.image_size:
         raise UsageError(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import _cli
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from fracture.config import Config
     from fracture.preparation.source import Source
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.storage import place
+    from fracture.training.driver import start_ray
 
     config = _cli.settings(args, _cli.data_settings(args))
     source = find(args, [place(data) for data in args.data], config)
     if args.audit_only:
         audit_only(source, place(args.out or f"audits/{next(iter(source.roots.values())).name}"), config, args.verbose)
     elif args.out:
-        prepare(source, place(args.out), config, args.verbose)
+        prepare(source, place(args.out), config, lambda: start_ray(args.verbose))
     else:
         raise UsageError("--out is missing: name the folder to write the shards to, or ask for --audit-only")
 
@@ -78,8 +79,12 @@ def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> Non
     print(f"audit      {out} (audit.html to look at, audit.json for programs)", flush=True)
 
 
-def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
-    """Makes the shards of `source` in `out`, unless they are there, and prints what was found."""
+def prepare(source: Source, out: Place, config: Config, start: Callable[[], None]) -> None:
+    """Makes the shards of `source` in `out`, unless they are there, and prints what was found.
+
+    Args:
+        start: called when Ray is needed.
+    """
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import (
         changed_settings,
@@ -90,14 +95,13 @@ def prepare(source: Source, out: Place, config: Config, verbose: bool) -> None:
         read_audit,
         summary,
     )
-    from fracture.training.driver import start_ray
 
     manifest = find_done(source, out, config.data)
     state = "unchanged since they were written"
     if manifest is None:
         changed = changed_settings(out, config.data)
         check_out(source, out)
-        start_ray(verbose)
+        start()
         with Bars() as bars:
             examined = examine_source(source, out, config.data, bars.show)
             manifest = preprocess(examined, out, config.data, bars.show)
@@ -112,7 +116,7 @@ class Bars:
     def __init__(self) -> None:
         self._bar: Any = None
         self._what = ""
-        self._last_line = time.monotonic()
+        self._last_line = 0.0
 
     def __enter__(self) -> Bars:
         return self
@@ -124,9 +128,9 @@ class Bars:
     def show(self, what: str, done: int, total: int | None) -> None:
         if sys.stderr.isatty():
             self._draw(what, done, total)
-        elif time.monotonic() - self._last_line > 60:
+        elif what != self._what or time.monotonic() - self._last_line > 60:
             print(f"{what:<10} {done:,}{f' of {total:,}' if total else ''}", flush=True)
-            self._last_line = time.monotonic()
+            self._what, self._last_line = what, time.monotonic()
 
     def _draw(self, what: str, done: int, total: int | None) -> None:
         from tqdm import tqdm

@@ -131,11 +131,16 @@ def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
     """Prepares the named data, or sample radiographs where none is named; where the shards are."""
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
+    from fracture.training.driver import check_capacity, start_ray
+
+    def start() -> None:
+        start_ray(args.verbose)
+        check_capacity(config)  # before the long look at the data
 
     roots = [place(data) for data in args.data] if args.data else [_sample(config, storage)]
     source = find(args, roots, config)
     shards = storage / "shards" / shards_name(source, config.data)
-    prepare(source, shards, config, args.verbose)
+    prepare(source, shards, config, start)
     return shards
 
 

@@ -46,7 +46,10 @@ def test_an_empty_file_is_the_default(tmp_path: Path):
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("training.epoch=3", r"unknown setting 'training.epoch' = 3. Did you mean 'epochs'\? Allowed here: epochs,"),
+        (
+            "training.epoch=3",
+            r"unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'\? Allowed here: epochs,",
+        ),
         ("trainign.epochs=3", r"unknown setting 'trainign' = .* Did you mean 'training'\?"),
         ("training.epochs=many", r"'training.epochs' = 'many' is not possible: .* valid integer"),
         ("training.epochs=0", r"'training.epochs' = 0 is not possible: .* greater than or equal to 1"),

@@ -74,7 +74,7 @@ def plot_confusion_matrix(metrics: Metrics, caption: str) -> bytes:
         axis.set_yticks([0, 1], CLASS_NAMES, rotation=90, va="center")
         axis.set_xlabel("called")
         axis.set_ylabel("truth")
-        axis.set_title(f"Test, {m.count:,} images, {_threshold(m)}", loc="left")
+        axis.set_title(f"Test, per image: {m.count:,} images, {_threshold(m)}", loc="left")
         figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
         return _png(figure)
 
@@ -167,7 +167,7 @@ def _threshold(metrics: Metrics) -> str:
 
 
 def _title(metrics: Metrics) -> str:
-    return f"Test, {metrics.count:,} images of {metrics.groups:,} radiographs or patients"
+    return f"Test, per image: {metrics.count:,} images of {metrics.groups:,} groups"
 
 
 def _wrap(text: str, width: int = 58) -> str:

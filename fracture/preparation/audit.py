@@ -27,6 +27,7 @@ _PLAINEST = 20
 _GIANT = 0.2  # share of the images in one group from which on it is warned of
 _ENOUGH = 5000  # groups to look for shortcuts in; the grouped folds take their time
 _ALARM_AUC = 0.6  # a shortcut this strong, and beyond chance, is warned of
+_TESTED, _SUPPOSED = 0.15, 0.9  # what the data supports is told for a test of this share, and for this AUC
 
 
 class Pair(BaseModel):
@@ -161,7 +162,7 @@ def alarms(audit: Audit) -> list[str]:
             )
     if audit.conflicts:
         lines.append(
-            f"{len(audit.conflicts)} radiographs stand under both labels, for example {audit.conflicts[0][0]!r} and "
+            f"Radiographs under both labels: {len(audit.conflicts):,}, for example {audit.conflicts[0][0]!r} and "
             f"{audit.conflicts[0][1]!r}."
         )
     readable, largest = sum(audit.images.values()), max(audit.largest_groups, default=0)
@@ -180,6 +181,30 @@ def alarming(audit: Audit) -> list[tuple[str, Shortcut]]:
     """The shortcuts to be warned of, the plainest first."""
     bad = [(name, s) for name, s in audit.shortcuts.items() if s.alarming and name != "all"]
     return sorted(bad, key=lambda item: -item[1].auc)
+
+
+def support(audit: Audit) -> str:
+    """How finely a test on this many radiographs can tell, in one sentence."""
+    counts = audit.radiographs
+    tested = [round(_TESTED * count) for count in counts.values()]
+    few = min(counts, key=lambda name: counts[name])
+    if min(tested) < 2:
+        return (
+            f"no firm figure: {counts[few]} {few} of {sum(counts.values()):,} radiographs, and a test of {_TESTED:.0%} "
+            "needs at least 2 of each class; --folds uses each one"
+        )
+    once, folds = (1.96 * auc_error(_SUPPOSED, *numbers) for numbers in (tested, counts.values()))
+    return (
+        f"an AUC of {_SUPPOSED:.2f} to within ±{once:.2f} in a test of {_TESTED:.0%} of the radiographs "
+        f"({_classes(dict(zip(counts, tested, strict=True)))}), ±{folds:.2f} in folds that test each one"
+    )
+
+
+def auc_error(auc: float, negatives: int, positives: int) -> float:
+    """Standard error of an AUC (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747)."""
+    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
+    return float(np.sqrt(variance / (positives * negatives)))
 
 
 def audit_lines(audit: Audit) -> list[str]:
@@ -209,10 +234,13 @@ def audit_lines(audit: Audit) -> list[str]:
         kinds = ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in leak.by_kind.items() if n)
         of_kinds = f" ({kinds})" if kinds else ""
         lines.append(f"leakage    {leak.leaking:,} of {leak.images:,} {split} images are in {leak.where} too{of_kinds}")
-    lines.append(f"conflicts  {len(a.conflicts) or 'no'} radiographs under both labels")
+    if not a.leakage:
+        lines.append("leakage    no split was found that could leak; training makes one of whole groups")
+    lines.append(f"conflicts  radiographs under both labels: {len(a.conflicts) or 'none'}")
     if a.shortcuts:
         told = ", ".join(f"{name} {s.auc:.2f}" for name, s in a.shortcuts.items())
-        lines.append(f"shortcuts  AUC of the label from {told} (chance is 0.50)")
+        lines.append(f"shortcuts  AUC of the label from {told} (0.50 and below is chance)")
+    lines.append(f"supports   {support(a)}")
     return lines + [f"ALARM      {line}" for line in alarms(a)]
 
 
@@ -293,11 +321,7 @@ def _cross_validated(
     if not aucs:
         return None
     auc = float(np.average(aucs, weights=pairs))
-    negatives, positives = _groups_per_class(labels, groups)
-    # Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747, with groups for cases.
-    q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
-    variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
-    error = float(np.sqrt(variance / (positives * negatives)))
+    error = auc_error(auc, *_groups_per_class(labels, groups))
     return Shortcut(auc=auc, low=max(0.0, auc - 1.96 * error), high=min(1.0, auc + 1.96 * error))
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, render
-from fracture.preparation.audit import Audit, Pair, alarms
+from fracture.preparation.audit import Audit, Pair, alarms, support
 from fracture.preparation.grouping import KINDS
 from fracture.preparation.signature import SIDE
 from fracture.preparation.source import Source
@@ -37,6 +37,7 @@ def audit_page(source: Source, facts: pa.Table, audit: Audit) -> bytes:
         synthetic=source.synthetic,
         audit=audit,
         alarms=alarms(audit),
+        support=support(audit),
         kinds=KINDS,
         classes=list(reversed(CLASS_NAMES)),
         pairs=[_shown(pair, pictures) for pair in audit.plainest],

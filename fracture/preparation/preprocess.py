@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import fs
+from pyarrow import csv, fs
 
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
@@ -48,7 +48,7 @@ from fracture.preparation.split import assign, assign_by_source, first_lack, sha
 from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
-_LINKS = "links.parquet"  # why files are one group
+_LINKS = "links.csv"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 _KEPT_EVERY = 300  # seconds of looking that a killed job may lose
@@ -155,7 +155,6 @@ def preprocess(
     (out / _INPUT).delete()
     write_audit(out, examined)
     (out / FILES).write_parquet(plan.files)
-    (out / _LINKS).write_parquet(examined.links)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / _INPUT).write_json(_made_from(source, config, manifest))
     _remove_others(out, manifest)
@@ -175,9 +174,15 @@ def check_apart(source: Source, out: Place) -> None:
 
 
 def write_audit(out: Place, examined: Examined) -> None:
-    """`audit.json`, and `audit.html` with the pictures of what it says."""
+    """`audit.json`, `audit.html` with the pictures of what it says, and `links.csv`, which names every copy."""
     (out / "audit.html").write_bytes(audit_page(examined.source, examined.facts, examined.audit))
     (out / "audit.json").write_bytes(examined.audit.model_dump_json(indent=1).encode() + b"\n")
+    paths, links = examined.facts["path"], examined.links
+    for position, name in enumerate(("first", "second")):
+        links = links.set_column(position, name, paths.take(links[name]))
+    sink = pa.BufferOutputStream()
+    csv.write_csv(links, sink)
+    (out / _LINKS).write_bytes(sink.getvalue())
 
 
 def read_audit(out: Place) -> Audit:

@@ -103,6 +103,21 @@ def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     assert "normal, probability of a fracture 0.80" in page
     assert "fracture, probability of a fracture 0.40" in page
     assert "Not a medical device" in page
+    assert "test was read once" in page
+
+
+def test_the_report_of_data_from_elsewhere_claims_no_training(shard_folder, tmp_path):
+    folder, manifest = shard_folder()
+    evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
+    own = evaluations["val"]
+    write_report(
+        place(tmp_path), Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own), SCORES, folder
+    )
+    page = (tmp_path / "report.html").read_text()
+    assert "AUC per radiograph 1.000 on its own test, 0.500 on these" in page
+    assert "All of that was chosen when the model was trained, on data of its own." in page
+    assert not any(words in page for words in ("test was read once", "job/evaluate.py", "best was epoch"))
+    assert not (tmp_path / "curves.png").exists()
 
 
 def test_caveats_stand_beside_every_figure(shard_folder):

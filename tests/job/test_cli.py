@@ -32,7 +32,7 @@ def test_help_is_worth_reading(name: str):
             "error: --data {cwd}/nowhere: no such folder. Give the folder that holds",
         ),
         (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
-        (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'epochs'?"),
+        (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
         (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
@@ -66,6 +66,16 @@ def test_evaluate_needs_a_bundle(tmp_path: Path):
     told = job("evaluate.py", "--bundle", str(tmp_path), "--shards", str(tmp_path), "--out", str(tmp_path / "out"))
     assert told.returncode == 2
     assert "is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle." in told.stderr
+
+
+@pytest.mark.integration
+def test_more_workers_than_there_is_room_for_is_told_before_the_data_is_looked_at(image_folder, tmp_path: Path):
+    folder = image_folder(*official_paths(1))
+    wide = ["--set", "compute.cpus_per_worker=999"]
+    told = job("train.py", "--data", str(folder), *wide, "--storage", str(tmp_path / "storage"))
+    assert told.returncode == 2
+    assert "error: 2 workers of 999 CPU each do not fit: the cluster's nodes have" in told.stderr
+    assert not (tmp_path / "storage").exists()
 
 
 def test_preprocess_needs_data():

@@ -201,7 +201,7 @@ def test_a_radiograph_under_both_labels_is_left_out_and_told(image_folder, tmp_p
     manifest = run(folder, tmp_path / "out", DataConfig(image_size=32, split="group"))
     assert manifest.left_out["the radiograph stands under both labels"] == 2
     assert manifest.alarms == [
-        "1 radiographs stand under both labels, for example 'train/fractured/0.png' and 'train/not fractured/0.png'."
+        "Radiographs under both labels: 1, for example 'train/fractured/0.png' and 'train/not fractured/0.png'."
     ]
 
 
@@ -239,8 +239,11 @@ def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):
     out = place(tmp_path / "audit")
     write_audit(out, examine_source(source_of(leaky(image_folder), config), out, config))
     left = {p.name for p in (tmp_path / "audit").iterdir()}
-    assert left == {"audit.json", "audit.html", "examined.parquet", "compared.parquet"}
+    assert left == {"audit.json", "audit.html", "links.csv", "examined.parquet", "compared.parquet"}
     assert read_audit(out).leakage["test"].by_kind["bytes"] == 3
+    links = (tmp_path / "audit/links.csv").read_text().splitlines()
+    assert links[0] == '"first","second","kind","texture","detail","degrees","flipped","inverted"'
+    assert '"test/fractured/0.png","train/fractured/0.png","bytes",,,,,' in links
 
 
 def test_all_of_it_may_be_test(image_folder, tmp_path):
