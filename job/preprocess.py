@@ -76,7 +76,7 @@ def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> Non
         examined = examine_source(source, out, config.data, bars.show)
     write_audit(out, examined)
     print("\n".join(audit_lines(examined.audit)))
-    print(f"audit      {out} (audit.html to look at, audit.json for programs)", flush=True)
+    print(f"audit      {out} (audit.html to look at, links.csv with every copy, audit.json)", flush=True)
 
 
 def prepare(source: Source, out: Place, config: Config, start: Callable[[], None]) -> None:
