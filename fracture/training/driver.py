@@ -30,7 +30,10 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
 }
-
+_OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a core a second or more to start
+    "RAY_prestart_worker_first_driver": "0",  # they would be of another environment than ours
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away and says so before
+}
 
 _stopping = threading.Event()
 
@@ -60,6 +63,7 @@ def start_ray(verbose: bool) -> None:
     environment: dict[str, Any] = {"env_vars": ours}
     if not submitted and not joining:
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
+        os.environ.update(_OF_OUR_OWN)
     elif not submitted:  # other machines have no folder of ours: the code goes along
         environment["working_dir"] = str(_ROOT)
     if not verbose:
