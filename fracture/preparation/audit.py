@@ -193,18 +193,18 @@ def support(audit: Audit) -> str:
             f"no firm figure: {counts[few]} {few} of {sum(counts.values()):,} radiographs, and a test of {_TESTED:.0%} "
             "needs at least 2 of each class; --folds uses each one"
         )
-    once, folds = (1.96 * auc_error(_SUPPOSED, *numbers) for numbers in (tested, counts.values()))
+    once, folds = (_auc_margin(_SUPPOSED, *numbers) for numbers in (tested, counts.values()))
     return (
         f"an AUC of {_SUPPOSED:.2f} to within ±{once:.2f} in a test of {_TESTED:.0%} of the radiographs "
         f"({_classes(dict(zip(counts, tested, strict=True)))}), ±{folds:.2f} in folds that test each one"
     )
 
 
-def auc_error(auc: float, negatives: int, positives: int) -> float:
-    """Standard error of an AUC (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747)."""
+def _auc_margin(auc: float, negatives: int, positives: int) -> float:
+    """Half the 95 % interval of an AUC (Hanley and McNeil 1982, doi:10.1148/radiology.143.1.7063747)."""
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (positives - 1) * (q1 - auc**2) + (negatives - 1) * (q2 - auc**2)
-    return float(np.sqrt(variance / (positives * negatives)))
+    return 1.96 * float(np.sqrt(variance / (positives * negatives)))
 
 
 def audit_lines(audit: Audit) -> list[str]:
@@ -321,8 +321,8 @@ def _cross_validated(
     if not aucs:
         return None
     auc = float(np.average(aucs, weights=pairs))
-    error = auc_error(auc, *_groups_per_class(labels, groups))
-    return Shortcut(auc=auc, low=max(0.0, auc - 1.96 * error), high=min(1.0, auc + 1.96 * error))
+    margin = _auc_margin(auc, *_groups_per_class(labels, groups))
+    return Shortcut(auc=auc, low=max(0.0, auc - margin), high=min(1.0, auc + margin))
 
 
 def _plainest(paths: Sequence[str], found: np.ndarray, groups: np.ndarray, links: pa.Table) -> list[Pair]:

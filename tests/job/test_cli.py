@@ -29,7 +29,7 @@ def test_help_is_worth_reading(name: str):
     [
         (
             ["--data", "nowhere"],
-            "error: --data {cwd}/nowhere: no such folder. Give the folder that holds",
+            "error: --data {cwd}/nowhere: no such folder. Give the folder that holds the class folders, or train/",
         ),
         (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
