@@ -38,7 +38,7 @@ data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into d
 test: setup ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
 
-bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, reading, preparation, startup, scaling, copies, leaks or recipes
+bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 check: lint test ## what CI runs, and the linter

@@ -103,7 +103,7 @@ def prepare(source: Source, out: Place, config: Config, start: Callable[[], None
         check_out(source, out)
         start()
         with Bars() as bars:
-            examined = examine_source(source, out, config.data, bars.show)
+            examined = examine_source(source, out, config.data, bars.show, to_write=True)
             manifest = preprocess(examined, out, config.data, bars.show)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))

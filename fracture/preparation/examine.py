@@ -50,23 +50,22 @@ FACTS = pa.schema(
 )
 
 
-def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
-    """A row of `FACTS`.
+def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, Any], np.ndarray | None]:
+    """A row of `FACTS`, and the image that training will see, [size, size] uint8; None where it cannot be read.
 
     Args:
         data: the file's bytes; None where it could not be opened.
-        size: side of the image that training will see.
     """
     row: dict[str, Any] = dict.fromkeys(FACTS.names) | named(file)
     if data is None:
-        return row | {"reason": UNOPENED}
+        return row | {"reason": UNOPENED}, None
     try:
         picture = decode(data, size)
     except Rejected as error:
-        return row | {"reason": str(error)}
+        return row | {"reason": str(error)}, None
     pixels = picture.pixels
     views = [shrink(view) for view in (pixels, picture.centre()) if view is not None]
-    return row | {
+    facts = {
         "sha256": hashlib.sha256(data).digest(),
         "pixels": hashlib.blake2b(pixels, digest_size=16).digest(),
         "format": picture.format,
@@ -82,6 +81,7 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> dict[str, Any]:
         ],
         "spectrum": [_or_zeros(spectrum_signature(view), SPECTRUM_LENGTH) for view in views],
     }
+    return row | facts, pixels
 
 
 def named(file: ImageFile) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Images to facts to shards: maps over files on Ray. The one file of this room that knows Ray.
 
-Every new file is decoded twice: once to be examined, once to be written, since where it goes is known only when all
-have been examined, and decoding costs less than moving the pixels to and from a disk. Which row goes into which shard
-is decided by keyed hashes, so that any number of workers writes the same bytes.
+Where an image goes is known only when all have been examined; until then its pixels wait in files beside the shards,
+since decoding a film a second time costs a hundred times as much. Which row goes into which shard is decided by keyed
+hashes, so that any number of workers writes the same bytes.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ from fracture.storage import Place
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
 _LINKS = "links.csv"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
+_WAITING = "pixels-{:09d}.raw"  # of the new files from this number on; each image [H, W] uint8
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 _KEPT_EVERY = 300  # seconds of looking that a killed job may lose
 _SPREAD = 4  # old rows that may be read for each that is wanted, before decoding is the smaller work
@@ -65,6 +67,7 @@ class Examined:
     facts: pa.Table  # FACTS, in the order of the source's files
     links: pa.Table  # LINKS
     audit: Audit
+    waiting: dict[str, tuple[str, int]]  # path -> file in `out` with the image's pixels, position in it
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,26 @@ def changed_settings(out: Place, config: DataConfig) -> list[str]:
 
 
 def examine_source(
-    source: Source, out: Place, config: DataConfig, progress: Progress = lambda what, done, total: None
+    source: Source,
+    out: Place,
+    config: DataConfig,
+    progress: Progress = lambda what, done, total: None,
+    *,
+    to_write: bool = False,
 ) -> Examined:
     """Looks at every file, finds what belongs together, and judges the whole; needs a started Ray.
 
     What is found is kept in `out` as well, so that neither a stopped job nor a folder that has grown costs it again.
 
+    Args:
+        to_write: `preprocess` follows; the pixels wait for it in `out`.
+
     Raises:
         UsageError: no file can be read.
+        RunError: the disk is full.
     """
     cache = Cache(out, source, config.image_size)
-    facts = _facts(source, cache, config, progress)
+    facts, waiting = _facts(source, cache, config, progress, out if to_write else None)
     if facts["sha256"].null_count == len(facts):
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(facts["reason"].to_pylist()).most_common(3))
         raise UsageError(
@@ -127,7 +139,7 @@ def examine_source(
     comparer = _Comparer(facts, cache, progress)
     links = find_links(facts, config, comparer)
     cache.keep_likenesses(comparer.asked)
-    return Examined(source, facts, links, make_audit(facts, links))
+    return Examined(source, facts, links, make_audit(facts, links), waiting)
 
 
 def preprocess(
@@ -150,7 +162,7 @@ def preprocess(
     check_out(source, out)
     _check_rejected(examined.audit, config)
     plan = _plan(examined, config, _previous(out, config))
-    parts = _write_parts(source, out, config, plan, _pixels_of(out, config), progress)
+    parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
     manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
     write_audit(out, examined)
@@ -225,15 +237,22 @@ def _map(function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iter
         yield result
 
 
-def _facts(source: Source, cache: Cache, config: DataConfig, progress: Progress) -> pa.Table:
+def _facts(
+    source: Source, cache: Cache, config: DataConfig, progress: Progress, waiting_room: Place | None
+) -> tuple[pa.Table, dict[str, tuple[str, int]]]:
+    """Rows of `FACTS`, and where the pixels of those that were looked at now wait: see `Examined`."""
     known, numbers = cache.facts()
     new = np.setdiff1d(np.arange(len(source.files)), numbers)
     if not len(new):
-        return known
+        return known, {}
     size = config.image_size
 
     def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
-        rows = [examine(file, _read(place), size) for file, place in chunk]
+        rows, pixels = zip(*(examine(file, _read(place), size) for file, place in chunk), strict=True)
+        if waiting_room is not None:
+            blank = np.zeros((size, size), np.uint8)
+            waiting = np.stack([blank if image is None else image for image in pixels])
+            (waiting_room / _WAITING.format(start)).write_bytes(pa.py_buffer(waiting))
         return start, pa.Table.from_pylist(rows, schema=FACTS)
 
     files = [(source.files[number], source.place_of(source.files[number].path)) for number in new]
@@ -251,7 +270,12 @@ def _facts(source: Source, cache: Cache, config: DataConfig, progress: Progress)
     if len(known):
         facts = facts.take(np.argsort(np.concatenate([numbers, new])))
     cache.keep_facts(facts)
-    return facts
+    places = (divmod(position, _EXAMINED_AT_ONCE) for position in range(len(files)))
+    waiting = {
+        file.path: (_WAITING.format(block * _EXAMINED_AT_ONCE), row)
+        for (file, _), (block, row) in zip(files, places, strict=True)
+    }
+    return facts, waiting if waiting_room is not None else {}
 
 
 def _read(place: Place) -> bytes | None:
@@ -439,8 +463,9 @@ def _pixels_of(out: Place, config: DataConfig) -> _Before | None:
 
 
 def _write_parts(
-    source: Source, out: Place, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
+    examined: Examined, out: Place, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
 ) -> list[_Part]:
+    source = examined.source
     columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin")}
     tasks = []
     for split in plan.names:
@@ -454,14 +479,21 @@ def _write_parts(
             places = [source.place_of(path) for path in content["source"]]
             names = zip(content["source"], content["sha256"], strict=True)
             written = [before.rows.get(name) if before else None for name in names]
-            tasks.append((split, number, places, written, content))
+            waiting = [examined.waiting.get(path) for path in content["source"]]
+            tasks.append((split, number, places, waiting, written, content))
     manifest = before.manifest if before else None
 
-    def write(split: str, number: int, places: list[Place], written: list[Any], content: dict[str, list[Any]]) -> _Part:
-        try:
-            pixels = _read_written(out, manifest, written) if manifest else {}
-        except UsageError:  # a damaged shard: its images are decoded again
-            pixels = {}
+    def write(
+        split: str,
+        number: int,
+        places: list[Place],
+        waiting: list[tuple[str, int] | None],
+        written: list[tuple[str, int] | None],
+        content: dict[str, list[Any]],
+    ) -> _Part:
+        pixels = _read_waiting(out, waiting, config.image_size)
+        with suppress(UsageError):  # a damaged shard: its images are decoded again
+            pixels |= _read_written(out, manifest, written) if manifest else {}
         return _write_shard(out, config, split, number, places, pixels, content)
 
     parts = []
@@ -471,6 +503,18 @@ def _write_parts(
         done += part.shard.rows
         progress("write", done, total)
     return sorted(parts, key=lambda part: (plan.names.index(part.split), part.number))
+
+
+def _read_waiting(out: Place, waiting: list[tuple[str, int] | None], size: int) -> dict[int, np.ndarray]:
+    """Position in the list -> [H, W] uint8, of the images that were looked at now."""
+    pixels: dict[int, np.ndarray] = {}
+    for name in {place[0] for place in waiting if place}:
+        with (out / name).filesystem.open_input_file((out / name).path) as file:
+            for position, place in enumerate(waiting):
+                if place and place[0] == name:
+                    image = np.frombuffer(file.read_at(size**2, place[1] * size**2), np.uint8)
+                    pixels[position] = image.reshape(size, size)
+    return pixels
 
 
 def _read_written(out: Place, manifest: Manifest, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
@@ -590,7 +634,7 @@ def _check_rejected(audit: Audit, config: DataConfig) -> None:
 
 
 def _remove_others(out: Place, manifest: Manifest) -> None:
-    """Shards of an earlier or interrupted run, once the manifest names the new ones."""
+    """Shards of an earlier or interrupted run, once the manifest names the new ones, and pixels that waited."""
     keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
         if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
@@ -600,7 +644,7 @@ def _remove_others(out: Place, manifest: Manifest) -> None:
 def _is_ours(out: Place, info: fs.FileInfo) -> bool:
     """Whether a file below `out` has a name that only this program gives."""
     shard = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
-    name = rf"(?:{shard}|{'|'.join(re.escape(name) for name in _BESIDE)})"
+    name = rf"(?:{shard}|pixels-\d{{9}}\.raw|{'|'.join(re.escape(name) for name in _BESIDE)})"
     return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
 
 

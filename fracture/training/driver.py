@@ -63,7 +63,7 @@ def start_ray(verbose: bool) -> None:
     environment: dict[str, Any] = {"env_vars": ours}
     if not submitted and not joining:
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
-        os.environ.update(_OF_OUR_OWN)
+        os.environ.update({**_OF_OUR_OWN, **os.environ})
     elif not submitted:  # other machines have no folder of ours: the code goes along
         environment["working_dir"] = str(_ROOT)
     if not verbose:

@@ -64,7 +64,7 @@ def planted(films: list[np.ndarray], of_what: str) -> list[str]:
         edits = [(kind, edit) for i, (kind, edit) in enumerate(EDITS.items()) if i % 3 == number % 3]
         for kind, image in [("", film), *((kind, edit(film, generator)) for kind, edit in edits)]:
             data = encoded(image)
-            rows.append(examine(ImageFile(f"{len(rows)}.png", 0, "", len(data), 0), data, SIZE))
+            rows.append(examine(ImageFile(f"{len(rows)}.png", 0, "", len(data), 0), data, SIZE)[0])
             original.append(number)
             kinds.append(kind)
     facts = pa.Table.from_pylist(rows, schema=FACTS)

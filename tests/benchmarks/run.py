@@ -6,11 +6,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import copies, leaks, preparation, reading, recipes, scaling, startup, train
+from tests.benchmarks import copies, leaks, preparation, reading, recipes, roof, scaling, startup, train
 from tests.benchmarks.measure import machine
 
 PARTS = {
     "train": train.run,
+    "roof": roof.run,
     "reading": reading.run,
     "preparation": preparation.run,
     "startup": startup.run,

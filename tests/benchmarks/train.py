@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.benchmarks.measure import Figures, Part, child, films_and_shards, ratio, spread, take_turns
 
-FILMS, SIZE, EPOCHS, ROUNDS = 600, 224, 2, 3
+FILMS, SIZE, EPOCHS, ROUNDS = 400, 224, 2, 3
 TORCH = Path(".venv-torch")
 TORCH_PACKAGES = ("torch==2.13.0", "numpy", "pillow")
 REFERENCE = ("model.block=conv-bn-relu-pool", "model.head=flatten")

@@ -18,7 +18,7 @@ DRAWN = [data for _, (_, data) in zip(range(12), draw_sample(SampleConfig(images
 def facts_of(*files: tuple[str, int, bytes]) -> pa.Table:
     """(path, label, content) each; the split is the path's first folder."""
     rows = [
-        examine(ImageFile(path, label, path.split("/")[0], len(data), 0, "", ""), data, 64)
+        examine(ImageFile(path, label, path.split("/")[0], len(data), 0, "", ""), data, 64)[0]
         for path, label, data in files
     ]
     return pa.Table.from_pylist(rows, schema=FACTS)

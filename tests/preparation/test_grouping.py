@@ -21,7 +21,7 @@ def table(*files: tuple[str, bytes], patients: dict[str, str] | None = None, ori
     rows = [
         examine(
             ImageFile(path, 0, "", len(d), 0, (patients or {}).get(path, ""), (origins or {}).get(path, "")), d, SIZE
-        )
+        )[0]
         for path, d in files
     ]
     return pa.Table.from_pylist(rows, schema=FACTS)

@@ -33,7 +33,8 @@ CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs) -> Manifest:
     source = source_of(folder, config)
-    return preprocess(examine_source(source, place(out), config), place(out), config, **kwargs)
+    examined = examine_source(source, place(out), config, to_write=True)
+    return preprocess(examined, place(out), config, **kwargs)
 
 
 def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
@@ -455,6 +456,20 @@ def test_a_file_that_is_not_what_was_known_of_it_stops_one_run_and_not_the_next(
     with pytest.raises(RunError, match=r"train/fractured/0.png changed while it was being prepared; run the same"):
         run(folder, tmp_path / "out")
     assert run(folder, tmp_path / "out").rows("train") == 8
+
+
+def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 5)
+    folder = image_folder(*official_paths(4))
+    (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
+    config = CONFIG.model_copy(update={"max_rejected_fraction": 0.5})
+    run(folder, tmp_path / "undisturbed", config)
+    out = place(tmp_path / "out")
+    examined = examine_source(source_of(folder, config), out, config, to_write=True)
+    assert len(list((tmp_path / "out").glob("pixels-*.raw"))) == 5
+    blank_out(*folder.rglob("*.png"))  # no file is read again
+    preprocess(examined, out, config)
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed"), "and no pixels wait any longer"
 
 
 def test_a_killed_job_keeps_what_it_has_looked_at(image_folder, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ python -m tests.benchmarks.peers.plain_tf_keras SHARDS EPOCHS [KEY=VALUE ...]
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import tensorflow as tf
 import tf_keras as keras
@@ -21,7 +22,8 @@ from fracture.training.augmenting import AugmentingModel
 from fracture.training.precision import choose_precision
 
 
-def main(folder: str, epochs: int, assignments: list[str]) -> float:
+def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None], int, int]:
+    """A function that trains one epoch, how many steps that has, and how many images."""
     config = load_config(None, assignments)
     shards = place(folder)
     manifest = read_manifest(shards)
@@ -29,15 +31,24 @@ def main(folder: str, epochs: int, assignments: list[str]) -> float:
     index = read_index(shards, manifest, "train", ["film", "label"])
     draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), config.training.sampling, 0)
     lanes = Lanes(draws.count, config.training.batch_size)
-    share = load_share(shards, manifest, "train", lanes, draws, epochs, memory=10**10)
+    share = load_share(shards, manifest, "train", lanes, draws, config.training.epochs, memory=10**10)
     optimizer = keras.optimizers.Adam(config.training.learning_rate, weight_decay=config.training.weight_decay)
     network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
     model = AugmentingModel(network.inputs, network.outputs)
     model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
+
+    def train_epoch(epoch: int) -> None:
+        model.fit(training_batches(share, 0, epoch, config.augment), steps_per_epoch=share.steps, verbose=0)
+
+    return train_epoch, share.steps, draws.count
+
+
+def main(folder: str, epochs: int, assignments: list[str]) -> float:
+    train_epoch, _, images = prepare(folder, assignments)
     for epoch in range(epochs):
         started = time.monotonic()
-        model.fit(training_batches(share, 0, epoch, config.augment), steps_per_epoch=share.steps, verbose=0)
-    return draws.count / (time.monotonic() - started)
+        train_epoch(epoch)
+    return images / (time.monotonic() - started)
 
 
 if __name__ == "__main__":
