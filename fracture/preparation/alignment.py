@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fracture.preparation.signature import ANGLES, CENTRE, RING_AREA, SIDE, polar
+from fracture.preparation.signature import ANGLES, CENTRE, RING_AREA, SIDE, circles
 
 SCALES = (1.0, 0.9, 0.8, 0.72, 0.64)  # a square image rotated by 45° on a larger canvas is shown at 0.71
+_SHOWN = (*(1 / scale for scale in SCALES), *SCALES[1:])  # scales that are tried
 _y, _x = np.mgrid[:SIDE, :SIDE] - CENTRE
 _DISC = (np.hypot(_x, _y) < SIDE / 2 - 4).astype(np.uint8)
 _STRETCH = (0.6, 1.7)  # singular values of the transform
@@ -57,7 +58,7 @@ class _Subject:
     grey: np.ndarray  # [SIDE, SIDE] uint8
     half: np.ndarray  # [SIDE / 2, SIDE / 2] float32, smooth
     spectrum: np.ndarray  # [SIDE / 2, SIDE / 4 + 1] complex64 of `half`, windowed, of norm 1
-    rings: list[np.ndarray | None]  # per scale [ANGLES / 2 + 1, RINGS] complex64 along the angle; None where blank
+    rings: np.ndarray  # [scales, ANGLES / 2 + 1, RINGS] complex64 along the angle; zeros where a disc is blank
 
 
 def compare_pairs(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
@@ -76,8 +77,7 @@ def _subject(small: np.ndarray) -> _Subject:
     half = cv2.GaussianBlur(half, (0, 0), 1.0)
     windowed = (half - (half * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW
     windowed /= max(float(np.linalg.norm(windowed)), 1e-3)
-    circles = [polar(small, scale) for scale in SCALES]
-    rings = [None if c is None else np.fft.rfft(c * np.sqrt(RING_AREA), axis=0).astype(np.complex64) for c in circles]
+    rings = np.fft.rfft(circles(small, SCALES) * np.sqrt(RING_AREA), axis=1).astype(np.complex64)
     return _Subject(small, half, np.fft.rfft2(windowed).astype(np.complex64), rings)
 
 
@@ -137,17 +137,17 @@ def _doubled(matrix: np.ndarray) -> np.ndarray:
 
 def _turned(first: _Subject, second: _Subject) -> _Guess | None:
     """The best rotation, flip, sign and scale of discs about the two centres."""
-    if first.rings[0] is None or second.rings[0] is None:
+    if not first.rings[0].any() or not second.rings[0].any():
         return None
-    poses = [(a, second.rings[0], 1 / scale) for scale, a in zip(SCALES, first.rings, strict=True)]
-    poses += [(first.rings[0], b, scale) for scale, b in zip(SCALES, second.rings, strict=True)][1:]
-    poses = [pose for pose in poses if pose[0] is not None and pose[1] is not None]
+    # The first's disc of each size on the second's whole one, then the other way round, without the pair of whole ones.
+    a = np.concatenate([first.rings, np.broadcast_to(first.rings[0], first.rings[1:].shape)])
+    b = np.concatenate([np.broadcast_to(second.rings[0], second.rings.shape), second.rings[1:]])
     # Mirroring turns the circle's direction, which conjugates its spectrum.
-    products = np.stack([(a * other).sum(axis=1) for a, b, _ in poses for other in (np.conj(b), b)])
+    products = np.stack([(a * np.conj(b)).sum(axis=2), (a * b).sum(axis=2)], axis=1).reshape(2 * len(a), -1)
     correlations = np.fft.irfft(products, n=ANGLES, axis=1) / ANGLES
     pose, at = np.unravel_index(int(np.abs(correlations).argmax()), correlations.shape)
     best = float(correlations[pose, at])
-    return _Guess(abs(best), best < 0, bool(pose % 2), 2 * np.pi * float(at) / ANGLES, poses[pose // 2][2])
+    return _Guess(abs(best), best < 0, bool(pose % 2), 2 * np.pi * float(at) / ANGLES, _SHOWN[pose // 2])
 
 
 def _shifted(first: _Subject, second: _Subject) -> _Guess:

@@ -3,13 +3,14 @@
 import hashlib
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from fracture.preparation.alignment import SCALES
 from fracture.preparation.decode import Rejected, decode
-from fracture.preparation.signature import HARMONICS, RINGS, SIDE, ring_signature, shrink, spectrum_signature
+from fracture.preparation.signature import HARMONICS, RINGS, SIDE, shrink, signatures
 from fracture.preparation.source import ImageFile
 
 RING_LENGTH, SPECTRUM_LENGTH = RINGS // 2 * HARMONICS, RINGS * HARMONICS
@@ -65,6 +66,8 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, A
         return row | {"reason": str(error)}, None
     pixels = picture.pixels
     views = [shrink(view) for view in (pixels, picture.centre()) if view is not None]
+    rings, spectra = zip(*(signatures(view, SCALES) for view in views), strict=True)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(pixels))
     facts = {
         "sha256": hashlib.sha256(data).digest(),
         "pixels": hashlib.blake2b(pixels, digest_size=16).digest(),
@@ -72,14 +75,12 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, A
         "mode": picture.mode,
         "width": picture.width,
         "height": picture.height,
-        "mean": float(pixels.mean()),
-        "deviation": float(pixels.std()),
+        "mean": mean,
+        "deviation": deviation,
         "border": _border(pixels),
         "small": [view.tobytes() for view in views],
-        "rings": [
-            np.concatenate([_or_zeros(ring_signature(view, scale), RING_LENGTH) for scale in SCALES]) for view in views
-        ],
-        "spectrum": [_or_zeros(spectrum_signature(view), SPECTRUM_LENGTH) for view in views],
+        "rings": [scales.ravel() for scales in rings],
+        "spectrum": list(spectra),
     }
     return row | facts, pixels
 
@@ -99,11 +100,7 @@ def stack_views(facts: pa.Table) -> np.ndarray:
     return stacked
 
 
-def _or_zeros(signature: np.ndarray | None, length: int) -> np.ndarray:
-    return np.zeros(length, np.float32) if signature is None else signature
-
-
 def _border(pixels: np.ndarray) -> float:
     margin = max(1, round(0.03 * len(pixels)))
     inner = pixels[margin:-margin, margin:-margin]
-    return float((pixels.sum(dtype=np.int64) - inner.sum(dtype=np.int64)) / (pixels.size - inner.size))
+    return (cv2.sumElems(pixels)[0] - cv2.sumElems(inner)[0]) / (pixels.size - inner.size)

@@ -10,6 +10,8 @@ mirroring conjugates and an inversion of grey negates. Brightness and contrast g
   a copy whose margins were cropped (Reddy and Chatterji 1996, doi:10.1109/83.506761).
 """
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -31,47 +33,59 @@ def shrink(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
-def polar(small: np.ndarray, scale: float = 1.0) -> np.ndarray | None:
-    """Grey values on circles about the centre, standardised over the disc; None where the disc is blank.
+def circles(small: np.ndarray, scales: Sequence[float]) -> np.ndarray:
+    """Grey values on circles about the centre, standardised over the disc that they fill.
 
     Args:
         small: [SIDE, SIDE] uint8.
-        scale: the disc's radius, as a share of the inscribed one.
+        scales: the discs' radii, as shares of the inscribed one.
 
     Returns:
-        [ANGLES, RINGS] float32.
+        [len(scales), ANGLES, RINGS] float32; zeros where a disc is blank.
     """
-    smooth = cv2.GaussianBlur(small, (0, 0), 0.7).astype(np.float32)
-    circles = cv2.warpPolar(smooth, (RINGS, ANGLES), (CENTRE, CENTRE), RADIUS * scale, cv2.INTER_LINEAR)
-    mean = circles.mean(axis=0) @ RING_AREA
-    deviation = float(np.sqrt(((circles - mean) ** 2).mean(axis=0) @ RING_AREA))
-    return None if deviation < _BLANK else (circles - mean) / deviation
+    return _circles(_smooth(small), scales)
 
 
-def ring_signature(small: np.ndarray, scale: float = 1.0) -> np.ndarray | None:
-    """[RINGS / 2 · HARMONICS] float32 of length 1; None where the disc is blank."""
-    circles = polar(small, scale)
-    if circles is None:
-        return None
-    circles = circles.reshape(ANGLES, RINGS // 2, 2).mean(axis=2) * np.sqrt(RING_AREA[::2])
-    magnitudes = np.abs(np.fft.rfft(circles, axis=0))[:HARMONICS]
-    magnitudes[0] /= np.sqrt(2)
-    return _unit(magnitudes)
+def signatures(small: np.ndarray, scales: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Rings [len(scales), RINGS / 2 · HARMONICS] and spectrum [RINGS · HARMONICS], float32.
+
+    Each has length 1, or is zeros where there is nothing but a blank disc.
+    """
+    smooth = _smooth(small)
+    around = _circles(smooth, scales)
+    rings = _ring_signatures(around)
+    return rings, _spectrum_signature(smooth) if around[0].any() else np.zeros(RINGS * HARMONICS, np.float32)
 
 
-def spectrum_signature(small: np.ndarray) -> np.ndarray | None:
-    """[RINGS · HARMONICS] float32 of length 1; None where the disc is blank."""
-    if polar(small) is None:
-        return None
-    grey = cv2.GaussianBlur(small, (0, 0), 0.7).astype(np.float32)
-    grey = (grey - (grey * _window).sum() / _window.sum()) * _window
-    spectrum = np.abs(np.fft.fftshift(np.fft.fft2(grey / np.linalg.norm(grey))))
-    spectrum = np.log1p(200 * spectrum).astype(np.float32)
-    circles = cv2.warpPolar(spectrum, (RINGS, ANGLES), (SIDE / 2, SIDE / 2), SIDE / 4, cv2.INTER_LINEAR)
-    magnitudes = np.abs(np.fft.rfft(circles, axis=0))[: 2 * HARMONICS : 2]  # a spectrum repeats after half a turn
+def _smooth(small: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(small, (0, 0), 0.7).astype(np.float32)
+
+
+def _circles(smooth: np.ndarray, scales: Sequence[float]) -> np.ndarray:
+    centre, size = (CENTRE, CENTRE), (RINGS, ANGLES)
+    found = np.stack([cv2.warpPolar(smooth, size, centre, RADIUS * scale, cv2.INTER_LINEAR) for scale in scales])
+    found -= (found.mean(axis=1) @ RING_AREA)[:, np.newaxis, np.newaxis]
+    deviation = np.sqrt((found**2).mean(axis=1) @ RING_AREA)
+    found *= np.where(deviation < _BLANK, 0, 1 / np.maximum(deviation, _BLANK))[:, np.newaxis, np.newaxis]
+    return found
+
+
+def _ring_signatures(around: np.ndarray) -> np.ndarray:
+    pairs = around.reshape(len(around), ANGLES, RINGS // 2, 2).mean(axis=3) * np.sqrt(RING_AREA[::2])
+    magnitudes = np.abs(np.fft.rfft(pairs, axis=1))[:, :HARMONICS]
+    magnitudes[:, 0] /= np.sqrt(2)
+    return np.stack([_unit(scale) for scale in magnitudes])
+
+
+def _spectrum_signature(smooth: np.ndarray) -> np.ndarray:
+    grey = (smooth - (smooth * _window).sum() / _window.sum()) * _window
+    transformed = cv2.dft(grey / np.linalg.norm(grey), flags=cv2.DFT_COMPLEX_OUTPUT)
+    spectrum = np.log1p(200 * np.fft.fftshift(cv2.magnitude(transformed[..., 0], transformed[..., 1])))
+    around = cv2.warpPolar(spectrum, (RINGS, ANGLES), (SIDE / 2, SIDE / 2), SIDE / 4, cv2.INTER_LINEAR)
+    magnitudes = np.abs(np.fft.rfft(around, axis=0))[: 2 * HARMONICS : 2]  # a spectrum repeats after half a turn
     magnitudes[0] *= 0.3  # the mean over the circle is much alike in all radiographs
     return _unit(magnitudes)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    return (values / np.linalg.norm(values)).ravel().astype(np.float32)
+    return (values / max(float(np.linalg.norm(values)), 1e-9)).ravel().astype(np.float32)
