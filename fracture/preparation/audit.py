@@ -7,9 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.tree import DecisionTreeClassifier
 
 from fracture.input.shards import Leak, Rejection
 from fracture.labels import CLASS_NAMES, SPLITS
@@ -286,6 +283,8 @@ def _shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -> dic
     folds = min(5, *_groups_per_class(labels, families))
     if folds < 2:  # too few to tell
         return {}
+    from sklearn.model_selection import StratifiedGroupKFold
+
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     parts = list(splitter.split(labels, labels, families))
     found = {name: _cross_validated(values, labels, families, parts) for name, values in features.items()}
@@ -308,6 +307,9 @@ def _cross_validated(
     Each group weighs 1 in all, shared by its images. Scores of different trees cannot be ranked among each other, so
     the AUC is that of each part, averaged by the pairs of groups in it.
     """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.tree import DecisionTreeClassifier
+
     _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1 / size[position]
     aucs, pairs = [], []

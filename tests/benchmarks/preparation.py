@@ -22,7 +22,7 @@ from fracture.preparation.source import find_source
 from fracture.storage import place
 from tests.benchmarks.measure import Figures, Part, ratio, spread, take_turns
 
-FILMS, SIZE, ROUNDS, CORES = 2000, 224, 3, 2
+FILMS, SIZE, ROUNDS, CORES = 1000, 224, 3, 2
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,

@@ -27,7 +27,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", help="folder of radiographs, for the parts that can use one")
     args = parser.parse_args()
     facts = {"date": f"{datetime.now(UTC):%Y-%m-%d}"} | machine()
-    lines = [", ".join(facts.values()), ""]
+    lines = [", ".join(f"{name} {value}" for name, value in facts.items()), ""]
     figures = {}
     for name in [args.only] if args.only else PARTS:
         print(f"{name} ...", file=sys.stderr, flush=True)
