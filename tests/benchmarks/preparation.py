@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
@@ -71,7 +72,8 @@ def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
         return len(files) / _preprocess(folder, out)
 
     def floor() -> float:
-        with ProcessPoolExecutor(CORES) as pool:
+        # Not forked: what OpenCV's threads hold would stay locked in the child.
+        with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
             list(pool.map(fastest, files[:CORES]))  # the processes are there
             started = time.monotonic()
             list(pool.map(fastest, files, chunksize=16))
