@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.evaluation.report import caveats, result_lines
     from fracture.input.shards import read_manifest
     from fracture.storage import place
     from fracture.training.driver import with_data_of
@@ -54,12 +53,11 @@ def main(args: argparse.Namespace) -> None:
             f"{shards}: all of it is test; there is nothing to train on. Preprocess with another data.split."
         )
     if manifest.folds:
-        lines = [*train_folds(config, shards, manifest, run, args.verbose), f"report     {run / 'folds.html'}"]
+        lines = train_folds(config, shards, manifest, run, args.verbose)
     else:
-        evaluations = train_once(config, shards, manifest, run, args.verbose)
-        lines = result_lines(evaluations)
-        lines += [f"bundle     {run / 'bundle'} (the model and its figures)"]
-        lines += [f"report     {run / 'report' / 'report.html'}"]
+        lines = _told(train_once(config, shards, manifest, run, args.verbose), run)
+    from fracture.evaluation.report import caveats
+
     print("\n".join([*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]), flush=True)
 
 
@@ -79,25 +77,20 @@ def train_once(config: Config, shards: Place, manifest: Manifest, run: Place, ve
 
 def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> list[str]:
     """Trains once for each fold, each a run of its own below `run`, and pools what they say of their test folds."""
-    from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
-    from fracture.evaluation.report import caveats
-
     for number, title in enumerate(manifest.folds, 1):
         print(f"fold       {number} of {len(manifest.folds)}: {title} is test", flush=True)
         train_once(config, shards, manifest.fold(number), run / f"fold-{number}", verbose)
+    from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
+    from fracture.evaluation.report import caveats
+
     pooled = pool_folds(run, manifest)
     write_folds(run, manifest, pooled, caveats(manifest))
-    return fold_lines(pooled)
+    return [*fold_lines(pooled), f"report     {run / 'folds.html'}"]
 
 
 def _train_and_test(
     config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool
 ) -> dict[str, Evaluation]:
-    from fracture.config import flatten
-    from fracture.evaluation.calibration import decide
-    from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
-    from fracture.evaluation.scores import gather_scores, read_scores
-    from fracture.release.bundle import versions, write_bundle
     from fracture.training.driver import check_capacity, start_ray, train
     from fracture.training.screen import Screen
 
@@ -106,6 +99,14 @@ def _train_and_test(
     count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
     print(f"starting   {count} of Ray Train; half a minute until the first step", flush=True)
     outcome = train(config, shards, manifest, run, Screen(config))
+
+    # Only now: statistics and plots take a second to load, which the first step need not wait for.
+    from fracture.config import flatten
+    from fracture.evaluation.calibration import decide
+    from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
+    from fracture.evaluation.scores import gather_scores, read_scores
+    from fracture.release.bundle import versions, write_bundle
+
     workers = config.compute.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
     scores = gather_scores(run, manifest, workers, decision)
@@ -125,6 +126,14 @@ def _train_and_test(
     write_report(run / "report", report, scores, shards)
     write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations)
     return evaluations
+
+
+def _told(evaluations: dict[str, Evaluation], run: Place) -> list[str]:
+    """What a finished run says on the screen."""
+    from fracture.evaluation.report import result_lines
+
+    lines = [*result_lines(evaluations), f"bundle     {run / 'bundle'} (the model and its figures)"]
+    return [*lines, f"report     {run / 'report' / 'report.html'}"]
 
 
 def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:

@@ -3,9 +3,7 @@
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
-from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logit
-from sklearn.metrics import roc_curve
 
 from fracture.config import EvaluationConfig
 from fracture.evaluation.metrics import bounded
@@ -47,6 +45,8 @@ def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, films: np.nda
     targets stay as far from 0 and 1 as so many films can tell, so that a small validation set without a mistake does
     not make the model boundlessly sure (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
     """
+    from scipy.optimize import minimize  # a second to load, for which no training need wait
+
     logits, weights, fractured = logit(bounded(probabilities)), film_weights(films), labels.astype(bool)
     positives, negatives = weights[fractured].sum(), weights[~fractured].sum()
     targets = np.where(fractured, (positives + 1) / (positives + 2), 1 / (negatives + 2))
@@ -69,6 +69,8 @@ def choose_threshold(
     """(threshold, rule in words), by the rule of the configuration; each film counts once."""
     if config.threshold_rule == "given":
         return config.threshold, f"given: {config.threshold:g}"
+    from sklearn.metrics import roc_curve
+
     false_rate, true_rate, thresholds = roc_curve(
         labels, probabilities, sample_weight=film_weights(films), drop_intermediate=False
     )

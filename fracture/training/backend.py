@@ -1,14 +1,30 @@
-"""Tells the workers of each other, in the way that TensorFlow's strategies read.
+"""Ray Train's TensorflowTrainer without the seconds that it spends on loading TensorFlow where nothing computes.
 
-Ray's own configuration for this does the same, and imports TensorFlow wherever it is unpickled: in the controller, too,
-which has no use for it, and before which no worker starts.
+Its own configuration imports TensorFlow wherever it is made or unpickled: in the driver and in the controller, before
+which no worker starts. Ours tells the workers of each other just the same.
 """
 
 import json
 import os
+from collections.abc import Callable
+from typing import Any
 
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
+
+
+class Trainer(TensorflowTrainer):
+    def __init__(self, train_loop_per_worker: Callable[..., None], **arguments: Any) -> None:
+        # Past TensorflowTrainer's own constructor, which adds its configuration and nothing else.
+        DataParallelTrainer.__init__(self, train_loop_per_worker, backend_config=ClusterSpec(), **arguments)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without the process that hands out Ray Datasets: there are none."""
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
 
 class ClusterSpec(BackendConfig):

@@ -4,10 +4,9 @@ import json
 import logging
 import os
 import signal
-import sys
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from fracture.training.screen import Screen
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
 _CARD = "run.json"  # which data and settings a run was begun with
-_QUIET = {
+_ENVIRONMENT = {  # of every process
+    "TF_USE_LEGACY_KERAS": "1",  # else TensorFlow loads Keras 3 as well, and with it scikit-learn: 1 s of 4
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
     "GRPC_VERBOSITY": "ERROR",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
@@ -53,7 +53,7 @@ def start_ray(verbose: bool) -> None:
     Raises:
         RunError: the named cluster does not answer.
     """
-    ours = {name: value for name, value in _QUIET.items() if name not in os.environ}  # a job may have set its own
+    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
     os.environ.update(ours)
     import ray
 
@@ -185,12 +185,10 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     Raises:
         RunError: the loss diverged, the disk is full, or workers failed more often than `training.max_failures`.
     """
-    with _silent_stderr():  # TensorFlow greets before any setting can stop it
-        from ray.train.tensorflow import TensorflowTrainer
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.util.queue import Queue
 
-    from fracture.training.backend import ClusterSpec
+    from fracture.training.backend import Trainer
     from fracture.training.worker import Assignment, train_worker
 
     (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
@@ -198,10 +196,9 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     _mend_snapshot(run)
     compute = config.compute
     events = Queue(actor_options={"num_cpus": 0})
-    trainer = TensorflowTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config=Assignment(config, shards, manifest, run, events),
-        tensorflow_config=ClusterSpec(),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,
             use_gpu=compute.gpu,
@@ -224,20 +221,6 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     if screen.diverged:
         raise RunError(screen.diverged)
     return _outcome(run, screen)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Also what C++ writes; nothing is lost but greetings, since an import that fails raises."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
