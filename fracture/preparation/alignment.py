@@ -4,6 +4,7 @@ Two wrists look alike from afar; what tells a copy is that trabeculae, edges and
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -21,6 +22,7 @@ _PROMISING = 0.7  # correlation of the discs after turning, below which no align
 _SHIFTED = 0.8  # correlation of the images after shifting, likewise
 _CLEAR = 0.9  # texture that needs no second try
 _COARSE = 0.85  # grey correlation after the first, quick alignment, below which the pair is given up
+_SUBJECTS = 2048  # kept in memory, 120 kB each
 _AFFINE = cv2.MOTION_AFFINE
 _HALF = SIDE // 2
 _HALF_DISC = cv2.resize(_DISC, (_HALF, _HALF), interpolation=cv2.INTER_NEAREST)
@@ -68,11 +70,12 @@ def compare_pairs(small: np.ndarray, pairs: np.ndarray) -> list[Likeness]:
         small: [N, SIDE, SIDE] uint8, as `signature.shrink` makes them.
         pairs: [M, 2] int64.
     """
-    subjects = {row: _subject(small[row]) for row in np.unique(pairs).tolist()}
-    return [_compare(subjects[a], subjects[b]) for a, b in pairs.tolist()]
+    return [_compare(_subject(small[a].tobytes()), _subject(small[b].tobytes())) for a, b in pairs.tolist()]
 
 
-def _subject(small: np.ndarray) -> _Subject:
+@lru_cache(_SUBJECTS)  # an image is compared with a dozen others, in as many calls
+def _subject(pixels: bytes) -> _Subject:
+    small = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE)
     half = cv2.resize(small, (_HALF, _HALF), interpolation=cv2.INTER_AREA).astype(np.float32)
     half = cv2.GaussianBlur(half, (0, 0), 1.0)
     windowed = (half - (half * _WINDOW).sum() / _WINDOW.sum()) * _WINDOW

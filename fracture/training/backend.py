@@ -12,19 +12,26 @@ from typing import Any
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
 
 
 class Trainer(TensorflowTrainer):
-    def __init__(self, train_loop_per_worker: Callable[..., None], **arguments: Any) -> None:
+    """
+    Args:
+        alone: Ray ends with this job, so that there is nothing to clean up after it.
+    """
+
+    def __init__(self, train_loop_per_worker: Callable[..., None], *, alone: bool, **arguments: Any) -> None:
+        self._unused = (DatasetsCallback, *([PlacementGroupCleanerCallback] if alone else []))
         # Past TensorflowTrainer's own constructor, which adds its configuration and nothing else.
         DataParallelTrainer.__init__(self, train_loop_per_worker, backend_config=ClusterSpec(), **arguments)
 
     def _create_default_callbacks(self) -> list[Any]:
-        """Without the process that hands out Ray Datasets: there are none."""
+        """Without the processes that have no use here, each a core for two seconds: there are no Ray Datasets."""
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
+        return [callback for callback in callbacks if not isinstance(callback, self._unused)]
 
 
 class ClusterSpec(BackendConfig):

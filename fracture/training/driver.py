@@ -59,12 +59,12 @@ def start_ray(verbose: bool) -> None:
 
     if ray.is_initialized():
         return
-    submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
+    joining = "RAY_ADDRESS" in os.environ
     environment: dict[str, Any] = {"env_vars": ours}
-    if not submitted and not joining:
+    if _alone():
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
         os.environ.update({**_OF_OUR_OWN, **os.environ})
-    elif not submitted:  # other machines have no folder of ours: the code goes along
+    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # other machines have no folder of ours: the code goes along
         environment["working_dir"] = str(_ROOT)
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -83,6 +83,11 @@ def start_ray(verbose: bool) -> None:
         ) from None
     for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send SIGTERM, which Ray answers with a stack trace
         signal.signal(number, _stop)
+
+
+def _alone() -> bool:
+    """Whether Ray is of this job alone, and ends with it."""
+    return not os.environ.keys() & {"RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS"}
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -198,6 +203,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     events = Queue(actor_options={"num_cpus": 0})
     trainer = Trainer(
         train_worker,
+        alone=_alone(),
         train_loop_config=Assignment(config, shards, manifest, run, events),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,

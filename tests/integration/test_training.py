@@ -277,6 +277,10 @@ def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> Non
     )
     _check_that_it_can_be_tried_elsewhere(run)
     served = subprocess.run(
-        [sys.executable, "-c", code, str(run / "bundle/saved_model")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, str(run / "bundle/saved_model")],
+        env={name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert served.stdout == "served\n", served.stderr
