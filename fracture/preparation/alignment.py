@@ -21,7 +21,8 @@ _LEAST_OVERLAP = 0.4  # of the disc
 _PROMISING = 0.7  # correlation of the discs after turning, below which no alignment is tried
 _SHIFTED = 0.8  # correlation of the images after shifting, likewise
 _CLEAR = 0.9  # texture that needs no second try
-_COARSE = 0.85  # grey correlation after the first, quick alignment, below which the pair is given up
+_ALIKE = 0.92  # grey correlation after aligning, below which a pair is given up; one copy in six thousand lay lower
+_COARSELY = 1.1  # how much wider the limits of distortion are after aligning at half the size
 _SUBJECTS = 2048  # kept in memory, 120 kB each
 _AFFINE = cv2.MOTION_AFFINE
 _HALF = SIDE // 2
@@ -103,17 +104,15 @@ def _lay(first: _Subject, second: _Subject, guess: _Guess) -> Likeness:
         # Evangelidis and Psarakis 2008, doi:10.1109/TPAMI.2008.113; first at half the size, where most pairs end.
         matrix[:, 2] = _halved(matrix)
         correlation, matrix = cv2.findTransformECC(first.half, half, matrix, _AFFINE, _ends(15), _HALF_DISC * 255, 1)
-        if correlation < _COARSE:
+        if correlation < _ALIKE or _distorted(matrix, _COARSELY):
             return NONE
         matrix[:, 2] = _doubled(matrix)
         a, b = (cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32) for image in (first.grey, grey))
-        matrix = cv2.findTransformECC(a, b, matrix, _AFFINE, _ends(40), _DISC * 255, 1)[1]
+        correlation, matrix = cv2.findTransformECC(a, b, matrix, _AFFINE, _ends(40), _DISC * 255, 1)
     except cv2.error:  # it does not converge: nothing in common
         return NONE
-    stretch = np.linalg.svd(matrix[:, :2], compute_uv=False)
     shared = cv2.warpAffine(_DISC, matrix, (SIDE, SIDE), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP) & _DISC
-    distorted = stretch[1] < _STRETCH[0] or stretch[0] > _STRETCH[1] or stretch[0] > _SQUASH * stretch[1]
-    if distorted or shared.sum() < _LEAST_OVERLAP * _DISC.sum():
+    if correlation < _ALIKE or _distorted(matrix) or shared.sum() < _LEAST_OVERLAP * _DISC.sum():
         return NONE
     laid = cv2.warpAffine(grey.astype(np.float32), matrix, (SIDE, SIDE), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     inner = cv2.erode(shared, np.ones((7, 7), np.uint8)).astype(bool)
@@ -123,6 +122,12 @@ def _lay(first: _Subject, second: _Subject, guess: _Guess) -> Likeness:
     texture = _correlation(_texture(reference, 0.8, 4, 0.25, 0.5), _texture(laid, 0.8, 4, 0.25, 0.5), inner)
     detail = _correlation(_texture(reference, 0.6, 2, 0.05, 1.0), _texture(laid, 0.6, 2, 0.05, 1.0), inner)
     return Likeness(texture, detail, guess.flipped, guess.inverted, float(np.degrees(guess.turn)) % 360)
+
+
+def _distorted(matrix: np.ndarray, leeway: float = 1.0) -> bool:
+    largest, smallest = np.linalg.svd(matrix[:, :2], compute_uv=False)
+    within = _STRETCH[0] <= smallest * leeway and largest <= _STRETCH[1] * leeway
+    return not within or largest > _SQUASH * leeway * smallest
 
 
 def _ends(steps: int) -> tuple[int, int, float]:
