@@ -190,8 +190,11 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     Raises:
         RunError: the loss diverged, the disk is full, or workers failed more often than `training.max_failures`.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.util.queue import Queue
+
+    events = Queue(actor_options={"num_cpus": 0})  # its process starts while the rest is loaded here
+
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     from fracture.training.backend import Trainer
     from fracture.training.worker import Assignment, train_worker
@@ -200,7 +203,6 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     _mend_snapshot(run)
     compute = config.compute
-    events = Queue(actor_options={"num_cpus": 0})
     trainer = Trainer(
         train_worker,
         alone=_alone(),

@@ -40,6 +40,7 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "mild": ("augment.zoom=0.15", "augment.stretch=0", "augment.shift=0", "augment.exposure=0"),
     "turned": ("augment.rotation_degrees=180", "augment.vertical_flip=true"),
     "by-image": ("training.sampling=image",),
+    "float32": ("training.precision=float32",),
 }
 HEADER = "AUC per radiograph | by folds | with mirror images | among images of one size | AUC per image"
 
