@@ -11,9 +11,10 @@ from fracture.input.shards import Manifest, images_of, read_rows
 from fracture.labels import SPLITS
 from fracture.storage import Place
 
-# Scoring goes by fixed blocks of rows, so that a row meets the same neighbours in a batch, and gets the same
-# probability to the last bit, whoever scores it.
+# Scoring goes by fixed blocks of rows and fixed parts of them, so that a row meets the same neighbours in a batch, and
+# gets the same probability to the last bit, whoever scores it.
 BLOCK_ROWS = 64
+_AT_ONCE = 16  # in float32; more would take more memory than training did
 
 _SCHEMA = pa.schema(
     [
@@ -40,7 +41,8 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
     for start in range(rank * BLOCK_ROWS, rows, workers * BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, rows)
         block = read_rows(shards, manifest, split, start, stop)
-        probabilities = model.predict_on_batch(images_of(block, manifest.image_size))[:, 0]
+        images = images_of(block, manifest.image_size)
+        parts = [model.predict_on_batch(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
         columns = [
             pa.array(np.arange(start, stop)),
             pa.array([split] * (stop - start)),
@@ -49,7 +51,7 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
             block["film"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
-            pa.array(probabilities.astype(np.float32)),
+            pa.array(np.concatenate(parts)[:, 0].astype(np.float32)),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
     return pa.concat_tables(tables)

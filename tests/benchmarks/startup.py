@@ -27,7 +27,10 @@ import tf_keras, ray
 ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 print(json.dumps(time.monotonic() - started))
 """
-LIBRARIES = {"worker": ("tf_keras", "ray.train"), "driver": ("ray.train", "pyarrow", "matplotlib.pyplot")}
+LIBRARIES = {
+    "worker": ("tf_keras", "ray.train"),
+    "driver": ("ray.train", "matplotlib.pyplot", "scipy.optimize", "sklearn.metrics"),
+}
 HELD = """
 import json, psutil, sys
 for name in sys.argv[1:]:
@@ -91,7 +94,10 @@ def _epochs(shards: str, scratch: str) -> tuple[list[float], dict[str, float], d
 
 def _accounted(parameters: int) -> dict[str, float]:
     """MB: the libraries, and in the worker the images, what a step keeps for its gradients, and what weights need."""
-    libraries = {name: float(child([sys.executable, "-c", HELD, *modules])) for name, modules in LIBRARIES.items()}
+    libraries = {
+        name: float(child([sys.executable, "-c", HELD, *modules], TF_USE_LEGACY_KERAS="1"))
+        for name, modules in LIBRARIES.items()
+    }
     images = FILMS * SIZE**2 / 1e6
     outputs = sum(2 * BATCH * side**2 * filters for _, side, _, filters in convolutions()) / 1e6
     kept = outputs * (1 + 1 / 4 + 1 / 8 + 1 / 4)  # convolution, pooled, which pixel it was, normalised
