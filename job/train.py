@@ -97,7 +97,7 @@ def _train_and_test(
     start_ray(verbose)
     check_capacity(config)
     count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
-    print(f"starting   {count} of Ray Train; a quarter of a minute until the first step", flush=True)
+    print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
     outcome = train(config, shards, manifest, run, Screen(config))
 
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
