@@ -3,15 +3,24 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-# For local-train and audit: DATA=folder; for local-train: CONFIG=file.yaml WORKERS=n RUN=name
+# For local-train, submit and audit: DATA=folder; for local-train and submit: CONFIG=file.yaml WORKERS=n RUN=name
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
 ONLY    ?=
+FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
+  $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
+
+# The Ray of cluster-up. It wants the token in ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
+# every address, as Ray has it. Its jobs find the Python of .venv.
+RAY      := env RAY_AUTH_MODE=token PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ray
+RAY_PID  := .ray-cluster.pid
+RAY_LOG  := .ray-cluster.log
+RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train audit data test bench check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down audit data test bench check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,8 +34,23 @@ $(VENV)/installed: requirements.lock
 	@touch $@
 
 local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN= (no DATA: sample radiographs)
-	@$(PY) job/train.py $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
-	  $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
+	@$(PY) job/train.py $(FLAGS)
+
+# One process holds all of this Ray, so that cluster-down ends it and no other; `ray stop` would end every Ray here.
+# Port 8266, since a job of local-train holds the default, 52365, and without it no job can be submitted.
+cluster-up: setup ## start a Ray on this machine that stays, for `make submit`; its dashboard: http://127.0.0.1:8265
+	@! $(RAY_RUNS) || { echo "it runs already; make cluster-down ends it"; exit 1; }
+	@rm -f $(RAY_LOG); $(RAY) get-auth-token --generate > /dev/null
+	@nohup $(RAY) start --head --block --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=8266 \
+	  > $(RAY_LOG) 2>&1 < /dev/null & echo $$! > $(RAY_PID)
+	@until grep -qs "Ray runtime started" $(RAY_LOG); do sleep 0.5; $(RAY_RUNS) || { cat $(RAY_LOG); exit 1; }; done
+
+submit: setup ## train on the Ray of cluster-up; DATA= (from / on, or a URI) CONFIG= WORKERS= RUN=
+	@$(RAY) job submit --address http://127.0.0.1:8265 --working-dir . -- python job/train.py $(FLAGS)
+
+cluster-down: ## end the Ray of cluster-up
+	@if $(RAY_RUNS); then kill $$(cat $(RAY_PID)); else echo "no Ray of cluster-up runs"; fi
+	@while $(RAY_RUNS); do sleep 0.2; done; rm -f $(RAY_PID)
 
 audit: setup ## look at the radiographs in DATA= before training: copies, leakage, shortcuts
 	@$(if $(DATA),,$(error name the folder of radiographs: make audit DATA=/path/to/radiographs))

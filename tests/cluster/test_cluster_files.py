@@ -1,0 +1,284 @@
+"""The cluster files against the schemas of those who read them, and against each other. Nothing here is started."""
+
+import copy
+import gzip
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "cluster"
+CRD = ROOT.parent / "shared/schemas/ray.io_rayjobs.yaml.gz"
+RAY_UP = ("aws", "gcp", "onprem")
+CLOUDS = ("aws", "gcp")
+FILES = sorted(CLUSTER.rglob("*.yaml"))
+
+
+def load(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / f"{name}.yaml").read_text())
+
+
+def prepared(config: dict[str, Any]) -> dict[str, Any]:
+    """The file as `ray up` understands it, before it asks the cloud for anything."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    made = prepare_config(config)
+    validate_config(made)
+    return made
+
+
+@cache
+def rayjob() -> dict[str, Any]:
+    account, job = yaml.safe_load_all((CLUSTER / "kuberay/rayjob.yaml").read_text())
+    assert (account["kind"], job["kind"]) == ("ServiceAccount", "RayJob")
+    return job
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    cluster = rayjob()["spec"]["rayClusterSpec"]
+    (gpu,) = cluster["workerGroupSpecs"]
+    return {"head": cluster["headGroupSpec"]["template"]["spec"], "gpu": gpu["template"]["spec"]}
+
+
+@cache
+def rayjob_schema() -> jsonschema.Draft7Validator:
+    if not CRD.is_file():
+        pytest.skip(f"KubeRay's schemas are not in {CRD.parent}")
+    crd = yaml.load(gzip.decompress(CRD.read_bytes()), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (v1,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
+    return jsonschema.Draft7Validator(closed(v1["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with unknown keys refused; Kubernetes would drop them in silence."""
+    made = dict(schema)
+    for key in ("items", "additionalProperties"):
+        if isinstance(made.get(key), dict):
+            made[key] = closed(made[key])
+    if "properties" in made:
+        made["properties"] = {name: closed(value) for name, value in made["properties"].items()}
+        if not made.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    return made
+
+
+@cache
+def dockerfile() -> str:
+    return (CLUSTER / "Dockerfile").read_text()
+
+
+@cache
+def locked() -> dict[str, str]:
+    return dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+
+
+@cache
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def dry_make(*arguments: str) -> str:
+    """What make would run; `-o` takes the installation for done, as in a clone that has none."""
+    command = ["make", "--dry-run", "--no-print-directory", "-o", ".venv/installed", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_up_takes_the_file(name: str):
+    assert prepared(load(name))["cluster_name"] == "fracture"
+
+
+@pytest.mark.parametrize("typo", [{"idle_timeout_minuets": 5}, {"docker": {"imgae": "x"}}, {"auth": {"user": "x"}}])
+def test_ray_up_refuses_a_mistyped_key(typo: dict[str, Any]):
+    with pytest.raises(jsonschema.ValidationError, match="Additional properties are not allowed"):
+        prepared(load("aws") | typo)
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_gpu_machines_come_and_go(name: str):
+    config = prepared(load(name))
+    types = config["available_node_types"]
+    assert config["head_node_type"] == "head"
+    assert {kind: (types[kind]["min_workers"], types[kind]["max_workers"]) for kind in types} == {
+        "head": (0, 0),  # besides the head itself
+        "gpu": (0, 4),
+    }
+    assert types["gpu"]["resources"] == {"CPU": 4, "GPU": 1}
+    assert "GPU" not in types["head"]["resources"]
+    assert config["idle_timeout_minutes"] == 10
+
+
+def test_gpu_machines_are_the_cheap_ones_that_may_be_taken_away():
+    aws, gcp = (load(name)["available_node_types"] for name in CLOUDS)
+    assert aws["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert gcp["gpu"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
+    assert "InstanceMarketOptions" not in aws["head"]["node_config"]
+    assert "scheduling" not in gcp["head"]["node_config"]
+
+
+@pytest.mark.parametrize("kind", ["head", "gpu"])
+def test_machines_carry_rights_that_we_named(kind: str):
+    aws, gcp = (load(name)["available_node_types"][kind]["node_config"] for name in CLOUDS)
+    account = {"head": "fracture-head", "gpu": "fracture-worker"}[kind]
+    assert aws["IamInstanceProfile"]["Arn"].endswith(f":instance-profile/{account}")
+    assert [a["email"] for a in gcp["serviceAccounts"]] == [f"{account}@PROJECT.iam.gserviceaccount.com"]
+
+
+def test_no_port_but_ssh_is_opened():
+    assert load("aws")["provider"]["security_group"] == {"GroupName": "fracture"}  # IpPermissions would add ports
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_every_node_has_the_token_and_asks_for_it(name: str):
+    config = prepared(load(name))
+    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert "HOME=/home/fracture" in dockerfile()  # where `ray up` puts ~/ of the container
+
+
+def test_kuberay_asks_for_a_token():
+    assert rayjob()["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_make_starts_a_ray_that_asks_for_a_token():
+    starts, submits = dry_make("cluster-up"), dry_make("submit")
+    assert "RAY_AUTH_MODE=token" in next(line for line in starts.splitlines() if "ray start --head" in line)
+    assert "get-auth-token --generate" in starts
+    assert "RAY_AUTH_MODE=token" in submits
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_dashboard_listens_on_the_machine_only(name: str):
+    config = prepared(load(name))
+    (head,) = (command for command in config["head_start_ray_commands"] if "--head" in command)
+    assert "--dashboard-host=127.0.0.1 " in head
+    assert not any("dashboard-host" in command for command in config["worker_start_ray_commands"])
+
+
+def test_the_dashboard_of_make_listens_on_the_machine_only():
+    assert re.findall(r"--dashboard-host=(\S+)", dry_make("cluster-up")) == ["127.0.0.1"]
+
+
+def test_the_dashboard_of_kuberay_stays_in_the_kubernetes_cluster():
+    head = rayjob()["spec"]["rayClusterSpec"]["headGroupSpec"]
+    assert head["serviceType"] == "ClusterIP"
+    assert "enableIngress" not in head
+    assert "hostNetwork" not in head["template"]["spec"]
+
+
+@pytest.mark.parametrize("file", [*FILES, CLUSTER / "Dockerfile", ROOT / "Makefile"], ids=lambda file: file.name)
+def test_no_file_names_every_address(file: Path):
+    assert "0.0.0.0" not in file.read_text()
+
+
+def test_the_rayjob_is_one_that_kuberay_knows():
+    rayjob_schema().validate(rayjob())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("spec", "backofLimit"),
+        ("spec", "rayClusterSpec", "authOption"),
+        ("spec", "rayClusterSpec", "headGroupSpec", "template", "spec", "serviceAcountName"),
+        ("spec", "rayClusterSpec", "workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limit"),
+    ],
+    ids=lambda path: path[-1],
+)
+def test_a_mistyped_key_of_the_rayjob_is_found(path: tuple[str | int, ...]):
+    job = copy.deepcopy(rayjob())
+    at: Any = job
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = 1
+    with pytest.raises(jsonschema.ValidationError, match=rf"Additional properties.*'{path[-1]}' was unexpected"):
+        rayjob_schema().validate(job)
+
+
+def test_the_rayjob_ends_and_a_retry_resumes():
+    spec = rayjob()["spec"]
+    assert spec["shutdownAfterJobFinishes"] is True
+    assert (spec["ttlSecondsAfterFinished"], spec["activeDeadlineSeconds"], spec["backoffLimit"]) == (300, 86400, 2)
+    assert " --run first " in spec["entrypoint"]
+
+
+def test_the_rayjob_has_a_gpu_for_each_worker():
+    spec = rayjob()["spec"]
+    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 2
+    assert spec["entrypoint"].endswith(" --workers 2 --gpu")
+    assert pods()["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+@pytest.mark.parametrize("kind", ["head", "gpu"])
+def test_pods_are_bounded_and_not_root(kind: str):
+    pod = pods()[kind]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert f"USER {pod['securityContext']['runAsUser']}\n" in dockerfile()
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert pod["serviceAccountName"] == "fracture"
+
+
+def test_ray_is_one_version():
+    assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == locked()["ray"]
+    assert "requirements.lock" in dockerfile()  # the image takes its Ray from there
+    (wanted,) = (line for line in project()["dependencies"] if line.startswith("ray["))
+    assert wanted.split("==")[1].rstrip("*") in locked()["ray"]
+
+
+def test_python_is_one_version():
+    assert project()["requires-python"] == ">=3.11,<3.12"
+    assert re.findall(r"^FROM python:(\d+\.\d+)\.\d+-slim", dockerfile(), re.MULTILINE) == ["3.11"]
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_images_are_of_this_version(name: str):
+    docker = load(name)["docker"]
+    image = f"REGISTRY/fracture:{project()['version']}"
+    assert (docker["head_image"], docker["worker_image"]) == (image, f"{image}-gpu")
+    assert [pods()[kind]["containers"][0]["image"] for kind in ("head", "gpu")] == [image, f"{image}-gpu"]
+    assert f"-t {image} ." in dockerfile()
+    assert f"-t {image}-gpu --build-arg GPU=1 ." in dockerfile()
+
+
+def test_only_the_code_enters_the_image():
+    rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert rules == ["*", "!requirements.lock", "!job", "!fracture", "**/__pycache__"]
+    copied = re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE)
+    assert copied == ["requirements.lock", "job", "fracture"]
+
+
+def test_the_image_ends_as_a_user_who_is_not_root():
+    assert re.findall(r"^USER (\S+)", dockerfile(), re.MULTILINE) == ["1000"]
+
+
+def flags_of_the_job(file: Path) -> list[str]:
+    text = re.sub(r"\\\n[# ]*", "", file.read_text())  # a command on two lines, in a comment or not
+    return re.findall(r"(?<!\S)--[\w-]+", " ".join(re.findall(r"job/train\.py (.*)", text)))
+
+
+def test_every_flag_in_a_cluster_file_is_one_of_the_job():
+    used = {file.name: flags_of_the_job(file) for file in FILES}
+    flags = ["--data", "--storage", "--run", "--workers", "--gpu"]
+    named = ("aws.yaml", "gcp.yaml", "onprem.yaml", "rayjob.yaml")
+    assert used == dict.fromkeys(named, flags) | {"runtime-env.yaml": []}
+    command = [sys.executable, str(ROOT / "job/train.py"), "--help"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [flag for flag in flags if f"\n  {flag}" not in known] == []
+
+
+def test_submit_takes_what_local_train_takes():
+    given = ("DATA=/my data", "CONFIG=seed", "WORKERS=3", "RUN=first")
+    flags = 'job/train.py --data "/my data" --config "seed" --workers 3 --run "first"'
+    for target in ("local-train", "submit"):
+        assert flags in re.sub(" +", " ", dry_make(target, *given))
