@@ -126,6 +126,14 @@ def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
     return write
 
 
+def shell() -> dict[str, str]:
+    """The environment as a person's shell has it, without what starting Ray here has set."""
+    from fracture.training import driver
+
+    ours = {"RAY_ADDRESS", *driver._ENVIRONMENT, *driver._OF_OUR_OWN}
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
 @contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own that is soon full."""

@@ -21,9 +21,10 @@ _LEAST_OVERLAP = 0.4  # of the disc
 _PROMISING = 0.7  # correlation of the discs after turning, below which no alignment is tried
 _SHIFTED = 0.8  # correlation of the images after shifting, likewise
 _CLEAR = 0.9  # texture that needs no second try
-_ALIKE = 0.92  # grey correlation after aligning, below which a pair is given up; one copy in six thousand lay lower
+_COARSE, _ALIKE = 0.88, 0.92  # grey correlations, at half and at full size, below which a pair is given up; copies have
+# 0.95 and more, but for one in six thousand
 _COARSELY = 1.1  # how much wider the limits of distortion are after aligning at half the size
-_SUBJECTS = 2048  # kept in memory, 120 kB each
+_SUBJECTS = 1024  # kept in memory by each process, 120 kB each
 _AFFINE = cv2.MOTION_AFFINE
 _HALF = SIDE // 2
 _HALF_DISC = cv2.resize(_DISC, (_HALF, _HALF), interpolation=cv2.INTER_NEAREST)
@@ -104,7 +105,7 @@ def _lay(first: _Subject, second: _Subject, guess: _Guess) -> Likeness:
         # Evangelidis and Psarakis 2008, doi:10.1109/TPAMI.2008.113; first at half the size, where most pairs end.
         matrix[:, 2] = _halved(matrix)
         correlation, matrix = cv2.findTransformECC(first.half, half, matrix, _AFFINE, _ends(15), _HALF_DISC * 255, 1)
-        if correlation < _ALIKE or _distorted(matrix, _COARSELY):
+        if correlation < _COARSE or _distorted(matrix, _COARSELY):
             return NONE
         matrix[:, 2] = _doubled(matrix)
         a, b = (cv2.GaussianBlur(image, (0, 0), 0.8).astype(np.float32) for image in (first.grey, grey))

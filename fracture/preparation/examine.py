@@ -70,7 +70,7 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, A
     mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(pixels))
     facts = {
         "sha256": hashlib.sha256(data).digest(),
-        "pixels": hashlib.blake2b(pixels, digest_size=16).digest(),
+        "pixels": pixels_hash(pixels),
         "format": picture.format,
         "mode": picture.mode,
         "width": picture.width,
@@ -83,6 +83,10 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, A
         "spectrum": list(spectra),
     }
     return row | facts, pixels
+
+
+def pixels_hash(pixels: np.ndarray | bytes) -> bytes:
+    return hashlib.blake2b(pixels, digest_size=16).digest()
 
 
 def named(file: ImageFile) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from fracture.preparation.audit import Audit, alarming, alarms, leakage, make_au
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.cache import COMPARED, EXAMINED, Cache, code_key, view_hashes
 from fracture.preparation.decode import decode
-from fracture.preparation.examine import FACTS, examine, stack_views
+from fracture.preparation.examine import FACTS, examine, pixels_hash, stack_views
 from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.source import ImageFile, Source, keyed_hash
 from fracture.preparation.split import assign, assign_by_source, first_lack, shares_of
@@ -52,6 +52,7 @@ _INPUT = "input.json"  # what the shards were made from, to tell in a second tha
 _LINKS = "links.csv"  # why files are one group
 _BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
 _WAITING = "pixels-{:09d}.raw"  # of the new files from this number on; each image [H, W] uint8
+_IS_WAITING = r"pixels-\d{9}\.raw"
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 _KEPT_EVERY = 300  # seconds of looking that a killed job may lose
 _SPREAD = 4  # old rows that may be read for each that is wanted, before decoding is the smaller work
@@ -162,7 +163,10 @@ def preprocess(
     check_out(source, out)
     _check_rejected(examined.audit, config)
     plan = _plan(examined, config, _previous(out, config))
-    parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
+    try:
+        parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
+    finally:
+        _remove_waiting(out)
     manifest = _manifest(examined, plan, parts, config)
     (out / _INPUT).delete()
     write_audit(out, examined)
@@ -209,7 +213,7 @@ def shards_name(source: Source, config: DataConfig) -> str:
 
 
 def _map(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results of `function(*task)`, in whatever order they are done; a RunError is raised as it is."""
+    """Results of `function(*task)`, in whatever order they are done; our own errors are raised as they are."""
     import ray
 
     task = ray.remote(function)
@@ -218,7 +222,7 @@ def _map(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iter
         [done], running = ray.wait(running)
         try:
             yield ray.get(done)
-        except RunError as error:  # Ray's own kind of it, which holds the stacks of all processes
+        except (RunError, UsageError) as error:  # Ray's own kind of it, which holds the stacks of all processes
             raise error.cause from None  # type: ignore[attr-defined]
 
 
@@ -231,6 +235,8 @@ def _facts(
     if not len(new):
         return known, {}
     size = config.image_size
+    if waiting_room is not None:
+        _remove_waiting(waiting_room)  # of a job that was stopped
 
     def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
         rows, pixels = zip(*(examine(file, _read(place), size) for file, place in chunk), strict=True)
@@ -451,14 +457,14 @@ def _write_parts(
     examined: Examined, out: Place, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
 ) -> list[_Part]:
     source = examined.source
-    columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin")}
+    columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin", "pixels")}
     tasks = []
     for split in plan.names:
         rows = np.flatnonzero(plan.splits == split).tolist()
         rows.sort(key=lambda row: keyed_hash(columns["path"][row], config.seed))
         for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
             chunk = rows[start : start + config.rows_per_shard]
-            content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin")}
+            content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin", "pixels")}
             content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
             content["film"] = plan.films[chunk].tolist()
             places = [source.place_of(path) for path in content["source"]]
@@ -476,7 +482,7 @@ def _write_parts(
         written: list[tuple[str, int] | None],
         content: dict[str, list[Any]],
     ) -> _Part:
-        pixels = _read_waiting(out, waiting, config.image_size)
+        pixels = _read_waiting(out, waiting, content.pop("pixels"), config.image_size)
         with suppress(UsageError):  # a damaged shard: its images are decoded again
             pixels |= _read_written(out, manifest, written) if manifest else {}
         return _write_shard(out, config, split, number, places, pixels, content)
@@ -490,15 +496,21 @@ def _write_parts(
     return sorted(parts, key=lambda part: (plan.names.index(part.split), part.number))
 
 
-def _read_waiting(out: Place, waiting: list[tuple[str, int] | None], size: int) -> dict[int, np.ndarray]:
-    """Position in the list -> [H, W] uint8, of the images that were looked at now."""
+def _read_waiting(
+    out: Place, waiting: list[tuple[str, int] | None], digests: list[bytes], size: int
+) -> dict[int, np.ndarray]:
+    """Position in the list -> [H, W] uint8, of the images that were looked at now.
+
+    One that is not what was looked at, since another job wrote there too, is left to be decoded.
+    """
     pixels: dict[int, np.ndarray] = {}
     for name in {place[0] for place in waiting if place}:
-        with (out / name).filesystem.open_input_file((out / name).path) as file:
+        with suppress(OSError), (out / name).filesystem.open_input_file((out / name).path) as file:
             for position, place in enumerate(waiting):
                 if place and place[0] == name:
-                    image = np.frombuffer(file.read_at(size**2, place[1] * size**2), np.uint8)
-                    pixels[position] = image.reshape(size, size)
+                    image = file.read_at(size**2, place[1] * size**2)
+                    if pixels_hash(image) == digests[position]:
+                        pixels[position] = np.frombuffer(image, np.uint8).reshape(size, size)
     return pixels
 
 
@@ -619,17 +631,23 @@ def _check_rejected(audit: Audit, config: DataConfig) -> None:
 
 
 def _remove_others(out: Place, manifest: Manifest) -> None:
-    """Shards of an earlier or interrupted run, once the manifest names the new ones, and pixels that waited."""
+    """Shards of an earlier or interrupted run, once the manifest names the new ones."""
     keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
         if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
             out.filesystem.delete_file(info.path)
 
 
+def _remove_waiting(out: Place) -> None:
+    for info in out.files():
+        if re.fullmatch(_IS_WAITING, info.base_name):
+            out.filesystem.delete_file(info.path)
+
+
 def _is_ours(out: Place, info: fs.FileInfo) -> bool:
     """Whether a file below `out` has a name that only this program gives."""
     shard = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
-    name = rf"(?:{shard}|pixels-\d{{9}}\.raw|{'|'.join(re.escape(name) for name in _BESIDE)})"
+    name = rf"(?:{shard}|{_IS_WAITING}|{'|'.join(re.escape(name) for name in _BESIDE)})"
     return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
 
 

@@ -36,6 +36,7 @@ _OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a co
 }
 
 _stopping = threading.Event()
+_alone = threading.Event()  # Ray is of this job alone, and ends with it
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ def start_ray(verbose: bool) -> None:
 
     if ray.is_initialized():
         return
-    joining = "RAY_ADDRESS" in os.environ
+    submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
     environment: dict[str, Any] = {"env_vars": ours}
-    if _alone():
+    if not submitted and not joining:
+        _alone.set()
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
         os.environ.update({**_OF_OUR_OWN, **os.environ})
-    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # other machines have no folder of ours: the code goes along
+    elif not submitted:  # other machines have no folder of ours: the code goes along
         environment["working_dir"] = str(_ROOT)
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -83,11 +85,6 @@ def start_ray(verbose: bool) -> None:
         ) from None
     for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send SIGTERM, which Ray answers with a stack trace
         signal.signal(number, _stop)
-
-
-def _alone() -> bool:
-    """Whether Ray is of this job alone, and ends with it."""
-    return not os.environ.keys() & {"RAY_JOB_CONFIG_JSON_ENV_VAR", "RAY_ADDRESS"}
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -205,7 +202,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     compute = config.compute
     trainer = Trainer(
         train_worker,
-        alone=_alone(),
+        alone=_alone.is_set(),
         train_loop_config=Assignment(config, shards, manifest, run, events),
         scaling_config=ScalingConfig(
             num_workers=compute.workers,

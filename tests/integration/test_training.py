@@ -1,7 +1,6 @@
 """The real loop on real Ray workers, with networks of a few thousand weights."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +24,7 @@ from fracture.input.shards import Manifest
 from fracture.storage import Place, place
 from fracture.training.driver import check_run, train, with_data_of
 from fracture.training.screen import Screen
-from tests.conftest import TINY, small_disk, write_shards
+from tests.conftest import TINY, shell, small_disk, write_shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -191,7 +190,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     command = [sys.executable, "job/train.py", "--shards", str(data[0]), "--storage", str(tmp_path), "--run", "x"]
     for assignment in (*TINY, "training.epochs=4", "training.patience=3", "compute.workers=2"):
         command += ["--set", assignment]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment = shell()
 
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_epochs(run, 2)
@@ -233,7 +232,7 @@ def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
     command = [sys.executable, "job/train.py", "--shards", str(shards), "--storage", str(tmp_path), "--run", "cv"]
     for assignment in (*TINY, "training.epochs=1", "compute.workers=1"):
         command += ["--set", assignment]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment = shell()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pooled     60 radiographs: AUC" in done.stdout
@@ -278,7 +277,7 @@ def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> Non
     _check_that_it_can_be_tried_elsewhere(run)
     served = subprocess.run(
         [sys.executable, "-c", code, str(run / "bundle/saved_model")],
-        env={name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"},
+        env=shell(),
         capture_output=True,
         text=True,
         check=False,

@@ -343,6 +343,39 @@ def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
         assert not (disk / "out" / MANIFEST).exists()
 
 
+def test_a_disk_that_fills_up_while_shards_are_written(image_folder, tmp_path):
+    source = source_of(image_folder(*official_paths(20)))
+    with small_disk(tmp_path / "small", kilobytes=8000) as disk:
+        out = place(disk / "out")
+        examined = examine_source(source, out, CONFIG, to_write=True)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
+        with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
+            preprocess(examined, out, CONFIG)
+        assert not (disk / "out" / MANIFEST).exists()
+        assert not list((disk / "out").glob("pixels-*")), "what waited makes room"
+
+
+@pytest.mark.parametrize("spoil", ["another job's", "half of it", "gone"])
+def test_pixels_that_waited_are_used_only_if_they_are_those_that_were_looked_at(image_folder, tmp_path, spoil):
+    folder = image_folder(*official_paths(4))
+    run(folder, tmp_path / "expected")
+    examined = examine_source(source_of(folder), place(tmp_path / "out"), CONFIG, to_write=True)
+    [waiting] = (tmp_path / "out").glob("pixels-*.raw")
+    pixels = waiting.read_bytes()
+    if spoil == "gone":
+        waiting.unlink()
+    else:
+        waiting.write_bytes(pixels[::-1] if spoil == "another job's" else pixels[: len(pixels) // 2 + 7])
+    preprocess(examined, place(tmp_path / "out"), CONFIG)
+    assert content(tmp_path / "out") == content(tmp_path / "expected")
+
+
+def test_a_place_that_a_task_cannot_write_to(image_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UsageError, match=r"file/out.* cannot be written: .*Check the path and its permissions\.$"):
+        run(image_folder(*official_paths(4)), tmp_path / "file/out")
+
+
 def test_a_folder_without_one_readable_image(image_folder, tmp_path):
     folder = image_folder(*official_paths(1))
     for file in folder.rglob("*.png"):
