@@ -209,7 +209,7 @@ def shards_name(source: Source, config: DataConfig) -> str:
 
 
 def _map(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results of `function(*task)`, in whatever order they are done; a RunError is raised as it is."""
+    """Results of `function(*task)`, in whatever order they are done; its errors of ours are raised as they are."""
     import ray
 
     task = ray.remote(function)
@@ -218,7 +218,7 @@ def _map(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iter
         [done], running = ray.wait(running)
         try:
             yield ray.get(done)
-        except RunError as error:  # Ray's own kind of it, which holds the stacks of all processes
+        except (RunError, UsageError) as error:  # Ray's own kind of it, which holds the stacks of all processes
             raise error.cause from None  # type: ignore[attr-defined]
 
 
@@ -494,7 +494,7 @@ def _read_waiting(out: Place, waiting: list[tuple[str, int] | None], size: int) 
     """Position in the list -> [H, W] uint8, of the images that were looked at now."""
     pixels: dict[int, np.ndarray] = {}
     for name in {place[0] for place in waiting if place}:
-        with (out / name).filesystem.open_input_file((out / name).path) as file:
+        with (out / name).open() as file:
             for position, place in enumerate(waiting):
                 if place and place[0] == name:
                     image = np.frombuffer(file.read_at(size**2, place[1] * size**2), np.uint8)
@@ -623,7 +623,7 @@ def _remove_others(out: Place, manifest: Manifest) -> None:
     keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
         if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
-            out.filesystem.delete_file(info.path)
+            (out / info.base_name).delete()
 
 
 def _is_ours(out: Place, info: fs.FileInfo) -> bool:
