@@ -59,7 +59,12 @@ audit: setup ## look at the radiographs in DATA= before training: copies, leakag
 data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into data/
 	@$(PY) job/download.py --out data
 
-test: setup ## run all tests, also those that train on Ray
+$(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older python-dateutil than ours
+	@test -x $(VENV)-s3/bin/python || $(PYTHON) -m venv $(VENV)-s3
+	@$(VENV)-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/object_store.lock
+	@touch $@
+
+test: setup $(VENV)-s3/installed ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes

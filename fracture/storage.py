@@ -1,16 +1,23 @@
 """Folders and files on a disk or in a bucket (`s3://`, `gs://`), read and written one way.
 
-Writes are atomic: a local file is written beside its place and renamed; an object store shows an object only when
-it is whole.
+Writes are atomic: a local file is written beside its place and renamed; an object store, which has no rename, shows an
+object only when its upload is finished. What takes several files has one that is written last and says that all are
+there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
+
+Credentials are what the stores' own libraries find in the environment of each process. None is ever in a Place.
 """
 
 import errno
+import functools
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +26,19 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from fracture.errors import RunError, UsageError
+
+_TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
+}
+# Arrow tells what a store said only in the text of an OSError.
+_STORE_SAID = re.compile(r"AWS Error|google::cloud::Status|[Bb]ucket '[^']*' not found|when resolving region", re.I)
+_NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|bucket '[^']*' not found|bucket does not exist", re.I)
+_DENIED = re.compile(
+    r"AWS Error \w*(?:ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS)|HTTP status 40[013]|"
+    r"PERMISSION_DENIED|UNAUTHENTICATED"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,9 @@ class Place:
         return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
-        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+        if self.is_local:
+            return self.path
+        return f"{'s3' if isinstance(self.filesystem, fs.S3FileSystem) else 'gs'}://{self.path}"
 
     @property
     def name(self) -> str:
@@ -60,9 +82,17 @@ class Place:
         return sorted(found, key=lambda info: info.path)
 
     def read_bytes(self) -> bytes:
-        # By default Arrow would unfold a file that is called .gz, however large it gets.
-        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
-            return stream.read()
+        with self._store_named_in_errors("read"):
+            # By default Arrow would unfold a file that is called .gz, however large it gets.
+            stream = self.filesystem.open_input_stream(self.path, compression=None)
+            with stream:
+                return stream.read()
+
+    @contextmanager
+    def open(self) -> Iterator[pa.NativeFile]:
+        """The file, to be read at any position."""
+        with self._store_named_in_errors("read"), self.filesystem.open_input_file(self.path) as file:
+            yield file
 
     def read_json(self) -> Any:
         return json.loads(self.read_bytes())
@@ -71,23 +101,34 @@ class Place:
         """Writes the whole file or nothing; a file of that name is replaced.
 
         Raises:
-            RunError: the disk is full.
+            RunError: the disk is full, or the store fails.
             UsageError: the place may not be written, or a file is in the way.
         """
+        if self.is_local:
+            self._write_and_rename(data)
+            return
+        # A stream that is left early is closed, and so stores what it has. Ctrl-C is raised in the main thread alone.
+        with self._named_in_errors("written"), ThreadPoolExecutor(1) as thread:
+            thread.submit(self._put, data).result()
+
+    def _write_and_rename(self, data: bytes | pa.Buffer) -> None:
         parent = self.path.rsplit("/", 1)[0]
-        scratch = f"{parent}/.{self.name}.{uuid.uuid4().hex[:8]}.part" if self.is_local else self.path
+        scratch = f"{parent}/.{self.name}.{uuid.uuid4().hex[:8]}.part"
         try:
             with self._named_in_errors("written"):
                 self.filesystem.create_dir(parent)
                 with self.filesystem.open_output_stream(scratch, compression=None) as stream:
                     stream.write(data)
-                if self.is_local:
-                    os.replace(scratch, self.path)
+                os.replace(scratch, self.path)
         except OSError as error:
-            if self.is_local:
-                with suppress(OSError):
-                    Path(scratch).unlink()
+            with suppress(OSError):
+                Path(scratch).unlink()
             raise (disk_full(error, self) or error) from error
+
+    def _put(self, data: bytes | pa.Buffer) -> None:
+        """An object needs no folder to be in. Its upload begins when the stream opens, and ends when it closes."""
+        with self.filesystem.open_output_stream(self.path, compression=None) as stream:
+            stream.write(data)
 
     def write_json(self, value: Any) -> None:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
@@ -113,32 +154,126 @@ class Place:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(Place(self.filesystem, info.path).read_bytes())
 
-    @contextmanager
-    def _named_in_errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
-
     def delete(self) -> None:
         """Removes the file, or the folder with all it holds; nothing there is fine."""
         kind = self._info().type
-        if kind == fs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
-        elif kind == fs.FileType.File:
-            self.filesystem.delete_file(self.path)
+        with self._named_in_errors("removed"):
+            if kind == fs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(self.path)
+
+    @contextmanager
+    def _named_in_errors(self, what: str) -> Iterator[None]:
+        try:
+            with self._store_named_in_errors(what):
+                yield
+        except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
+
+    @contextmanager
+    def _store_named_in_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if told := None if self.is_local else store_failed(error, self, what):
+                raise told from None
+            raise
+
+
+class _PatientS3(fs.S3FileSystem):
+    """Keeps its number of tries when it travels to another process; pyarrow's own is back at 3 there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(_patient_s3, **_options(super())), ()
+
+
+def _patient_s3(**options: Any) -> _PatientS3:
+    return _PatientS3(**options, retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_tries()))
+
+
+def _options(filesystem: Any) -> dict[str, Any]:
+    """What it was made with; pyarrow has no plainer way to ask. Credentials are not in it, where it found its own."""
+    _, (options,) = filesystem.__reduce__()
+    return options
+
+
+def _tries() -> int:
+    return int(os.environ.get("AWS_MAX_ATTEMPTS", _TRIES))  # https://docs.aws.amazon.com/sdkref/latest/guide
 
 
 def place(uri: str | Path) -> Place:
-    """The place that a path or URI names; relative paths start at the current folder."""
+    """The place that a path or URI names; relative paths start at the current folder.
+
+    Raises:
+        UsageError: no such kind of place, no such bucket, or credentials in the URI.
+        RunError: the store fails.
+    """
     text = str(uri)
-    if "://" not in text:
+    scheme, colon, rest = text.partition("://")
+    if not colon:
         return Place(fs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+    if scheme in _CREDENTIALS:
+        return _in_bucket(scheme, rest)
     try:
+        if scheme != "file":
+            raise pa.ArrowInvalid(f"{scheme}:// is not known")
         filesystem, path = fs.FileSystem.from_uri(text)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"{text!r} is not a place that can be reached: {error}. Use a path, s3:// or gs://.") from None
+    except pa.ArrowException as error:
+        shown = re.sub(r"//.*@", "//", text)  # without credentials
+        raise UsageError(
+            f"{shown!r} is not a place that can be reached: {error}. Use a path, s3:// or gs://."
+        ) from None
     return Place(filesystem, path.rstrip("/"))
+
+
+def _in_bucket(scheme: str, rest: str) -> Place:
+    """Names are taken literally, as `aws s3` does: a `%20` or `@` is just that. After a `?` come Arrow's options."""
+    address, mark, options = rest.partition("?")
+    bucket, _, path = address.partition("/")
+    if "@" in bucket or ":" in bucket:  # a secret may well hold a slash
+        raise UsageError(
+            f"a {scheme}:// URI holds credentials. Take them out: they come from the environment alone "
+            f"({_CREDENTIALS[scheme]})."
+        )
+    where = f"{scheme}://{address}"
+    try:
+        filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}{mark}{options}")
+        if isinstance(filesystem, fs.S3FileSystem):
+            filesystem = _patient_s3(**_options(filesystem))
+        else:
+            filesystem = fs.GcsFileSystem(**_options(filesystem) | {"retry_time_limit": timedelta(minutes=1)})
+    except (pa.ArrowException, OSError) as error:
+        raise (
+            store_failed(error, where, "reached")
+            or UsageError(f"{where} is not a place that can be reached: {error}. Use a path, s3:// or gs://.")
+        ) from None
+    return Place(filesystem, f"{bucket}/{path}".rstrip("/"))
+
+
+def store_failed(error: BaseException | None, where: object, what: str = "used") -> RunError | UsageError | None:
+    """The clear error for a store that does not do its part, if that is what `error`, or what caused it, says."""
+    while error is not None:
+        said = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, OSError) and _STORE_SAID.search(said):
+            return _clear(said, str(where), what)
+        error = error.__cause__
+    return None
+
+
+def _clear(said: str, where: str, what: str) -> RunError | UsageError:
+    if _NO_BUCKET.search(said):
+        return UsageError(f"{where} cannot be {what}: there is no such bucket. Make it, or name another. ({said})")
+    if _DENIED.search(said):
+        credentials = _CREDENTIALS.get(where.partition("://")[0], "")
+        return UsageError(
+            f"{where} cannot be {what}: the store denies it ({said}). Check the credentials in the environment "
+            f"({credentials}; on a cluster, of every node), and what they may do."
+        )
+    return RunError(
+        f"{where} cannot be {what}: the store fails, also after {_tries()} tries ({said}). Check the network, "
+        "and AWS_ENDPOINT_URL where the store is not Amazon's; then run the same command again to go on."
+    )
 
 
 def disk_full(error: BaseException | None, where: object) -> RunError | None:

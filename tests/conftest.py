@@ -2,10 +2,14 @@
 
 import os
 import subprocess
+import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -145,6 +149,53 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+ROOT = Path(__file__).parents[1]
+SECRET = "SECRET/of+the+tests"  # with what secrets do have in them
+
+
+@dataclass(frozen=True)
+class ObjectStore:
+    """The S3 server of `object_store.py`."""
+
+    url: str
+
+    def ask(self, method: str, path: str) -> str:
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, method=method)) as answer:
+            return answer.read().decode()
+
+    def fail(self, times: int, **how: object) -> None:
+        """Makes the next requests fail: with a `status` and `code`, or late by so many `seconds`."""
+        self.ask("POST", f"/fail?{urlencode({'times': times, **how})}")
+
+    @property
+    def failures_left(self) -> int:
+        return int(self.ask("GET", "/fail"))
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    python = ROOT / ".venv-s3/bin/python"
+    assert python.exists(), "the S3 server of the tests is not installed: make .venv-s3/installed"
+    command = [str(python), str(ROOT / "tests/object_store.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        yield ObjectStore(server.stdout.readline().strip())
+        server.terminate()
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI of an empty bucket of a real S3 server, which the standard environment names."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_MAX_ATTEMPTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY-of-the-tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    object_store.ask("PUT", f"/{name}")
+    yield f"s3://{name}"
+    object_store.fail(times=0)
 
 
 @pytest.fixture(scope="session")

@@ -1,39 +1,106 @@
+import _thread
 import errno
+import pickle
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from fracture.errors import RunError, UsageError
-from fracture.storage import disk_full, place
+from fracture.input.shards import read_rows
+from fracture.storage import Place, disk_full, place
+from tests.conftest import SECRET, write_shards
+
+USES: dict[str, Callable[[Place], object]] = {  # every way to a store
+    "read": Place.read_bytes,
+    "look": Place.is_file,
+    "list": Place.files,
+    "write": lambda file: file.write_bytes(b"new"),
+    "delete": Place.delete,
+}
 
 
-def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(tmp_path: Path):
-    file = place(tmp_path) / "deep/file.json"
-    file.write_json({"a": 1})
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path: Path) -> Place:
+    """What holds on a disk holds in a bucket."""
+    return place(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "folder"
+
+
+def names(folder: Place) -> list[str]:
+    return [info.path.removeprefix(f"{folder.path}/") for info in folder.files()]
+
+
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(folder: Place):
+    file = folder / "deep/file.json"
+    file.write_json({"a": 1, "b": 2})
     file.write_json({"a": 2})
     assert file.read_json() == {"a": 2}
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file.json"]
+    assert names(folder) == ["deep/file.json"]
 
 
-def test_files_are_listed_at_any_depth_in_order(tmp_path: Path):
+def test_files_are_listed_at_any_depth_in_order(folder: Place):
     for name in ("b/2", "a", "b/1"):
-        (place(tmp_path) / name).write_bytes(b"x")
-    assert [Path(info.path).relative_to(tmp_path).as_posix() for info in place(tmp_path).files()] == ["a", "b/1", "b/2"]
-    assert (place(tmp_path) / "nowhere").files() == []
+        (folder / name).write_bytes(b"x")
+    assert names(folder) == ["a", "b/1", "b/2"]
+    assert (folder / "nowhere").files() == []
 
 
-def test_delete_takes_files_folders_and_nothing(tmp_path: Path):
-    (place(tmp_path) / "d/f").write_bytes(b"x")
-    for name in ("d", "gone"):
-        (place(tmp_path) / name).delete()
-    assert not (place(tmp_path) / "d").is_dir()
+def test_files_and_folders_are_told_apart(folder: Place):
+    (folder / "d/f").write_bytes(b"x")
+    assert [(place.is_file(), place.is_dir()) for place in (folder / "d/f", folder / "d", folder / "gone")] == [
+        (True, False),
+        (False, True),
+        (False, False),
+    ]
 
 
-def test_upload_copies_a_tree(tmp_path: Path):
+def test_what_is_not_there_cannot_be_read(folder: Place):
+    with pytest.raises(FileNotFoundError):
+        (folder / "gone").read_bytes()
+
+
+def test_delete_takes_files_folders_and_nothing(folder: Place):
+    for name in ("d/f", "d/deep/f", "file", "stays"):
+        (folder / name).write_bytes(b"x")
+    for name in ("d", "file", "gone"):
+        (folder / name).delete()
+    assert not (folder / "d").is_dir()
+    assert names(folder) == ["stays"]
+
+
+def test_a_tree_goes_there_and_back(folder: Place, tmp_path: Path):
     (tmp_path / "from/deep").mkdir(parents=True)
     (tmp_path / "from/deep/file").write_bytes(b"x")
-    (place(tmp_path) / "to").upload(tmp_path / "from")
-    assert (place(tmp_path) / "to/deep/file").read_bytes() == b"x"
+    (folder / "to").upload(tmp_path / "from")
+    assert (folder / "to/deep/file").read_bytes() == b"x"
+    (folder / "to").download(tmp_path / "back")
+    assert (tmp_path / "back/deep/file").read_bytes() == b"x"
+
+
+def test_tables_and_parts_of_files_are_read_back(folder: Place):
+    table = pa.table({"a": [1, 2], "b": ["x", "y"]})
+    (folder / "t.parquet").write_parquet(table)
+    assert (folder / "t.parquet").read_parquet(["b"]) == table.select(["b"])
+    (folder / "f").write_bytes(b"0123456789")
+    with (folder / "f").open() as file:
+        assert file.read_at(3, 4) == b"456"
+
+
+def test_names_are_taken_literally(folder: Place):
+    name = "a b/c@d/x%20y & #ö+.json"
+    (folder / name).write_json(1)
+    assert names(folder) == [name]
+    assert place(str(folder / name)).read_json() == 1
+
+
+def test_a_place_travels_to_other_processes(folder: Place):
+    (folder / "f").write_bytes(b"x")
+    packed = pickle.dumps(folder)
+    assert (pickle.loads(packed) / "f").read_bytes() == b"x"
+    assert SECRET.encode() not in packed
 
 
 def test_a_file_uri_and_a_path_name_the_same_place(tmp_path: Path):
@@ -58,3 +125,121 @@ def test_a_full_disk_is_one_calm_error(tmp_path: Path):
     assert isinstance(disk_full(wrapped, tmp_path), RunError)
     assert "the disk is full" in str(disk_full(wrapped, tmp_path))
     assert disk_full(OSError(errno.EACCES, "no"), tmp_path) is None
+
+
+def test_an_object_of_several_parts_is_whole(bucket: str):
+    data = bytes(range(256)) * 50_000  # 12.8 MB; a part is 10
+    (place(bucket) / "large").write_bytes(data)
+    assert (place(bucket) / "large").read_bytes() == data
+
+
+@pytest.mark.parametrize("uri", ["s3://joe:xyzzy@bucket/x", "s3://joe:xyz/zy@bucket/x", "gs://joe@bucket/x"])
+def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str):
+    with pytest.raises(UsageError, match=r"holds credentials. Take them out: .* from the environment alone") as told:
+        place(uri)
+    assert "joe" not in str(told.value)
+    assert "xyz" not in str(told.value)
+
+
+def test_a_secret_in_a_uri_of_no_known_kind_is_not_shown():
+    with pytest.raises(UsageError, match=r"'ftp://host/x' is not a place"):
+        place("ftp://joe:xyz/zy@host/x")
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_failure_that_passes_is_not_noticed(bucket: str, object_store, use: str, status: int):
+    file = place(bucket) / "f"
+    file.write_bytes(b"old")
+    object_store.fail(times=2, status=status, code="SlowDown")
+    USES[use](file)
+    assert object_store.failures_left == 0
+
+
+def test_an_answer_that_does_not_come_is_asked_for_again(bucket: str, object_store):
+    file = place(bucket) / "f"
+    file.write_bytes(b"x")
+    object_store.fail(times=1, seconds=20)
+    assert file.read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_failure_that_lasts_is_one_clear_error(bucket: str, object_store, monkeypatch, use: str):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    file = place(bucket) / "f"
+    file.write_bytes(b"old")
+    object_store.fail(times=100, status=503, code="SlowDown")
+    with pytest.raises(
+        RunError, match=rf"^{bucket}/f cannot be \w+: the store fails, also after 2 tries .*run the same command again"
+    ):
+        USES[use](file)
+    object_store.fail(times=0)
+    assert file.read_bytes() == b"old"
+
+
+def test_a_place_that_travelled_is_as_patient(bucket: str, object_store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # pyarrow's own would be back at 3
+    travelled = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(place(bucket)))))
+    object_store.fail(times=100, status=503, code="SlowDown")
+    with pytest.raises(RunError):
+        (travelled / "f").is_file()
+    assert object_store.failures_left == 98
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
+def test_wrong_credentials_are_one_clear_error_without_them(bucket: str, object_store, use: str, code: str):
+    file = place(bucket) / "f"
+    object_store.fail(times=100, status=403, code=code)
+    with pytest.raises(
+        UsageError, match=rf"^{bucket}/f cannot be \w+: the store denies it .*Check the credentials in the environment"
+    ) as told:
+        USES[use](file)
+    assert SECRET not in str(told.value)
+
+
+def test_a_bucket_that_is_not_there(bucket: str):
+    file = place("s3://no-such-bucket") / "deep/f"
+    with pytest.raises(UsageError, match=r"^s3://no-such-bucket/deep/f cannot be written: there is no such bucket"):
+        file.write_bytes(b"x")
+    assert not file.is_file()
+    assert file.files() == []
+
+
+def test_a_store_that_is_nowhere(bucket: str, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    with pytest.raises(RunError, match=rf"^{bucket}/f cannot be read: the store fails.*Check the network, and AWS"):
+        (place(bucket) / "f").read_bytes()
+
+
+def test_a_shard_that_the_store_does_not_give_is_not_called_damaged(bucket: str, object_store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    shards = place(bucket) / "shards"
+    manifest = write_shards(shards, {"train": 40})
+    assert read_rows(shards, manifest, "train", 10, 12).num_rows == 2
+    object_store.fail(times=100, status=500, code="InternalError")
+    with pytest.raises(RunError, match=r"the store fails"):
+        read_rows(shards, manifest, "train", 10, 12)
+
+
+def test_ctrl_c_leaves_no_half_object(bucket: str, object_store):
+    file = place(bucket) / "f"
+    file.write_bytes(b"old")
+    object_store.fail(times=1, seconds=1)
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        file.write_bytes(b"new and whole")
+    timer.join()
+    assert file.read_bytes() == b"new and whole"
+
+
+def test_a_bucket_of_google_is_a_place():
+    """No server for it in the tests; this is as far as they go."""
+    there = place("gs://bucket/a b")
+    assert str(there) == "gs://bucket/a b"
+    assert str(pickle.loads(pickle.dumps(there)) / "c") == "gs://bucket/a b/c"

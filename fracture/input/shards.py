@@ -260,7 +260,7 @@ def _read_shard(
     """Rows [low, high) of a shard, by row groups."""
     group = low // ROW_GROUP_ROWS
     try:
-        with file.filesystem.open_input_file(file.path) as stream:
+        with file.open() as stream:
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             if parquet.metadata.num_rows != shard.rows or parquet.schema_arrow != schema(image_size):
                 raise UsageError(f"shard {file} is not the one that {MANIFEST} describes. Run preprocessing again.")

@@ -505,7 +505,7 @@ def _read_waiting(
     """
     pixels: dict[int, np.ndarray] = {}
     for name in {place[0] for place in waiting if place}:
-        with suppress(OSError), (out / name).filesystem.open_input_file((out / name).path) as file:
+        with suppress(OSError), (out / name).open() as file:
             for position, place in enumerate(waiting):
                 if place and place[0] == name:
                     image = file.read_at(size**2, place[1] * size**2)
@@ -635,13 +635,13 @@ def _remove_others(out: Place, manifest: Manifest) -> None:
     keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
         if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
-            out.filesystem.delete_file(info.path)
+            (out / info.base_name).delete()
 
 
 def _remove_waiting(out: Place) -> None:
     for info in out.files():
         if re.fullmatch(_IS_WAITING, info.base_name):
-            out.filesystem.delete_file(info.path)
+            (out / info.base_name).delete()
 
 
 def _is_ours(out: Place, info: fs.FileInfo) -> bool:

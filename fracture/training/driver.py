@@ -17,7 +17,7 @@ from fracture.config import Config, DataConfig, flatten
 from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
-from fracture.storage import Place, disk_full
+from fracture.storage import Place, disk_full, store_failed
 from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
 from fracture.training.screen import Screen
 
@@ -185,7 +185,8 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     """Trains on Ray workers to the early stop, going on from the run's newest checkpoint where there is one.
 
     Raises:
-        RunError: the loss diverged, the disk is full, or workers failed more often than `training.max_failures`.
+        RunError: the loss diverged, the disk is full, the store fails, or workers failed more often than
+            `training.max_failures`.
     """
     from ray.util.queue import Queue
 
@@ -221,6 +222,8 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
         _fit_and_show(trainer, events, screen)
     except TrainingFailedError as error:
         raise _explain(error, run) from error
+    except OSError as error:  # Ray Train itself, at the storage
+        raise (store_failed(error, run) or error) from error
     finally:
         screen.close()
     if screen.diverged:
@@ -275,12 +278,13 @@ def _mend_snapshot(run: Place) -> None:
 
 def _explain(error: Any, run: Place) -> RunError | UsageError:
     """The one line that says what went wrong, out of the stack traces of all workers."""
-    failures = [getattr(f, "_base_exc", f) for f in getattr(error, "worker_failures", {}).values()] or [error]
+    failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    failures = [getattr(failure, "_base_exc", failure) for failure in failures]
     for failure in failures:
         if isinstance(failure, RunError | UsageError):
             return failure
-        if full := disk_full(failure, run):
-            return full
+        if known := disk_full(failure, run) or store_failed(failure, run):
+            return known
     text = str(failures[0]).strip().splitlines()
     reason = text[-1] if text else type(failures[0]).__name__
     return RunError(f"a worker failed: {reason.rstrip('.')}. Run again with -v for the traces")
