@@ -3,8 +3,8 @@
   make bench ONLY=scaling
 
 Measured: computing a step of 32 images on this machine, by one worker of 2 cores, and the bytes that two workers send.
-Assumed: that machines are alike, that a ring adds up gradients, that nothing overlaps, and the networks' bandwidths and
-latency.
+Assumed: that machines are alike, that a ring adds up gradients, that nothing overlaps, that computing takes as long an
+image however few a worker has (it takes longer: each worker updates all weights), and the networks' bandwidths and latency.
 """
 
 import json
@@ -79,7 +79,11 @@ def _wire(steps: dict[str, dict[str, float]]) -> list[str]:
 def _model(steps: dict[str, dict[str, float]]) -> list[str]:
     columns = [(head, network) for head in steps for network in NETWORKS]
     lines = []
-    for title, images in (("on each worker", lambda workers: BATCH), ("in all", lambda workers: BATCH / workers)):
+    each = (
+        ("on each worker", WORKERS, lambda workers: BATCH),
+        ("in all", WORKERS[:-1], lambda workers: BATCH / workers),
+    )
+    for title, counts, images in each:
         lines += [
             "",
             f"A step of {BATCH} images {title}, in seconds, and the share of them that computes:",
@@ -87,7 +91,7 @@ def _model(steps: dict[str, dict[str, float]]) -> list[str]:
             f"| workers | {' | '.join(f'{head}, {network}' for head, network in columns)} |",
             f"|---|{'---|' * len(columns)}",
         ]
-        for workers in WORKERS:
+        for workers in counts:
             cells = []
             for head, network in columns:
                 computing = steps[head]["computing"] * images(workers) / BATCH
