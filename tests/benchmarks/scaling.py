@@ -4,7 +4,8 @@
 
 Measured: computing a step of 32 images on this machine, by one worker of 2 cores, and the bytes that two workers send.
 Assumed: that machines are alike, that a ring adds up gradients, that nothing overlaps, that computing takes as long an
-image however few a worker has (it takes longer: each worker updates all weights), and the networks' bandwidths and latency.
+image however few a worker has (it takes longer: each worker updates all weights), and the networks' bandwidths and
+latencies.
 """
 
 import json
