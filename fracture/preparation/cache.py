@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from fracture.preparation import alignment, decode, examine, signature
 from fracture.preparation.alignment import Likeness
-from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named
+from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named, pixels_hash
 from fracture.preparation.source import Source
 from fracture.storage import Place
 
@@ -81,7 +81,7 @@ class Cache:
 
 
 def view_hashes(views: np.ndarray) -> list[bytes]:
-    return [hashlib.blake2b(view, digest_size=16).digest() for view in views]
+    return [pixels_hash(view) for view in views]
 
 
 def code_key(image_size: int) -> str:
