@@ -118,7 +118,6 @@ class TrainingConfig(Settings):
     )
     xla: bool = Field(False, description="let XLA fuse what it can of the training step")
     seed: Seed = Field(0, description="weights, shuffling, augmentation, dropout")
-    max_failures: int = Field(3, ge=0, description="lost workers to recover from before giving up")
 
 
 class EvaluationConfig(Settings):
@@ -131,8 +130,29 @@ class EvaluationConfig(Settings):
     threshold: float = Field(0.5, gt=0, lt=1, description="for the rule `given`")
 
 
+class CheckpointConfig(Settings):
+    every_minutes: float = Field(10.0, gt=0, description="inside an epoch; each epoch's end is a checkpoint anyway")
+
+
+class RecoveryConfig(Settings):
+    """What a run does when machines fail it; nothing of it changes what is learned."""
+
+    max_failures: int = Field(3, ge=0, description="restarts in a row, without a checkpoint between, before giving up")
+    stuck_seconds: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="without a step done before a worker counts as stuck; auto: ten times the slowest, at least 300",
+    )
+    grace_seconds: float = Field(
+        30.0, ge=0, description="after SIGTERM or Ctrl-C for a last checkpoint; Kubernetes grants 30"
+    )
+    wait_minutes: float = Field(60.0, gt=0, description="for machines that hold the workers, before giving up")
+
+
 class ComputeConfig(Settings):
-    workers: Positive = 2
+    workers: Positive = Field(2, description="at most, where min_workers is set")
+    min_workers: Positive | None = Field(
+        None, description="go on with as few when machines are lost, and grow again; None: wait for all"
+    )
     cpus_per_worker: Positive = 1
     image_memory_gb: float = Field(
         4.0, gt=0, description="images that a worker holds in memory, 0.5 GB for 10,000; more go to a file on its disk"
@@ -148,6 +168,8 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -160,6 +182,11 @@ class Config(Settings):
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
                 f"{self.training.batch_size}; each needs at least one image a step"
+            )
+        if (self.compute.min_workers or 1) > self.compute.workers:
+            raise ValueError(
+                f"compute.min_workers: {self.compute.min_workers} is more than compute.workers, "
+                f"{self.compute.workers}; it is the least to go on with"
             )
         if self.model.sync_batch_norm and not self.model.batch_norm:
             raise ValueError("model.sync_batch_norm: needs model.batch_norm; set it to true, or drop this key")

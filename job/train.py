@@ -107,7 +107,7 @@ def _train_and_test(
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.release.bundle import versions, write_bundle
 
-    workers = config.compute.workers
+    workers = outcome.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
     scores = gather_scores(run, manifest, workers, decision)
     evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
@@ -164,7 +164,9 @@ def _sample(config: Config, storage: Place) -> Place:
 
 
 def _compute_settings(args: argparse.Namespace) -> list[str]:
-    flags = [f"compute.workers={args.workers}"] if args.workers is not None else []
+    least, colon, most = (args.workers or "").partition(":")
+    flags = [f"compute.workers={most if colon else least}"] if args.workers is not None else []
+    flags += [f"compute.min_workers={least}"] if colon else []
     return flags + (["compute.gpu=true"] if args.gpu else [])
 
 
@@ -200,6 +202,10 @@ if __name__ == "__main__":
         default=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
         help="name of the run; one that was begun is resumed (default: the time)",
     )
-    where.add_argument("--workers", metavar="N", type=int, help="training processes (default: compute.workers, 2)")
+    where.add_argument(
+        "--workers",
+        metavar="N",
+        help="training processes (default: compute.workers, 2); 2:4: four, or at least two where machines are lost",
+    )
     where.add_argument("--gpu", action="store_true", help="give each worker a GPU")
     _cli.run(main, parser.parse_args())

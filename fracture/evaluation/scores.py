@@ -1,5 +1,6 @@
 """Probabilities of every row of a split, each exactly once, on any number of workers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,20 @@ _SCHEMA = pa.schema(
 )
 
 
-def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank: int, workers: int) -> pa.Table:
+def score_blocks(
+    model: Any,
+    shards: Place,
+    manifest: Manifest,
+    split: str,
+    rank: int,
+    workers: int,
+    each_block: Callable[[], None] = lambda: None,
+) -> pa.Table:
     """Scores every `workers`-th block of a split, starting at block `rank`.
 
     Args:
         model: Keras model of images [N, H, W, 1] uint8 to probabilities [N, 1].
+        each_block: is called after each.
     """
     rows = manifest.rows(split)
     tables = [_SCHEMA.empty_table()]
@@ -54,6 +64,7 @@ def score_blocks(model: Any, shards: Place, manifest: Manifest, split: str, rank
             pa.array(np.concatenate(parts)[:, 0].astype(np.float32)),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
+        each_block()
     return pa.concat_tables(tables)
 
 

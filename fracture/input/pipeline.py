@@ -42,13 +42,21 @@ class Share:
 
 
 def load_share(
-    folder: Place, manifest: Manifest, split: str, lanes: Lanes, draws: Draws, epochs: int, memory: int
+    folder: Place,
+    manifest: Manifest,
+    split: str,
+    lanes: Lanes,
+    draws: Draws,
+    epochs: int,
+    memory: int,
+    each_block: Callable[[], None] = lambda: None,
 ) -> Share:
     """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its lanes.
 
     Args:
         memory: bytes of images to hold in memory. If there are more, they go to a file on this machine's disk, which
             the system keeps in what memory is free; batches are the same.
+        each_block: is called after each row group that is read.
 
     Raises:
         RunError: neither the memory nor the disk has room for them.
@@ -63,6 +71,7 @@ def load_share(
         for block in read_blocks(folder, manifest, split, first, stop):
             labels.append(block["label"].to_numpy())
             yield images_of(block, manifest.image_size)
+            each_block()
 
     images = _in_memory(blocks(), shape) if np.prod(shape) <= memory else _on_disk(blocks(), shape)
     with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
@@ -97,8 +106,8 @@ def _on_disk(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray
         return np.memmap(file, np.uint8, "r", shape=shape)
 
 
-def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig) -> tf.data.Dataset:
-    """One epoch of draws.
+def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig, first: int = 0) -> tf.data.Dataset:
+    """One epoch of draws, from step `first` on.
 
     Yields:
         (images [n, H, W, 1] uint8, transforms [n, 8] float32, exposures [n, 2] float32), labels [n, 1] float32,
@@ -127,7 +136,8 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
         drawn = (tf.boolean_mask(drawn, present) for drawn in (transforms, exposures))
         return (images, *drawn), labels, tf.fill(tf.shape(rows), weight)
 
-    return _run_ahead(tf.data.Dataset.from_tensor_slices((indices, transforms, exposures, weights)), batch)
+    steps = (indices, transforms, exposures, weights)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices(tuple(array[first:] for array in steps)), batch)
 
 
 def evaluation_batches(share: Share, weights: np.ndarray) -> tf.data.Dataset:

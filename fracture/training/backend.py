@@ -9,12 +9,18 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import ray
 from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import ResizingState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
+
+from fracture.storage import Place
+from fracture.training.failure import explain
 
 
 class Trainer(TensorflowTrainer):
@@ -34,6 +40,33 @@ class Trainer(TensorflowTrainer):
         return [callback for callback in callbacks if not isinstance(callback, self._unused)]
 
 
+class Reporter(ControllerCallback, WorkerGroupCallback):
+    """Tells the driver what Ray Train's controller, in whose process it is, sees and does."""
+
+    def __init__(self, messages: Any, run: Place) -> None:
+        self._messages, self._run, self._told = messages, run, False
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._put(event="controller", actor=ray.get_runtime_context().current_actor)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        if isinstance(current_state, ResizingState):
+            self._put(event="resizing", workers=current_state.scaling_decision.num_workers)
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self._told = False
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        if worker_group_status.errors and not self._told:
+            self._told = True
+            away = worker_group_status.get_preemption_info() or worker_group_status.has_preempted_worker()
+            failure = explain(worker_group_status.errors, self._run)
+            self._put(event="failure", preempted=bool(away), **vars(failure))
+
+    def _put(self, **event: Any) -> None:
+        self._messages.put.remote(event)
+
+
 class ClusterSpec(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
@@ -42,8 +75,6 @@ class ClusterSpec(BackendConfig):
 
 class _Backend(Backend):
     def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
-        import ray
-
         addresses = worker_group.execute(_own_address)
         ray.get(
             [

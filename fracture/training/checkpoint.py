@@ -1,10 +1,11 @@
-"""All that is needed to go on as if nothing had happened, in two files: numbers in NumPy's format, the rest in JSON.
+"""All that is needed to go on as if nothing had happened, in one file in NumPy's format.
 
-Neither can hold code, so loading one runs none.
+It cannot hold code, so loading it runs none, and every byte of it is under a checksum.
 """
 
+import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,12 @@ import numpy as np
 
 Arrays = list[np.ndarray]
 SNAPSHOT, SNAPSHOT_COPY = "checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.copy.json"  # Ray Train's
-_ARRAYS = ("weights", "optimizer", "best_weights")
+FILE = "state.npz"
+_ARRAYS = ("weights", "optimizer", "best_weights", "tallies")
+
+
+class Damaged(Exception):
+    """A checkpoint is not what was written."""
 
 
 @dataclass
@@ -20,6 +26,8 @@ class LoopState:
     """Where the loop is. The schedule and every random draw follow from the seed and these counts."""
 
     epochs_done: int = 0
+    steps_done: int = 0  # of the epoch under way
+    seconds: float = 0.0  # that these steps took
     history: list[dict[str, float]] = field(default_factory=list)  # one record an epoch, as in metrics.jsonl
     best_epoch: int = 0
     best_val_loss: float = float("inf")
@@ -27,12 +35,18 @@ class LoopState:
     weights: Arrays = field(default_factory=list)
     optimizer: Arrays = field(default_factory=list)  # slots, step count and, in float16, the loss scale
     best_weights: Arrays = field(default_factory=list)
+    tallies: Arrays = field(default_factory=list)  # what metrics have added up in the epoch under way, over all workers
+
+    def pause(self, steps: int, seconds: float, weights: Arrays, optimizer: Arrays, tallies: Arrays) -> None:
+        """Takes in an epoch that is under way."""
+        self.steps_done, self.seconds = steps, seconds
+        self.weights, self.optimizer, self.tallies = weights, optimizer, tallies
 
     def record(self, epoch: dict[str, float], weights: Arrays, optimizer: Arrays) -> None:
         """Takes in a finished epoch and keeps its weights if its validation loss is the lowest so far."""
+        self.pause(0, 0.0, weights, optimizer, [])
         self.epochs_done += 1
         self.history.append(epoch)
-        self.weights, self.optimizer = weights, optimizer
         if epoch["val_loss"] < self.best_val_loss:
             self.best_epoch, self.best_val_loss = self.epochs_done, epoch["val_loss"]
             self.best_weights = weights
@@ -44,17 +58,20 @@ class LoopState:
         return self.epochs_done >= epochs or self.epochs_without_better >= patience
 
     def save(self, folder: Path) -> None:
-        for name in _ARRAYS:
-            np.savez(folder / f"{name}.npz", *getattr(self, name))
-        plain = {key: value for key, value in asdict(self).items() if key not in _ARRAYS}
-        (folder / "state.json").write_text(json.dumps(plain), encoding="utf-8")
+        plain: dict[str, Any] = {key: value for key, value in vars(self).items() if key not in _ARRAYS}
+        plain |= {name: len(getattr(self, name)) for name in _ARRAYS}  # names in the file have no checksum
+        arrays = {f"{name}_{i}": array for name in _ARRAYS for i, array in enumerate(getattr(self, name))}
+        np.savez(folder / FILE, plain=np.frombuffer(json.dumps(plain).encode(), np.uint8), **arrays)
 
     @classmethod
     def load(cls, folder: Path) -> "LoopState":
-        plain: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return cls(**plain, **{name: _load_arrays(folder / f"{name}.npz") for name in _ARRAYS})
-
-
-def _load_arrays(file: Path) -> Arrays:
-    with np.load(file, allow_pickle=False) as arrays:
-        return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        """
+        Raises:
+            Damaged: a byte is missing or changed.
+        """
+        try:
+            with np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as arrays:
+                plain = json.loads(arrays["plain"].tobytes())
+                return cls(**plain | {name: [arrays[f"{name}_{i}"] for i in range(plain[name])] for name in _ARRAYS})
+        except Exception as error:  # readers of a damaged file raise whatever they stumble over
+            raise Damaged(str(error)) from error

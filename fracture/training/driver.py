@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from fracture.config import Config, DataConfig, flatten
 from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
-from fracture.storage import Place, disk_full, store_failed
+from fracture.storage import Place, store_failed
 from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
+from fracture.training.failure import explain
+from fracture.training.recovery import Recovery
 from fracture.training.screen import Screen
+from fracture.training.watchdog import STACKS
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
 _CARD = "run.json"  # which data and settings a run was begun with
@@ -35,8 +39,11 @@ _OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a co
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away and says so before
 }
 
-_stopping = threading.Event()
+_stopping = threading.Event()  # a signal came
+_patient = threading.Event()  # whoever is at work looks at `_stopping` itself
 _alone = threading.Event()  # Ray is of this job alone, and ends with it
+_POLL = 0.2  # seconds between two looks at what the workers say
+_LOOK_FOR_MACHINES = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Outcome:
     history: list[dict[str, float]]
     best_epoch: int
     precision: str
+    workers: int  # that scored; an elastic run may have begun with others
 
 
 def start_ray(verbose: bool) -> None:
@@ -88,30 +96,41 @@ def start_ray(verbose: bool) -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
+    first = not _stopping.is_set()
     _stopping.set()  # an exception raised inside some library's import may be swallowed there
-    raise KeyboardInterrupt
+    if not (first and _patient.is_set()):
+        raise KeyboardInterrupt
 
 
 def check_capacity(config: Config) -> None:
     """Ray would wait for ever for workers that can never be placed.
 
     Raises:
-        UsageError: the cluster cannot hold the workers, now or after growing.
+        UsageError: the cluster cannot hold the workers, or the fewest of them, now or after growing.
     """
-    import ray
     from ray._private.state import state
 
-    each = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if config.compute.gpu else {})
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    each, nodes = _each(config), _nodes()
     ceiling = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow it to
     room = max(_room(ceiling, each), sum(_room(node, each) for node in nodes))
-    if config.compute.workers > room:
+    fewest = config.compute.min_workers or config.compute.workers
+    if fewest > room:
         wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
         has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
         fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
-        raise UsageError(
-            f"{config.compute.workers} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}."
-        )
+        raise UsageError(f"{fewest} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}.")
+
+
+def _each(config: Config) -> dict[str, int]:
+    """What a worker takes."""
+    return {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if config.compute.gpu else {})
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living machine has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _room(resources: Mapping[str, float], each: Mapping[str, int]) -> int:
@@ -138,7 +157,8 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
 
 def check_batches(config: Config, manifest: Manifest) -> None:
     """Raises UsageError where a step would leave a worker without an image: TensorFlow has no empty convolution."""
-    workers, batch_size = config.compute.workers, config.training.batch_size
+    batch_size = config.training.batch_size
+    most = config.compute.workers
     if batch_size > manifest.rows("train"):
         raise UsageError(
             f"training.batch_size = {batch_size} is more than the {manifest.rows('train')} training images. "
@@ -146,7 +166,9 @@ def check_batches(config: Config, manifest: Manifest) -> None:
         )
     for split in ("train", "val"):
         rows = manifest.rows(split)
-        for rank in range(workers):
+        for workers, rank in (
+            (n, rank) for n in range(config.compute.min_workers or most, most + 1) for rank in range(n)
+        ):
             if (Lanes(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
                 raise UsageError(
                     f"{rows} {split} images in batches of {batch_size} leave one of {workers} workers with nothing to "
@@ -178,23 +200,24 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
 
 def _recipe(config: Config) -> dict[str, Any]:
     """The settings that make a run what it is; the workers change only its speed."""
-    return config.model_dump(mode="json", exclude={"compute", "sample"})
+    return config.model_dump(mode="json", exclude={"compute", "sample", "checkpoint", "recovery"})
 
 
 def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen: Screen) -> Outcome:
-    """Trains on Ray workers to the early stop, going on from the run's newest checkpoint where there is one.
+    """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
 
     Raises:
-        RunError: the loss diverged, the disk is full, the store fails, or workers failed more often than
-            `training.max_failures`.
+        RunError: the loss diverged, the disk is full, the store fails, no machines come, or workers fail again and
+            again.
+        KeyboardInterrupt: a signal came; what could be saved in time is saved.
     """
-    from ray.util.queue import Queue
+    from fracture.training.messages import start_messages
 
-    events = Queue(actor_options={"num_cpus": 0})  # its process starts while the rest is loaded here
+    messages = start_messages()  # its process starts while the rest is loaded here
 
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
-    from fracture.training.backend import Trainer
+    from fracture.training.backend import Reporter, Trainer
     from fracture.training.worker import Assignment, train_worker
 
     (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
@@ -204,22 +227,23 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     trainer = Trainer(
         train_worker,
         alone=_alone.is_set(),
-        train_loop_config=Assignment(config, shards, manifest, run, events),
+        train_loop_config=Assignment(config, shards, manifest, run, messages),
         scaling_config=ScalingConfig(
-            num_workers=compute.workers,
+            num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
-            resources_per_worker={"CPU": compute.cpus_per_worker} | ({"GPU": 1} if compute.gpu else {}),
+            resources_per_worker=_each(config),
         ),
         run_config=RunConfig(
             name=run.name,
             storage_path=run.path.rsplit("/", 1)[0],
             storage_filesystem=run.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=2),  # each holds the best weights too
-            failure_config=FailureConfig(max_failures=config.training.max_failures),
+            failure_config=FailureConfig(max_failures=-1),  # `Recovery` counts them
+            callbacks=[Reporter(messages, run)],
         ),
     )
     try:
-        _fit_and_show(trainer, events, screen)
+        _fit_and_show(trainer, messages, config, run, screen)
     except TrainingFailedError as error:
         raise _explain(error, run) from error
     except OSError as error:  # Ray Train itself, at the storage
@@ -231,12 +255,12 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     return _outcome(run, screen)
 
 
-def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
-    """Fits in a thread, so that this one can draw, and so that Ctrl-C ends the job here and at once.
+def _fit_and_show(trainer: Any, messages: Any, config: Config, run: Place, screen: Screen) -> None:
+    """Fits in a thread, so that this one can draw, watch over it, and end it.
 
     In the main thread Ray Train would take over SIGINT and leave with exit code 0.
     """
-    from ray.util.queue import Empty
+    import ray
 
     failure: list[BaseException] = []
 
@@ -248,43 +272,128 @@ def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    while thread.is_alive() or not events.empty():
-        if _stopping.is_set():
-            raise KeyboardInterrupt
-        with suppress(Empty):
-            screen.show(events.get(timeout=0.5))
+    watch = _Watch(messages, config, run, screen)
+    _patient.set()
+    try:
+        alive = True
+        while alive:
+            alive = thread.is_alive()  # asked before the last events are taken
+            watch.look()
+            thread.join(_POLL)
+    except BaseException:
+        if watch.controller is not None:  # on a Ray that others use too, it would go on
+            with suppress(Exception):
+                ray.get(watch.controller.abort.remote(), timeout=10)
+        raise
+    finally:
+        _patient.clear()
     if failure:
         raise failure[0]
+
+
+class _Watch:
+    """What the driver does about what it is told."""
+
+    def __init__(self, messages: Any, config: Config, run: Place, screen: Screen) -> None:
+        self._messages, self._config, self._run, self._screen = messages, config, run, screen
+        self._recovery = Recovery(config.recovery)
+        self._stacks = len((run / STACKS).files())
+        self._leave_by: float | None = None
+        self._looked_for_machines = time.monotonic()
+        self.controller: Any = None
+
+    def look(self) -> None:
+        """
+        Raises:
+            RunError, UsageError: it is no use to go on.
+            KeyboardInterrupt: a signal came, and the workers have saved and left, or have had their time.
+        """
+        import ray
+
+        left = False
+        for event in ray.get(self._messages.take.remote()):
+            if event["event"] == "controller":
+                self.controller = event["actor"]
+                continue
+            if event["event"] == "failure":
+                event = self._where_stuck(event)
+            self._recovery.see(event)
+            self._screen.show(event | {"failures": self._recovery.failures})
+            left |= event["event"] == "left"
+        if _stopping.is_set():
+            self._stop(left)
+        self._wait_for_machines()
+
+    def _where_stuck(self, event: dict[str, Any]) -> dict[str, Any]:
+        stacks = (self._run / STACKS).files()
+        if len(stacks) <= self._stacks or not event["lost"]:
+            return event
+        self._stacks = len(stacks)
+        return event | {"reason": f"a worker was stuck; where, says {self._run / STACKS / stacks[-1].base_name}"}
+
+    def _stop(self, left: bool) -> None:
+        if self._leave_by is None:
+            self._leave_by = time.monotonic() + self._config.recovery.grace_seconds
+            self._messages.stop.remote()
+            if self._recovery.training:
+                self._screen.show({"event": "stopping", "seconds": self._config.recovery.grace_seconds})
+        if left or not self._recovery.training or time.monotonic() > self._leave_by:
+            raise KeyboardInterrupt
+
+    def _wait_for_machines(self) -> None:
+        since, now = self._recovery.waiting_since, time.monotonic()
+        if since is None or now - self._looked_for_machines < _LOOK_FOR_MACHINES:
+            return
+        self._looked_for_machines = now
+        compute = self._config.compute
+        self._recovery.check_waiting(compute.min_workers or compute.workers)
+        if now - since > _LOOK_FOR_MACHINES:
+            each = _each(self._config)
+            room = min(sum(_room(node, each) for node in _nodes()), compute.workers)
+            self._screen.show({"event": "waiting", "room": room, "seconds": now - since})
 
 
 def _outcome(run: Place, screen: Screen) -> Outcome:
     lines = (run / "metrics.jsonl").read_bytes().decode().splitlines()
     history = [json.loads(line) for line in lines]
     best = min(history, key=lambda record: record["val_loss"])
-    return Outcome(history, int(best["epoch"]), screen.precision)
+    return Outcome(history, int(best["epoch"]), screen.precision, screen.workers)
 
 
 def _mend_snapshot(run: Place) -> None:
-    """Ray Train rewrites its list of checkpoints in place, so a kill can leave half of it; the worker keeps a copy."""
-    snapshot = run / SNAPSHOT
-    if not snapshot.is_file():
+    """Ray Train refuses to start from a list of checkpoints that is not whole, or names one that is gone.
+
+    It rewrites the list in place, so a kill can leave half of it; the worker keeps a copy.
+    """
+    snapshot, copy = run / SNAPSHOT, run / SNAPSHOT_COPY
+    for file in (snapshot, copy):
+        if not file.is_file():
+            continue
+        try:
+            listed = file.read_json()
+        except ValueError:
+            continue
+        if _without_the_gone(run, listed) or file is copy:
+            snapshot.write_json(listed)
         return
-    try:
-        snapshot.read_json()
-    except ValueError:
-        copy = run / SNAPSHOT_COPY
-        snapshot.write_bytes(copy.read_bytes()) if copy.is_file() else snapshot.delete()
+    snapshot.delete()
+
+
+def _without_the_gone(run: Place, listed: dict[str, Any]) -> bool:
+    """Takes out of Ray Train's list what is not there; whether there was any such."""
+    results, indices = listed.get("checkpoint_results", []), listed.get("checkpoint_report_indices", [])
+    there = [(run / result["checkpoint_dir_name"]).is_dir() for result in results]
+    listed["checkpoint_results"] = [result for result, is_there in zip(results, there, strict=True) if is_there]
+    listed["checkpoint_report_indices"] = [index for index, is_there in zip(indices, there, strict=True) if is_there]
+    if listed["checkpoint_results"]:
+        listed["latest_checkpoint_result"] = listed["checkpoint_results"][-1]
+    elif results:
+        listed["latest_checkpoint_result"] = None
+    return not all(there)
 
 
 def _explain(error: Any, run: Place) -> RunError | UsageError:
-    """The one line that says what went wrong, out of the stack traces of all workers."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
-    failures = [getattr(failure, "_base_exc", failure) for failure in failures]
-    for failure in failures:
-        if isinstance(failure, RunError | UsageError):
-            return failure
-        if known := disk_full(failure, run) or store_failed(failure, run):
-            return known
-    text = str(failures[0]).strip().splitlines()
-    reason = text[-1] if text else type(failures[0]).__name__
-    return RunError(f"a worker failed: {reason.rstrip('.')}. Run again with -v for the traces")
+    """The one line that says why Ray Train gave up."""
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    told = explain(failures, run)
+    return told.error or RunError(f"{told.reason}. Run again with -v for the traces")

@@ -24,11 +24,14 @@ class Screen:
         self._first_step_done = time.monotonic()
         self._headed = False
         self._last_line = time.monotonic()
+        self._waiting_told = float("-inf")
         self.precision = ""
+        self.workers = config.compute.workers  # at work now
         self.diverged = ""
 
     def show(self, event: Mapping[str, Any]) -> None:
-        getattr(self, f"_show_{event['event']}")(event)
+        if draw := getattr(self, f"_show_{event['event']}", None):  # some concern others alone
+            draw(event)
 
     def close(self) -> None:
         self._status("")
@@ -38,13 +41,17 @@ class Screen:
         unit = "GPU" if compute.gpu else "CPU"
         each = 1 if compute.gpu else compute.cpus_per_worker
         self.precision = event["precision"]
-        plural = "s" if compute.workers > 1 else ""
+        self.workers = event["workers"]
+        plural = "s" if self.workers > 1 else ""
         self._line(
-            f"training   {compute.workers} worker{plural} × {each} {unit}, {self.precision} · {event['parameters']:,} "
+            f"training   {self.workers} worker{plural} × {each} {unit}, {self.precision} · {event['parameters']:,} "
             f"parameters · {event['steps']} steps of {training.batch_size} images an epoch, "
             f"at most {training.epochs} epochs"
         )
-        if event["epochs_done"]:
+        if event["steps_done"]:
+            where = f"epoch {event['epochs_done'] + 1}, step {event['steps_done']} of {event['steps']}"
+            self._line(f"resuming   in {where}, from its checkpoint")
+        elif event["epochs_done"]:
             self._line(f"resuming   after epoch {event['epochs_done']}, from its checkpoint")
         if not self._headed:
             self._line(_LEGEND)
@@ -78,6 +85,36 @@ class Screen:
             f"{r['epoch']:5d}  {r['loss']:5.3f}  {train} │    {r['val_loss']:5.3f}{best} {val} │ "
             f"{r['images_per_second']:8.1f} {r['learning_rate']:7.1e} {_clock(r['seconds']):>6}  ≤ {_clock(at_most)}"
         )
+
+    def _show_saved(self, event: Mapping[str, Any]) -> None:
+        self._status(f"epoch {event['epoch']}: step {event['step']} of {event['steps']}, saved")
+
+    def _show_damaged(self, event: Mapping[str, Any]) -> None:
+        self._line(f"damaged    {event['checkpoint']} cannot be read ({event['reason']}); the one before it is tried")
+
+    def _show_failure(self, event: Mapping[str, Any]) -> None:
+        self._line(f"restart    {event['failures']}: {event['reason']}; going on from the last checkpoint")
+
+    def _show_resizing(self, event: Mapping[str, Any]) -> None:
+        plural = "s" if event["workers"] > 1 else ""
+        self._line(f"restart    with {event['workers']} worker{plural}, since machines came or went")
+
+    def _show_waiting(self, event: Mapping[str, Any]) -> None:
+        if event["room"] < self._config.compute.workers:
+            what = f"for machines: {event['room']} of {self._config.compute.workers} workers fit now"
+        else:
+            what = "for the workers to start"
+        text, now = f"waiting    {what}, {_clock(event['seconds'])} so far", time.monotonic()
+        if self._live or now - self._waiting_told > SILENCE:
+            self._waiting_told = now
+            self._line(text) if not self._live else self._status(text)
+
+    def _show_stopping(self, event: Mapping[str, Any]) -> None:
+        self._line(f"stopping   after a last checkpoint, at most {_clock(event['seconds'])}; another signal: at once")
+
+    def _show_left(self, event: Mapping[str, Any]) -> None:
+        where = f"in epoch {event['epoch']}, step {event['step']}" if event["step"] else f"after epoch {event['epoch']}"
+        self._line(f"saved      {where}")
 
     def _show_scoring(self, event: Mapping[str, Any]) -> None:
         self._status("scoring validation and test with the best weights")

@@ -1,22 +1,26 @@
 """The training loop, as every Ray Train worker runs it."""
 
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fracture.config import Config
+from fracture.errors import RunError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, read_index
 from fracture.storage import Place
-from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY, LoopState
+from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY, Arrays, Damaged, LoopState
+from fracture.training.failure import PeerLost
+from fracture.training.messages import Tell, teller
+from fracture.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -27,133 +31,207 @@ class Assignment:
     shards: Place
     manifest: Manifest  # of the shards, or of one fold of them
     run: Place
-    events: Any  # ray.util.queue.Queue towards the driver's screen
+    messages: Any  # the Ray actor of messages.py
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch, then scores validation and test with the best weights.
+    """Trains until early stopping or the last epoch, then scores validation and test with the best weights."""
+    import ray.train
 
-    Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
+    rank = ray.train.get_context().get_world_rank()
+    tell = teller(assignment.messages)
+    stuck_seconds = assignment.config.recovery.stuck_seconds
+    watchdog = Watchdog(str(assignment.run), f"worker-{rank}", None if stuck_seconds == "auto" else stuck_seconds)
+    try:
+        _train(assignment, watchdog, tell)
+    finally:
+        watchdog.close()
+
+
+def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
+    """Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
     checkpoint, one report) is the part that has to be right.
     """
     import ray.train
 
-    config, run = assignment.config, assignment.run
+    config, run, manifest = assignment.config, assignment.run, assignment.manifest
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
-    tell = _teller(assignment.events) if rank == 0 else lambda **event: None
+    if rank == 0:
+        tell(event="placed", workers=workers)
 
-    _set_up_devices(config)
-    _switch_off_tuning()
-    import tensorflow as tf
-    import tf_keras as keras
+    from fracture.training.strategy import (
+        agreement,
+        local_arrays,
+        local_variables,
+        make_strategy,
+        on_each_worker,
+        reducer,
+    )
 
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=_communication(config))
+    strategy = make_strategy(config)
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
+    import tf_keras as keras
     from ray.train.collective import broadcast_from_rank_zero
 
-    from fracture.input.draws import Draws, row_weights
-    from fracture.input.pipeline import evaluation_batches, load_share, training_batches
+    from fracture.input.draws import row_weights
+    from fracture.input.pipeline import evaluation_batches, training_batches
+    from fracture.training.callbacks import Left, Progress, StopOnDivergence
     from fracture.training.precision import choose_precision
 
-    precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
-    manifest = assignment.manifest
-    batch_size, seed = config.training.batch_size, config.training.seed
+    seed = config.training.seed
     films = {split: _films(assignment, split) for split in ("train", "val")}
-    seen = sum(manifest.rows(split) for split in films)
-    train, val = (
-        load_share(
-            assignment.shards,
-            manifest,
-            split,
-            Lanes(manifest.rows(split), batch_size, rank, workers),
-            Draws(*films[split], sampling, seed),
-            epochs,
-            memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
-        )
-        for split, sampling, epochs in (
-            ("train", config.training.sampling, config.training.epochs),
-            ("val", "image", 1),
-        )
-    )
+    train, val = _load_shares(assignment, films, rank, workers, watchdog)
     # What stops the training must count as the training does, or one film's hundred copies decide.
     val_weights = row_weights(*films["val"], config.training.sampling)
 
+    watchdog.rest("waiting for the others to load")
+    precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
+    watchdog.busy("building the network")
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(precision)
     with strategy.scope():
-        model = _compiled_model(config, manifest, train.steps)
+        model, metrics = _compiled_model(config, manifest, train.steps)
     optimizer = model.optimizer
-    share_moving_averages = _moving_average_sharer(strategy, model)
+    tallies = [variable for metric in metrics for variable in metric.variables]
+    tally, results = reducer(strategy, "sum", tallies), _results(strategy, metrics)
+    mean_averages = reducer(strategy, "mean", model.non_trainable_variables)
 
-    # 1. Go on from the run's newest checkpoint; 2. else start from scratch.
-    state = _latest_state()
+    def share_moving_averages() -> None:
+        """Sets each worker's moving averages of batch norm to their mean.
+
+        Each gathers its own. Without this, workers would validate different models, none of them the one saved.
+        Doing it more often changes nothing: the average of means is the mean of averages.
+        """
+        own = local_variables(strategy, model.non_trainable_variables)
+        for variable, mean in zip(own, mean_averages(), strict=True):
+            variable.assign(mean)
+
+    # 1. Go on from the run's newest checkpoint that is whole; 2. else start from scratch.
+    state = _latest_state(rank, tell)
     if state is not None:
         model.set_weights(state.weights)
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
     else:
         state = LoopState()
-    tell(
-        event="start",
-        epochs_done=state.epochs_done,
-        precision=precision,
-        steps=train.steps,
-        parameters=model.count_params(),
-    )
-    events = None
+
+    log = None
     if rank == 0:
-        events = _EventLog(run / "tensorboard", state.history)
+        tell(
+            event="start",
+            epochs_done=state.epochs_done,
+            steps_done=state.steps_done,
+            workers=workers,
+            precision=precision,
+            steps=train.steps,
+            parameters=model.count_params(),
+        )
+        log = _EventLog(run / "tensorboard", state.history)
         if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
             _write_log(run, state)
 
-    while not state.finished(config.training.epochs, config.training.patience):
-        epoch = state.epochs_done
-        started = time.monotonic()
-        progress = _callbacks(tell, epoch, train.steps)
-        batches = training_batches(train, seed, epoch, config.augment)
-        fitted = model.fit(
-            _on_each_worker(strategy, batches),
-            epochs=1,
-            steps_per_epoch=train.steps,
-            callbacks=progress,
-            verbose=0,
-        )
-        if (step := progress[-1].step) is not None:
-            tell(event="diverged", epoch=epoch + 1, step=step, steps=train.steps)
-            return
-        trained = time.monotonic()
+    progress = Progress(
+        tell if rank == 0 else None,
+        watchdog,
+        agreement(strategy, 3),
+        lambda: ray.train.get_preemption_info() is not None,
+        60 * config.checkpoint.every_minutes,
+    )
 
-        share_moving_averages()
-        weights = _local_arrays(strategy, model.weights)
-        tell(event="validating", epoch=epoch + 1)
-        validated = model.evaluate(
-            _on_each_worker(strategy, evaluation_batches(val, val_weights)),
-            steps=val.steps,
-            return_dict=True,
-            verbose=0,
-        )
-        if not np.isfinite(validated["weighted_cross_entropy"]):
-            tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
-            return
-        record = _record(
-            epoch + 1,
-            fitted.history,
-            validated,
-            manifest.rows("train") / (trained - started),
-            float(optimizer.learning_rate.numpy()),
-        )
-        record["seconds"] = round(time.monotonic() - started, 3)
-        state.record(record, weights, _local_arrays(strategy, optimizer.variables))
+    def report(record: dict[str, float]) -> None:
+        watchdog.busy("saving") if rank == 0 else watchdog.rest("waiting for rank 0 to save")
         _report(state, record, rank)
-        if events is not None:
-            _write_log(run, state)
-            events.add(record)
-            tell(event="epoch", record=record, best_epoch=state.best_epoch)
+        watchdog.busy("going on after a checkpoint")
+        progress.saved()
 
-    tell(event="scoring")
-    _score_and_export(assignment, state, rank, workers)
+    def pause(seconds: Callable[[], float], tallied: Callable[[], Arrays], step: int) -> None:
+        """Saves inside an epoch."""
+        share_moving_averages()
+        weights, slots = local_arrays(strategy, model.weights), local_arrays(strategy, optimizer.variables)
+        state.pause(step, seconds(), weights, slots, tallied())
+        report({"epoch": state.epochs_done, "step": step})
+        if rank == 0:
+            tell(event="saved", epoch=progress.epoch, step=step, steps=train.steps)
+
+    def restore_tallies() -> None:
+        """What was counted before the checkpoint, as if rank 0 had counted it all."""
+        for variable, value in zip(local_variables(strategy, tallies), state.tallies, strict=False):
+            variable.assign(value if rank == 0 else np.zeros_like(value))
+
+    try:
+        while not state.finished(config.training.epochs, config.training.patience):
+            epoch, first = state.epochs_done, state.steps_done
+            started = time.monotonic() - state.seconds
+            if first < train.steps:
+                save = partial(pause, lambda started=started: time.monotonic() - started, tally)
+                progress.begin(epoch + 1, first, train.steps, save)
+                divergence = StopOnDivergence()
+                restore = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: restore_tallies())
+                model.fit(
+                    on_each_worker(strategy, training_batches(train, seed, epoch, config.augment, first)),
+                    epochs=1,
+                    steps_per_epoch=train.steps - first,
+                    callbacks=[restore, divergence, progress],
+                    verbose=0,
+                )
+                if divergence.step is not None:
+                    if rank == 0:
+                        tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
+                    return
+            else:
+                restore_tallies()
+            trained, tallied, measured = time.monotonic() - started, tally(), results()
+
+            share_moving_averages()
+            watchdog.busy("going to validate")
+            if rank == 0:
+                tell(event="validating", epoch=epoch + 1)
+            save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
+            progress.begin(epoch + 1, train.steps, train.steps, save)
+            validated = model.evaluate(
+                on_each_worker(strategy, evaluation_batches(val, val_weights)),
+                steps=val.steps,
+                callbacks=[progress],
+                return_dict=True,
+                verbose=0,
+            )
+            if not np.isfinite(validated["weighted_cross_entropy"]):
+                if rank == 0:
+                    tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
+                return
+            rate = float(optimizer.learning_rate.numpy())
+            record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
+            record["seconds"] = round(time.monotonic() - started, 3)
+            state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, optimizer.variables))
+            report(record)
+            if log is not None:
+                _write_log(run, state)
+                log.add(record)
+                tell(event="epoch", record=record, best_epoch=state.best_epoch)
+            progress.between_epochs()
+    except Left:
+        if rank == 0:
+            tell(event="left", epoch=progress.epoch, step=state.steps_done)
+        return
+    except Exception as error:
+        tell(event="broke", epoch=progress.epoch, step=progress.step)
+        if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
+            raise _plain(error) from error
+        raise
+
+    if rank == 0:
+        tell(event="scoring", workers=workers)
+    _score_and_export(assignment, state, rank, workers, watchdog)
+
+
+def _plain(error: Exception) -> Exception:
+    """TensorFlow's error without TensorFlow."""
+    name = type(error).__name__
+    if name in ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError"):
+        return PeerLost(name)
+    return RuntimeError(f"{name}: {str(error).strip().splitlines()[0]}")
 
 
 def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -162,46 +240,32 @@ def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
     return index["film"].to_numpy(), index["label"].to_numpy()
 
 
-def _callbacks(tell: Callable[..., None], epoch: int, steps: int) -> list[Any]:
-    from fracture.training.callbacks import StepProgress, StopOnDivergence
+def _load_shares(
+    assignment: Assignment, films: dict[str, tuple[np.ndarray, np.ndarray]], rank: int, workers: int, watchdog: Watchdog
+) -> list[Any]:
+    """This worker's rows of training and validation; they divide the memory by their number."""
+    from fracture.input.draws import Draws
+    from fracture.input.pipeline import load_share
 
-    return [StepProgress(lambda step: tell(event="step", epoch=epoch + 1, step=step, steps=steps)), StopOnDivergence()]
-
-
-def _teller(events: Any) -> Callable[..., None]:
-    """Sends to the driver's screen; waits the millisecond it takes, so that a last word is not lost."""
-    import ray
-
-    return lambda **event: ray.get(events.actor.put_nowait.remote(event))
-
-
-def _set_up_devices(config: Config) -> None:
-    """TensorFlow takes every core and every byte of a GPU unless told so before it starts."""
-    if config.training.xla:
-        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # else clusters are made for GPUs alone
-    import tensorflow as tf
-
-    if config.training.xla:  # not `jit_compile`: XLA cannot compile what adds up between workers
-        tf.config.optimizer.set_jit("autoclustering")
-    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
-    gpus = tf.config.list_physical_devices("GPU")
-    if config.compute.gpu and not gpus:
-        raise RuntimeError("compute.gpu is set, but TensorFlow sees no GPU on this worker")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+    config, manifest = assignment.config, assignment.manifest
+    training, seen = config.training, sum(manifest.rows(split) for split in films)
+    return [
+        load_share(
+            assignment.shards,
+            manifest,
+            split,
+            Lanes(manifest.rows(split), training.batch_size, rank, workers),
+            Draws(*films[split], sampling, training.seed),
+            epochs,
+            memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
+            each_block=lambda: watchdog.busy("loading images"),
+        )
+        for split, sampling, epochs in (("train", training.sampling, training.epochs), ("val", "image", 1))
+    ]
 
 
-def _communication(config: Config) -> Any:
-    """NCCL adds up between GPUs, a ring of gRPC between CPUs."""
-    import tensorflow as tf
-
-    kinds = tf.distribute.experimental.CommunicationImplementation
-    kind = kinds.NCCL if config.compute.gpu else kinds.RING
-    return tf.distribute.experimental.CommunicationOptions(implementation=kind)
-
-
-def _compiled_model(config: Config, manifest: Manifest, steps: int) -> Any:
+def _compiled_model(config: Config, manifest: Manifest, steps: int) -> tuple[Any, list[Any]]:
+    """The network, and the metrics it is compiled with."""
     import tf_keras as keras
 
     from fracture.models import build_model
@@ -214,95 +278,88 @@ def _compiled_model(config: Config, manifest: Manifest, steps: int) -> Any:
     optimizer = keras.optimizers.Adam(rate, weight_decay=training.weight_decay or None)
     network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
     model = AugmentingModel(network.inputs, network.outputs)
+    metrics = [
+        # Keras' own `loss` weights each worker alike; a metric counts each row once.
+        keras.metrics.BinaryCrossentropy(name="cross_entropy"),
+        keras.metrics.BinaryAccuracy(name="accuracy"),
+        keras.metrics.Precision(name="precision"),
+        keras.metrics.Recall(name="recall"),
+        keras.metrics.AUC(name="auc"),
+    ]
     model.compile(
         optimizer,
         loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),
-        metrics=[
-            # Keras' own `loss` weights each worker alike; a metric counts each row once.
-            keras.metrics.BinaryCrossentropy(name="cross_entropy"),
-            keras.metrics.BinaryAccuracy(name="accuracy"),
-            keras.metrics.Precision(name="precision"),
-            keras.metrics.Recall(name="recall"),
-            keras.metrics.AUC(name="auc"),
-        ],
+        metrics=metrics,
         weighted_metrics=[keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")],
     )
     model.optimizer.build(model.trainable_variables)
-    return model
+    return model, metrics
 
 
-def _on_each_worker(strategy: Any, batches: Any) -> Any:
-    """Hands `fit` this worker's batches as they are; a plain dataset it would cut up again for the replicas."""
-    return strategy.distribute_datasets_from_function(lambda context: batches)
-
-
-def _switch_off_tuning() -> None:
-    """Lets the iterators that hand batches to a device end at once.
-
-    tf.data's autotuning has a thread that sleeps 10 ms, 20 ms, 40 ms, ... up to a minute, and dropping an iterator
-    mostly waits for its next waking: an epoch of 6 s took 10 s, one of 11 s took 20 s. Our own datasets switch it
-    off by their options; the small dataset that a distributed iterator adds on each device has no way to be given any,
-    so its maker, private to TensorFlow 2.21, is wrapped.
-    """
+def _results(strategy: Any, metrics: list[Any]) -> Callable[[], dict[str, float]]:
+    """A function, to be called by all workers, that gives what the metrics say of all of them."""
     import tensorflow as tf
-    from tensorflow.python.data.ops import multi_device_iterator_ops
-
-    make = multi_device_iterator_ops._create_device_dataset
-
-    def make_untuned(*args: Any) -> Any:
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return make(*args).with_options(options)
-
-    multi_device_iterator_ops._create_device_dataset = make_untuned
-
-
-def _moving_average_sharer(strategy: Any, model: Any) -> Callable[[], None]:
-    """A function that sets each worker's moving averages of batch norm to the mean over workers.
-
-    Each worker gathers its own. Without this, workers would validate different models, none of them the one saved.
-    """
-    import tensorflow as tf
-
-    averages = model.non_trainable_variables
-
-    def on_replica() -> None:
-        context = tf.distribute.get_replica_context()
-        for variable, mean in zip(averages, context.all_reduce("mean", [v + 0 for v in averages]), strict=True):
-            variable.assign(mean)
 
     @tf.function
-    def share() -> None:
-        if averages:
-            strategy.run(on_replica)
+    def compute() -> list[Any]:
+        return strategy.run(lambda: [metric.result() for metric in metrics])
 
-    return share
-
-
-def _local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
-    """This worker's values; reading them through the strategy would cost a collective for each."""
-    return [strategy.experimental_local_results(variable)[0].numpy() for variable in variables]
+    return lambda: {
+        metric.name: float(strategy.experimental_local_results(value)[0])
+        for metric, value in zip(metrics, compute(), strict=True)
+    }
 
 
 def _record(
-    epoch: int, trained: dict[str, list[float]], validated: dict[str, float], images_per_second: float, rate: float
+    epoch: int, trained: dict[str, float], validated: dict[str, float], images_per_second: float, rate: float
 ) -> dict[str, float]:
     record: dict[str, float] = {"epoch": epoch}
     same = {name: name for name in ("accuracy", "precision", "recall", "auc")}
-    record |= {name: float(trained[key][-1]) for name, key in ({"loss": "cross_entropy"} | same).items()}
+    record |= {name: trained[key] for name, key in ({"loss": "cross_entropy"} | same).items()}
     validation = {"loss": "weighted_cross_entropy"} | same
     record |= {f"val_{name}": float(validated[key]) for name, key in validation.items()}
     return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
 
 
-def _latest_state() -> LoopState | None:
+def _latest_state(rank: int, tell: Tell) -> LoopState | None:
+    """Of the newest checkpoint that is whole, the same on all workers; None where there is none yet.
+
+    Raises:
+        RunError: there are some, and none is whole.
+    """
+    from ray.train.collective import broadcast_from_rank_zero
+
+    checkpoints = {reported.checkpoint.path: reported.checkpoint for reported in _reported()}
+    chosen, state = "", None
+    for path in reversed(checkpoints) if rank == 0 else ():
+        try:
+            chosen, state = path, _load(checkpoints[path])
+            break
+        except Damaged as error:
+            tell(event="damaged", checkpoint=path.rsplit("/", 1)[-1], reason=str(error))
+    if checkpoints and rank == 0 and state is None:
+        folder = next(iter(checkpoints)).rsplit("/", 1)[0]
+        raise RunError(
+            f"no checkpoint of this run can be read, and starting anew would throw its epochs away. Bring back the "
+            f"folders checkpoint_* in {folder}, or give another --run name"
+        )
+    chosen = broadcast_from_rank_zero(chosen)
+    return _load(checkpoints[chosen]) if chosen and rank != 0 else state
+
+
+def _reported() -> list[Any]:
+    """Checkpoints that Ray Train knows of, oldest first."""
     import ray.train
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return LoopState.load(Path(folder))
+    return ray.train.get_all_reported_checkpoints()
+
+
+def _load(checkpoint: Any) -> LoopState:
+    try:
+        with checkpoint.as_directory() as folder:
+            return LoopState.load(Path(folder))
+    except FileNotFoundError as error:
+        raise Damaged(str(error)) from error
 
 
 def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
@@ -347,7 +404,7 @@ class _EventLog:
         self._place.upload(Path(self._folder.name))
 
 
-def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int) -> None:
+def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int, watchdog: Watchdog) -> None:
     import tf_keras as keras
     from ray.train.collective import barrier
 
@@ -362,9 +419,14 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     model = build_model(assignment.config, manifest.pixel_mean, manifest.pixel_std)
     model.set_weights(state.best_weights)
     for split in ("val", "test"):
-        scores = score_blocks(model, assignment.shards, manifest, split, rank, workers)
-        write_scores(assignment.run, scores, split, rank, workers)
+        told = f"scoring {split}"
+        blocks = score_blocks(
+            model, assignment.shards, manifest, split, rank, workers, lambda told=told: watchdog.busy(told)
+        )
+        write_scores(assignment.run, blocks, split, rank, workers)
+    watchdog.rest("waiting for the others to score")
     barrier()
     if rank == 0:
+        watchdog.busy("exporting the model")
         val = read_scores(assignment.run, manifest, "val", workers)
         export_model(model, decide(val, assignment.config.evaluation), assignment.run / "bundle")

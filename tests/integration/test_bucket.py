@@ -40,7 +40,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     (place(bucket) / "my films").upload(image_folder(*official_paths(8)))
     train = ["--data", f"{bucket}/my films", "--split", "official", "--storage", f"{bucket}/deep/storage"]
     train += ["--run", "x", "--workers", "1"]
-    for assignment in (*TINY, "training.epochs=6", "training.patience=6", "training.max_failures=0"):
+    for assignment in (*TINY, "training.epochs=6", "training.patience=6", "recovery.max_failures=0"):
         train += ["--set", assignment]
     run = place(bucket) / "deep/storage/runs/x"
 

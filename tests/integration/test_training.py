@@ -181,7 +181,7 @@ def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
         small_disk(tmp_path / "small", kilobytes=100) as disk,
         pytest.raises(RunError, match=r"^the disk is full: .*run the same command again.$"),
     ):
-        start(tiny_config("training.max_failures=0"), data, disk / "run")
+        start(tiny_config("recovery.max_failures=0"), data, disk / "run")
 
 
 def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, tmp_path):

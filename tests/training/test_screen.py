@@ -10,7 +10,8 @@ from fracture.training.screen import Screen
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
 RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
 RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
-START = {"event": "start", "epochs_done": 2, "precision": "float32", "steps": 9, "parameters": 1684289}
+START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "precision": "float32", "steps": 9}
+START |= {"parameters": 1684289}
 
 
 class Terminal(io.StringIO):
@@ -31,6 +32,40 @@ def test_the_start_says_what_trains_on_what():
     text = shown(START)
     assert "2 workers × 1 CPU, float32 · 1,684,289 parameters · 9 steps of 32 images an epoch, at most 5 epochs" in text
     assert "resuming   after epoch 2" in text
+
+
+def test_going_on_inside_an_epoch():
+    assert "resuming   in epoch 3, step 4 of 9, from its checkpoint" in shown(START | {"steps_done": 4})
+
+
+def test_what_goes_wrong_is_one_line_each():
+    failure = {"event": "failure", "failures": 1, "reason": "worker 1 was killed, or crashed"}
+    damaged = {"event": "damaged", "checkpoint": "checkpoint_7", "reason": "Bad CRC-32"}
+    lines = shown(
+        START,
+        failure,
+        damaged,
+        {"event": "resizing", "workers": 1},
+        {"event": "stopping", "seconds": 30},
+        {"event": "left", "epoch": 3, "step": 4},
+        {"event": "placed", "workers": 1},  # concerns others
+    ).splitlines()[-5:]
+    assert lines == [
+        "restart    1: worker 1 was killed, or crashed; going on from the last checkpoint",
+        "damaged    checkpoint_7 cannot be read (Bad CRC-32); the one before it is tried",
+        "restart    with 1 worker, since machines came or went",
+        "stopping   after a last checkpoint, at most 30s; another signal: at once",
+        "saved      in epoch 3, step 4",
+    ]
+
+
+def test_waiting_for_machines_says_how_many_there_are_and_does_not_repeat_itself():
+    waiting = {"event": "waiting", "room": 1, "seconds": 45.0}
+    told = "waiting    for machines: 1 of 2 workers fit now, 45s so far"
+    assert shown(waiting, waiting) == told + "\n"
+    assert shown({"event": "waiting", "room": 2, "seconds": 45.0}) == (
+        "waiting    for the workers to start, 45s so far\n"
+    )
 
 
 def test_columns_stand_under_their_heads():

@@ -1,0 +1,107 @@
+"""What is particular to MultiWorkerMirroredStrategy: how a worker computes with the others."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from fracture.config import Config
+
+
+def make_strategy(config: Config) -> Any:
+    """Sets up this worker's devices, and waits for the other workers."""
+    _set_up_devices(config)
+    _switch_off_tuning()
+    import tensorflow as tf
+
+    kinds = tf.distribute.experimental.CommunicationImplementation
+    kind = kinds.NCCL if config.compute.gpu else kinds.RING  # between GPUs; between CPUs, over gRPC
+    options = tf.distribute.experimental.CommunicationOptions(implementation=kind)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def _set_up_devices(config: Config) -> None:
+    """TensorFlow takes every core and every byte of a GPU unless told so before it starts."""
+    if config.training.xla:
+        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # else clusters are made for GPUs alone
+    import tensorflow as tf
+
+    if config.training.xla:  # not `jit_compile`: XLA cannot compile what adds up between workers
+        tf.config.optimizer.set_jit("autoclustering")
+    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
+    gpus = tf.config.list_physical_devices("GPU")
+    if config.compute.gpu and not gpus:
+        raise RuntimeError("compute.gpu is set, but TensorFlow sees no GPU on this worker")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _switch_off_tuning() -> None:
+    """Lets the iterators that hand batches to a device end at once.
+
+    tf.data's autotuning has a thread that sleeps 10 ms, 20 ms, 40 ms, ... up to a minute, and dropping an iterator
+    mostly waits for its next waking: an epoch of 6 s took 10 s, one of 11 s took 20 s. Our own datasets switch it
+    off by their options; the small dataset that a distributed iterator adds on each device has no way to be given any,
+    so its maker, private to TensorFlow 2.21, is wrapped.
+    """
+    import tensorflow as tf
+    from tensorflow.python.data.ops import multi_device_iterator_ops
+
+    make = multi_device_iterator_ops._create_device_dataset
+
+    def make_untuned(*args: Any) -> Any:
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return make(*args).with_options(options)
+
+    multi_device_iterator_ops._create_device_dataset = make_untuned
+
+
+def on_each_worker(strategy: Any, batches: Any) -> Any:
+    """Hands `fit` this worker's batches as they are; a plain dataset it would cut up again for the replicas."""
+    return strategy.distribute_datasets_from_function(lambda context: batches)
+
+
+def local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
+    """This worker's values; reading them through the strategy would cost a collective for each."""
+    return [variable.numpy() for variable in local_variables(strategy, variables)]
+
+
+def local_variables(strategy: Any, variables: list[Any]) -> list[Any]:
+    return [strategy.experimental_local_results(variable)[0] for variable in variables]
+
+
+def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) -> Callable[[], list[np.ndarray]]:
+    """A function, to be called by all workers, that gives the variables' sum or mean over them, in one collective."""
+    import tensorflow as tf
+
+    def on_replica() -> list[Any]:
+        return tf.distribute.get_replica_context().all_reduce(how, [variable + 0 for variable in variables])
+
+    @tf.function
+    def reduce() -> list[Any]:
+        return strategy.run(on_replica)
+
+    return lambda: local_arrays(strategy, reduce()) if variables else []
+
+
+def agreement(strategy: Any, numbers: int) -> Callable[[list[float]], list[float]]:
+    """A function, to be called by all workers, that adds up what each of them says."""
+    import tensorflow as tf
+
+    with strategy.scope():
+        own = tf.Variable(
+            tf.zeros(numbers),
+            trainable=False,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+    add = reducer(strategy, "sum", [own])
+
+    def agree(says: list[float]) -> list[float]:
+        local_variables(strategy, [own])[0].assign(says)
+        return add()[0].tolist()
+
+    return agree

@@ -1,0 +1,118 @@
+"""Ends a worker that is alive but stuck, so that a hang becomes a restart.
+
+Ray notices a worker that is gone, never one that waits for ever: in a collective that another has left, in a driver, in
+a file system, or stopped by a signal. So each worker has a small process of its own beside it, which is told of every
+step. When none comes in time, it has the worker write where each of its threads stands, keeps that in the run's
+folder, and kills it. A thread of the worker itself would not do: it stops with the process, or waits for Python's lock.
+"""
+
+import faulthandler
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+SLOWER = 10  # times the slowest step seen is stuck
+LEAST = 300.0  # seconds; loading, compiling, validating and saving may take longer than many steps
+STACKS = "stacks"  # folder in the run's
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Watchdog:
+    """The worker's side. Steps are told by `step`, all other progress by `busy`."""
+
+    def __init__(self, run: str, name: str, stuck_seconds: float | None) -> None:
+        """
+        Args:
+            run: path or URI of the run's folder.
+            name: of the worker, for the file.
+            stuck_seconds: allowed without progress; None: `SLOWER` times the slowest step, at least `LEAST`.
+        """
+        self._fixed, self._slowest = stuck_seconds, 0.0
+        self._last_step: float | None = None
+        self._stacks = tempfile.NamedTemporaryFile(mode="w", prefix="stacks-")  # noqa: SIM115 - until close
+        faulthandler.register(signal.SIGUSR1, self._stacks, all_threads=True)
+        reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)  # nothing may wait for the watchdog
+        command = [sys.executable, "-m", __name__, str(reads), str(os.getpid()), self._stacks.name, run, name]
+        environment = os.environ | {"PYTHONPATH": str(_ROOT)}  # Ray puts the package on this process' path alone
+        self._process = subprocess.Popen(command, pass_fds=[reads], env=environment, start_new_session=True)
+        os.close(reads)
+        self.busy("starting")
+
+    @property
+    def limit(self) -> float:
+        return self._fixed or max(LEAST, SLOWER * self._slowest)
+
+    def step(self, what: str) -> None:
+        now = time.monotonic()
+        if self._last_step is not None:
+            self._slowest = max(self._slowest, now - self._last_step)
+        self._last_step = now
+        self._say(self.limit, what)
+
+    def busy(self, what: str) -> None:
+        self._last_step = None  # what comes between two steps is none
+        self._say(self.limit, what)
+
+    def rest(self, what: str) -> None:
+        """Waits for others, who have watchdogs of their own."""
+        self._last_step = None
+        self._say(0, what)
+
+    def _say(self, seconds: float, what: str) -> None:
+        with suppress(OSError):  # it is behind, or gone
+            os.write(self._writes, f"{seconds} {what}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._writes)
+        self._process.wait()
+        faulthandler.unregister(signal.SIGUSR1)
+        self._stacks.close()
+
+
+def _watch(reads: int, pid: int, stacks: Path, run: str, name: str) -> None:
+    """The watchdog's side. Ends with the worker, whose end closes the pipe."""
+    seconds, what, rest = 0.0, "starting", b""
+    while select.select([reads], [], [], seconds or None)[0]:
+        said = os.read(reads, 1 << 16)
+        if not said:
+            return
+        *lines, rest = (rest + said).split(b"\n")
+        if lines:
+            allowed, _, what = lines[-1].decode().partition(" ")
+            seconds = float(allowed)
+    title = f"{name} was {what}, and then for {seconds:.0f} s nothing happened. Its threads, newest call first:"
+    text = f"{title}\n\n{_stacks_of(pid, stacks)}"
+    # Not for long: a store that does not answer may be what the worker waits for.
+    writer = threading.Thread(target=_keep, args=(run, name, text), daemon=True)
+    writer.start()
+    writer.join(timeout=20)
+    os.kill(pid, signal.SIGKILL)
+
+
+def _stacks_of(pid: int, stacks: Path) -> str:
+    os.kill(pid, signal.SIGUSR1)
+    os.kill(pid, signal.SIGCONT)  # a stopped process writes nothing
+    size, deadline = -1, time.monotonic() + 5
+    while (stacks.stat().st_size != size or size <= 0) and time.monotonic() < deadline:
+        size = stacks.stat().st_size
+        time.sleep(0.3)
+    return stacks.read_text() or "(it did not answer)"
+
+
+def _keep(run: str, name: str, text: str) -> None:
+    from fracture.storage import place
+
+    (place(run) / STACKS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{name}.txt").write_bytes(text.encode())
+
+
+if __name__ == "__main__":
+    number, worker, file, *where = sys.argv[1:]
+    _watch(int(number), int(worker), Path(file), *where)
