@@ -5,26 +5,19 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from fracture.config import Config
 from fracture.errors import RunError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.scores import gather_scores
 from fracture.input.draws import row_weights
-from fracture.input.shards import Manifest
-from fracture.storage import Place, place
-from fracture.training.driver import check_run, train, with_data_of
-from fracture.training.screen import Screen
-from tests.conftest import TINY, shell, small_disk, write_shards
+from fracture.storage import place
+from tests.conftest import TINY, shell, write_shards
+from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -39,49 +32,7 @@ PLAIN = (  # nothing whose statistics or draws belong to one worker
     "augment.exposure=0",
 )
 AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
-ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
 PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms")
-MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> tuple[Place, Manifest]:
-    folder = place(tmp_path_factory.mktemp("shards"))
-    return folder, write_shards(folder, ROWS)
-
-
-def start(
-    config: Config, data: tuple[Place, Manifest], run: Path, shown: StringIO | None = None
-) -> list[dict[str, float]]:
-    folder, manifest = data
-    config = with_data_of(config, manifest)
-    check_run(place(run), config, manifest)
-    return train(config, folder, manifest, place(run), Screen(config, shown or StringIO())).history
-
-
-def assert_same_history(a: list[dict[str, float]], b: list[dict[str, float]], tolerance: float) -> None:
-    assert [r["epoch"] for r in a] == [r["epoch"] for r in b]
-    for key in [*MEASURES, "learning_rate"]:
-        assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=tolerance, abs=tolerance), key
-
-
-def wait_for_epochs(run: Path, epochs: int) -> None:
-    """Ray Train registers a checkpoint up to half a second after the epoch is logged: of 2 logged, 1 is safe."""
-    log = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() or len(log.read_text().splitlines()) < epochs:
-        assert time.monotonic() < deadline, f"{run} did not get to epoch {epochs}"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory, ray_cluster):
-    """A run with all that is random: batch norm, dropout and augmentation, on 2 workers."""
-    from fracture.config import load_config
-
-    config = load_config(None, [*TINY, "training.epochs=4", "training.patience=3", "compute.workers=2"])
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return config, run, start(config, data, run)
 
 
 @pytest.fixture(scope="module")
@@ -148,40 +99,10 @@ def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, t
     assert tables[0].equals(tables[1])
 
 
-def test_a_worker_killed_while_it_trains_is_replaced_and_nothing_is_lost(data, undisturbed, tmp_path):
-    config, _, expected = undisturbed
-    run = tmp_path / "killed"
-    killed = []
-
-    def kill_one() -> None:
-        wait_for_epochs(run, 2)
-        ours = psutil.Process().children(recursive=True)
-        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
-        newest = max(workers, key=psutil.Process.create_time)  # those of an earlier test may not be gone yet
-        newest.kill()
-        killed.append(newest.pid)
-
-    killer = threading.Thread(target=kill_one, daemon=True)
-    killer.start()
-    shown = StringIO()
-    history = start(config, data, run, shown)
-    assert killed
-    assert "resuming   after epoch" in shown.getvalue(), "and did not start from scratch"
-    assert_same_history(history, expected, tolerance=1e-3)
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data, tiny_config, tmp_path):
     config = tiny_config("training.learning_rate=1e38", "training.schedule=constant", "compute.workers=2")
     with pytest.raises(RunError, match=r"the loss is not finite: epoch 1, step \d of 6. Lower training.learning_rate"):
         start(config, data, tmp_path / "nan")
-
-
-def test_a_full_disk_stops_the_run_with_one_line(data, tiny_config, tmp_path):
-    with (
-        small_disk(tmp_path / "small", kilobytes=100) as disk,
-        pytest.raises(RunError, match=r"^the disk is full: .*run the same command again.$"),
-    ):
-        start(tiny_config("recovery.max_failures=0"), data, disk / "run")
 
 
 def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, tmp_path):

@@ -1,0 +1,201 @@
+"""Kills a training again and again, at random moments and in three ways, and compares its end with an undisturbed one.
+
+make soak KILLS=20          about 30 s a kill
+
+The ways: SIGKILL of a worker; SIGSTOP of a worker, which the watchdog has to notice; SIGTERM to the job, which saves,
+leaves, and is started again. The job is the real one, on a Ray of its own; 2 workers, a small network, 250 steps an
+epoch, checkpoints as often as the workers can agree on them.
+"""
+
+import argparse
+import json
+import queue
+import random
+import runpy
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.benchmarks.measure import machine, spread
+from tests.conftest import write_shards
+
+STUCK = 15  # recovery.stuck_seconds
+ROWS = {"train": 2000, "val": 300, "test": 300}
+SETTINGS = (
+    "data.image_size=32",
+    "model.filters=[16,32]",
+    "model.dense=[8]",
+    "training.batch_size=8",
+    "training.learning_rate=0.0001",
+    "training.patience=1000",
+    "compute.workers=2",
+    "checkpoint.every_minutes=0.05",
+    f"recovery.stuck_seconds={STUCK}",
+)
+NAMES = {"kill": "SIGKILL of a worker", "stop": "SIGSTOP of a worker", "term": "SIGTERM to the job, started again"}
+
+
+def job() -> None:
+    """The job, telling each event as a line of JSON."""
+    from fracture.training import screen
+
+    class Telling(screen.Screen):
+        def show(self, event: dict[str, Any]) -> None:
+            print("EVENT", json.dumps(event, default=str), flush=True)
+
+    screen.Screen = Telling
+    sys.argv = ["job/train.py", *sys.argv[2:]]
+    sys.path.insert(0, "job")
+    runpy.run_path("job/train.py", run_name="__main__")
+
+
+class Job:
+    """The job as a process, and the events it tells."""
+
+    def __init__(self, shards: Path, storage: Path, run: str, epochs: int) -> None:
+        command = [sys.executable, "-m", __spec__.name, "--job", "--shards", str(shards), "--storage", str(storage)]
+        command += ["--run", run, *(w for s in (*SETTINGS, f"training.epochs={epochs}") for w in ("--set", s))]
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            if line.startswith("EVENT "):
+                self._events.put(json.loads(line[6:]))
+        self._events.put(None)
+
+    def next(self, timeout: float) -> dict[str, Any] | None:
+        """The next event; None at the end. Raises queue.Empty when none comes in time."""
+        return self._events.get(timeout=timeout)
+
+    def until(self, *kinds: str) -> dict[str, Any] | None:
+        """The next event of these kinds; None where the job has ended."""
+        while (event := self.next(timeout=180)) is not None and event["event"] not in kinds:
+            pass
+        return event
+
+    def signal_worker(self, number: signal.Signals, chance: random.Random) -> None:
+        ours = psutil.Process(self._process.pid).children(recursive=True)
+        workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+        newest = max(process.create_time() for process in workers)
+        chance.choice([w for w in workers if newest - w.create_time() < 5]).send_signal(number)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+        while self.next(timeout=60) is not None:
+            pass
+        self.end(1)
+
+    def end(self, code: int) -> None:
+        if self._process.wait(timeout=180) != code:
+            raise RuntimeError(f"exit code {self._process.returncode}, not {code}:\n{self._process.stderr.read()}")
+
+
+def soak(kills: int, seed: int, scratch: Path) -> list[str]:
+    shards, storage = scratch / "shards", scratch / "storage"
+    from fracture.storage import place
+
+    write_shards(place(shards), ROWS)
+    epochs = max(kills, 4)
+    undisturbed = Job(shards, storage, "undisturbed", epochs)
+    undisturbed.until("step")
+    startup = time.monotonic() - undisturbed.started
+    undisturbed.until("scoring")
+    undisturbed.end(0)
+
+    chance = random.Random(seed)
+    back: dict[str, list[float]] = defaultdict(list)  # seconds to the next step, for each way
+    lost: list[int] = []  # steps done twice
+    running = Job(shards, storage, "disturbed", epochs)
+    place_before = _seen(running.until("step"))
+    for number in range(kills):
+        kind = chance.choice(["kill", "kill", "stop", "term"])
+        moment = time.monotonic() + chance.uniform(0.5, 6)
+        while (left := moment - time.monotonic()) > 0:
+            try:
+                event = running.next(timeout=left)
+            except queue.Empty:
+                break
+            if event is None or event["event"] == "scoring":
+                raise RuntimeError(f"the training was over after {number} of {kills} kills; it wants more epochs")
+            place_before = _seen(event) or place_before
+        when = time.monotonic()
+        if kind == "term":
+            running.terminate()
+            running = Job(shards, storage, "disturbed", epochs)
+        else:
+            running.signal_worker(signal.SIGKILL if kind == "kill" else signal.SIGSTOP, chance)
+            while (event := running.until("step", "failure", "saved", "epoch"))["event"] != "failure":
+                place_before = _seen(event) or place_before
+        resumed = running.until("start")
+        running.until("step")
+        back[kind].append(time.monotonic() - when)
+        lost.append(max(place_before - _position(resumed["epochs_done"], resumed["steps_done"]), 0))
+        told = f"{back[kind][-1]:.1f} s to the next step, {lost[-1]} steps done again"
+        print(f"  {number + 1} of {kills}: {NAMES[kind]}: {told}", file=sys.stderr, flush=True)
+    running.until("scoring")
+    running.end(0)
+    difference, alike = _compare(storage / "runs/undisturbed", storage / "runs/disturbed")
+    rows = [
+        f"| {NAMES[kind]} | {len(times)} | {spread(times)} | {statistics.median(times) / startup:.2f} |"
+        for kind, times in sorted(back.items())
+    ]
+    return [
+        f"| what | times | seconds to the next step, median [least, most] | / start-up ({startup:.1f} s) |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        f"{kills} survived of {kills}, over {epochs} epochs of 250 steps; steps done again: {spread(lost)}.",
+        f"{alike}; largest difference in the history: {difference:.2g}.",
+    ]
+
+
+def _position(epochs_done: int, steps_done: int) -> int:
+    return epochs_done * (ROWS["train"] // 8) + steps_done
+
+
+def _seen(event: dict[str, Any] | None) -> int | None:
+    """Steps of the whole training that the event tells of."""
+    if event is None or event["event"] not in ("step", "saved"):
+        return None
+    return _position(event["epoch"] - 1, event["step"])
+
+
+def _compare(undisturbed: Path, disturbed: Path) -> tuple[float, str]:
+    """The largest relative difference of two histories, and whether their ends are alike."""
+    histories = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (undisturbed, disturbed)
+    ]
+    if len(histories[0]) != len(histories[1]):
+        raise RuntimeError(f"{len(histories[1])} epochs in place of {len(histories[0])}")
+    measured = [key for key in histories[0][0] if key not in ("seconds", "images_per_second")]
+    difference = max(abs(a[k] - b[k]) / max(abs(a[k]), 1e-9) for a, b in zip(*histories, strict=True) for k in measured)
+    bundles = [json.loads((run / "bundle/bundle.json").read_text()) for run in (undisturbed, disturbed)]
+    best = [bundle["run"]["best_epoch"] for bundle in bundles]
+    aucs = [bundle["metrics"]["test"]["image"]["figures"]["auc"]["value"] for bundle in bundles]
+    return difference, f"best epoch {best[0]} and {best[1]}; AUC on test {aucs[0]:.6f} and {aucs[1]:.6f}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        job()
+        sys.exit()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        lines = soak(args.kills, args.seed, Path(folder))
+    print("\n".join([", ".join(f"{name} {value}" for name, value in machine().items()), "", *lines]))

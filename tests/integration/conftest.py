@@ -1,0 +1,86 @@
+"""Trainings of a few seconds, and one that nothing disturbs, to compare with."""
+
+import time
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fracture.config import Config, load_config
+from fracture.input.shards import Manifest
+from fracture.storage import Place, place
+from fracture.training.driver import check_run, train, with_data_of
+from fracture.training.screen import Screen
+from tests.conftest import TINY, write_shards
+
+ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
+MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
+History = list[dict[str, float]]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> tuple[Place, Manifest]:
+    folder = place(tmp_path_factory.mktemp("shards"))
+    return folder, write_shards(folder, ROWS)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(data, tmp_path_factory, ray_cluster) -> tuple[Config, Path, History]:
+    """A run with all that is random: batch norm, dropout and augmentation, on 2 workers."""
+    config = load_config(None, [*TINY, "training.epochs=4", "training.patience=3", "compute.workers=2"])
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return config, run, start(config, data, run)
+
+
+class Meddler(Screen):
+    """A screen that does something to the run when it hears of an event."""
+
+    def __init__(self, config: Config, meddle: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
+        super().__init__(config, StringIO())
+        self._meddle = meddle
+        self.events: list[dict[str, Any]] = []
+
+    def show(self, event: dict[str, Any]) -> None:
+        super().show(event)
+        self.events.append(event)
+        self._meddle(event)
+
+    @property
+    def text(self) -> str:
+        return self._stream.getvalue()
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+def start(config: Config, data: tuple[Place, Manifest], run: Path, screen: Screen | None = None) -> History:
+    folder, manifest = data
+    config = with_data_of(config, manifest)
+    check_run(place(run), config, manifest)
+    return train(config, folder, manifest, place(run), screen or Screen(config, StringIO())).history
+
+
+def training_workers() -> list[psutil.Process]:
+    """The newest group; those of an earlier one may not be gone yet. In no order of their ranks."""
+    ours = psutil.Process().children(recursive=True)
+    workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+    newest = max(process.create_time() for process in workers)
+    return [process for process in workers if newest - process.create_time() < 3]
+
+
+def assert_same_history(a: History, b: History, tolerance: float) -> None:
+    assert [r["epoch"] for r in a] == [r["epoch"] for r in b]
+    for key in [*MEASURES, "learning_rate"]:
+        assert [r[key] for r in a] == pytest.approx([r[key] for r in b], rel=tolerance, abs=tolerance), key
+
+
+def wait_for_epochs(run: Path, epochs: int) -> None:
+    """Ray Train registers a checkpoint up to half a second after the epoch is logged: of 2 logged, 1 is safe."""
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < epochs:
+        assert time.monotonic() < deadline, f"{run} did not get to epoch {epochs}"
+        time.sleep(0.02)

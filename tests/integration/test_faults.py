@@ -1,0 +1,182 @@
+"""What a run survives, on real Ray workers: it ends with the history of a run that nothing disturbed."""
+
+import json
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fracture.config import Config, flatten, load_config
+from fracture.errors import RunError, UsageError
+from fracture.storage import place
+from fracture.training import worker as worker_module
+from fracture.training.checkpoint import FILE, SNAPSHOT
+from tests.conftest import small_disk, write_shards
+from tests.integration.conftest import ROWS, Meddler, assert_same_history, start, training_workers
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+
+AT_ONCE = "checkpoint.every_minutes=0.0001"  # at each agreement
+
+
+def with_(config: Config, *assignments: str) -> Config:
+    given = flatten(config.model_dump(mode="json", exclude_unset=True))
+    return load_config(None, [*(f"{key}={json.dumps(value)}" for key, value in given), *assignments])
+
+
+def attempt(run: Path) -> int:
+    """Of the workers of this run, the how manyeth; each rank 0 makes a mark."""
+    return len(list(run.parent.glob(f"{run.name}-attempt-*")))
+
+
+def test_a_worker_killed_inside_an_epoch_goes_on_there_and_each_row_counts_once(data, undisturbed, tmp_path):
+    config, _, expected = undisturbed
+    killed = []
+
+    def kill_once(event: dict[str, Any]) -> None:
+        if event["event"] == "saved" and event["epoch"] == 2 and not killed:
+            killed.append(training_workers()[-1])
+            killed[0].kill()
+
+    screen = Meddler(config, kill_once)
+    history = start(with_(config, AT_ONCE), data, tmp_path / "run", screen)
+    assert killed
+    assert [event["reason"] for event in screen.of("failure")] in (
+        ["worker 0 was killed, or crashed"],
+        ["worker 1 was killed, or crashed"],
+        ["a worker was lost"],
+    )
+    second = screen.of("start")[1]
+    assert (second["epochs_done"], second["steps_done"] > 0) == (1, True)
+    assert f"resuming   in epoch 2, step {second['steps_done']} of 6, from its checkpoint" in screen.text
+    assert_same_history(history, expected, tolerance=1e-3)
+    for record in history:
+        assert record["accuracy"] * ROWS["train"] == pytest.approx(round(record["accuracy"] * ROWS["train"]), abs=1e-4)
+
+
+def stuck(assignment: Any) -> None:
+    """In each of its first three attempts another way of doing nothing for ever, on rank 1 alone."""
+    import ray.train
+    from ray.train.collective import barrier
+
+    from fracture.training import callbacks, strategy
+
+    run = Path(assignment.run.path)
+    if ray.train.get_context().get_world_rank() == 0:
+        (run.parent / f"{run.name}-attempt-{attempt(run)}").touch()
+    barrier()
+    if ray.train.get_context().get_world_rank() == 1:
+        if attempt(run) == 1:
+            on_train_batch_end = callbacks.Progress.on_train_batch_end
+
+            def a_step_that_never_returns(self, batch, logs=None):
+                while self.epoch == 2:
+                    pass
+                on_train_batch_end(self, batch, logs)
+
+            callbacks.Progress.on_train_batch_end = a_step_that_never_returns
+        if attempt(run) == 2:
+            strategy.reducer = lambda *arguments: lambda: []  # takes part in no such sum
+    worker_module.train_worker(assignment)
+
+
+def test_a_worker_that_is_alive_but_stuck_is_found_out_and_replaced(data, undisturbed, tmp_path, monkeypatch):
+    """By a step that never returns, by a collective that a rank skips, by SIGSTOP."""
+    config, _, expected = undisturbed
+    monkeypatch.setattr("fracture.training.worker.train_worker", stuck)
+    stopped = []
+
+    def stop_once(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and event["record"]["epoch"] == 2 and not stopped:
+            stopped.append(training_workers()[-1])
+            stopped[0].send_signal(signal.SIGSTOP)
+
+    screen = Meddler(config, stop_once)
+    history = start(with_(config, "recovery.stuck_seconds=12"), data, tmp_path / "run", screen)
+    assert_same_history(history, expected, tolerance=1e-3)
+    assert attempt(tmp_path / "run") == 4
+    reasons = [event["reason"] for event in screen.of("failure")]
+    assert len(reasons) == 3
+    assert all(f"a worker was stuck; where, says {tmp_path}/run/stacks/" in reason for reason in reasons)
+    stacks = [file.read_text() for file in sorted((tmp_path / "run/stacks").iterdir())]
+    assert any("in a_step_that_never_returns" in text for text in stacks)
+
+
+def breaks(assignment: Any) -> None:
+    from fracture.training import callbacks
+
+    on_train_batch_end = callbacks.Progress.on_train_batch_end
+
+    def broken(self, batch, logs=None):
+        on_train_batch_end(self, batch, logs)
+        if (self.epoch, self.step) == (2, 3):
+            raise FloatingPointError("a bug of ours")
+
+    callbacks.Progress.on_train_batch_end = broken
+    worker_module.train_worker(assignment)
+
+
+def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracture.training.worker.train_worker", breaks)
+    with pytest.raises(
+        RunError, match=r"again and again at the same place \(epoch 2, step 3\): worker \d failed: a bug of ours"
+    ):
+        start(undisturbed[0], data, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, undisturbed, tmp_path):
+    config, run, expected = undisturbed
+    shutil.copytree(run, tmp_path / "run")
+    newest, before = sorted((tmp_path / "run").glob("checkpoint_*/"), reverse=True)
+    content = (newest / FILE).read_bytes()
+    (newest / FILE).write_bytes(content[: len(content) // 2])
+    screen = Meddler(config)
+    history = start(config, data, tmp_path / "run", screen)
+    assert f"damaged    {newest.name} cannot be read" in screen.text
+    assert "resuming   after epoch 3, from its checkpoint" in screen.text
+    assert_same_history(history, expected, tolerance=1e-3)
+
+    for folder in (tmp_path / "run").glob("checkpoint_*/"):
+        (folder / FILE).write_bytes(b"nothing")
+    with pytest.raises(RunError, match=r"no checkpoint of this run can be read, and starting anew would throw its"):
+        start(config, data, tmp_path / "run")
+    assert before.exists(), "nothing is thrown away"
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_the_checkpoints_before_are_whole(data, undisturbed, tmp_path):
+    config, _, expected = undisturbed
+    with small_disk(tmp_path / "disk", kilobytes=400) as disk:
+
+        def fill(event: dict[str, Any]) -> None:
+            if event["event"] == "epoch" and event["record"]["epoch"] == 2:
+                with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+                    while file.write(bytes(1024)):
+                        pass
+
+        screen = Meddler(config, fill)
+        with pytest.raises(RunError, match=r"^the disk is full: .*run the same command again.$"):
+            start(config, data, disk / "run", screen)
+        assert screen.of("failure") == [], "no use to try again"
+        listed = json.loads((disk / "run" / SNAPSHOT).read_text())["checkpoint_results"]
+        assert all((disk / "run" / result["checkpoint_dir_name"] / FILE).exists() for result in listed)
+        (disk / "filler").unlink()
+        screen = Meddler(config)
+        history = start(config, data, disk / "run", screen)
+        assert "resuming   after epoch" in screen.text
+        assert_same_history(history, expected, tolerance=1e-3)
+
+
+def test_a_damaged_shard_stops_the_run_and_is_named(undisturbed, tmp_path):
+    folder = place(tmp_path / "shards")
+    manifest = write_shards(folder, ROWS)
+    file = tmp_path / "shards" / manifest.shards["train"][0].file
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        UsageError, match=rf"shard {file} is damaged at row group 0: .* Delete it and run preprocessing"
+    ):
+        start(undisturbed[0], (folder, manifest), tmp_path / "run")
