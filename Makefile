@@ -9,18 +9,19 @@ CONFIG  ?=
 WORKERS ?=
 RUN     ?=
 ONLY    ?=
+KILLS   ?=
 FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
   $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
 
 # The Ray of cluster-up. It wants the token in ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
 # every address, as Ray has it. Its jobs find the Python of .venv.
-RAY      := env RAY_AUTH_MODE=token PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ray
+RAY      := env RAY_AUTH_MODE=token RAY_JOB_STOP_WAIT_TIME_S=60 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ray
 RAY_PID  := .ray-cluster.pid
 RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down audit data test bench check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down audit data test bench soak check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +70,9 @@ test: setup $(VENV)-s3/installed ## run all tests, also those that train on Ray
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
+
+soak: setup ## kill a training KILLS= times (20), and compare its end with an undisturbed one; 10 minutes
+	@$(PY) -m tests.benchmarks.soak $(if $(KILLS),--kills $(KILLS))
 
 check: lint test ## what CI runs, and the linter
 

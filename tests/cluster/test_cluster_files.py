@@ -203,6 +203,25 @@ def test_a_mistyped_key_of_the_rayjob_is_found(path: tuple[str | int, ...]):
         rayjob_schema().validate(job)
 
 
+def test_a_machine_that_has_to_go_says_so_to_ray_and_stays_until_the_job_has_saved():
+    (container,) = pods()["gpu"]["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
+    drained, slept = re.search(r"--deadline-remaining-seconds (\d+); sleep (\d+)$", command).groups()
+    assert int(drained) <= int(slept) < pods()["gpu"]["terminationGracePeriodSeconds"]
+    for cloud in CLOUDS:
+        assert f"python /app/cluster/spot_notice.py {cloud} " in load(cloud)["worker_start_ray_commands"][-1]
+        assert load(cloud)["worker_start_ray_commands"][-1].endswith("&")
+
+
+def test_a_job_that_is_stopped_has_time_to_save():
+    from fracture.config import RecoveryConfig
+
+    stated = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S\D+(\d+)", "".join(file.read_text() for file in FILES))
+    stated += re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", (ROOT / "Makefile").read_text())
+    assert len(stated) == 5
+    assert all(int(seconds) > RecoveryConfig().grace_seconds for seconds in stated)
+
+
 def test_the_rayjob_ends_and_a_retry_resumes():
     spec = rayjob()["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
@@ -253,7 +272,7 @@ def test_images_are_of_this_version(name: str):
 
 def test_only_the_code_enters_the_image():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    assert rules == ["*", "!requirements.lock", "!job", "!fracture", "**/__pycache__"]
+    assert rules == ["*", "!requirements.lock", "!job", "!fracture", "!cluster/spot_notice.py", "**/__pycache__"]
     copied = re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE)
     assert copied == ["requirements.lock", "job", "fracture"]
 
