@@ -274,7 +274,7 @@ def test_only_the_code_enters_the_image():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert rules == ["*", "!requirements.lock", "!job", "!fracture", "!cluster/spot_notice.py", "**/__pycache__"]
     copied = re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE)
-    assert copied == ["requirements.lock", "job", "fracture"]
+    assert copied == ["requirements.lock", "job", "fracture", "cluster/spot_notice.py"]
 
 
 def test_the_image_ends_as_a_user_who_is_not_root():
