@@ -225,7 +225,8 @@ class Lease:
             self._tell(f"{self._name} was held by {_who([claim])}, and that is dead: taking over")
         for info in self._folder.files():
             if info.base_name.endswith(".part"):  # its writer was killed; or it is just coming, and tries again
-                (self._folder / info.base_name).delete()
+                with suppress(FileNotFoundError):
+                    (self._folder / info.base_name).delete()
 
     def _keep(self) -> None:
         while not self._ended.wait(self._seconds):

@@ -35,7 +35,7 @@ from fracture.lease import HeldError, Lease, claim_of_this_process
 from fracture.storage import place
 folder, inside = place(sys.argv[1]), sys.argv[2]
 entered = 0
-for _ in range(40):
+for _ in range(int(sys.argv[3])):
     try:
         with Lease(folder, claim_of_this_process("job"), "x", lost=print, sleep=lambda s: time.sleep(s / 50)):
             os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # fails where another is inside
@@ -211,7 +211,7 @@ def test_one_of_many_threads_is_in_at_a_time(folder: Place):
     machines = [claim_of_this_process("job"), elsewhere(beat=0), elsewhere(machine="third", beat=0)]
 
     def race(number: int) -> None:
-        for _ in range(15):
+        for _ in range(15 if folder.is_local else 5):
             try:
                 with lock(folder, machines[number % 3], Waiting(lambda: time.sleep(0.05)), beat=0.02):
                     assert inside.acquire(blocking=False), "two are in"
@@ -228,7 +228,7 @@ def test_one_of_many_threads_is_in_at_a_time(folder: Place):
 
 
 def test_one_of_many_processes_is_in_at_a_time(folder: Place, tmp_path: Path):
-    command = [sys.executable, "-c", RACES, str(folder), str(tmp_path / "inside")]
+    command = [sys.executable, "-c", RACES, str(folder), str(tmp_path / "inside"), "40" if folder.is_local else "10"]
     racers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     counts = [int(racer.communicate(timeout=120)[0]) for racer in racers]
     assert sum(counts) > 0

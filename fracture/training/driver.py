@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from fracture.input.shards import Manifest
 from fracture.storage import Place, disk_full, store_failed
 from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
 from fracture.training.screen import Screen
+from fracture.training.status import LOCK, STATUS
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
 _CARD = "run.json"  # which data and settings a run was begun with
@@ -83,7 +84,12 @@ def start_ray(verbose: bool) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
             "on a node of the cluster; from elsewhere use ray job submit"
         ) from None
-    for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send SIGTERM, which Ray answers with a stack trace
+    stop_by_signals()
+
+
+def stop_by_signals() -> None:
+    """Makes SIGTERM, which schedulers send, what Ctrl-C is; Ray would answer it with a stack trace."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
@@ -161,7 +167,8 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
         UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
     """
     if not (run / _CARD).is_file():
-        if any(not info.base_name.endswith(".part") for info in run.files()):
+        ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}")
+        if any(not info.base_name.endswith(".part") and not info.path.startswith(ours) for info in run.files()):
             raise UsageError(f"{run} holds other things than a run. Give another --run name.")
         return
     card = (run / _CARD).read_json()
@@ -181,8 +188,18 @@ def _recipe(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"compute", "sample"})
 
 
-def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen: Screen) -> Outcome:
+def train(
+    config: Config,
+    shards: Place,
+    manifest: Manifest,
+    run: Place,
+    screen: Screen,
+    tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest checkpoint where there is one.
+
+    Args:
+        tell: gets each event that the screen gets.
 
     Raises:
         RunError: the loss diverged, the disk is full, the store fails, or workers failed more often than
@@ -219,7 +236,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
         ),
     )
     try:
-        _fit_and_show(trainer, events, screen)
+        _fit_and_show(trainer, events, screen, tell)
     except TrainingFailedError as error:
         raise _explain(error, run) from error
     except OSError as error:  # Ray Train itself, at the storage
@@ -231,7 +248,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     return _outcome(run, screen)
 
 
-def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
+def _fit_and_show(trainer: Any, events: Any, screen: Screen, tell: Callable[[Mapping[str, Any]], None]) -> None:
     """Fits in a thread, so that this one can draw, and so that Ctrl-C ends the job here and at once.
 
     In the main thread Ray Train would take over SIGINT and leave with exit code 0.
@@ -252,7 +269,9 @@ def _fit_and_show(trainer: Any, events: Any, screen: Screen) -> None:
         if _stopping.is_set():
             raise KeyboardInterrupt
         with suppress(Empty):
-            screen.show(events.get(timeout=0.5))
+            event = events.get(timeout=0.5)
+            screen.show(event)
+            tell(event)
     if failure:
         raise failure[0]
 
