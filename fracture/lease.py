@@ -239,16 +239,18 @@ class Lease:
 
     def _is_lost(self) -> bool:
         """A beat that was late may have brought back a claim that was removed, so that it is not enough to find it."""
-        claims = {name: _parse(data) for name, data in self._claims().items()}
-        holders = {name for name, claim in claims.items() if claim and claim.beat}
-        return holders - set(self._claim.took) != {self._own.name}
+        claims = self._claims()
+        there = claims.pop(self._own.name, None) is not None
+        holders = {name for name, data in claims.items() if (claim := _parse(data)) and claim.beat}
+        return not there or bool(holders - set(self._claim.took))
 
     def _claims(self) -> dict[str, bytes]:
+        """Content of the claims that are there, by name; of its own nobody asks for the content."""
         found = {}
-        for info in self._folder.files():
-            if info.base_name.endswith(".json") and (data := _read(self._folder / info.base_name)) is not None:
-                found[info.base_name] = data
-        return found
+        for name in (info.base_name for info in self._folder.files()):
+            if name.endswith(".json"):
+                found[name] = b"" if name == self._own.name else _read(self._folder / name)
+        return {name: data for name, data in found.items() if data is not None}
 
     def _write(self) -> None:
         # Always of one length: Arrow asks a store for an object's length, and then for so many bytes of what is there.

@@ -83,7 +83,8 @@ class StatusWriter:
         """Takes the events that the screen gets; what it does not know, it leaves."""
         state = self._status.state
         self._take(event)
-        if event["event"] == "epoch" or self._status.state != state or self._clock() - self._written >= EVERY:
+        told_at_once = event["event"] in ("start", "restart", "epoch") or self._status.state != state
+        if told_at_once or self._clock() - self._written >= EVERY:
             self._write()
 
     def _take(self, event: Mapping[str, Any]) -> None:
@@ -194,10 +195,8 @@ def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: date
     if (now - max(seen)).total_seconds() > SILENCE:
         return f"no sign of life for {_duration((now - max(seen)).total_seconds())}{_at(status)}"
     if status is None or (held and claim.since > status.updated):  # what there is was said by an earlier job
-        return "starting: looks at the data"
-    if status.state == "waiting":
-        return f"waiting for machines{_at(status)}"
-    return f"{status.state}{_progress(status)}"
+        return "starting: preparing the data"
+    return f"{'waiting for machines' if status.state == 'waiting' else status.state}{_progress(status)}"
 
 
 def _at(status: Status | None) -> str:

@@ -35,6 +35,8 @@ def test_help_is_worth_reading(name: str):
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
         (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (["--status", "a/b"], "error: --status 'a/b': a run's name is letters, digits"),
+        (["--status", "x"], "error: there is no run 'x' in {cwd}/runs. There are none; check --storage."),
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
         (["--data", "a", "--shards", "b"], "not allowed with argument"),
         (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
@@ -46,6 +48,22 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     assert message.format(cwd=tmp_path) in told.stderr
     assert "Traceback" not in told.stderr
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_the_status_of_a_run_is_read_without_ray_and_tensorflow(tmp_path: Path):
+    (tmp_path / "runs/x").mkdir(parents=True)
+    arguments = ["train.py", "--status", "x", "--storage", str(tmp_path)]
+    asked = f"sys.argv = {arguments}; runpy.run_path(sys.argv[0], None, '__main__')"
+    loaded = "print({'ray', 'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys; {asked}; {loaded}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "job",
+        check=False,
+    )
+    assert shown.stderr == ""
+    assert shown.stdout == f"run        {tmp_path}/runs/x\nstate      begun; no job is at work on it\nset()\n"
 
 
 def test_preprocess_needs_somewhere_to_write(image_folder):
