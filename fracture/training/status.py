@@ -100,7 +100,7 @@ class StatusWriter:
                 self._change(state="training", epoch=event["epoch"], step=event["step"], steps=event["steps"])
                 self._change(seconds_left=self._left())
             case "validating":
-                self._change(state="validating", epoch=event["epoch"])
+                self._change(state="validating", epoch=event["epoch"], step=0)
             case "epoch":
                 self._epoch_seconds.append(event["record"]["seconds"])
                 self._epoch_began = self._clock()
