@@ -156,10 +156,14 @@ def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
         told = list(threads.map(lambda part: _told(part, held, now), [run / fold for fold in folds] or [run]))
     lines = [f"run        {run}"]
     if folds:
-        lines += [f"{fold:<10} {' · '.join(facts.values())}" for fold, facts in zip(folds, told, strict=True)]
+        lines += [f"{fold:<10} {_in_a_line(facts)}" for fold, facts in zip(folds, told, strict=True)]
     else:
         lines += [f"{label:<10} {text}" for label, text in told[0].items()]
     return lines + ([f"job        {held[0]}"] if held else [])
+
+
+def _in_a_line(facts: Mapping[str, str]) -> str:
+    return " · ".join(f"best {text}" if label == "best" else text for label, text in facts.items())
 
 
 def _told(run: Place, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
@@ -172,7 +176,7 @@ def _told(run: Place, held: tuple[Claim, datetime] | None, now: datetime) -> dic
         }
     facts = {"state": _state(status, held, now)} | _best(run)
     if status is not None:
-        if status.seconds_left is not None and status.state not in _FINAL:
+        if status.seconds_left is not None and facts["state"].startswith(("training", "validating")):
             left = status.seconds_left - (now - status.updated).total_seconds()
             facts["left"] = f"about {_duration(left)} left, less if it stops early"
         if status.restarts:
@@ -182,25 +186,22 @@ def _told(run: Place, held: tuple[Claim, datetime] | None, now: datetime) -> dic
 
 
 def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: datetime) -> str:
-    seen = [status.updated] if status else []
-    if held:
-        claim, beat = held
-        seen.append(beat)
-        if is_gone(claim):
-            return f"killed: its process has ended without a word, {_ago(max(seen), now)}{_at(status)}"
+    claim, beat = held or (None, None)
+    seen = [moment for moment in (status and status.updated, beat) if moment]
     if not seen:
         return "begun; no job is at work on it"
-    if status and status.state in _FINAL and not (held and claim.since > status.updated):
+    old = status is None or (claim is not None and claim.since > status.updated)  # an earlier job said it
+    if status and status.state in _FINAL and not old:
         return f"{status.state}: {status.message}" if status.message else status.state
-    if (now - max(seen)).total_seconds() > SILENCE:
-        return f"no sign of life for {_duration((now - max(seen)).total_seconds())}{_at(status)}"
-    if status is None or (held and claim.since > status.updated):  # what there is was said by an earlier job
+    silent = (now - max(seen)).total_seconds()
+    was = f"; it was {status.state}{_progress(status)}" if status else ""
+    if is_gone(claim):
+        return f"killed: its process has ended without a word, {_duration(silent)} ago{was}"
+    if silent > SILENCE:
+        return f"no sign of life for {_duration(silent)}{was}"
+    if old:
         return "starting: preparing the data"
     return f"{'waiting for machines' if status.state == 'waiting' else status.state}{_progress(status)}"
-
-
-def _at(status: Status | None) -> str:
-    return f"; it was {status.state}{_progress(status)}" if status else ""
 
 
 def _progress(status: Status) -> str:
@@ -241,10 +242,6 @@ def _json(file: Place) -> Any:
         return file.read_json()
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def _ago(then: datetime, now: datetime) -> str:
-    return f"{_duration((now - then).total_seconds())} ago"
 
 
 def _duration(seconds: float) -> str:

@@ -198,6 +198,14 @@ def test_a_killed_process_of_this_machine_is_told_at_once(tmp_path: Path):
     assert shown(runs)["state"].endswith("it was training: epoch 3 of 8")
 
 
+def test_a_last_word_counts_more_than_a_lock_that_could_not_be_given_back(tmp_path: Path):
+    runs = place(tmp_path)
+    status = Status(updated=NOON, state="stopped", message="the store fails", epochs=8)
+    (runs / "x" / STATUS).write_bytes(status.model_dump_json().encode())
+    hold(runs / "x", since=NOON - timedelta(hours=1), pid=2**22 + 1)
+    assert shown(runs)["state"] == "stopped: the store fails"
+
+
 def test_what_an_earlier_job_said_does_not_count(tmp_path: Path):
     runs, now = place(tmp_path), datetime.now(UTC)
     status = Status(updated=now - timedelta(minutes=4), state="stopped", message="the disk is full", epochs=8)
@@ -220,10 +228,14 @@ def test_folds_take_a_line_each(runs: Place):
     status = Status(updated=NOON, state="training", epochs=8, epoch=3, seconds_left=90)
     (runs / "x/fold-10" / STATUS).write_bytes(status.model_dump_json().encode())
     (runs / "x/fold-2" / STATUS).write_bytes(status.model_dump_json().encode())
+    (runs / "x/fold-2/metrics.jsonl").write_bytes(b'{"epoch": 2, "val_loss": 0.5, "val_auc": 0.8}\n')
     lines = status_lines(runs, "x", NOON)
     assert [line.split()[0] for line in lines] == ["run", "fold-1", "fold-2", "fold-10"]
     assert lines[1].startswith("fold-1     finished: 5 epochs, the best was 3 · 90 radiographs: AUC 0.820")
-    assert lines[2] == "fold-2     training: epoch 3 of 8 · about 2 min left, less if it stops early"
+    assert lines[2] == (
+        "fold-2     training: epoch 3 of 8 · best epoch 2: validation loss 0.500, AUC 0.800 · "
+        "about 2 min left, less if it stops early"
+    )
 
 
 def test_a_run_that_is_not_there_lists_those_that_are(runs: Place):
