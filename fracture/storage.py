@@ -81,6 +81,13 @@ class Place:
             found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         return sorted(found, key=lambda info: info.path)
 
+    def folders(self) -> list[str]:
+        """Names of the folders in this one, sorted; empty where it does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        with self._named_in_errors("read"):
+            found = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
     def read_bytes(self) -> bytes:
         with self._store_named_in_errors("read"):
             # By default Arrow would unfold a file that is called .gz, however large it gets.

@@ -4,6 +4,7 @@
   python job/train.py --data DIR --workers 2           your radiographs, the default recipe
   python job/train.py --shards SHARDS --run NAME       shards of job/preprocess.py; the same NAME again resumes
   ray job submit --working-dir . -- python job/train.py --data s3://... --storage s3://...
+  python job/train.py --status NAME [--storage DIR]    how that run goes, from any machine, while it runs or after
 
 Preprocesses (where the shards are not there yet), trains with early stopping on validation loss, scores the best
 weights once on test, and leaves in STORAGE/runs/NAME:
@@ -18,7 +19,11 @@ Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
+import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -26,25 +31,44 @@ import _cli
 from preprocess import Bars, find, prepare
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fracture.config import Config
     from fracture.evaluation.metrics import Evaluation
     from fracture.input.shards import Manifest
     from fracture.storage import Place
+    from fracture.training.driver import Outcome
+
+_taken_over = threading.Event()  # by another job, which took this one for dead
 
 
 def main(args: argparse.Namespace) -> None:
+    from fracture.storage import place
+
+    _check_names(args)
+    storage = place(args.storage or _cli.default_storage())
+    if args.status:
+        from fracture.training.status import status_lines
+
+        print("\n".join(status_lines(storage / "runs", args.status, datetime.now(UTC))))
+        return
+    sample = args.data is None and args.shards is None
+    flags = _cli.data_settings(args) + _compute_settings(args)
+    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
+    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
+    run = storage / "runs" / args.run
+    with _locked(run):
+        lines = _prepare_and_train(args, config, storage, run)
+    print("\n".join(lines), flush=True)
+
+
+def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
+    """What there is to say of the finished run."""
     from fracture.errors import UsageError
     from fracture.input.shards import read_manifest
     from fracture.storage import place
     from fracture.training.driver import with_data_of
 
-    _check_names(args)
-    sample = args.data is None and args.shards is None
-    flags = _cli.data_settings(args) + _compute_settings(args)
-    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
-    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
-    storage = place(args.storage or _cli.default_storage())
-    run = storage / "runs" / args.run
     shards = place(args.shards) if args.shards else _shards(args, config, storage)
     manifest = read_manifest(shards)
     config = with_data_of(config, manifest)
@@ -58,7 +82,55 @@ def main(args: argparse.Namespace) -> None:
         lines = _told(train_once(config, shards, manifest, run, args.verbose), run)
     from fracture.evaluation.report import caveats
 
-    print("\n".join([*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]), flush=True)
+    return [*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]
+
+
+@contextmanager
+def _locked(run: Place) -> Iterator[None]:
+    """Keeps other jobs out of the run, unless it is finished and will only be shown.
+
+    Raises:
+        UsageError: another job holds it.
+        RunError: another job took it over.
+    """
+    from fracture.errors import RunError, UsageError
+    from fracture.lease import HeldError, Lease, claim_of_this_process
+    from fracture.release.bundle import is_bundle
+    from fracture.training.driver import stop_at_once, stop_by_signals
+    from fracture.training.status import LOCK
+
+    if is_bundle(run / "bundle"):
+        yield
+        return
+
+    def give_up() -> None:
+        _taken_over.set()
+        stop_at_once()
+
+    def tell(line: str) -> None:
+        print(f"lock       {line}", flush=True)
+
+    stop_by_signals()  # so that the lock is given back
+    try:
+        with Lease(run / LOCK, claim_of_this_process(_job()), f"run {run.name!r}", give_up, tell):
+            yield
+    except HeldError as error:
+        raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
+    except BaseException:
+        if not _taken_over.is_set():
+            raise
+    if _taken_over.is_set():
+        raise RunError(
+            f"another job took over this run: this one gave no sign of life in {run} for half a minute, asleep or cut "
+            f"off. Every finished epoch is kept; see --status {run.name}"
+        )
+
+
+def _job() -> str:
+    """What others are told of this job; not its arguments, which would be in the storage then."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    number = (submitted.get("metadata") or {}).get("job_submission_id")
+    return f"ray job {number}" if number else "job/train.py"
 
 
 def train_once(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> dict[str, Evaluation]:
@@ -93,13 +165,19 @@ def _train_and_test(
 ) -> dict[str, Evaluation]:
     from fracture.training.driver import check_capacity, start_ray, train
     from fracture.training.screen import Screen
+    from fracture.training.status import StatusWriter
 
-    start_ray(verbose)
-    check_capacity(config)
-    count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
-    print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
-    outcome = train(config, shards, manifest, run, Screen(config))
+    with StatusWriter(run, config.training.epochs, may_write=lambda: not _taken_over.is_set()) as status:
+        start_ray(verbose)
+        check_capacity(config)
+        count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
+        print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
+        outcome = train(config, shards, manifest, run, Screen(config), status.show)
+        return _test(config, shards, manifest, run, outcome)
 
+
+def _test(config: Config, shards: Place, manifest: Manifest, run: Place, outcome: Outcome) -> dict[str, Evaluation]:
+    """Writes report and bundle."""
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
     from fracture.config import flatten
     from fracture.evaluation.calibration import decide
@@ -178,8 +256,9 @@ def _check_names(args: argparse.Namespace) -> None:
     for flag in ("data", "shards", "storage", "labels"):
         if "" in (getattr(args, flag), *(args.data or [])):
             raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", args.run):
-        raise UsageError(f"--run {args.run!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
+    for flag, name in {"run": args.run, "status": args.status}.items():
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UsageError(f"--{flag} {name!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
 
 
 if __name__ == "__main__":
@@ -202,6 +281,7 @@ if __name__ == "__main__":
         default=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
         help="name of the run; one that was begun is resumed (default: the time)",
     )
+    where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
     where.add_argument(
         "--workers",
         metavar="N",

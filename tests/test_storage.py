@@ -48,6 +48,13 @@ def test_files_are_listed_at_any_depth_in_order(folder: Place):
     assert (folder / "nowhere").files() == []
 
 
+def test_folders_are_listed_without_what_is_in_them(folder: Place):
+    for name in ("b/c/f", "a/f", "file"):
+        (folder / name).write_bytes(b"x")
+    assert folder.folders() == ["a", "b"]
+    assert (folder / "nowhere").folders() == []
+
+
 def test_files_and_folders_are_told_apart(folder: Place):
     (folder / "d/f").write_bytes(b"x")
     assert [(place.is_file(), place.is_dir()) for place in (folder / "d/f", folder / "d", folder / "gone")] == [

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
 from fracture.training.failure import explain
 from fracture.training.recovery import Recovery
 from fracture.training.screen import Screen
+from fracture.training.status import LOCK, STATUS
 from fracture.training.watchdog import STACKS
 
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
@@ -91,7 +92,12 @@ def start_ray(verbose: bool) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
             "on a node of the cluster; from elsewhere use ray job submit"
         ) from None
-    for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send SIGTERM, which Ray answers with a stack trace
+    stop_by_signals()
+
+
+def stop_by_signals() -> None:
+    """Makes SIGTERM, which schedulers send, what Ctrl-C is; Ray would answer it with a stack trace."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
 
@@ -100,6 +106,12 @@ def _stop(number: int, frame: Any) -> None:
     _stopping.set()  # an exception raised inside some library's import may be swallowed there
     if not (first and _patient.is_set()):
         raise KeyboardInterrupt
+
+
+def stop_at_once() -> None:
+    """From any thread: as a second Ctrl-C would, without a last checkpoint."""
+    _stopping.set()
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def check_capacity(config: Config) -> None:
@@ -183,7 +195,8 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
         UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
     """
     if not (run / _CARD).is_file():
-        if any(not info.base_name.endswith(".part") for info in run.files()):
+        ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}")
+        if any(not info.base_name.endswith(".part") and not info.path.startswith(ours) for info in run.files()):
             raise UsageError(f"{run} holds other things than a run. Give another --run name.")
         return
     card = (run / _CARD).read_json()
@@ -203,8 +216,18 @@ def _recipe(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"compute", "sample", "checkpoint", "recovery"})
 
 
-def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen: Screen) -> Outcome:
+def train(
+    config: Config,
+    shards: Place,
+    manifest: Manifest,
+    run: Place,
+    screen: Screen,
+    tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
+
+    Args:
+        tell: gets each event that the screen gets.
 
     Raises:
         RunError: the loss diverged, the disk is full, the store fails, no machines come, or workers fail again and
@@ -243,7 +266,7 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
         ),
     )
     try:
-        _fit_and_show(trainer, messages, config, run, screen)
+        _fit_and_show(trainer, messages, config, run, screen, tell)
     except TrainingFailedError as error:
         raise _explain(error, run) from error
     except OSError as error:  # Ray Train itself, at the storage
@@ -255,7 +278,14 @@ def train(config: Config, shards: Place, manifest: Manifest, run: Place, screen:
     return _outcome(run, screen)
 
 
-def _fit_and_show(trainer: Any, messages: Any, config: Config, run: Place, screen: Screen) -> None:
+def _fit_and_show(
+    trainer: Any,
+    messages: Any,
+    config: Config,
+    run: Place,
+    screen: Screen,
+    tell: Callable[[Mapping[str, Any]], None],
+) -> None:
     """Fits in a thread, so that this one can draw, watch over it, and end it.
 
     In the main thread Ray Train would take over SIGINT and leave with exit code 0.
@@ -272,7 +302,7 @@ def _fit_and_show(trainer: Any, messages: Any, config: Config, run: Place, scree
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    watch = _Watch(messages, config, run, screen)
+    watch = _Watch(messages, config, run, screen, tell)
     _patient.set()
     try:
         alive = True
@@ -294,8 +324,10 @@ def _fit_and_show(trainer: Any, messages: Any, config: Config, run: Place, scree
 class _Watch:
     """What the driver does about what it is told."""
 
-    def __init__(self, messages: Any, config: Config, run: Place, screen: Screen) -> None:
-        self._messages, self._config, self._run, self._screen = messages, config, run, screen
+    def __init__(
+        self, messages: Any, config: Config, run: Place, screen: Screen, tell: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        self._messages, self._config, self._run, self._screen, self._tell = messages, config, run, screen, tell
         self._recovery = Recovery(config.recovery)
         self._stacks = len((run / STACKS).files())
         self._leave_by: float | None = None
@@ -318,11 +350,15 @@ class _Watch:
             if event["event"] == "failure":
                 event = self._where_stuck(event)
             self._recovery.see(event)
-            self._screen.show(event | {"failures": self._recovery.failures})
+            self._show(event | {"failures": self._recovery.failures})
             left |= event["event"] == "left"
         if _stopping.is_set():
             self._stop(left)
         self._wait_for_machines()
+
+    def _show(self, event: Mapping[str, Any]) -> None:
+        self._screen.show(event)
+        self._tell(event)
 
     def _where_stuck(self, event: dict[str, Any]) -> dict[str, Any]:
         stacks = (self._run / STACKS).files()
@@ -336,7 +372,7 @@ class _Watch:
             self._leave_by = time.monotonic() + self._config.recovery.grace_seconds
             self._messages.stop.remote()
             if self._recovery.training:
-                self._screen.show({"event": "stopping", "seconds": self._config.recovery.grace_seconds})
+                self._show({"event": "stopping", "seconds": self._config.recovery.grace_seconds})
         if left or not self._recovery.training or time.monotonic() > self._leave_by:
             raise KeyboardInterrupt
 
@@ -350,7 +386,7 @@ class _Watch:
         if now - since > _LOOK_FOR_MACHINES:
             each = _each(self._config)
             room = min(sum(_room(node, each) for node in _nodes()), compute.workers)
-            self._screen.show({"event": "waiting", "room": room, "seconds": now - since})
+            self._show({"event": "waiting", "room": room, "seconds": now - since})
 
 
 def _outcome(run: Place, screen: Screen) -> Outcome:

@@ -61,6 +61,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     resumed, error = second.communicate(timeout=300)
     assert second.returncode == 0, error
     assert error == ""
+    assert "and that is dead: taking over" in resumed, "the store took no goodbye"
     assert "unchanged since they were written" in resumed
     assert "resuming   after epoch" in resumed
     assert history(run) == [1, 2, 3, 4, 5, 6]
@@ -71,6 +72,10 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     assert len(checkpoints) == 2, "and perhaps one whose upload the store cut off, which is not in the list"
     assert {f"{name}/state.json" for name in checkpoints} <= left
     assert any(name.startswith("tensorboard/") for name in left)
+
+    told_of, error = job("train.py", "--status", "x", "--storage", f"{bucket}/deep/storage").communicate(timeout=60)
+    assert "state      finished: 6 epochs" in told_of, error
+    assert not any(name.startswith("lock/") for name in left)
 
     # The same images and more: those that training has seen are left out.
     (place(bucket) / "others").upload(image_folder(*official_paths(12), root="others"))

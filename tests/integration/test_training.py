@@ -35,6 +35,12 @@ AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5
 PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms")
 
 
+def status_of(command: list[str]) -> str:
+    """What the job's command with `--status` in place of `--run` says, in a process without Ray and TensorFlow."""
+    command = ["--status" if part == "--run" else part for part in command]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.fixture(scope="module")
 def plain(data, tmp_path_factory, ray_cluster):
     """On 1 worker, with nothing that is random but the order."""
@@ -116,8 +122,16 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_epochs(run, 2)
     assert first.poll() is None
+    first.send_signal(signal.SIGSTOP)  # it lives, and does not get to its end meanwhile
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: run 'x' is held by job/train.py on ")
+    assert f"process {first.pid}, since 2" in refused.stderr
+    assert refused.stderr.endswith("UTC. Wait for it to end, stop that job, or give another --run name.\n")
+    assert f"process {first.pid}" in status_of(command)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    assert "state      killed: its process has ended without a word" in status_of(command)
 
     for number, line_before in ((signal.SIGTERM, "starting"), (signal.SIGINT, "resuming")):
         stopped = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -131,6 +145,8 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
             "\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x "
             "(make: RUN=x)\n"
         )
+        assert "state      stopped: by Ctrl-C or SIGTERM; every finished epoch is kept" in status_of(command)
+        assert not (run / "lock").exists()
 
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
@@ -141,6 +157,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     third = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert third.returncode == 0, third.stderr
     assert "finished   earlier" in third.stdout
+    assert "state      finished: 4 epochs" in status_of(command)
     assert [line for line in third.stdout.splitlines() if line.startswith("test")] == [
         line for line in second.stdout.splitlines() if line.startswith("test")
     ]

@@ -1,11 +1,15 @@
 """The jobs as a shell runs them: exit codes, and errors of one line."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from fracture.lease import holder
+from fracture.storage import place
 from tests.conftest import official_paths
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +39,8 @@ def test_help_is_worth_reading(name: str):
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
         (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (["--status", "a/b"], "error: --status 'a/b': a run's name is letters, digits"),
+        (["--status", "x"], "error: there is no run 'x' in {cwd}/runs. There are none; check --storage."),
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
         (["--data", "a", "--shards", "b"], "not allowed with argument"),
         (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
@@ -46,6 +52,51 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     assert message.format(cwd=tmp_path) in told.stderr
     assert "Traceback" not in told.stderr
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("how", ["taken over", "SIGTERM"])
+def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_path: Path, how: str):
+    command = [
+        sys.executable,
+        "job/train.py",
+        "--storage",
+        str(tmp_path),
+        "--run",
+        "x",
+        "--set",
+        "sample.images=99999",
+    ]
+    drawing = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while holder(place(tmp_path / "runs/x/lock")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if how == "SIGTERM":
+        drawing.send_signal(signal.SIGTERM)
+    else:
+        for claim in (tmp_path / "runs/x/lock").iterdir():
+            claim.unlink()
+    _, told = drawing.communicate(timeout=60)
+    assert drawing.returncode == 1
+    assert ("stopped: another job took over this run: " if how == "taken over" else "stopped by Ctrl-C or SIGT") in told
+    assert told.count("\n") <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_status_of_a_run_is_read_without_ray_and_tensorflow(tmp_path: Path):
+    (tmp_path / "runs/x").mkdir(parents=True)
+    arguments = ["train.py", "--status", "x", "--storage", str(tmp_path)]
+    asked = f"sys.argv = {arguments}; runpy.run_path(sys.argv[0], None, '__main__')"
+    loaded = "print({'ray', 'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    shown = subprocess.run(
+        [sys.executable, "-c", f"import runpy, sys; {asked}; {loaded}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT / "job",
+        check=False,
+    )
+    assert shown.stderr == ""
+    assert shown.stdout == f"run        {tmp_path}/runs/x\nstate      begun; no job is at work on it\nset()\n"
 
 
 def test_preprocess_needs_somewhere_to_write(image_folder):
