@@ -28,6 +28,7 @@ from pyarrow import fs
 from fracture.errors import RunError, UsageError
 
 _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
+_BATCH_ROWS = 65536
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -81,7 +82,16 @@ class Place:
             found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
         return sorted(found, key=lambda info: info.path)
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """
+        Args:
+            most: bytes that the file may have; None for a file of our own.
+
+        Raises:
+            UsageError: it is larger; nothing of it was read.
+        """
+        if most is not None and (size := self._info().size or 0) > most:
+            raise UsageError(f"{self} has {size:,} bytes, over the limit of {most:,}: it cannot be what it should be.")
         with self._store_named_in_errors("read"):
             # By default Arrow would unfold a file that is called .gz, however large it gets.
             stream = self.filesystem.open_input_stream(self.path, compression=None)
@@ -136,6 +146,23 @@ class Place:
     def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Raises OSError where a bit has flipped since it was written."""
         return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns, page_checksum_verification=True)
+
+    def parquet_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Some columns, a few rows at a time: a small file can claim a billion rows, and they need not be in memory.
+
+        Raises:
+            UsageError: the file is damaged, or a column is of another type.
+        """
+        try:
+            with self.open() as stream:
+                parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+                found = {field.name: field.type for field in parquet.schema_arrow}
+                for field in schema:  # text of any length is where a row can be immense
+                    if found.get(field.name) != field.type:
+                        raise pa.ArrowInvalid(f"column {field.name!r} is not {field.type}")
+                yield from parquet.iter_batches(_BATCH_ROWS, columns=schema.names)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{self} cannot be read: {error}. Fetch or make it anew.") from None
 
     def write_parquet(self, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()

@@ -261,7 +261,7 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
 def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> None:
     assert {p.name for p in (run / "report").iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
     left = {p.name for p in (run / "bundle").iterdir()}
-    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet"}
+    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet", "weights.npz"}
     bundle = json.loads((run / "bundle/bundle.json").read_text())
     assert bundle["metrics"]["test"]["image"]["count"] == ROWS["test"]
     assert bundle["synthetic"]
