@@ -116,7 +116,9 @@ def write_shards(
         rejected=[],
         shards=shards,
     )
-    (folder / "files.parquet").write_parquet(pa.table(files))
+    types = {"sha256": pa.binary(32), "group": pa.int64()}
+    columns = {name: pa.array([int(v) if name == "group" else v for v in files[name]], types[name]) for name in types}
+    (folder / "files.parquet").write_parquet(pa.table(columns))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
     return manifest
 

@@ -18,6 +18,7 @@ from fracture.config import load_config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.metrics import compute_metrics
+from fracture.input.shards import images_of, read_rows
 from fracture.models import build_model
 from fracture.release.bundle import export_model, is_bundle, read_bundle, write_bundle
 from fracture.storage import place
@@ -171,6 +172,43 @@ def test_files_that_are_immense_are_not_read(bundle):
         read = read_bundle(place(bundle)).model if name == "weights.npz" else lambda: read_bundle(place(bundle))
         with pytest.raises(UsageError, match=rf"{name} has 1,099,511,627,776 bytes, over the limit of"):
             read()
+
+
+def evaluate(bundle: Path, shards: Path, out: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "job/evaluate.py", "--bundle", str(bundle), "--shards", str(shards), "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_job_scores_with_the_numbers_alone(bundle, tmp_path):
+    manifest = write_shards(place(tmp_path / "others"), {"test": 70}, hash_byte=7)
+    served = tf.saved_model.load(str(bundle / "saved_model"))
+    shutil.rmtree(bundle / "saved_model")
+    (bundle / "model.keras").unlink()
+    done = evaluate(bundle, tmp_path / "others", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    images = images_of(read_rows(place(tmp_path / "others"), manifest, "test", 0, 70), 32)
+    scores = pq.read_table(tmp_path / "out/predictions.parquet")["probability"]
+    assert np.allclose(scores, served.serve_uint8(images)[:, 0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("hurt", ["card", "weights", "seen", "shard", "files"])
+def test_a_hostile_file_ends_the_job_in_a_line(bundle, tmp_path, hurt: str):
+    others = tmp_path / "others"
+    manifest = write_shards(place(others), {"test": 20}, hash_byte=7)
+    file = {
+        "card": bundle / "bundle.json",
+        "weights": bundle / "weights.npz",
+        "seen": bundle / "trained_on.parquet",
+        "shard": others / manifest.shards["test"][0].file,
+        "files": others / "files.parquet",
+    }[hurt]
+    size = file.stat().st_size
+    file.write_bytes(b"\x80\x04c__builtin__\nprint\n.".ljust(size, b"."))
+    done = evaluate(bundle, others, tmp_path / "out")
+    assert done.returncode == 2
+    *logs, told = done.stderr.splitlines()
+    assert told.startswith(f"error: {'shard ' if hurt == 'shard' else ''}{file}")
+    assert not any("Traceback" in line for line in logs)  # TensorFlow's own are there where the network is built
 
 
 def test_weights_that_are_missing_or_hold_objects(bundle):
