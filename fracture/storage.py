@@ -144,8 +144,16 @@ class Place:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
 
     def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Raises OSError where a bit has flipped since it was written."""
-        return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns, page_checksum_verification=True)
+        """The whole table.
+
+        Raises:
+            OSError: a bit has flipped since it was written, or it claims more rows than a file of its size can tell.
+        """
+        data = self.read_bytes()
+        rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+        if rows > max(len(data), 10**6):  # each row of ours takes several bytes
+            raise OSError(f"{self} claims {rows:,} rows in {len(data):,} bytes")
+        return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
 
     def parquet_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Some columns, a few rows at a time: a small file can claim a billion rows, and they need not be in memory.
