@@ -182,13 +182,6 @@ class Place:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             (self / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
-    def download(self, folder: Path) -> None:
-        """Copies every file below this place to below the local `folder`."""
-        for info in self.files():
-            file = folder / info.path[len(self.path.rstrip("/")) + 1 :]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(Place(self.filesystem, info.path).read_bytes())
-
     def delete(self) -> None:
         """Removes the file, or the folder with all it holds; nothing there is fine."""
         kind = self._info().type

@@ -6,7 +6,7 @@
 DIR is laid out as for job/preprocess.py; whatever splits it has, all of it is test. Copies are grouped; images that the
 model was trained on, found byte for byte, are left out with all of their group, and counted; figures are given per
 image and per radiograph, with intervals, and for each origin (several --data, or the source column of --labels). The
-threshold is the bundle's own.
+threshold is the bundle's own. Of a bundle only numbers and settings are read, so that one from elsewhere runs no code.
 Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and the shards where DIR was named.
 """
 
