@@ -35,6 +35,7 @@ WEIGHTS = "weights.npz"
 TRAINED_ON = "trained_on.parquet"
 _TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
 _MOST_CARD = 2**24  # bytes; ours have some 20,000
+_MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 27 million
 _ANEW = "Fetch the bundle anew from where it was trained, or train anew."
 
 
@@ -188,7 +189,8 @@ class Bundle:
         file = self.place / WEIGHTS
         if not file.is_file():
             raise UsageError(f"{file} is missing. {_ANEW}")
-        arrays = load_arrays(file.read_bytes(most=file_bytes(expected)[1]), expected, file, _ANEW)
+        most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
+        arrays = load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
         keras.mixed_precision.set_global_policy("float32")  # as when it was exported
         model = build_model(self.config, self.pixel_mean, self.pixel_std)
         model.set_weights(arrays)

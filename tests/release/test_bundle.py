@@ -165,6 +165,14 @@ def test_a_card_of_no_format(bundle, text: str):
         read_bundle(place(bundle))
 
 
+def test_weights_that_are_immense_are_not_read_even_where_the_card_asks_for_them(bundle):
+    changed(bundle, "config.model.filters", [16384, 16384, 16384])
+    with (bundle / "weights.npz").open("r+b") as file:
+        file.truncate(2**33)
+    with pytest.raises(UsageError, match=r"weights.npz has 8,589,934,592 bytes, over the limit of 4,294,967,296"):
+        read_bundle(place(bundle)).model()
+
+
 def test_files_that_are_immense_are_not_read(bundle):
     for name in ("weights.npz", "bundle.json"):
         with (bundle / name).open("r+b") as file:
