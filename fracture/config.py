@@ -12,8 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from fracture.errors import UsageError
 
 Positive = Annotated[int, Field(ge=1, strict=True)]
+Units = Annotated[int, Field(ge=1, le=16384, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+_MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
 
 
 class Settings(BaseModel):
@@ -74,13 +78,13 @@ class SampleConfig(Settings):
 
 class ModelConfig(Settings):
     name: Literal["cnn"] = "cnn"
-    filters: tuple[Positive, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6, strict=False)
+    filters: tuple[Units, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6, strict=False)
     block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
         "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
     )
     head: Literal["pooled", "flatten"] = Field("pooled", description="global average pooling, or every activation")
-    dense: tuple[Positive, ...] = Field(
-        (256,), strict=False, description="units of the dense layers before the sigmoid"
+    dense: tuple[Units, ...] = Field(
+        (256,), max_length=8, strict=False, description="units of the dense layers before the sigmoid"
     )
     dropout: Fraction = Field(0.5, description="before each dense layer's output goes on")
     batch_norm: bool = True
@@ -178,6 +182,14 @@ class Config(Settings):
             raise ValueError(
                 f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
             )
+        for number, filters in enumerate(self.model.filters):
+            needed = (self.data.image_size >> number) ** 2 * filters * 4
+            if needed > _MOST_ACTIVATIONS:
+                raise ValueError(
+                    f"model.filters: {filters} filters at {self.data.image_size >> number} pixels take "
+                    f"{needed / 2**30:.1f} GB for one image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use "
+                    "fewer, or a smaller data.image_size"
+                )
         if self.compute.workers > self.training.batch_size:
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "

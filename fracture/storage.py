@@ -28,6 +28,7 @@ from pyarrow import fs
 from fracture.errors import RunError, UsageError
 
 _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
+_BATCH_ROWS = 65536
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -88,7 +89,16 @@ class Place:
             found = self.filesystem.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
-    def read_bytes(self) -> bytes:
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """
+        Args:
+            most: bytes that the file may have; None for a file of our own.
+
+        Raises:
+            UsageError: it is larger; nothing of it was read.
+        """
+        if most is not None and (size := self._info().size or 0) > most:
+            raise UsageError(f"{self} has {size:,} bytes, over the limit of {most:,}: it cannot be what it should be.")
         with self._store_named_in_errors("read"):
             # By default Arrow would unfold a file that is called .gz, however large it gets.
             stream = self.filesystem.open_input_stream(self.path, compression=None)
@@ -141,8 +151,33 @@ class Place:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
 
     def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Raises OSError where a bit has flipped since it was written."""
-        return pq.read_table(pa.BufferReader(self.read_bytes()), columns=columns, page_checksum_verification=True)
+        """The whole table.
+
+        Raises:
+            OSError: a bit has flipped since it was written, or it claims more rows than a file of its size can tell.
+        """
+        data = self.read_bytes()
+        rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+        if rows > max(len(data), 10**6):  # each row of ours takes several bytes
+            raise OSError(f"{self} claims {rows:,} rows in {len(data):,} bytes")
+        return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+
+    def parquet_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Some columns, a few rows at a time: a small file can claim a billion rows, and they need not be in memory.
+
+        Raises:
+            UsageError: the file is damaged, or a column is of another type.
+        """
+        try:
+            with self.open() as stream:
+                parquet = pq.ParquetFile(stream, page_checksum_verification=True)
+                found = {field.name: field.type for field in parquet.schema_arrow}
+                for field in schema:  # text of any length is where a row can be immense
+                    if found.get(field.name) != field.type:
+                        raise pa.ArrowInvalid(f"column {field.name!r} is not {field.type}")
+                yield from parquet.iter_batches(_BATCH_ROWS, columns=schema.names)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{self} cannot be read: {error}. Fetch or make it anew.") from None
 
     def write_parquet(self, table: pa.Table) -> None:
         sink = pa.BufferOutputStream()
@@ -153,13 +188,6 @@ class Place:
         """Copies every file below the local `folder` to below this place."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             (self / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
-
-    def download(self, folder: Path) -> None:
-        """Copies every file below this place to below the local `folder`."""
-        for info in self.files():
-            file = folder / info.path[len(self.path.rstrip("/")) + 1 :]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(Place(self.filesystem, info.path).read_bytes())
 
     def delete(self) -> None:
         """Removes the file, or the folder with all it holds; nothing there is fine."""

@@ -6,7 +6,7 @@
 DIR is laid out as for job/preprocess.py; whatever splits it has, all of it is test. Copies are grouped; images that the
 model was trained on, found byte for byte, are left out with all of their group, and counted; figures are given per
 image and per radiograph, with intervals, and for each origin (several --data, or the source column of --labels). The
-threshold is the bundle's own.
+threshold is the bundle's own. Of a bundle only numbers and settings are read, so that one from elsewhere runs no code.
 Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and the shards where DIR was named.
 """
 
@@ -55,8 +55,7 @@ def main(args: argparse.Namespace) -> None:
     fresh = [group not in known for group in groups]
     if not any(fresh):
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    with bundle.model() as model:
-        scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    scores = score_blocks(bundle.model(), shards, manifest, "test", rank=0, workers=1).filter(fresh)
     manifest = _counted(manifest, scores)
     notes = [*_of_the_model(bundle), *caveats(manifest)]
     evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
@@ -93,11 +92,16 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
 
 def _groups_seen(bundle: Bundle, shards: Place) -> set[int]:
     """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from fracture.input.shards import FILES
 
-    files = (shards / FILES).read_parquet(["sha256", "group"]).to_pydict()
-    seen = bundle.trained_on()
-    return {group for digest, group in zip(files["sha256"], files["group"], strict=True) if digest in seen}
+    seen = pa.array(bundle.trained_on(), pa.binary(32))
+    columns = pa.schema([pa.field("sha256", seen.type), pa.field("group", pa.int64())])
+    batches = (shards / FILES).parquet_batches(columns)
+    known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
+    return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
   python job/train.py                                  sample radiographs, the quick recipe: minutes on 2 cores
   python job/train.py --data DIR --workers 2           your radiographs, the default recipe
   python job/train.py --shards SHARDS --run NAME       shards of job/preprocess.py; the same NAME again resumes
-  ray job submit --working-dir . -- python job/train.py --data s3://... --storage s3://...
+  RAY_AUTH_MODE=token ray job submit --working-dir . -- python job/train.py --data s3://... --storage s3://...
   python job/train.py --status NAME [--storage DIR]    how that run goes, from any machine, while it runs or after
 
 Preprocesses (where the shards are not there yet), trains with early stopping on validation loss, scores the best
 weights once on test, and leaves in STORAGE/runs/NAME:
 
-  bundle/            the model (model.keras, saved_model/) and bundle.json: metrics, threshold, settings, versions
+  bundle/            the model (weights.npz, model.keras, saved_model/) and bundle.json: metrics, threshold, settings
   report/            report.html, and its plots as PNG files
   predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 

@@ -116,7 +116,9 @@ def write_shards(
         rejected=[],
         shards=shards,
     )
-    (folder / "files.parquet").write_parquet(pa.table(files))
+    types = {"sha256": pa.binary(32), "group": pa.int64()}
+    columns = {name: pa.array([int(v) if name == "group" else v for v in files[name]], types[name]) for name in types}
+    (folder / "files.parquet").write_parquet(pa.table(columns))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
     return manifest
 
@@ -134,7 +136,7 @@ def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
     from fracture.training import driver
 
-    ours = {"RAY_ADDRESS", *driver._ENVIRONMENT, *driver._OF_OUR_OWN}
+    ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *driver._ENVIRONMENT, *driver._OF_OUR_OWN}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

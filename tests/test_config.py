@@ -98,6 +98,36 @@ def test_a_file_that_holds_no_settings(tmp_path: Path, text: str, message: str):
         load_config(tmp_path / "bad.yaml")
 
 
+PROGRAMS = [
+    "!!python/object/apply:os.system ['touch {ran}']",
+    "!!python/object/apply:subprocess.check_output [[touch, {ran}]]",
+    "!!python/object/new:os.system ['touch {ran}']",
+    "!!python/name:os.system",
+    "!!python/module:os",
+    "training: !!python/object/apply:os.system ['touch {ran}']",
+]
+
+
+@pytest.mark.parametrize("text", PROGRAMS)
+def test_a_file_that_would_run_a_program_is_refused(tmp_path: Path, text: str):
+    (tmp_path / "bad.yaml").write_text(text.format(ran=tmp_path / "ran"))
+    with pytest.raises(UsageError, match=r"bad.yaml: not readable as YAML: could not determine a constructor"):
+        load_config(tmp_path / "bad.yaml")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("text", PROGRAMS)
+def test_an_assignment_that_would_run_a_program_is_refused(tmp_path: Path, text: str):
+    with pytest.raises(UsageError, match=r"is not readable as YAML|unknown setting"):
+        load_config(None, [f"training.epochs={text.format(ran=tmp_path / 'ran')}"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_layers_that_no_memory_holds():
+    with pytest.raises(UsageError, match=r"model.filters: 16384 filters at 224 pixels take 3.1 GB for one image, over"):
+        load_config(None, ["model.filters=[16384]"])
+
+
 def test_settings_survive_a_round_trip_through_yaml(tmp_path: Path):
     config = load_config(None, ["training.epochs=3", "model.dense=[8,4]"])
     file = tmp_path / "config.yaml"

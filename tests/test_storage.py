@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fracture.errors import RunError, UsageError
@@ -78,13 +80,11 @@ def test_delete_takes_files_folders_and_nothing(folder: Place):
     assert names(folder) == ["stays"]
 
 
-def test_a_tree_goes_there_and_back(folder: Place, tmp_path: Path):
+def test_a_tree_goes_there(folder: Place, tmp_path: Path):
     (tmp_path / "from/deep").mkdir(parents=True)
     (tmp_path / "from/deep/file").write_bytes(b"x")
     (folder / "to").upload(tmp_path / "from")
     assert (folder / "to/deep/file").read_bytes() == b"x"
-    (folder / "to").download(tmp_path / "back")
-    assert (tmp_path / "back/deep/file").read_bytes() == b"x"
 
 
 def test_tables_and_parts_of_files_are_read_back(folder: Place):
@@ -94,6 +94,32 @@ def test_tables_and_parts_of_files_are_read_back(folder: Place):
     (folder / "f").write_bytes(b"0123456789")
     with (folder / "f").open() as file:
         assert file.read_at(3, 4) == b"456"
+
+
+def test_a_small_table_that_claims_many_rows_is_not_read(tmp_path: Path):
+    pq.write_table(pa.table({"group": pa.array(np.zeros(5 * 10**6, np.int8))}), tmp_path / "bomb.parquet")
+    before = pa.total_allocated_bytes()
+    with pytest.raises(OSError, match=r"bomb.parquet claims 5,000,000 rows in 1\d,\d+ bytes"):
+        place(tmp_path / "bomb.parquet").read_parquet()
+    assert pa.total_allocated_bytes() - before < 10**5
+
+
+def test_a_table_by_a_few_rows_is_of_the_types_asked_for(tmp_path: Path):
+    table = place(tmp_path / "a.parquet")
+    table.write_parquet(pa.table({"group": pa.array(range(10**5)), "name": ["x"] * 10**5}))
+    batches = list(table.parquet_batches(pa.schema([pa.field("group", pa.int64())])))
+    assert [batch.num_rows for batch in batches] == [65536, 34464]
+    assert batches[0].schema.names == ["group"]
+    for wanted in ("group", "lost"):
+        with pytest.raises(UsageError, match=rf"a.parquet cannot be read: column '{wanted}' is not string. Fetch or"):
+            next(table.parquet_batches(pa.schema([pa.field(wanted, pa.string())])))
+
+
+def test_a_file_larger_than_it_may_be_is_not_read(folder: Place):
+    (folder / "a").write_bytes(b"12345")
+    assert (folder / "a").read_bytes(most=5) == b"12345"
+    with pytest.raises(UsageError, match="a has 5 bytes, over the limit of 4: it cannot be what it should be"):
+        (folder / "a").read_bytes(most=4)
 
 
 def test_names_are_taken_literally(folder: Place):

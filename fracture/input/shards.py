@@ -4,14 +4,17 @@ A shard is plain Arrow, readable by pyarrow alone. The manifest is written last:
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import from_json
 
+from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import Place
@@ -21,11 +24,13 @@ MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
+_MOST_MANIFEST = 2**26  # bytes; a shard takes 150 of them
+_MOST_NAMES = 2**15  # bytes of a row beside its image: hashes and numbers, path and origin
 
 
 class Shard(BaseModel):
-    file: str
-    rows: int
+    file: str = Field(pattern=r"^[a-z0-9-]+\.parquet$")  # beside the manifest, and nowhere else
+    rows: int = Field(gt=0)
     bytes: int
     digest: str  # SHA-256 over the rows, in order; part of the file's name
 
@@ -89,6 +94,14 @@ class Manifest(BaseModel):
     pixels: dict[str, Pixels]
     rejected: list[Rejection]
     shards: dict[str, list[Shard]]  # split -> its shards, in row order
+
+    @field_validator("parameters")
+    @classmethod
+    def _of_our_settings(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        DataConfig.model_validate_json(json.dumps(parameters))
+        if "image_size" not in parameters:
+            raise ValueError("image_size is missing")
+        return parameters
 
     @property
     def image_size(self) -> int:
@@ -185,12 +198,14 @@ def read_manifest(folder: Place) -> Manifest:
         UsageError: no shards there, of another version, or damaged.
     """
     try:
-        content = (folder / MANIFEST).read_json()
+        content = from_json((folder / MANIFEST).read_bytes(most=_MOST_MANIFEST))
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{folder} holds no shards: {MANIFEST} is missing. "
             "Make them with: python job/preprocess.py --data DIR --out SHARDS"
         ) from None
+    except UsageError:
+        raise
     except ValueError:
         raise UsageError(f"{folder / MANIFEST} is damaged: not JSON. Run preprocessing again.") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
@@ -205,7 +220,10 @@ def read_manifest(folder: Place) -> Manifest:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(f"{folder / MANIFEST} is damaged at {where!r}. Run preprocessing again.") from None
     sizes = {info.base_name: info.size for info in folder.files()}
-    for shard in (shard for shards in manifest.shards.values() for shard in shards):
+    listed = [shard for shards in manifest.shards.values() for shard in shards]
+    if len({shard.file for shard in listed}) < len(listed):
+        raise UsageError(f"{folder / MANIFEST} is damaged: it names a shard twice. Run preprocessing again.")
+    for shard in listed:
         if sizes.get(shard.file) != shard.bytes:
             state = "missing" if shard.file not in sizes else f"damaged: {sizes[shard.file]} of {shard.bytes} bytes"
             raise UsageError(f"{folder}: shard {shard.file} is {state}. Run preprocessing again.")
@@ -264,6 +282,8 @@ def _read_shard(
             parquet = pq.ParquetFile(stream, page_checksum_verification=True)
             if parquet.metadata.num_rows != shard.rows or parquet.schema_arrow != schema(image_size):
                 raise UsageError(f"shard {file} is not the one that {MANIFEST} describes. Run preprocessing again.")
+            if fault := _fault(parquet.metadata, image_size):
+                raise UsageError(f"shard {file} {fault}, as no shard of ours. Run preprocessing again.")
             for group in range(low // ROW_GROUP_ROWS, (high - 1) // ROW_GROUP_ROWS + 1):
                 first = group * ROW_GROUP_ROWS
                 skipped = max(low - first, 0)
@@ -272,6 +292,23 @@ def _read_shard(
         raise UsageError(
             f"shard {file} is damaged at row group {group}: {error}. Delete it and run preprocessing again."
         ) from None
+
+
+def _fault(metadata: pq.FileMetaData, image_size: int) -> str:
+    """What would let a small file take much memory: packed values, or many in one row group; "" where there is none."""
+    groups = -(-metadata.num_rows // ROW_GROUP_ROWS)
+    if metadata.num_row_groups != groups:
+        return f"claims {metadata.num_rows:,} rows in {metadata.num_row_groups:,} row groups"
+    for number in range(groups):
+        group = metadata.row_group(number)
+        if group.num_rows != min(ROW_GROUP_ROWS, metadata.num_rows - number * ROW_GROUP_ROWS):
+            return f"has {group.num_rows:,} rows in row group {number}"
+        if group.total_byte_size > group.num_rows * (image_size**2 + _MOST_NAMES):
+            return f"has {group.total_byte_size:,} bytes in row group {number}"
+        columns = [group.column(column) for column in range(group.num_columns)]
+        if any(not {"PLAIN", "RLE"}.issuperset(column.encodings) for column in columns):
+            return f"stores values as {', '.join(sorted({e for c in columns for e in c.encodings}))}"
+    return ""
 
 
 def images_of(table: pa.Table, image_size: int) -> np.ndarray:

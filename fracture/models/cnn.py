@@ -63,6 +63,25 @@ def build_cnn(
     return keras.Model(images, probability, name="cnn")
 
 
+def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each weight in the order of the model's, without any memory set aside for them."""
+    model = config.model
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels, side = 1, config.data.image_size
+    for number, filters in enumerate(model.filters, start=1):
+        shapes[f"conv{number}/kernel:0"] = (3, 3, channels, filters)
+        of_norm = ("gamma", "beta", "moving_mean", "moving_variance")
+        biases = [f"norm{number}/{name}:0" for name in of_norm] if model.batch_norm else [f"conv{number}/bias:0"]
+        shapes |= dict.fromkeys(biases, (filters,))
+        channels, side = filters, side // 2
+    units = channels * side**2 if model.head == "flatten" else channels
+    names = [*(f"dense{number}" for number in range(1, len(model.dense) + 1)), "logit"]
+    for name, width in zip(names, (*model.dense, 1), strict=True):
+        shapes |= {f"{name}/kernel:0": (units, width), f"{name}/bias:0": (width,)}
+        units = width
+    return shapes
+
+
 def _block(x: tf.Tensor, filters: int, number: int, config: Config) -> tf.Tensor:
     model = config.model
     # Batch normalisation subtracts the mean, so a bias before it would have no effect.

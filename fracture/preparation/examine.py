@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fracture.preparation.alignment import SCALES
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decode import Rejected, decode, too_large
 from fracture.preparation.signature import HARMONICS, RINGS, SIDE, shrink, signatures
 from fracture.preparation.source import ImageFile
 
@@ -59,7 +59,7 @@ def examine(file: ImageFile, data: bytes | None, size: int) -> tuple[dict[str, A
     """
     row: dict[str, Any] = dict.fromkeys(FACTS.names) | named(file)
     if data is None:
-        return row | {"reason": UNOPENED}, None
+        return row | {"reason": too_large(file.size) or UNOPENED}, None
     try:
         picture = decode(data, size)
     except Rejected as error:

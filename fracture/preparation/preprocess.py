@@ -41,7 +41,7 @@ from fracture.preparation.alignment import Likeness, compare_pairs
 from fracture.preparation.audit import Audit, alarming, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.cache import COMPARED, EXAMINED, Cache, code_key, view_hashes
-from fracture.preparation.decode import decode
+from fracture.preparation.decode import decode, too_large
 from fracture.preparation.examine import FACTS, examine, pixels_hash, stack_views
 from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.source import ImageFile, Source, keyed_hash
@@ -239,7 +239,7 @@ def _facts(
         _remove_waiting(waiting_room)  # of a job that was stopped
 
     def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
-        rows, pixels = zip(*(examine(file, _read(place), size) for file, place in chunk), strict=True)
+        rows, pixels = zip(*(examine(file, _read(place, file.size), size) for file, place in chunk), strict=True)
         if waiting_room is not None:
             blank = np.zeros((size, size), np.uint8)
             waiting = np.stack([blank if image is None else image for image in pixels])
@@ -269,7 +269,10 @@ def _facts(
     return facts, waiting if waiting_room is not None else {}
 
 
-def _read(place: Place) -> bytes | None:
+def _read(place: Place, size: int = 0) -> bytes | None:
+    """None where it cannot be opened, or has a `size` that is not worth trying."""
+    if too_large(size):
+        return None
     try:
         return place.read_bytes()
     except (PermissionError, FileNotFoundError):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,6 +28,7 @@ SPLIT_FOLDERS = {
     "test": ("test", "testing"),
 }
 _WANTED = "Give the folder that holds the class folders, or train/, val/ and test/ with them inside."
+_MOST_LABELS = 2**29  # bytes of a labels file, some millions of lines
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 
 
@@ -150,7 +152,7 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
     """
     infos = _list(root)
     try:
-        text = labels.read_bytes().decode("utf-8-sig")
+        text = labels.read_bytes(most=_MOST_LABELS).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--labels {labels}: cannot be read as text: {error}.") from None
     rows = csv.DictReader(text.splitlines(), strict=True)
@@ -177,6 +179,8 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
         if label is None:
             classes = ", ".join(map(repr, sorted(label_of)))
             raise UsageError(f"{where}: label {name!r} names no known class. Known: {classes}.")
+        if path.startswith("/") or ".." in path.split("/"):
+            raise UsageError(f"{where}: path {path!r} may lead out of {root}. Paths lie below --data, without '..'.")
         if path not in infos:
             raise UsageError(f"{where}: there is no file {path!r} in {root}. Paths are relative to --data.")
         if path in files:
@@ -201,10 +205,35 @@ def _list(root: Place) -> dict[str, fs.FileInfo]:
     if not root.is_dir():
         what = "a file, not a folder" if root.is_file() else "no such folder"
         raise UsageError(f"--data {root}: {what}. {_WANTED}")
+    _check_links(root)
     infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
     if not any(not _is_clutter(path) for path in infos):
         raise UsageError(f"--data {root}: the folder is empty. {_WANTED}")
     return infos
+
+
+def _check_links(root: Place) -> None:
+    """What is listed lies in the folder. Somebody's archive may hold links, and they would be followed: out of it, or
+    round and round.
+
+    Raises:
+        UsageError: a link to a folder, or to a file elsewhere.
+    """
+    if not root.is_local:
+        return  # a bucket has none
+    home = os.path.realpath(root.path)
+    for folder, folders, files in os.walk(home):  # which follows no link
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if not os.path.islink(path):
+                continue
+            target = os.path.realpath(path)
+            if name in folders or not target.startswith(f"{home.rstrip('/')}/"):
+                raise UsageError(
+                    f"--data {root}: {os.path.relpath(path, home)!r} is a link to "
+                    f"{'a folder' if name in folders else 'a file outside'}, {target}, and such links are not "
+                    "followed. Copy what it leads to, or name that folder with a --data of its own."
+                )
 
 
 def _normalise(folder: str) -> str:

@@ -1,39 +1,52 @@
 """What a run hands over: one folder with the model and everything needed to judge and use it.
 
 `bundle.json` is written last: a folder without it is not a bundle.
+
+A SavedModel is a program, and `model.keras` may hold one; both are there for others. A bundle may come from anyone, so
+this program reads only its numbers and settings, all checked, and builds the network of them itself.
 """
 
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
+from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
 from fracture.config import Config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.metrics import Evaluation, Metrics, as_json
+from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.input.shards import Manifest, read_seen
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+CARD = "bundle.json"
+WEIGHTS = "weights.npz"
 TRAINED_ON = "trained_on.parquet"
+_TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
+_MOST_CARD = 2**24  # bytes; ours have some 20,000
+_MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 27 million
+_ANEW = "Fetch the bundle anew from where it was trained, or train anew."
 
 
 def export_model(model: Any, decision: Decision, bundle: Place) -> None:
-    """Writes `model.keras` (for tf_keras) and `saved_model/` (for TensorFlow alone) into the bundle's folder.
+    """Writes the model into the bundle's folder, thrice.
 
-    The SavedModel takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone. The
+    SavedModel takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
 
     Args:
-        decision: its calibration goes into the last layer's weights, so that both give calibrated probabilities.
+        decision: its calibration goes into the last layer's weights, so that all give calibrated probabilities.
     """
     import tensorflow as tf
 
@@ -47,6 +60,8 @@ def export_model(model: Any, decision: Decision, bundle: Place) -> None:
         images = tf.TensorSpec(model.input_shape, dtype, name="images")
         setattr(module, name, tf.function(lambda images: _probabilities(model, images), input_signature=[images]))
     with tempfile.TemporaryDirectory() as folder:
+        names, values = [weight.name for weight in model.weights], model.get_weights()
+        save_arrays(Path(folder) / WEIGHTS, values, names)
         model.save(Path(folder) / "model.keras")
         tf.saved_model.save(module, f"{folder}/saved_model", signatures={"serving_default": module.serve})
         bundle.upload(Path(folder))
@@ -80,6 +95,8 @@ def write_bundle(
             "shape": [None, manifest.image_size, manifest.image_size, 1],
             "range": [0, 255],
             "colour": "grey",
+            "pixel_mean": manifest.pixel_mean,  # the network subtracts it,
+            "pixel_std": manifest.pixel_std,  # and divides by this
             "resize": "bilinear with antialiasing to the square; the aspect is not kept",
         },
         "output": "probability of a fracture, calibrated",
@@ -98,8 +115,9 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    (bundle / TRAINED_ON).write_parquet(pa.table({"sha256": read_seen(shards, manifest, "sha256")}))
-    (bundle / "bundle.json").write_json(content)
+    seen = read_seen(shards, manifest, "sha256")
+    (bundle / TRAINED_ON).write_parquet(pa.Table.from_arrays([seen], schema=_TRAINED_ON))
+    (bundle / CARD).write_json(content)
 
 
 def versions() -> dict[str, str]:
@@ -107,62 +125,114 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | named
 
 
+class _Input(BaseModel):
+    shape: tuple[None, int, int, Literal[1]]
+    pixel_mean: float = Field(ge=0, le=255)
+    pixel_std: float = Field(ge=0, le=255)
+
+
+class _Card(BaseModel):
+    """What this program reads of `bundle.json`."""
+
+    synthetic: bool
+    input: _Input
+    decision: Decision
+    metrics: dict[str, Evaluation]
+    config: Config
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_Card":
+        size = self.config.data.image_size
+        if self.input.shape[1:3] != (size, size):
+            raise ValueError(f"input.shape is {self.input.shape}, and config.data.image_size {size}")
+        if not 0 <= self.decision.threshold <= 1:
+            raise ValueError(f"decision.threshold is {self.decision.threshold}, not in 0 to 1")
+        for unit in ("image", "radiograph"):
+            if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
+                raise ValueError(f"metrics.test.{unit} has no AUC")
+        return self
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A finished bundle, as read."""
 
     place: Place
-    image_size: int
+    config: Config
+    pixel_mean: float  # of the training images, in [0, 255]
+    pixel_std: float
     synthetic: bool  # trained on drawings
     decision: Decision
     evaluations: dict[str, Evaluation]
 
+    @property
+    def image_size(self) -> int:
+        return self.config.data.image_size
+
     def trained_on(self) -> set[bytes]:
         """SHA-256 of the files that training or validation has seen."""
-        return set((self.place / TRAINED_ON).read_parquet()["sha256"].to_pylist())
+        batches = (self.place / TRAINED_ON).parquet_batches(_TRAINED_ON)
+        return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
 
-    @contextmanager
-    def model(self) -> Iterator[Any]:
-        """A model with Keras' `predict_on_batch`, of uint8 images [N, S, S, 1] to probabilities [N, 1]."""
-        import tensorflow as tf
+    def model(self) -> Any:
+        """The Keras model of uint8 or float images [N, S, S, 1] in [0, 255] to calibrated probabilities [N, 1].
 
-        with tempfile.TemporaryDirectory() as folder:
-            (self.place / "saved_model").download(Path(folder))
-            yield _Served(tf.saved_model.load(folder))
+        Raises:
+            UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
+        """
+        import tf_keras as keras
 
+        from fracture.models import build_model, weight_shapes
 
-class _Served:
-    def __init__(self, served: Any) -> None:
-        self._served = served
-
-    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        return self._served.serve_uint8(images).numpy()
+        shapes = weight_shapes(self.config)
+        expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
+        file = self.place / WEIGHTS
+        if not file.is_file():
+            raise UsageError(f"{file} is missing. {_ANEW}")
+        most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
+        arrays = load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
+        keras.mixed_precision.set_global_policy("float32")  # as when it was exported
+        model = build_model(self.config, self.pixel_mean, self.pixel_std)
+        model.set_weights(arrays)
+        return model
 
 
 def is_bundle(place: Place) -> bool:
-    return (place / "bundle.json").is_file()
+    return (place / CARD).is_file()
 
 
 def read_bundle(place: Place) -> Bundle:
     """
     Raises:
-        UsageError: no bundle there, or one of another format.
+        UsageError: no bundle there, one of another format, or one whose `bundle.json` is damaged.
     """
     if not is_bundle(place):
         raise UsageError(f"{place} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
-    content = (place / "bundle.json").read_json()
-    if content.get("format_version") != FORMAT_VERSION:
+    text = (place / CARD).read_bytes(most=_MOST_CARD)
+    try:
+        content = from_json(text)
+    except ValueError:
+        raise UsageError(f"{place / CARD} is damaged: not JSON. {_ANEW}") from None
+    format_version = content.get("format_version") if isinstance(content, dict) else None
+    if format_version != FORMAT_VERSION:
         raise UsageError(
-            f"{place} is of bundle format {content.get('format_version')}, and this program reads {FORMAT_VERSION}. "
+            f"{place} is of bundle format {format_version!r:.20}, and this program reads {FORMAT_VERSION}. "
             "Read it with the version that wrote it, or train anew under another --run name."
         )
+    try:
+        card = _Card.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{place / CARD} is damaged{f' at {where!r:.100}' if where else ''}: {first['msg']}. {_ANEW}"
+        ) from None
     return Bundle(
         place=place,
-        image_size=content["input"]["shape"][1],
-        synthetic=content["synthetic"],
-        decision=Decision.model_validate(content["decision"]),
-        evaluations={
-            part: {unit: Metrics.model_validate(metrics) for unit, metrics in evaluation.items()}
-            for part, evaluation in content["metrics"].items()
-        },
+        config=card.config,
+        pixel_mean=card.input.pixel_mean,
+        pixel_std=card.input.pixel_std,
+        synthetic=card.synthetic,
+        decision=card.decision,
+        evaluations=card.metrics,
     )

@@ -3,13 +3,15 @@
 It cannot hold code, so loading it runs none, and every byte of it is under a checksum.
 """
 
-import io
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fracture.arrays import load_arrays, save_arrays
 
 Arrays = list[np.ndarray]
 SNAPSHOT, SNAPSHOT_COPY = "checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.copy.json"  # Ray Train's
@@ -59,9 +61,9 @@ class LoopState:
 
     def save(self, folder: Path) -> None:
         plain: dict[str, Any] = {key: value for key, value in vars(self).items() if key not in _ARRAYS}
-        plain |= {name: len(getattr(self, name)) for name in _ARRAYS}  # names in the file have no checksum
-        arrays = {f"{name}_{i}": array for name in _ARRAYS for i, array in enumerate(getattr(self, name))}
-        np.savez(folder / FILE, plain=np.frombuffer(json.dumps(plain).encode(), np.uint8), **arrays)
+        plain |= {name: len(getattr(self, name)) for name in _ARRAYS}
+        arrays = [array for name in _ARRAYS for array in getattr(self, name)]
+        save_arrays(folder / FILE, [np.frombuffer(json.dumps(plain).encode(), np.uint8), *arrays])
 
     @classmethod
     def load(cls, folder: Path) -> "LoopState":
@@ -70,8 +72,10 @@ class LoopState:
             Damaged: a byte is missing or changed.
         """
         try:
-            with np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as arrays:
-                plain = json.loads(arrays["plain"].tobytes())
-                return cls(**plain | {name: [arrays[f"{name}_{i}"] for i in range(plain[name])] for name in _ARRAYS})
-        except Exception as error:  # readers of a damaged file raise whatever they stumble over
-            raise Damaged(str(error)) from error
+            file = folder / FILE
+            first, *rest = load_arrays(file, file.stat().st_size, FILE, "")
+            plain = json.loads(first.tobytes())
+            arrays = iter(rest)
+            return cls(**plain | {name: list(islice(arrays, plain[name])) for name in _ARRAYS})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise Damaged(str(error).rstrip(". ")) from error

@@ -65,6 +65,8 @@ def start_ray(verbose: bool) -> None:
     """
     ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
     os.environ.update(ours)
+    if not verbose:  # nodes tell of each worker that dies, whatever `log_to_driver` says; we do so in one line
+        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
 
     if ray.is_initialized():

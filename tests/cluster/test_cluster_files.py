@@ -134,6 +134,62 @@ def test_machines_carry_rights_that_we_named(kind: str):
 
 def test_no_port_but_ssh_is_opened():
     assert load("aws")["provider"]["security_group"] == {"GroupName": "fracture"}  # IpPermissions would add ports
+    for kind in ("head", "gpu"):
+        aws, gcp = (load(name)["available_node_types"][kind]["node_config"] for name in CLOUDS)
+        assert {"SecurityGroupIds", "NetworkInterfaces", "UserData"}.isdisjoint(aws)
+        assert "tags" not in gcp  # by which a firewall's rules find a machine
+        (network,) = gcp["networkInterfaces"]
+        assert network.keys() == {"network", "accessConfigs"}
+
+
+WIDE_OPEN = (
+    *("0.0.0.0", "::/0", "IpPermissions", "CidrIp", "sourceRanges", "hostPort", "hostNetwork", "NodePort"),
+    *("LoadBalancer", "Ingress:", "kind: Ingress", "kind: Service\n", "--publish", " -p ", "EXPOSE"),
+)
+
+
+@pytest.mark.parametrize("file", [*FILES, CLUSTER / "Dockerfile", ROOT / "Makefile"], ids=lambda file: file.name)
+def test_no_file_opens_a_port_to_everyone(file: Path):
+    """Neither 6379 nor 8265 nor 10001, nor any other."""
+    text = file.read_text()
+    if file.name == "Makefile":
+        text = text.replace("ps -p ", "")
+    assert [word for word in WIDE_OPEN if word in text] == []
+
+
+def one_line(file: Path) -> list[str]:
+    """The lines of a file, commands that go on in the next one joined, comments too."""
+    return re.sub(r"\\\n[#\s]*", " ", re.sub(r"(ulimit -n 65536;)\n\s+", r"\1 ", file.read_text())).splitlines()
+
+
+DOCUMENTS = [*FILES, CLUSTER / "Dockerfile", ROOT / "Makefile", ROOT / "README.md", ROOT / "job/train.py"]
+
+
+def test_every_ray_that_is_started_keeps_its_dashboard_to_itself():
+    starts = [line for file in DOCUMENTS for line in one_line(file) if re.search(r"(ray|\$\(RAY\)) start --head", line)]
+    assert len(starts) == 4
+    assert [re.findall(r"--dashboard-host=(\S+)", line) for line in starts] == [["127.0.0.1"]] * 4
+
+
+def test_every_job_is_submitted_with_the_token_through_this_machine():
+    shown = [line for file in DOCUMENTS for line in one_line(file) if "ray job submit --" in line]
+    shown = [line for line in shown if not line.startswith("|")]  # a table of what was once measured
+    assert len(shown) == 6
+    assert [line for line in shown if "RAY_AUTH_MODE=token ray job submit" not in line] == []
+    addresses = {a for line in shown for a in re.findall(r"--address (\S+)", line)}
+    assert addresses == {"http://127.0.0.1:8265"}
+
+
+def test_every_way_to_start_a_cluster_is_looked_at():
+    assert {file.stem for file in FILES} == {*RAY_UP, "rayjob", "runtime-env"}
+    assert "ray start" not in (CLUSTER / "runtime-env.yaml").read_text()
+
+
+def test_no_file_holds_a_secret_or_switches_the_token_off():
+    for file in DOCUMENTS:
+        text = file.read_text()
+        assert set(re.findall(r"RAY_AUTH_MODE[=: ]+(\S+?)[\]\s\"]", text)) <= {"token"}, file
+        assert not re.search(r"RAY_AUTH_TOKEN=|AKIA[0-9A-Z]{16}|PRIVATE KEY", text), file
 
 
 @pytest.mark.parametrize("name", RAY_UP)
@@ -141,6 +197,7 @@ def test_every_node_has_the_token_and_asks_for_it(name: str):
     config = prepared(load(name))
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
+    assert re.search(r"^ENV .*\bRAY_AUTH_MODE=token\b", dockerfile(), re.MULTILINE)  # also started in other ways
     assert "HOME=/home/fracture" in dockerfile()  # where `ray up` puts ~/ of the container
 
 

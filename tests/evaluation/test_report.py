@@ -106,6 +106,21 @@ def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     assert "test was read once" in page
 
 
+def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_path):
+    folder, manifest = shard_folder()
+    script = "<script>alert(1)</script>"
+    columns = {name: pa.array([f"{script}{n % 2}.png" for n in range(len(SCORES))]) for name in ("source", "origin")}
+    table = pa.table({name: columns.get(name, SCORES[name]) for name in SCORES.column_names} | columns)
+    manifest = manifest.model_copy(update={"alarms": [script], "split_reason": script})
+    evaluations = evaluate_run(table, folder, manifest, 0.5)
+    decision = DECISION.model_copy(update={"rule": script})
+    report = Report(script, manifest, decision, evaluations, HISTORY, 1, {script: script}, [script])
+    write_report(place(tmp_path), report, table, folder)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 7
+
+
 def test_the_report_of_data_from_elsewhere_claims_no_training(shard_folder, tmp_path):
     folder, manifest = shard_folder()
     evaluations = evaluate_run(SCORES, folder, manifest, 0.5)

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -8,13 +9,15 @@ from fracture.errors import UsageError
 from fracture.input.shards import (
     MANIFEST,
     ROW_GROUP_ROWS,
+    Manifest,
     encode_shard,
     images_of,
     read_index,
     read_manifest,
     read_rows,
+    schema,
 )
-from fracture.storage import place
+from fracture.storage import Place, place
 from tests.conftest import write_shards
 
 DATA = {
@@ -108,6 +111,10 @@ def test_no_manifest_says_how_to_make_one(shard_folder):
         ({"schema_version": 99}, "schema version 99, and this program reads version 3"),
         ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
         ({"extra": 1}, "damaged at 'extra'"),
+        ({"parameters": {}}, "damaged at 'parameters'"),
+        ({"parameters": {"image_size": 10**9}}, "damaged at 'parameters.image_size'"),
+        ({"parameters": {"image_size": "224; rm"}}, "damaged at 'parameters.image_size'"),
+        ({"parameters": {"image_size": 32, "hook": "os.system"}}, "damaged at 'parameters.hook'"),
     ],
 )
 def test_a_manifest_of_another_version_or_damaged(shard_folder, change: dict, message: str):
@@ -115,6 +122,105 @@ def test_a_manifest_of_another_version_or_damaged(shard_folder, change: dict, me
     (folder / MANIFEST).write_json((folder / MANIFEST).read_json() | change)
     with pytest.raises(UsageError, match=message):
         read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "../x.parquet"}, "damaged at 'shards.val.0.file'"),
+        ({"file": "/etc/x.parquet"}, "damaged at 'shards.val.0.file'"),
+        ({"file": "a/../../x.parquet"}, "damaged at 'shards.val.0.file'"),
+        ({"file": "s3://bucket/x.parquet"}, "damaged at 'shards.val.0.file'"),
+        ({"file": "x.parquet\n"}, "damaged at 'shards.val.0.file'"),
+        ({"file": ""}, "damaged at 'shards.val.0.file'"),
+        ({"rows": -1}, "damaged at 'shards.val.0.rows'"),
+        ({"bytes": 2**63}, "is damaged: .* of 9223372036854775808 bytes"),
+    ],
+)
+def test_a_manifest_leads_nowhere_else(shard_folder, change: dict, message: str):
+    folder, _ = shard_folder()
+    content = (folder / MANIFEST).read_json()
+    content["shards"]["val"][0] |= change
+    (folder / MANIFEST).write_json(content)
+    with pytest.raises(UsageError, match=message):
+        read_manifest(folder)
+
+
+def test_a_manifest_that_names_a_shard_a_million_times(shard_folder):
+    folder, _ = shard_folder()
+    content = (folder / MANIFEST).read_json()
+    content["shards"]["val"] *= 10_000
+    (folder / MANIFEST).write_json(content)
+    with pytest.raises(UsageError, match=r"dataset.json is damaged: it names a shard twice"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("text", [b"[" * 10**6, b"\x80", b'{"schema_version": ' + b"9" * 10**6])
+def test_a_manifest_that_is_not_json(shard_folder, text: bytes):
+    folder, _ = shard_folder()
+    (folder / MANIFEST).write_bytes(text)
+    with pytest.raises(UsageError, match=r"dataset.json is damaged: not JSON"):
+        read_manifest(folder)
+
+
+def test_an_immense_manifest_is_not_read(shard_folder):
+    folder, _ = shard_folder()
+    with open((folder / MANIFEST).path, "r+b") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(UsageError, match=r"dataset.json has 1,099,511,627,776 bytes, over the limit of 67,108,864"):
+        read_manifest(folder)
+
+
+def packed(folder: Place, manifest: Manifest, rows: int, **how) -> Manifest:
+    """Puts a shard of so many black images in the place of validation's, and names it rightly."""
+    names = [how.pop("source", "x")] * rows
+    black = pa.array([bytes(32**2)] * rows, pa.binary(32**2))
+    content = {"label": [0] * rows, "film": [0] * rows, "group": [0] * rows, "sha256": [bytes(32)] * rows}
+    content |= {"source": names, "origin": [""] * rows}
+    columns = [black, *(pa.array(content[field.name], field.type) for field in list(schema(32))[1:])]
+    shard = manifest.shards["val"][0]
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema(32)), (folder / shard.file).path, **how)
+    size = len((folder / shard.file).read_bytes())
+    changed = shard.model_copy(update={"rows": rows, "bytes": size})
+    return manifest.model_copy(update={"shards": manifest.shards | {"val": [changed]}})
+
+
+PLAIN = {"row_group_size": ROW_GROUP_ROWS, "use_dictionary": False, "compression": "lz4"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "how", "message"),
+    [
+        (50_000, {"use_dictionary": True}, "claims 50,000 rows in 1 row groups"),
+        (50_000, {"use_dictionary": False, "compression": "zstd"}, "claims 50,000 rows in 1 row groups"),
+        (640, {"row_group_size": ROW_GROUP_ROWS, "use_dictionary": True}, "stores values as PLAIN, RLE, RLE_DICT"),
+        (128, PLAIN | {"row_group_size": 100}, "has 100 rows in row group 0"),
+        (64, PLAIN | {"source": "x" * 10**5}, "has 6,.* bytes in row group 0"),
+    ],
+    ids=["dictionary", "compressed", "packed", "uneven", "long names"],
+)
+def test_a_small_shard_that_would_take_much_memory_is_refused(shard_folder, rows: int, how: dict, message: str):
+    folder, manifest = shard_folder()
+    manifest = packed(folder, manifest, rows, **how)
+    assert manifest.shards["val"][0].bytes < 200_000
+    for read in (
+        lambda: read_rows(folder, manifest, "val", 0, 1),
+        lambda: read_index(folder, manifest, "val", ["film"]),
+    ):
+        before = pa.total_allocated_bytes()
+        with pytest.raises(
+            UsageError, match=rf"shard .*val-00000-.*parquet {message}.*as no shard of ours. Run prepro"
+        ):
+            read()
+        assert pa.total_allocated_bytes() - before < 10**6
+
+
+def test_a_manifest_that_claims_a_billion_rows(shard_folder):
+    folder, manifest = shard_folder()
+    shard = manifest.shards["val"][0].model_copy(update={"rows": 10**9})
+    manifest = manifest.model_copy(update={"shards": manifest.shards | {"val": [shard]}})
+    with pytest.raises(UsageError, match=r"is not the one that dataset.json describes"):
+        read_index(folder, manifest, "val", ["film"])
 
 
 def test_half_a_manifest(shard_folder):

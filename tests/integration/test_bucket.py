@@ -66,7 +66,12 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     assert "resuming   after epoch" in resumed
     assert history(run) == [1, 2, 3, 4, 5, 6]
     left = {info.path.removeprefix(f"{run.path}/") for info in run.files()}
-    assert left >= {"bundle/bundle.json", "bundle/model.keras", "bundle/saved_model/saved_model.pb"}
+    assert left >= {
+        "bundle/bundle.json",
+        "bundle/model.keras",
+        "bundle/saved_model/saved_model.pb",
+        "bundle/weights.npz",
+    }
     assert left >= {"report/report.html", "predictions.parquet", "config.yaml"}
     checkpoints = {result["checkpoint_dir_name"] for result in (run / SNAPSHOT).read_json()["checkpoint_results"]}
     assert len(checkpoints) == 2, "and perhaps one whose upload the store cut off, which is not in the list"

@@ -13,9 +13,11 @@ import pytest
 
 from fracture.errors import RunError
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.scores import gather_scores
+from fracture.evaluation.scores import gather_scores, score_blocks
 from fracture.input.draws import row_weights
-from fracture.storage import place
+from fracture.input.shards import Manifest
+from fracture.release.bundle import read_bundle
+from fracture.storage import Place, place
 from tests.conftest import TINY, shell, write_shards
 from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs
 
@@ -162,6 +164,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
         line for line in second.stdout.splitlines() if line.startswith("test")
     ]
     _check_what_a_run_leaves(run, second)
+    _check_that_the_numbers_alone_give_the_same(run, *data)
 
 
 def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
@@ -196,10 +199,18 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     assert "the model was trained on every one of these 20 images: they cannot test it" in known.stderr
 
 
+def _check_that_the_numbers_alone_give_the_same(run: Path, shards: Place, manifest: Manifest) -> None:
+    """A network built of the bundle's settings and arrays, against what the run said of its own."""
+    own = pq.read_table(run / "predictions.parquet", filters=[("split", "=", "test")])
+    fresh = score_blocks(read_bundle(place(run / "bundle")).model(), shards, manifest, "test", rank=0, workers=1)
+    assert fresh["row"].to_pylist() == own["row"].to_pylist()
+    assert np.allclose(fresh["probability"], own["probability"], rtol=1e-5, atol=1e-7)  # calibrated within, or after
+
+
 def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> None:
     assert {p.name for p in (run / "report").iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
     left = {p.name for p in (run / "bundle").iterdir()}
-    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet"}
+    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet", "weights.npz"}
     bundle = json.loads((run / "bundle/bundle.json").read_text())
     assert bundle["metrics"]["test"]["image"]["count"] == ROWS["test"]
     assert bundle["synthetic"]

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from fracture.config import load_config
-from fracture.models import build_model
+from fracture.models import build_model, weight_shapes
 from fracture.models.cnn import KeyedDropout
 
 
@@ -28,6 +28,22 @@ def test_the_default_network_pools_first_and_is_small():
     assert kinds(model)[2:6] == ["Conv2D", "MaxPooling2D", "BatchNormalization", "ReLU"]
     assert model.count_params() == 1_684_289
     assert {layer.momentum for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)} == {0.9}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("model.batch_norm=false", "model.head=flatten"),
+        ("model.dense=[]", "model.filters=[3,5,7]"),
+        ("model.dense=[9,6]", "model.head=flatten", "data.image_size=37", "model.block=conv-bn-relu-pool"),
+        ("model.sync_batch_norm=true", "model.dropout=0"),
+    ],
+)
+def test_shapes_told_without_building_are_those_of_the_network(tiny_config, changes: tuple[str, ...]):
+    config = tiny_config(*changes)
+    built = [(weight.name, tuple(weight.shape)) for weight in build_model(config, 100.0, 50.0).weights]
+    assert list(weight_shapes(config).items()) == built
 
 
 def test_standardising_is_part_of_the_network(tiny_config):

@@ -190,6 +190,16 @@ def test_data_without_a_split_cannot_leak_and_the_screen_says_so():
     assert "leakage    no split was found that could leak; training makes one of whole groups" in lines
 
 
+def test_names_of_files_are_text_and_no_html(facts):
+    script = "<script>alert(1)</script>"
+    names = [f"{script}/{path}" for path in facts["path"].to_pylist()]
+    facts = facts.set_column(facts.schema.get_field_index("path"), facts.schema.field("path"), pa.array(names))
+    source = Source({"": place(f"/data/{script}")}, (), {"fracture": [script]}, True, "")
+    page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;/") > 7
+
+
 def test_the_page_holds_pictures_and_escapes_names(facts):
     source = Source({"": place("/data/<wrists>")}, (), {}, True, "")
     page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()

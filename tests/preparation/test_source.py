@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,69 @@ def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_fo
 def test_a_labels_file_with_a_mistake(image_folder, text, message):
     with pytest.raises(UsageError, match=message):
         labelled(image_folder("a.png", "b.png", "sub/c.png"), text)
+
+
+@pytest.mark.parametrize(
+    "path", ["../../etc/passwd", "/etc/passwd", "sub/../../secret.png", "..", "sub/../a.png", "{data}/a.png"]
+)
+def test_a_labels_file_leads_nowhere_else(image_folder, path: str):
+    folder = image_folder("a.png", "b.png", "sub/c.png")
+    (folder.parent / "secret.png").write_bytes((folder / "a.png").read_bytes())
+    path = path.format(data=folder)
+    with pytest.raises(UsageError, match=rf"line 5: path {path!r} may lead out of .*without '..'"):
+        labelled(folder, f"{LABELS}{path},normal,,\n")
+
+
+def test_a_labels_file_names_no_file_of_another_system(image_folder):
+    for path in (r"C:\secret.png", r"..\secret.png", "file:///etc/passwd", "s3://bucket/a.png", "a.png\0"):
+        with pytest.raises(UsageError, match=r"line 5: there is no file"):
+            labelled(image_folder("a.png", "b.png", "sub/c.png"), f"{LABELS}{path},normal,,\n")
+
+
+def test_an_immense_labels_file_is_not_read(image_folder):
+    folder = image_folder("a.png", "b.png")
+    with (folder.parent / "labels.csv").open("wb") as file:
+        file.truncate(2**40)  # a hole, which takes no room on the disk
+    with pytest.raises(UsageError, match=r"labels.csv has 1,099,511,627,776 bytes, over the limit"):
+        found(folder, labels=place(folder.parent / "labels.csv"))
+
+
+def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
+    elsewhere = image_folder("secret.png", root="elsewhere")
+    folder = image_folder(*official_paths())
+    link = folder / "train/fractured/9.png"
+    link.symlink_to(elsewhere / "secret.png")
+    told = r"--data .*: 'train/fractured/9.png' is a link to a file outside, .*elsewhere/secret.png, and such links are"
+    with pytest.raises(UsageError, match=told):
+        found(folder)
+    (folder / "labels.csv").write_text("path,label\ntrain/fractured/9.png,1\ntrain/not fractured/0.png,0\n")
+    with pytest.raises(UsageError, match=told):
+        found(folder, labels=place(folder / "labels.csv"))
+
+
+@pytest.mark.parametrize("target", ["/etc", "..", ".", "../not fractured"])
+def test_links_to_folders_are_refused(image_folder, target: str):
+    """Two that lead to where they stand would be a list of 2^40 files."""
+    folder = image_folder(*official_paths())
+    for name in ("loop", "again"):
+        (folder / "train/fractured" / name).symlink_to(target)
+    with pytest.raises(
+        UsageError, match=r"'train/fractured/(loop|again)' is a link to a folder.* are not followed. Copy"
+    ):
+        found(folder)
+
+
+def test_links_within_the_folder_and_to_the_folder_are_followed(image_folder, tmp_path):
+    folder = image_folder(*official_paths())
+    (folder / "train/fractured/9.png").symlink_to(folder / "train/fractured/0.png")
+    (tmp_path / "link").symlink_to(folder)
+    assert len(found(tmp_path / "link").files) == 13
+
+
+def test_what_is_no_file_is_not_opened(image_folder):
+    folder = image_folder(*official_paths())
+    os.mkfifo(folder / "train/fractured/9.png")
+    assert len(found(folder).files) == 12
 
 
 def test_a_labels_file_that_is_not_there_or_for_several_folders(image_folder, tmp_path):

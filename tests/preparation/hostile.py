@@ -1,0 +1,110 @@
+"""Files that were made to hurt whoever opens them, in the formats that are read."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, rows: bytes | None = None) -> bytes:
+    """A PNG of those sides; its pixels are `rows`, or black, packed a thousandfold."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    if rows is None:
+        samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+        rows = _packed_zeros((1 + (width * samples * depth + 7) // 8) * height)
+    return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def text_bomb(kind: bytes, unfolded: int) -> bytes:
+    """A chunk of text or of a colour profile that unfolds to so many bytes."""
+    before = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0", b"iCCP": b"profile\0\0"}[kind]
+    return chunk(kind, before + _packed_zeros(unfolded))
+
+
+def _packed_zeros(count: int) -> bytes:
+    packer = zlib.compressobj(9)
+    block = bytes(2**20)
+    parts = [packer.compress(block) for _ in range(count // len(block))]
+    return b"".join([*parts, packer.compress(bytes(count % len(block))), packer.flush()])
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def small(kind: str, mode: str = "L", **options) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    return encoded(Image.fromarray(pixels).convert(mode), kind, **options)
+
+
+def jpeg(width: int, height: int, **options) -> bytes:
+    """A small JPEG whose header claims other sides."""
+    data = bytearray(small("jpeg", "RGB", **options))
+    at = next(data.find(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data)
+    struct.pack_into(">HH", data, at + 5, height, width)
+    return bytes(data)
+
+
+def gif(width: int, height: int) -> bytes:
+    """A small GIF whose screen and first frame claim other sides."""
+    data = bytearray(small("gif"))
+    struct.pack_into("<HH", data, 6, width, height)
+    struct.pack_into("<HH", data, data.index(b"\x2c\0\0\0\0") + 5, width, height)
+    return bytes(data)
+
+
+def gif_with_large_frame(width: int, height: int) -> bytes:
+    """Its screen is small, the frame on it is not."""
+    data = bytearray(small("gif"))
+    struct.pack_into("<HH", data, data.index(b"\x2c\0\0\0\0") + 5, width, height)
+    return bytes(data)
+
+
+def webp(width: int, height: int) -> bytes:
+    """A small animation whose canvas claims other sides."""
+    frames = [Image.new("RGB", (64, 64), grey) for grey in ("black", "white")]
+    data = bytearray(encoded(frames[0], "webp", save_all=True, append_images=frames[1:]))
+    at = data.index(b"VP8X") + 12
+    data[at : at + 6] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return bytes(data)
+
+
+def tiff(tags: dict[int, tuple[int, int]], data: bytes = b"", **options) -> bytes:
+    """A small TIFF with other values: tag -> (type, value)."""
+    content = bytearray(small("tiff", **options))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    for number in range(count):
+        at = directory + 2 + 12 * number
+        (tag,) = struct.unpack_from("<H", content, at)
+        if tag in tags:
+            struct.pack_into("<HII", content, at + 2, tags[tag][0], 1, tags[tag][1])
+    return bytes(content) + data
+
+
+def tiff_with_immense_tag() -> bytes:
+    """A description that claims four billion characters."""
+    content = bytearray(small("tiff", description="x" * 40))
+    at = content.index(struct.pack("<HH", 270, 2))
+    struct.pack_into("<I", content, at + 4, 2**32 - 1)
+    return bytes(content)
+
+
+def bmp(width: int, height: int) -> bytes:
+    data = bytearray(small("bmp"))
+    struct.pack_into("<ii", data, 18, width, height)
+    return bytes(data)
+
+
+def frames(kind: str, count: int) -> bytes:
+    """So many frames of 64 × 64, the first of them black."""
+    black, grey = Image.new("L", (64, 64), 0), Image.new("L", (64, 64), 128)
+    return encoded(black, kind, save_all=True, append_images=[grey, black] * (count // 2))
