@@ -312,6 +312,8 @@ def _fit_and_show(
             alive = thread.is_alive()  # asked before the last events are taken
             watch.look()
             thread.join(_POLL)
+        if watch.left:  # not before Ray Train has taken the last checkpoint into its list
+            raise KeyboardInterrupt
     except BaseException:
         if watch.controller is not None:  # on a Ray that others use too, it would go on
             with suppress(Exception):
@@ -335,16 +337,16 @@ class _Watch:
         self._leave_by: float | None = None
         self._looked_for_machines = time.monotonic()
         self.controller: Any = None
+        self.left = False  # the workers, as asked
 
     def look(self) -> None:
         """
         Raises:
             RunError, UsageError: it is no use to go on.
-            KeyboardInterrupt: a signal came, and the workers have saved and left, or have had their time.
+            KeyboardInterrupt: a signal came, and the workers have had their time.
         """
         import ray
 
-        left = False
         for event in ray.get(self._messages.take.remote()):
             if event["event"] == "controller":
                 self.controller = event["actor"]
@@ -353,9 +355,9 @@ class _Watch:
                 event = self._where_stuck(event)
             self._recovery.see(event)
             self._show(event | {"failures": self._recovery.failures})
-            left |= event["event"] == "left"
+            self.left |= event["event"] == "left"
         if _stopping.is_set():
-            self._stop(left)
+            self._stop()
         self._wait_for_machines()
 
     def _show(self, event: Mapping[str, Any]) -> None:
@@ -369,13 +371,13 @@ class _Watch:
         self._stacks = len(stacks)
         return event | {"reason": f"a worker was stuck; where, says {self._run / STACKS / stacks[-1].base_name}"}
 
-    def _stop(self, left: bool) -> None:
+    def _stop(self) -> None:
         if self._leave_by is None:
             self._leave_by = time.monotonic() + self._config.recovery.grace_seconds
             self._messages.stop.remote()
             if self._recovery.training:
                 self._show({"event": "stopping", "seconds": self._config.recovery.grace_seconds})
-        if left or not self._recovery.training or time.monotonic() > self._leave_by:
+        if not (self._recovery.training or self.left) or time.monotonic() > self._leave_by:
             raise KeyboardInterrupt
 
     def _wait_for_machines(self) -> None:

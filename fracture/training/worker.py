@@ -231,7 +231,8 @@ def _plain(error: Exception) -> Exception:
     name = type(error).__name__
     if name in ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError"):
         return PeerLost(name)
-    return RuntimeError(f"{name}: {str(error).strip().splitlines()[0]}")
+    lines = [line.partition(" [Op:")[0].strip() for line in str(error).splitlines()]
+    return RuntimeError(f"{name}: {next((line for line in reversed(lines) if line and line[:2] != '[['), '')}")
 
 
 def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
