@@ -21,7 +21,7 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down audit data test bench soak check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down audit data test test-cluster bench soak check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older pytho
 
 test: setup $(VENV)-s3/installed ## run all tests, also those that train on Ray
 	@$(PY) -m pytest
+
+test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
+	@$(PY) -m pytest tests/cluster/test_hosts.py -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")

@@ -45,6 +45,9 @@ _patient = threading.Event()  # whoever is at work looks at `_stopping` itself
 _alone = threading.Event()  # Ray is of this job alone, and ends with it
 _POLL = 0.2  # seconds between two looks at what the workers say
 _LOOK_FOR_MACHINES = 30.0  # seconds
+_GROW_AFTER = (
+    30.0  # seconds that an elastic group trains before it may restart with more; Ray knows what is free to 20 s
+)
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,8 @@ def train(
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     _mend_snapshot(run)
     compute = config.compute
+    if compute.min_workers:  # a group that was planned with a machine that has just gone is given up sooner: 60 s
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     trainer = Trainer(
         train_worker,
         alone=_alone.is_set(),
@@ -257,6 +262,7 @@ def train(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
             resources_per_worker=_each(config),
+            elastic_resize_monitor_interval_s=_GROW_AFTER,
         ),
         run_config=RunConfig(
             name=run.name,

@@ -1,0 +1,220 @@
+"""Trainings that lose a host, the network, their driver or their job, on two hosts of a real Ray cluster.
+
+make test-cluster        4 minutes on 2 cores; prints how long each fault has cost
+"""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fracture.storage import Place, place
+from tests.cluster.hosts import DASHBOARD, ROOT, Host, environment, switch, wait_until, why_not
+from tests.conftest import TINY, write_shards
+from tests.integration.conftest import ROWS, assert_same_history
+
+pytestmark = pytest.mark.integration
+
+EPOCHS = 12  # of about a second: enough to be disturbed twice
+CALM = re.compile(  # what a submitted job may say, and `ray job logs` around it
+    r".*\tINFO (cli|job_manager)\.py:\d+ -- |Running entrypoint |(run|starting|training|epoch|test|bundle|report) "
+    r"|CAVEAT  |  "
+)
+NEWS = re.compile(r"(restart|waiting|resuming|stopping|saved|lock|training)  ")  # and when it is disturbed
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[Host, Host]]:
+    """The head and a second host with room for one worker each."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with switch() as network:
+        yield network.add("head"), network.add("second")
+
+
+@dataclass
+class Training:
+    """A run that is submitted to the head, as often as it takes."""
+
+    head: Host
+    shards: Place
+    code: Path
+    storage: Path
+    name: str
+    workers: str = "2"
+    epochs: int = EPOCHS
+    submitted: int = 0
+
+    @property
+    def job(self) -> str:
+        return f"{self.name}-{self.submitted}"
+
+    def submit(self) -> subprocess.Popen:
+        """What runs until the job has ended."""
+        self.submitted += 1
+        command = ["python", "job/train.py", "--shards", str(self.shards), "--storage", str(self.storage)]
+        command += ["--run", self.name, "--workers", self.workers]
+        for setting in (*TINY, f"training.epochs={self.epochs}", f"training.patience={self.epochs}"):
+            command += ["--set", setting]
+        return subprocess.Popen(
+            self._ray_job("submit", "--submission-id", self.job, "--working-dir", str(self.code), "--", *command),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def tell(self, what: str) -> str:
+        """`ray job stop` or `logs`; what it says."""
+        done = subprocess.run(
+            self._ray_job(what, self.job), env=environment(), capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    def history(self) -> list[dict[str, float]]:
+        log = self.storage / "runs" / self.name / "metrics.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def wait_for_epochs(self, epochs: int, job: subprocess.Popen) -> None:
+        def reached() -> bool:
+            assert job.poll() is None or len(self.history()) >= epochs, self.tell("logs")
+            return len(self.history()) >= epochs
+
+        wait_until(180, reached, f"epoch {epochs} of {self.name}")
+
+    def driver(self) -> psutil.Process:
+        (driver,) = (p for p in self.head.processes("job/train.py") if p.cmdline()[:2] == ["python", "job/train.py"])
+        return driver
+
+    def finish(self, job: subprocess.Popen) -> str:
+        """The log of a job that has to succeed."""
+        wait_until(180, lambda: job.poll() is not None, f"the end of {self.job}")
+        log = self.tell("logs")
+        assert job.returncode == 0, log
+        return log
+
+    def _ray_job(self, what: str, *arguments: str) -> list[str]:
+        return self.head.command("ray", "job", what, "--address", DASHBOARD, *arguments)
+
+
+@pytest.fixture(scope="module")
+def training(hosts, tmp_path_factory):
+    """Makes trainings of one set of shards; those of the same name are the same run."""
+    folder = tmp_path_factory.mktemp("storage")
+    shards = place(folder / "shards")
+    write_shards(shards, ROWS)
+    for part in ("fracture", "job"):
+        shutil.copytree(ROOT / part, folder / "code" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return lambda name, **different: Training(hosts[0], shards, folder / "code", folder, name, **different)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(hosts, training):
+    """A run's history and log, and what trains on each host after its first epoch."""
+    run = training("undisturbed")
+    job = run.submit()
+    run.wait_for_epochs(1, job)
+    workers = [host.processes("RayTrainWorker") for host in hosts]
+    log = run.finish(job)
+    return run.history(), log, workers
+
+
+def test_each_host_has_one_worker(undisturbed):
+    *_, workers = undisturbed
+    assert [len(on_host) for on_host in workers] == [1, 1]
+
+
+def test_the_log_of_a_job_is_calm(undisturbed):
+    """A line an epoch, not one per worker, and nobody's warnings."""
+    _, log, _ = undisturbed
+    lines = log.splitlines()
+    assert [line for line in lines if not CALM.match(line)] == []
+    assert [int(line[:5]) for line in lines if re.match(r" *\d+  \d", line)] == list(range(1, EPOCHS + 1))
+
+
+def test_a_host_that_dies_and_one_that_is_cut_off_cost_time_and_nothing_else(hosts, training, undisturbed):
+    head, second = hosts
+    run = training("lost")
+    job = run.submit()
+
+    run.wait_for_epochs(2, job)
+    done = len(run.history())
+    second.kill()
+    wait_until(60, lambda: not head.processes("RayTrainWorker"), "that the worker left alone is ended")
+    assert job.poll() is None, "it waits for another host"
+    second.start()
+    _tell_the_time_until(run, done + 1, job, "a host was killed, and its replacement has joined")
+
+    run.wait_for_epochs(done + 2, job)
+    done = len(run.history())
+    second.cut()
+    heal = time.monotonic() + 30
+    wait_until(31, lambda: time.monotonic() > heal or job.poll() is not None, "the end of the cut")
+    second.heal()
+    _tell_the_time_until(run, done + 1, job, "a cut of 30 s was healed")
+
+    log = run.finish(job)
+    assert_same_history(run.history(), undisturbed[0], tolerance=1e-3)
+    assert len(re.findall("^resuming   ", log, re.MULTILINE)) == 2
+    assert [line for line in log.splitlines() if not (CALM.match(line) or NEWS.match(line))] == []
+
+
+def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts, training):
+    head, second = hosts
+    run = training("elastic", workers="1:2", epochs=60)
+    job = run.submit()
+    run.wait_for_epochs(2, job)
+    wait_until(60, lambda: second.processes("RayTrainWorker"), "a worker on the second host")
+
+    done = len(run.history())
+    second.kill()
+    _tell_the_time_until(run, done + 1, job, "a host was killed, and one worker went on")
+    second.start()
+    started = time.monotonic()
+    wait_until(120, lambda: second.processes("RayTrainWorker"), "that it grows again")
+    print(f"{time.monotonic() - started:5.1f} s from when a host came back to a worker on it")
+    done = len(run.history())
+    _tell_the_time_until(run, done + 1, job, "a second worker was started")
+
+    log = run.finish(job)
+    assert re.findall(r"^training   (\d) worker", log, re.MULTILINE) == ["2", "1", "2"]
+    history = run.history()
+    assert [record["epoch"] for record in history] == list(range(1, 61))
+    for record in history:  # the recipe holds: each image once, and the learning rate of the global batch
+        seen = record["accuracy"] * ROWS["train"]
+        assert seen == pytest.approx(round(seen), abs=1e-4)
+        expected = 1e-3 * (1 + math.cos(math.pi * record["epoch"] / 60)) / 2
+        assert record["learning_rate"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
+
+
+def test_a_job_whose_driver_was_killed_or_that_was_stopped_is_resumed_by_the_same_command(training, undisturbed):
+    run = training("stopped")
+    job = run.submit()
+    run.wait_for_epochs(2, job)
+    run.driver().kill()
+    assert job.wait(60) == 1
+
+    job, done = run.submit(), len(run.history())
+    _tell_the_time_until(run, done + 1, job, "the same was submitted after its driver was killed")
+    run.wait_for_epochs(done + 2, job)
+    run.tell("stop")
+    job.wait(60)
+    assert len(run.history()) < EPOCHS
+
+    job, done = run.submit(), len(run.history())
+    _tell_the_time_until(run, done + 1, job, "the same was submitted after `ray job stop`")
+    assert "resuming   " in run.finish(job)
+    assert_same_history(run.history(), undisturbed[0], tolerance=1e-3)
+
+
+def _tell_the_time_until(run: Training, epoch: int, job: subprocess.Popen, since: str) -> None:
+    started = time.monotonic()
+    run.wait_for_epochs(epoch, job)
+    print(f"{time.monotonic() - started:5.1f} s from when {since} to the first new epoch")
