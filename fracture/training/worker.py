@@ -95,6 +95,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         model, metrics = _compiled_model(config, manifest, train.steps)
     optimizer = model.optimizer
     tallies = [variable for metric in metrics for variable in metric.variables]
+    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
     tally, results = reducer(strategy, "sum", tallies), _results(strategy, metrics)
     mean_averages = reducer(strategy, "mean", model.non_trainable_variables)
 
@@ -155,9 +156,9 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         if rank == 0:
             tell(event="saved", epoch=progress.epoch, step=step, steps=train.steps)
 
-    def restore_tallies() -> None:
-        """What was counted before the checkpoint, as if rank 0 had counted it all."""
-        for variable, value in zip(local_variables(strategy, tallies), state.tallies, strict=False):
+    def set_tallies(values: Arrays) -> None:
+        """As if rank 0 had counted it all."""
+        for variable, value in zip(local_variables(strategy, tallies), values, strict=True):
             variable.assign(value if rank == 0 else np.zeros_like(value))
 
     try:
@@ -168,7 +169,10 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                 save = partial(pause, lambda started=started: time.monotonic() - started, tally)
                 progress.begin(epoch + 1, first, train.steps, save)
                 divergence = StopOnDivergence()
-                restore = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: restore_tallies())
+                # Keras has set them to zero when an epoch begins.
+                restore = keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
+                )
                 model.fit(
                     on_each_worker(strategy, training_batches(train, seed, epoch, config.augment, first)),
                     epochs=1,
@@ -181,8 +185,9 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                         tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
                     return
             else:
-                restore_tallies()
+                set_tallies(state.tallies)
             trained, tallied, measured = time.monotonic() - started, tally(), results()
+            set_tallies(nothing)  # before its first batch Keras does not know of the metrics
 
             share_moving_averages()
             watchdog.busy("going to validate")

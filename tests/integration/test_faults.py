@@ -113,6 +113,33 @@ def test_a_worker_that_is_alive_but_stuck_is_found_out_and_replaced(data, undist
     assert any("in a_step_that_never_returns" in text for text in stacks), reasons
 
 
+def leaves_while_validating(assignment: Any) -> None:
+    """As where SIGTERM comes then."""
+    from fracture.training import callbacks
+
+    def leave(self, batch, logs=None):
+        if self.epoch == 2:
+            self._save(self.step)
+            raise callbacks.Left
+
+    callbacks.Progress.on_test_batch_end = leave
+    worker_module.train_worker(assignment)
+
+
+def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_again(
+    data, undisturbed, tmp_path, monkeypatch
+):
+    config, _, expected = undisturbed
+    with monkeypatch.context() as stopped:
+        stopped.setattr("fracture.training.worker.train_worker", leaves_while_validating)
+        with pytest.raises(KeyboardInterrupt):
+            start(config, data, tmp_path / "run")
+    screen = Meddler(config)
+    history = start(config, data, tmp_path / "run", screen)
+    assert "resuming   in epoch 2, step 6 of 6, from its checkpoint" in screen.text
+    assert_same_history(history, expected, tolerance=1e-3)
+
+
 def breaks(assignment: Any) -> None:
     from fracture.training import callbacks
 
