@@ -147,7 +147,7 @@ class RecoveryConfig(Settings):
         description="without a step done before a worker counts as stuck; auto: ten times the slowest, at least 300",
     )
     grace_seconds: float = Field(
-        30.0, ge=0, description="after SIGTERM or Ctrl-C for a last checkpoint; Kubernetes grants 30"
+        20.0, ge=0, description="after SIGTERM or Ctrl-C for a last checkpoint; Kubernetes grants 30 for all"
     )
     wait_minutes: float = Field(60.0, gt=0, description="for machines that hold the workers, before giving up")
 

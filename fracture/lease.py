@@ -112,10 +112,8 @@ def _read(file: Place) -> bytes | None:
         return file.read_bytes()
     except FileNotFoundError:
         return None
-    except RunError:  # or between the two requests that a read from a bucket is
-        if file.is_file():
-            raise
-        return None
+    except RunError:  # or between the two requests that a read from a bucket is; and may be there anew by now
+        return file.read_bytes() if file.is_file() else None
 
 
 def _parse(data: bytes) -> Claim | None:

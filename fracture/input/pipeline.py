@@ -168,5 +168,5 @@ def _gather(share: Share, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:
     """Maps steps to batches in order, two ahead of the training."""
     options = tf.data.Options()
-    options.autotune.enabled = False  # nothing here to tune, and its thread delays the iterator's end: see worker.py
+    options.autotune.enabled = False  # nothing here to tune, and its thread delays the iterator's end: see strategy.py
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2).with_options(options)

@@ -14,13 +14,15 @@ from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
 
 from fracture.storage import Place
-from fracture.training.failure import explain
+from fracture.training.failure import explain, last_line
 
 
 class Trainer(TensorflowTrainer):
@@ -52,6 +54,14 @@ class Reporter(ControllerCallback, WorkerGroupCallback):
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if isinstance(current_state, ResizingState):
             self._put(event="resizing", workers=current_state.scaling_decision.num_workers)
+        if isinstance(current_state, RestartingState) and not self._told:
+            error = current_state.training_failed_error
+            away = isinstance(error, PreemptionError)
+            self._fail("a machine is being taken away" if away else last_line(error), away)
+        if isinstance(current_state, ReschedulingState):  # mostly for want of machines, which is no failure
+            error = getattr(current_state.training_failed_error, "controller_failure", None)
+            if isinstance(error, WorkerGroupStartupFailedError):
+                self._fail(f"a worker could not start: {last_line(error)}")
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         self._told = False
@@ -62,6 +72,9 @@ class Reporter(ControllerCallback, WorkerGroupCallback):
             away = worker_group_status.get_preemption_info() or worker_group_status.has_preempted_worker()
             failure = explain(worker_group_status.errors, self._run)
             self._put(event="failure", preempted=bool(away), **vars(failure))
+
+    def _fail(self, reason: str, preempted: bool = False) -> None:
+        self._put(event="failure", preempted=preempted, error=None, reason=reason, lost=True)
 
     def _put(self, **event: Any) -> None:
         self._messages.put.remote(event)

@@ -38,9 +38,8 @@ class Left(Exception):
 class Progress(keras.callbacks.Callback):
     """Tells watchdog and driver how far it is, and agrees with the other workers whether to save, or to leave.
 
-    Saving and leaving take all workers, after the same step; but only rank 0 hears that the job is to end, only some
-    that their machine is, and clocks differ. So about once a second they add up what each has to say. How many steps
-    that is, rank 0 says too.
+    Saving and leaving take all workers, after the same step; but only rank 0 hears that the job is to end, and clocks
+    differ. So about once a second they add up what each has to say. How many steps that is, rank 0 says too.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Progress(keras.callbacks.Callback):
         Args:
             tell: on rank 0.
             agree: adds up three numbers over all workers.
-            warned: this worker's machine is about to be taken away.
+            warned: a machine is about to be taken away; is called on all workers alike.
             save_every: seconds.
         """
         super().__init__()
@@ -75,6 +74,7 @@ class Progress(keras.callbacks.Callback):
             save: is called, on all workers, with the steps that are done.
         """
         self.epoch, self.step, self._first, self._steps, self._save = epoch, first, first, steps, save
+        self._watchdog.busy(f"on its way to the next step, after step {first} of epoch {epoch}")
 
     def saved(self) -> None:
         self._saved = time.monotonic()
@@ -85,24 +85,25 @@ class Progress(keras.callbacks.Callback):
         if self.model.stop_training:  # it diverged
             return
         self._say("step")
-        leave, save = self._agreed()
-        if leave or save:
-            self._save(self.step)
-        if leave:
-            raise Left
+        self._heed()
 
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._watchdog.step(f"validating, after batch {batch + 1} of epoch {self.epoch}")
         self._say("validating")
-        if self._agreed()[0]:
-            self._save(self.step)
-            raise Left
+        self._heed()
 
     def between_epochs(self) -> None:
         """Leaves, if that is asked; the epoch is saved already."""
         self._due = self._batches
-        self._say("validating")
+        self._say("between epochs")
         if self._agreed()[0]:
+            raise Left
+
+    def _heed(self) -> None:
+        leave, save = self._agreed()
+        if leave or save:
+            self._save(self.step)
+        if leave:
             raise Left
 
     def _say(self, what: str) -> None:

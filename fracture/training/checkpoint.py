@@ -14,7 +14,7 @@ import numpy as np
 from fracture.arrays import load_arrays, save_arrays
 
 Arrays = list[np.ndarray]
-SNAPSHOT, SNAPSHOT_COPY = "checkpoint_manager_snapshot.json", "checkpoint_manager_snapshot.copy.json"  # Ray Train's
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of them
 FILE = "state.npz"
 _ARRAYS = ("weights", "optimizer", "best_weights", "tallies")
 
@@ -27,6 +27,7 @@ class Damaged(Exception):
 class LoopState:
     """Where the loop is. The schedule and every random draw follow from the seed and these counts."""
 
+    precision: str = ""  # chosen when the run began; another machine might choose another
     epochs_done: int = 0
     steps_done: int = 0  # of the epoch under way
     seconds: float = 0.0  # that these steps took
@@ -56,14 +57,16 @@ class LoopState:
         else:
             self.epochs_without_better += 1
 
+    def arrays(self) -> Arrays:
+        return [array for name in _ARRAYS for array in getattr(self, name)]
+
     def finished(self, epochs: int, patience: int) -> bool:
         return self.epochs_done >= epochs or self.epochs_without_better >= patience
 
     def save(self, folder: Path) -> None:
         plain: dict[str, Any] = {key: value for key, value in vars(self).items() if key not in _ARRAYS}
         plain |= {name: len(getattr(self, name)) for name in _ARRAYS}
-        arrays = [array for name in _ARRAYS for array in getattr(self, name)]
-        save_arrays(folder / FILE, [np.frombuffer(json.dumps(plain).encode(), np.uint8), *arrays])
+        save_arrays(folder / FILE, [np.frombuffer(json.dumps(plain).encode(), np.uint8), *self.arrays()])
 
     @classmethod
     def load(cls, folder: Path) -> "LoopState":
@@ -77,5 +80,5 @@ class LoopState:
             plain = json.loads(first.tobytes())
             arrays = iter(rest)
             return cls(**plain | {name: list(islice(arrays, plain[name])) for name in _ARRAYS})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # not what passes, as of a network's disk
             raise Damaged(str(error).rstrip(". ")) from error

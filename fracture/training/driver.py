@@ -19,8 +19,8 @@ from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
 from fracture.storage import Place, store_failed
-from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
-from fracture.training.failure import explain
+from fracture.training.checkpoint import FILE, SNAPSHOT
+from fracture.training.failure import explain, last_line
 from fracture.training.recovery import Recovery
 from fracture.training.screen import Screen
 from fracture.training.status import LOCK, STATUS
@@ -250,7 +250,7 @@ def train(
 
     (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
-    _mend_snapshot(run)
+    _list_checkpoints(run)
     compute = config.compute
     if compute.min_workers:  # a group that was planned with a machine that has just gone is given up sooner: 60 s
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
@@ -262,7 +262,8 @@ def train(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
             resources_per_worker=_each(config),
-            elastic_resize_monitor_interval_s=_GROW_AFTER,
+            # Ray resizes without asking the workers to save: just after they did costs least.
+            elastic_resize_monitor_interval_s=60 * config.checkpoint.every_minutes + _GROW_AFTER,
         ),
         run_config=RunConfig(
             name=run.name,
@@ -357,6 +358,8 @@ class _Watch:
             if event["event"] == "controller":
                 self.controller = event["actor"]
                 continue
+            if event["event"] == "placed":  # those of the workers before may have come after their end
+                self._stacks = len((self._run / STACKS).files())
             if event["event"] == "failure":
                 event = self._where_stuck(event)
             self._recovery.see(event)
@@ -374,8 +377,8 @@ class _Watch:
         stacks = (self._run / STACKS).files()
         if len(stacks) <= self._stacks or not event["lost"]:
             return event
-        self._stacks = len(stacks)
-        return event | {"reason": f"a worker was stuck; where, says {self._run / STACKS / stacks[-1].base_name}"}
+        first = stacks[self._stacks].base_name  # the others have waited for it
+        return event | {"reason": f"a worker was stuck; where, says {self._run / STACKS / first}"}
 
     def _stop(self) -> None:
         if self._leave_by is None:
@@ -406,40 +409,38 @@ def _outcome(run: Place, screen: Screen) -> Outcome:
     return Outcome(history, int(best["epoch"]), screen.precision, screen.workers)
 
 
-def _mend_snapshot(run: Place) -> None:
-    """Ray Train refuses to start from a list of checkpoints that is not whole, or names one that is gone.
+def _list_checkpoints(run: Place) -> None:
+    """Writes Ray Train's list of checkpoints anew from what is there.
 
-    It rewrites the list in place, so a kill can leave half of it; the worker keeps a copy.
+    Ray Train rewrites its list in place, so a kill or a full disk can leave half of it; it refuses to start from such
+    a list, or from one that names what is gone; and what was saved in the last moment may not be in it.
     """
-    snapshot, copy = run / SNAPSHOT, run / SNAPSHOT_COPY
-    for file in (snapshot, copy):
-        if not file.is_file():
-            continue
-        try:
-            listed = file.read_json()
-        except ValueError:
-            continue
-        if _without_the_gone(run, listed) or file is copy:
-            snapshot.write_json(listed)
+    import ray
+
+    there = {info.path.rsplit("/", 2)[-2] for info in run.files() if info.base_name == FILE}
+    names = sorted(name for name in there if name.startswith("checkpoint_"))  # and then the time
+    if not names:
+        (run / SNAPSHOT).delete()
         return
-    snapshot.delete()
-
-
-def _without_the_gone(run: Place, listed: dict[str, Any]) -> bool:
-    """Takes out of Ray Train's list what is not there; whether there was any such."""
-    results, indices = listed.get("checkpoint_results", []), listed.get("checkpoint_report_indices", [])
-    there = [(run / result["checkpoint_dir_name"]).is_dir() for result in results]
-    listed["checkpoint_results"] = [result for result, is_there in zip(results, there, strict=True) if is_there]
-    listed["checkpoint_report_indices"] = [index for index, is_there in zip(indices, there, strict=True) if is_there]
-    if listed["checkpoint_results"]:
-        listed["latest_checkpoint_result"] = listed["checkpoint_results"][-1]
-    elif results:
-        listed["latest_checkpoint_result"] = None
-    return not all(there)
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in names]
+    empty = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+    empty += ("timed_out_validation_checkpoint_dir_names", "failed_validation_checkpoint_dir_names")
+    (run / SNAPSHOT).write_json(
+        {
+            "ray_version": ray.__version__,
+            "checkpoint_results": results,
+            "checkpoint_report_indices": list(range(len(names))),
+            "latest_checkpoint_result": results[-1],
+            "current_report_index": len(names),
+        }
+        | {name: [] for name in empty}
+    )
 
 
 def _explain(error: Any, run: Place) -> RunError | UsageError:
     """The one line that says why Ray Train gave up."""
-    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
-    told = explain(failures, run)
-    return told.error or RunError(f"{told.reason}. Run again with -v for the traces")
+    if failures := getattr(error, "worker_failures", {}):
+        told = explain(failures, run)
+        return told.error or RunError(f"{told.reason}. Run again with -v for the traces")
+    reason = last_line(getattr(error, "controller_failure", error))
+    return RunError(f"Ray Train gave up: {reason}. Run again with -v for the traces")

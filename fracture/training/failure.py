@@ -35,7 +35,7 @@ def explain(failures: Mapping[int, BaseException], run: Place) -> Failure:
             return Failure(None, f"worker {rank} {_death(str(failure))}", lost=True)
     for rank, failure in failures.items():
         if not isinstance(failure, PeerLost):
-            return Failure(None, f"worker {rank} failed: {_last_line(failure)}", lost=False)
+            return Failure(None, f"worker {rank} failed: {last_line(failure)}", lost=False)
     return Failure(None, "a worker was lost", lost=True)
 
 
@@ -48,6 +48,6 @@ def _death(said: str) -> str:
     return "was killed, or crashed"
 
 
-def _last_line(failure: BaseException) -> str:
+def last_line(failure: BaseException) -> str:
     text = str(failure).strip().splitlines()
     return (text[-1] if text else type(failure).__name__).rstrip(".")

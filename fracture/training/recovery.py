@@ -31,8 +31,10 @@ class Recovery:
         match event["event"]:
             case "placed":
                 self.waiting_since, self._place = None, None
-            case "step" | "broke":
+            case "step" | "validating":
                 self.training = True
+                self._place = (event["epoch"], event["step"])
+            case "broke":
                 self._place = (event["epoch"], event["step"])
             case "epoch" | "saved":
                 self._in_a_row, self._failed_at = 0, None
@@ -53,9 +55,9 @@ class Recovery:
         self._in_a_row += 1
         same = self._place is not None and self._place == self._failed_at
         self._at_one_place = self._at_one_place + 1 if same else 1
-        self._failed_at = self._place
-        where = f"epoch {self._place[0]}, step {self._place[1]}" if self._place else "no step done"
-        if self._place and self._at_one_place >= (_SAME_DEATH if event["lost"] else _SAME_ERROR):
+        self._failed_at, self._place = self._place, None
+        where = f"epoch {self._failed_at[0]}, step {self._failed_at[1]}" if self._failed_at else "no step done"
+        if self._failed_at and self._at_one_place >= (_SAME_DEATH if event["lost"] else _SAME_ERROR):
             raise RunError(
                 f"it fails again and again at the same place ({where}): {event['reason']}. "
                 "Run again with -v for the traces"

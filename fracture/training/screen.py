@@ -21,7 +21,7 @@ class Screen:
         self._config, self._stream = config, stream
         self._live = stream.isatty()
         self._epoch_seconds: list[float] = []
-        self._first_step_done = time.monotonic()
+        self._told_first = (0, 0, 0.0)  # epoch, step and time
         self._headed = False
         self._last_line = time.monotonic()
         self._waiting_told = float("-inf")
@@ -37,6 +37,7 @@ class Screen:
         self._status("")
 
     def _show_start(self, event: Mapping[str, Any]) -> None:
+        self._told_first = (0, 0, 0.0)
         compute, training = self._config.compute, self._config.training
         unit = "GPU" if compute.gpu else "CPU"
         each = 1 if compute.gpu else compute.cpus_per_worker
@@ -59,12 +60,13 @@ class Screen:
             self._headed = True
 
     def _show_step(self, event: Mapping[str, Any]) -> None:
-        step, steps = event["step"], event["steps"]
-        text = f"epoch {event['epoch']}: step {step} of {steps}"
-        if step == 1:  # the first compiles the graph and says nothing of the others
-            self._first_step_done = time.monotonic()
+        epoch, step, steps = event["epoch"], event["step"], event["steps"]
+        text = f"epoch {epoch}: step {step} of {steps}"
+        if self._told_first[0] != epoch:  # the first of all compiles the graph and says nothing of the others
+            self._told_first = (epoch, step, time.monotonic())
         else:
-            each = (time.monotonic() - self._first_step_done) / (step - 1)
+            _, first, since = self._told_first
+            each = (time.monotonic() - since) / max(step - first, 1)
             text += f", {_clock(each * (steps - step))} left in it"
         self._status(text)
 

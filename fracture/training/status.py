@@ -61,7 +61,8 @@ class StatusWriter:
         """
         self._file, self._may_write, self._clock, self._now = run / STATUS, may_write, clock, now
         self._status = Status(updated=now(), epochs=epochs)
-        self._written = self._epoch_began = clock()
+        self._written = self._began = clock()
+        self._told_first = (0, 0)  # epoch and step, at `_began`
         self._epoch_seconds: list[float] = []
         self._starts = 0
 
@@ -92,35 +93,38 @@ class StatusWriter:
             case "start":
                 self._starts += 1
                 restarts = max(self._status.restarts, self._starts - 1)
+                self._told_first = (0, 0)
                 self._change(state="training", epoch=event["epochs_done"] + 1, step=0, restarts=restarts)
                 self._change(steps=event["steps"])
             case "step":
-                if event["step"] == 1:  # it compiles in the first epoch, and says nothing of the others
-                    self._epoch_began = self._clock()
+                if self._told_first[0] != event["epoch"]:  # the first of all compiles, and says nothing of the others
+                    self._told_first, self._began = (event["epoch"], event["step"]), self._clock()
                 self._change(state="training", epoch=event["epoch"], step=event["step"], steps=event["steps"])
                 self._change(seconds_left=self._left())
             case "validating":
                 self._change(state="validating", epoch=event["epoch"], step=0)
             case "epoch":
                 self._epoch_seconds.append(event["record"]["seconds"])
-                self._epoch_began = self._clock()
                 self._change(epoch=event["record"]["epoch"], step=self._status.steps)
                 self._change(seconds_left=self._mean() * (self._status.epochs - event["record"]["epoch"]))
             case "failure":
-                self._change(state="waiting", restarts=event["failures"], reason=str(event["reason"]))
-            case "waiting" | "resizing":
+                restarts = max(self._status.restarts, event["failures"])
+                self._change(state="restarting", restarts=restarts, reason=str(event["reason"]))
+            case "resizing":
+                self._change(state="restarting")
+            case "waiting":
                 self._change(state="waiting")
             case "scoring":
                 self._change(state="scoring", seconds_left=None)
 
     def _left(self) -> float | None:
         """By the mean epoch of this job; in its first by the steps so far, which leaves out the validation."""
-        status, here = self._status, self._clock() - self._epoch_began
+        status, here, first = self._status, self._clock() - self._began, self._told_first[1]
         if self._epoch_seconds:
             return max(self._mean() - here, 0) + self._mean() * (status.epochs - status.epoch)
-        if status.step < 2:
+        if status.step <= first:
             return None
-        each = here / (status.step - 1)
+        each = here / (status.step - first)
         return each * (status.steps * (status.epochs - status.epoch + 1) - status.step)
 
     def _mean(self) -> float:

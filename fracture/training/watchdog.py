@@ -57,9 +57,13 @@ class Watchdog:
         self._last_step = now
         self._say(self.limit, what)
 
-    def busy(self, what: str) -> None:
+    def busy(self, what: str, more: float = 0.0) -> None:
+        """
+        Args:
+            more: seconds, for what takes longer the more there is of it.
+        """
         self._last_step = None  # what comes between two steps is none
-        self._say(self.limit, what)
+        self._say(self.limit + more, what)
 
     def rest(self, what: str) -> None:
         """Waits for others, who have watchdogs of their own."""

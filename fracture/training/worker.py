@@ -4,7 +4,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +16,12 @@ from fracture.errors import RunError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest, read_index
 from fracture.storage import Place
-from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY, Arrays, Damaged, LoopState
+from fracture.training.checkpoint import Arrays, Damaged, LoopState
 from fracture.training.failure import PeerLost
 from fracture.training.messages import Tell, teller
 from fracture.training.watchdog import Watchdog
+
+_SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,11 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     # What stops the training must count as the training does, or one film's hundred copies decide.
     val_weights = row_weights(*films["val"], config.training.sampling)
 
-    watchdog.rest("waiting for the others to load")
-    precision = broadcast_from_rank_zero(choose_precision(config.training.precision))
+    # 1. Go on from the run's newest checkpoint that is whole; 2. else start from scratch.
+    state = _latest_state(rank, tell, watchdog)
+    if state is None:
+        state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
+    resumed, precision = bool(state.weights), state.precision
     watchdog.busy("building the network")
     keras.utils.set_random_seed(seed)
     keras.mixed_precision.set_global_policy(precision)
@@ -109,14 +113,11 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         for variable, mean in zip(own, mean_averages(), strict=True):
             variable.assign(mean)
 
-    # 1. Go on from the run's newest checkpoint that is whole; 2. else start from scratch.
-    state = _latest_state(rank, tell)
-    if state is not None:
+    slots = optimizer_state(optimizer)
+    if resumed:
         model.set_weights(state.weights)
-        for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
+        for variable, value in zip(slots, state.optimizer, strict=True):
             variable.assign(value)
-    else:
-        state = LoopState()
 
     log = None
     if rank == 0:
@@ -137,12 +138,15 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         tell if rank == 0 else None,
         watchdog,
         agreement(strategy, 3),
-        lambda: ray.train.get_preemption_info() is not None,
+        lambda: ray.train.get_preemption_info() is not None,  # rank 0 tells the others
         60 * config.checkpoint.every_minutes,
     )
 
     def report(record: dict[str, float]) -> None:
-        watchdog.busy("saving") if rank == 0 else watchdog.rest("waiting for rank 0 to save")
+        if rank == 0:
+            watchdog.busy("saving", more=sum(array.nbytes for array in state.arrays()) / _SLOW_STORE)
+        else:
+            watchdog.rest("waiting for rank 0 to save")
         _report(state, record, rank)
         watchdog.busy("going on after a checkpoint")
         progress.saved()
@@ -150,8 +154,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     def pause(seconds: Callable[[], float], tallied: Callable[[], Arrays], step: int) -> None:
         """Saves inside an epoch."""
         share_moving_averages()
-        weights, slots = local_arrays(strategy, model.weights), local_arrays(strategy, optimizer.variables)
-        state.pause(step, seconds(), weights, slots, tallied())
+        weights = local_arrays(strategy, model.weights)
+        state.pause(step, seconds(), weights, local_arrays(strategy, slots), tallied())
         report({"epoch": state.epochs_done, "step": step})
         if rank == 0:
             tell(event="saved", epoch=progress.epoch, step=step, steps=train.steps)
@@ -206,10 +210,10 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                 if rank == 0:
                     tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
                 return
-            rate = float(optimizer.learning_rate.numpy())
+            rate = learning_rate(config, train.steps, optimizer.iterations.numpy() - 1)  # of the last step
             record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
             record["seconds"] = round(time.monotonic() - started, 3)
-            state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, optimizer.variables))
+            state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
             report(record)
             if log is not None:
                 _write_log(run, state)
@@ -278,10 +282,7 @@ def _compiled_model(config: Config, manifest: Manifest, steps: int) -> tuple[Any
     from fracture.training.augmenting import AugmentingModel
 
     training = config.training
-    rate: Any = training.learning_rate
-    if training.schedule == "cosine":  # https://arxiv.org/abs/1608.03983, without restarts
-        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps * training.epochs)
-    optimizer = keras.optimizers.Adam(rate, weight_decay=training.weight_decay or None)
+    optimizer = keras.optimizers.Adam(_schedule(config, steps), weight_decay=training.weight_decay or None)
     network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
     model = AugmentingModel(network.inputs, network.outputs)
     metrics = [
@@ -300,6 +301,31 @@ def _compiled_model(config: Config, manifest: Manifest, steps: int) -> tuple[Any
     )
     model.optimizer.build(model.trainable_variables)
     return model, metrics
+
+
+def _schedule(config: Config, steps: int) -> Any:
+    import tf_keras as keras
+
+    training = config.training
+    if training.schedule == "constant":
+        return training.learning_rate
+    # https://arxiv.org/abs/1608.03983, without restarts
+    return keras.optimizers.schedules.CosineDecay(training.learning_rate, decay_steps=steps * training.epochs)
+
+
+def learning_rate(config: Config, steps: int, step: int) -> float:
+    """Of a step of the whole training, counted from 0.
+
+    Keras' optimizer knows that of its last step only if it has done one since it was made.
+    """
+    schedule = _schedule(config, steps)
+    return float(schedule(step) if callable(schedule) else schedule)
+
+
+def optimizer_state(optimizer: Any) -> list[Any]:
+    """Its variables; in float16 with the loss scale, which Keras does not count among them."""
+    scale = getattr(optimizer, "_loss_scale", None)
+    return [*optimizer.variables, *getattr(scale, "_weights", {}).values()]
 
 
 def _results(strategy: Any, metrics: list[Any]) -> Callable[[], dict[str, float]]:
@@ -327,7 +353,7 @@ def _record(
     return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
 
 
-def _latest_state(rank: int, tell: Tell) -> LoopState | None:
+def _latest_state(rank: int, tell: Tell, watchdog: Watchdog) -> LoopState | None:
     """Of the newest checkpoint that is whole, the same on all workers; None where there is none yet.
 
     Raises:
@@ -338,6 +364,7 @@ def _latest_state(rank: int, tell: Tell) -> LoopState | None:
     checkpoints = {reported.checkpoint.path: reported.checkpoint for reported in _reported()}
     chosen, state = "", None
     for path in reversed(checkpoints) if rank == 0 else ():
+        watchdog.busy("reading a checkpoint")
         try:
             chosen, state = path, _load(checkpoints[path])
             break
@@ -349,7 +376,9 @@ def _latest_state(rank: int, tell: Tell) -> LoopState | None:
             f"no checkpoint of this run can be read, and starting anew would throw its epochs away. Bring back the "
             f"folders checkpoint_* in {folder}, or give another --run name"
         )
+    watchdog.rest("waiting for the others to load")
     chosen = broadcast_from_rank_zero(chosen)
+    watchdog.busy("reading a checkpoint")
     return _load(checkpoints[chosen]) if chosen and rank != 0 else state
 
 
@@ -382,10 +411,6 @@ def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
 
 def _write_log(run: Place, state: LoopState) -> None:
     (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
-    with suppress(FileNotFoundError, ValueError):  # not written yet, or at this very moment
-        snapshot = (run / SNAPSHOT).read_bytes()
-        json.loads(snapshot)
-        (run / SNAPSHOT_COPY).write_bytes(snapshot)
 
 
 class _EventLog:
@@ -399,15 +424,18 @@ class _EventLog:
         self._folder = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._folder.name)
         for record in history:
-            self.add(record)
+            self._write(record)
 
     def add(self, record: dict[str, float]) -> None:
+        self._write(record)
+        self._writer.flush()
+        self._place.upload(Path(self._folder.name))
+
+    def _write(self, record: dict[str, float]) -> None:
         for name, value in record.items():
             metric, split = (name[4:], "validation") if name.startswith("val_") else (name, "training")
             if name != "epoch":
                 self._writer.add_scalar(f"{metric}/{split}", value, int(record["epoch"]))
-        self._writer.flush()
-        self._place.upload(Path(self._folder.name))
 
 
 def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int, watchdog: Watchdog) -> None:
@@ -433,6 +461,6 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     watchdog.rest("waiting for the others to score")
     barrier()
     if rank == 0:
-        watchdog.busy("exporting the model")
+        watchdog.busy("exporting the model", more=4 * sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
         val = read_scores(assignment.run, manifest, "val", workers)
         export_model(model, decide(val, assignment.config.evaluation), assignment.run / "bundle")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fracture.storage import Place, place
-from fracture.training.checkpoint import SNAPSHOT
+from fracture.training.checkpoint import FILE, SNAPSHOT
 from tests.conftest import SECRET, TINY, official_paths
 
 pytestmark = pytest.mark.integration
@@ -75,7 +75,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     assert left >= {"report/report.html", "predictions.parquet", "config.yaml"}
     checkpoints = {result["checkpoint_dir_name"] for result in (run / SNAPSHOT).read_json()["checkpoint_results"]}
     assert len(checkpoints) == 2, "and perhaps one whose upload the store cut off, which is not in the list"
-    assert {f"{name}/state.json" for name in checkpoints} <= left
+    assert {f"{name}/{FILE}" for name in checkpoints} <= left
     assert any(name.startswith("tensorboard/") for name in left)
 
     told_of, error = job("train.py", "--status", "x", "--storage", f"{bucket}/deep/storage").communicate(timeout=60)

@@ -28,17 +28,68 @@ def with_(config: Config, *assignments: str) -> Config:
 
 
 def attempt(run: Path) -> int:
-    """Of the workers of this run, the how manyeth; each rank 0 makes a mark."""
+    """The how manyeth group of workers this is."""
     return len(list(run.parent.glob(f"{run.name}-attempt-*")))
 
 
-def test_a_worker_killed_inside_an_epoch_goes_on_there_and_each_row_counts_once(data, undisturbed, tmp_path):
+def mark_attempt(assignment: Any) -> None:
+    import ray.train
+    from ray.train.collective import barrier
+
+    run = Path(assignment.run.path)
+    if ray.train.get_context().get_world_rank() == 0:
+        (run.parent / f"{run.name}-attempt-{attempt(run)}").touch()
+    barrier()
+
+
+def dies(assignment: Any) -> None:
+    """In each of its first three attempts at another moment, in epoch 2, by a SIGKILL to itself."""
+    import os
+
+    import ray.train
+
+    from fracture.training import callbacks
+
+    mark_attempt(assignment)
+    now, rank = attempt(Path(assignment.run.path)), ray.train.get_context().get_world_rank()
+
+    def kill_myself() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if (now, rank) == (1, 1):  # in a step, while the other waits for its gradients
+        look = callbacks.StopOnDivergence.on_train_batch_end
+
+        def in_a_step(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() == 9:
+                kill_myself()
+            look(self, batch, logs)
+
+        callbacks.StopOnDivergence.on_train_batch_end = in_a_step
+    if (now, rank) == (2, 0):  # while it saves, with half of the file written
+        save = worker_module.LoopState.save
+
+        def half(self, folder):
+            save(self, folder)
+            if self.epochs_done == 2:
+                file = folder / FILE
+                file.write_bytes(file.read_bytes()[:1000])
+                kill_myself()
+
+        worker_module.LoopState.save = half
+    if (now, rank) == (3, 1):  # while all report, rank 0 with a checkpoint
+        report = ray.train.report
+        ray.train.report = lambda record, **more: kill_myself() if record["epoch"] == 2 else report(record, **more)
+    worker_module.train_worker(assignment)
+
+
+def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(data, undisturbed, tmp_path, monkeypatch):
     config, _, expected = undisturbed
+    monkeypatch.setattr("fracture.training.worker.train_worker", dies)
     saved, killed = [], []
 
     def kill_once(event: dict[str, Any]) -> None:
-        """Ray Train lists a checkpoint up to half a second after it is told of it: of two, one is safe."""
-        saved.extend([event] if event["event"] == "saved" and event["epoch"] == 2 else [])
+        """Between steps. Ray Train lists a checkpoint up to half a second after it is told: of two, one is safe."""
+        saved.extend([event] if event["event"] == "saved" and event["epoch"] == 3 else [])
         if len(saved) == 2 and not killed:
             killed.append(training_workers()[-1])
             killed[0].kill()
@@ -46,14 +97,12 @@ def test_a_worker_killed_inside_an_epoch_goes_on_there_and_each_row_counts_once(
     screen = Meddler(config, kill_once)
     history = start(with_(config, AT_ONCE), data, tmp_path / "run", screen)
     assert killed
-    assert [event["reason"] for event in screen.of("failure")] in (
-        ["worker 0 was killed, or crashed"],
-        ["worker 1 was killed, or crashed"],
-        ["a worker was lost"],
-    )
-    second = screen.of("start")[1]
-    assert (second["epochs_done"], second["steps_done"] > 0) == (1, True)
-    assert f"resuming   in epoch 2, step {second['steps_done']} of 6, from its checkpoint" in screen.text
+    assert attempt(tmp_path / "run") == 5
+    ways = ("worker 0 was killed, or crashed", "worker 1 was killed, or crashed", "a worker was lost")
+    assert [event["reason"] in ways for event in screen.of("failure")] == 4 * [True]
+    last = screen.of("start")[-1]
+    assert (last["epochs_done"], last["steps_done"] > 0) == (2, True)
+    assert f"resuming   in epoch 3, step {last['steps_done']} of 6, from its checkpoint" in screen.text
     assert_same_history(history, expected, tolerance=1e-3)
     for record in history:
         assert record["accuracy"] * ROWS["train"] == pytest.approx(round(record["accuracy"] * ROWS["train"]), abs=1e-4)
@@ -62,14 +111,11 @@ def test_a_worker_killed_inside_an_epoch_goes_on_there_and_each_row_counts_once(
 def stuck(assignment: Any) -> None:
     """In each of its first three attempts another way of doing nothing for ever, on rank 1 alone."""
     import ray.train
-    from ray.train.collective import barrier
 
     from fracture.training import callbacks, strategy
 
+    mark_attempt(assignment)
     run = Path(assignment.run.path)
-    if ray.train.get_context().get_world_rank() == 0:
-        (run.parent / f"{run.name}-attempt-{attempt(run)}").touch()
-    barrier()
     if ray.train.get_context().get_world_rank() == 1:
         if attempt(run) == 1:
             on_train_batch_end = callbacks.Progress.on_train_batch_end

@@ -4,8 +4,8 @@ from fracture.config import Config, load_config
 from fracture.errors import UsageError
 from fracture.input.shards import Manifest
 from fracture.storage import Place, place
-from fracture.training.checkpoint import SNAPSHOT, SNAPSHOT_COPY
-from fracture.training.driver import _mend_snapshot, check_batches, check_capacity, check_run, with_data_of
+from fracture.training.checkpoint import FILE, SNAPSHOT
+from fracture.training.driver import _list_checkpoints, check_batches, check_capacity, check_run, with_data_of
 
 
 def test_more_workers_than_the_cluster_holds_is_told_at_once(ray_cluster, tiny_config):
@@ -50,50 +50,27 @@ def test_shards_bring_their_own_data_settings(shard_folder):
         with_data_of(load_config(None, ["data.image_size=64"]), manifest)
 
 
-def listed(run: Place, *names: str) -> dict:
-    """Ray Train's list of checkpoints, which are there."""
-    for name in names:
-        (run / name / "state.npz").write_bytes(b"x")
-    results = [{"checkpoint_dir_name": name, "metrics": {}} for name in names]
-    latest = results[-1] if results else None
-    indices = list(range(len(names)))
-    return {"checkpoint_results": results, "checkpoint_report_indices": indices, "latest_checkpoint_result": latest}
+def test_ray_trains_list_of_checkpoints_is_made_of_those_that_are_there(tmp_path):
+    """Also where a kill left half of the list, and the newest checkpoint out of it."""
+    from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import _CheckpointManagerState
 
-
-def test_half_a_list_of_checkpoints_is_mended_from_its_copy(tmp_path):
     run = place(tmp_path)
-    whole = listed(run, "checkpoint_1", "checkpoint_2")
+    names = [f"checkpoint_2026-11-24_15-36-3{second}.5" for second in (2, 3)]
+    for name in reversed(names):
+        (run / name / FILE).write_bytes(b"x")
+    (run / "checkpoint_2026-11-24_15-36-34.5/half").write_bytes(b"x")
     (run / SNAPSHOT).write_bytes(b'{"a": ')
-    (run / SNAPSHOT_COPY).write_json(whole)
-    _mend_snapshot(run)
-    assert (run / SNAPSHOT).read_json() == whole
+    _list_checkpoints(run)
+    known = _CheckpointManagerState.model_validate((run / SNAPSHOT).read_json())
+    assert [result.checkpoint_dir_name for result in known.checkpoint_results] == names
+    assert known.latest_checkpoint_result.checkpoint_dir_name == names[1]
+    assert known.checkpoint_report_indices == [0, 1]
 
 
-def test_a_whole_list_is_left_alone(tmp_path):
+def test_a_list_of_checkpoints_none_of_which_is_there_is_no_list(tmp_path):
     run = place(tmp_path)
-    (run / SNAPSHOT_COPY).write_json(listed(run, "checkpoint_1"))
-    newer = listed(run, "checkpoint_1", "checkpoint_2")
-    (run / SNAPSHOT).write_json(newer)
-    _mend_snapshot(run)
-    assert (run / SNAPSHOT).read_json() == newer
-
-
-def test_a_checkpoint_that_is_gone_leaves_the_list(tmp_path):
-    run = place(tmp_path)
-    (run / SNAPSHOT).write_json(listed(run, "checkpoint_1", "checkpoint_2"))
-    (run / "checkpoint_2").delete()
-    _mend_snapshot(run)
-    assert (run / SNAPSHOT).read_json() == listed(run, "checkpoint_1")
-    (run / "checkpoint_1").delete()
-    _mend_snapshot(run)
-    assert (run / SNAPSHOT).read_json()["latest_checkpoint_result"] is None
-
-
-def test_two_lists_of_which_none_is_whole_are_no_list(tmp_path):
-    run = place(tmp_path)
-    for name in (SNAPSHOT, SNAPSHOT_COPY):
-        (run / name).write_bytes(b"{")
-    _mend_snapshot(run)
+    (run / SNAPSHOT).write_bytes(b"{}")
+    _list_checkpoints(run)
     assert not (run / SNAPSHOT).is_file()
 
 

@@ -88,3 +88,21 @@ def test_waiting_for_machines_has_an_end():
         match=r"no machines for 2 workers came within recovery.wait_minutes = 10. Run the same command again, when",
     ):
         recovery.check_waiting(2)
+
+
+def test_workers_that_end_before_their_first_step_were_at_no_place():
+    recovery = Recovery(RecoveryConfig(max_failures=9))
+    see(recovery, PLACED, {"event": "broke", "epoch": 1, "step": 5}, failure(lost=False))
+    see(recovery, failure(lost=False), failure(lost=False), failure(lost=False))
+
+
+def test_only_workers_that_are_at_work_can_save():
+    recovery = Recovery(RecoveryConfig())
+    see(recovery, PLACED)
+    assert not recovery.training
+    see(recovery, step(1, 1))
+    assert recovery.training
+    see(recovery, failure(), {"event": "broke", "epoch": 1, "step": 2})  # the last word of one that is gone
+    assert not recovery.training
+    see(recovery, PLACED, {"event": "validating", "epoch": 1, "step": 9, "steps": 9})
+    assert recovery.training

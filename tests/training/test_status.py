@@ -113,6 +113,8 @@ def test_restarts_are_counted_with_their_reason(tmp_path: Path):
         status.show(START)
         status.show({"event": "failure", "failures": 1, "reason": "a worker was killed"})
         assert shown(runs)["restarts"] == "1 restart of workers, the last since a worker was killed"
+        assert shown(runs)["state"] == "restarting: epoch 1 of 4"
+        status.show({"event": "waiting", "room": 1, "seconds": 30.0})
         assert shown(runs)["state"] == "waiting for machines: epoch 1 of 4"
         status.show(START)
         assert read(runs / "x").restarts == 1, "the same one"

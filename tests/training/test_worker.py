@@ -1,0 +1,36 @@
+"""What the loop is made of; the loop itself is in integration/."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from fracture.training.worker import learning_rate, optimizer_state
+
+
+def test_the_learning_rate_of_a_step_is_known_without_having_done_it(tiny_config):
+    config = tiny_config("training.epochs=2", "training.learning_rate=0.001")
+    assert learning_rate(config, 10, 0) == pytest.approx(1e-3)
+    assert learning_rate(config, 10, 10) == pytest.approx(5e-4), "half way down the cosine"
+    assert learning_rate(config, 10, 20) == pytest.approx(0, abs=1e-9)
+    constant = tiny_config("training.schedule=constant", "training.learning_rate=0.01")
+    assert learning_rate(constant, 10, 15) == 0.01
+
+
+def test_the_loss_scale_of_float16_goes_on_where_it_was():
+    def optimizer() -> keras.mixed_precision.LossScaleOptimizer:
+        made = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.Adam(), dynamic_growth_steps=3)
+        made.build([weight])
+        return made
+
+    weight = keras.backend.variable(np.ones(2))
+    before = optimizer()
+    for gradient in (np.ones(2), np.full(2, np.inf), np.ones(2)):  # the second halves it
+        before.apply_gradients([(keras.backend.constant(gradient), weight)])
+    assert (before.loss_scale.numpy(), before.dynamic_counter.numpy()) == (2**14, 1)
+    after = optimizer()
+    for variable, value in zip(optimizer_state(after), optimizer_state(before), strict=True):
+        variable.assign(value)
+    assert (after.loss_scale.numpy(), after.dynamic_counter.numpy()) == (2**14, 1)
+    plain = keras.optimizers.Adam()
+    plain.build([weight])
+    assert len(optimizer_state(plain)) == len(plain.variables)
