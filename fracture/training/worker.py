@@ -196,7 +196,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             share_moving_averages()
             watchdog.busy("going to validate")
             if rank == 0:
-                tell(event="validating", epoch=epoch + 1)
+                tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
             save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
             progress.begin(epoch + 1, train.steps, train.steps, save)
             validated = model.evaluate(
