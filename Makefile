@@ -65,11 +65,11 @@ $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older pytho
 	@$(VENV)-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/object_store.lock
 	@touch $@
 
-test: setup $(VENV)-s3/installed ## run all tests, also those that train on Ray
+test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-cluster), also those that train on Ray
 	@$(PY) -m pytest
 
 test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
-	@$(PY) -m pytest tests/cluster/test_hosts.py -rPs
+	@$(PY) -m pytest tests/cluster/test_hosts.py -m '' -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")

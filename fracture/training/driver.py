@@ -18,7 +18,7 @@ from fracture.config import Config, DataConfig, flatten
 from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
-from fracture.storage import Place, store_failed
+from fracture.storage import Place, disk_full, store_failed
 from fracture.training.checkpoint import FILE, SNAPSHOT
 from fracture.training.failure import explain, last_line
 from fracture.training.recovery import Recovery
@@ -442,5 +442,8 @@ def _explain(error: Any, run: Place) -> RunError | UsageError:
     if failures := getattr(error, "worker_failures", {}):
         told = explain(failures, run)
         return told.error or RunError(f"{told.reason}. Run again with -v for the traces")
-    reason = last_line(getattr(error, "controller_failure", error))
+    cause = getattr(error, "controller_failure", error)
+    if known := disk_full(cause, run) or store_failed(cause, run):
+        return known
+    reason = last_line(cause)
     return RunError(f"Ray Train gave up: {reason}. Run again with -v for the traces")

@@ -145,6 +145,12 @@ class Host:
         """Those whose command line has `title` in it."""
         return _processes(self.namespace, title)
 
+    def node_id(self) -> str:
+        """As Ray on it has it."""
+        (raylet,) = self.processes("raylet/raylet ")
+        (found,) = (part for part in raylet.cmdline() if part.startswith("--node_id="))
+        return found.partition("=")[2]
+
     def command(self, *arguments: str) -> list[str]:
         """A command line that runs in this host's network."""
         return [*_inside(self.namespace), *arguments]
