@@ -163,6 +163,11 @@ class ComputeConfig(Settings):
     )
     gpu: bool = Field(False, description="one GPU per worker")
 
+    @property
+    def fewest(self) -> int:
+        """Workers without which a run waits."""
+        return self.min_workers or self.workers
+
 
 class Config(Settings):
     data: DataConfig = DataConfig()
@@ -195,7 +200,7 @@ class Config(Settings):
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
                 f"{self.training.batch_size}; each needs at least one image a step"
             )
-        if (self.compute.min_workers or 1) > self.compute.workers:
+        if self.compute.fewest > self.compute.workers:
             raise ValueError(
                 f"compute.min_workers: {self.compute.min_workers} is more than compute.workers, "
                 f"{self.compute.workers}; it is the least to go on with"

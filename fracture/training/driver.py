@@ -130,7 +130,7 @@ def check_capacity(config: Config) -> None:
     each, nodes = _each(config), _nodes()
     ceiling = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow it to
     room = max(_room(ceiling, each), sum(_room(node, each) for node in nodes))
-    fewest = config.compute.min_workers or config.compute.workers
+    fewest = config.compute.fewest
     if fewest > room:
         wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
         has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
@@ -183,9 +183,7 @@ def check_batches(config: Config, manifest: Manifest) -> None:
         )
     for split in ("train", "val"):
         rows = manifest.rows(split)
-        for workers, rank in (
-            (n, rank) for n in range(config.compute.min_workers or most, most + 1) for rank in range(n)
-        ):
+        for workers, rank in ((n, rank) for n in range(config.compute.fewest, most + 1) for rank in range(n)):
             if (Lanes(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
                 raise UsageError(
                     f"{rows} {split} images in batches of {batch_size} leave one of {workers} workers with nothing to "
@@ -395,7 +393,7 @@ class _Watch:
             return
         self._looked_for_machines = now
         compute = self._config.compute
-        self._recovery.check_waiting(compute.min_workers or compute.workers)
+        self._recovery.check_waiting(compute.fewest)
         if now - since > _LOOK_FOR_MACHINES:
             each = _each(self._config)
             room = min(sum(_room(node, each) for node in _nodes()), compute.workers)
