@@ -73,6 +73,12 @@ class Training:
             stderr=subprocess.DEVNULL,
         )
 
+    def begin(self) -> subprocess.Popen:
+        """Submits, and waits until there is something to lose."""
+        job = self.submit()
+        self.wait_for_epochs(2, job)
+        return job
+
     def tell(self, what: str) -> str:
         """`ray job stop` or `logs`; what it says."""
         done = subprocess.run(
@@ -147,8 +153,7 @@ def test_the_log_of_a_job_is_calm(undisturbed):
 def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturbed):
     head, second = hosts
     run = training("lost")
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     done = len(run.history())
     second.kill()
     wait_until(60, lambda: not head.processes("RayTrainWorker"), "that the worker left alone is ended")
@@ -162,8 +167,7 @@ def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturb
 def test_a_host_that_is_cut_off_costs_time_and_nothing_else(hosts, training, undisturbed):
     _, second = hosts
     run = training("cut")
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     done = len(run.history())
     second.cut()
     heal = time.monotonic() + 30
@@ -184,8 +188,7 @@ def _finish_as_undisturbed(run: Training, job: subprocess.Popen, undisturbed: tu
 def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts, training):
     _, second = hosts
     run = training("elastic", workers="1:2", epochs=60)
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     wait_until(60, lambda: second.processes("RayTrainWorker"), "a worker on the second host")
 
     done = len(run.history())
@@ -212,8 +215,7 @@ def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts
 @pytest.mark.long
 def test_a_job_whose_driver_was_killed_is_resumed_by_the_same_command(training, undisturbed):
     run = training("killed")
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     run.driver().kill()
     assert job.wait(60) == 1
     job, done = run.submit(), len(run.history())
@@ -224,8 +226,7 @@ def test_a_job_whose_driver_was_killed_is_resumed_by_the_same_command(training, 
 @pytest.mark.long
 def test_a_job_that_was_stopped_has_saved_and_is_resumed_by_the_same_command(training, undisturbed):
     run = training("stopped")
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     run.tell("stop")
     job.wait(60)
     assert len(run.history()) < EPOCHS
@@ -240,8 +241,7 @@ def test_a_machine_that_is_taken_away_with_notice_has_saved(hosts, training, und
     """As `cluster/spot_notice.py` does it; the machine goes, and another comes."""
     _, second = hosts
     run = training("noticed")
-    job = run.submit()
-    run.wait_for_epochs(2, job)
+    job = run.begin()
     drain = ["ray", "drain-node", "--address", second.switch.hosts[0].address + ":6379", "--reason", PREEMPTION]
     drain += ["--reason-message", "spot notice", "--deadline-remaining-seconds", "10", "--node-id", second.node_id()]
     subprocess.run(second.command(*drain), env=environment(), check=True, capture_output=True)
