@@ -1,0 +1,275 @@
+"""Which model is in use, and how it came to be: one folder or bucket that outlives every run.
+
+  champion.json       the version in use; replaced in one stroke, so that a reader finds the old one or the new
+  versions/0003/      an immutable bundle, with what it was made from in version.json and dataset/
+  history/000007.json one file for each decision, never changed: who, when, on what data, with what figures
+  ticks/, runs/, shards/   what retraining works on
+
+A decision is first written into the history, then into `champion.json`. What is killed in between is finished by
+whoever comes next, so that the two agree whenever nobody is at work.
+"""
+
+import getpass
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from fracture.errors import UsageError
+from fracture.input.shards import FILES, MANIFEST, Manifest
+from fracture.lease import Lease, claim_of_this_process
+from fracture.release.bundle import CARD, Bundle, is_bundle, read_bundle
+from fracture.storage import Place
+
+CHAMPION = "champion.json"
+VERSION = "version.json"
+DATASET = "dataset"  # in a version: manifest and files of the data it was trained on, without their pixels
+_FORMAT = 1
+_NAME = re.compile(r"\d{4,}")
+
+Event = Literal["promoted", "rejected", "promoted by hand", "rolled back"]
+
+
+class Version(BaseModel, frozen=True):
+    """What `version.json` says beside a bundle."""
+
+    number: int
+    tick: str
+    made: datetime
+    asked: str  # hash of the data and settings it was made from
+    dataset: str  # fingerprint
+    radiographs: dict[str, int]  # class -> in all splits
+    initial_weights: str  # "scratch", or the version whose weights it began with
+
+
+class Entry(BaseModel, frozen=True):
+    """One decision."""
+
+    number: int
+    time: datetime
+    who: str
+    event: Event
+    version: int  # that was decided on
+    champion: int | None  # from then on
+    tick: str = ""  # of a retraining
+    asked: str = ""
+    dataset: str = ""
+    figures: dict[str, float | None] = {}
+    reason: str = ""
+
+
+class _Champion(BaseModel):
+    format_version: Literal[1]
+    version: int
+
+
+class Registry:
+    """The registry at a place, which may not exist yet."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def champion(self) -> int | None:
+        """The version in use; None before the first.
+
+        Raises:
+            UsageError: `champion.json` is not ours.
+        """
+        file = self.place / CHAMPION
+        try:
+            return _Champion.model_validate_json(file.read_bytes()).version
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UsageError(
+                f"{file} is damaged: {first['msg']}. Delete it and run job/registry.py list --registry "
+                f"{self.place}, which writes it anew from the history."
+            ) from None
+
+    def champion_bundle(self) -> Bundle:
+        """
+        Raises:
+            UsageError: there is no champion, or its bundle is damaged.
+        """
+        version = self.champion()
+        if version is None:
+            raise UsageError(
+                f"{self.place} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
+                f"{self.place}"
+            )
+        return read_bundle(self.bundle(version))
+
+    def bundle(self, version: int) -> Place:
+        return self.place / "versions" / f"{version:04d}"
+
+    def versions(self) -> list[Version]:
+        """The complete ones, by number."""
+        names = [name for name in (self.place / "versions").folders() if _NAME.fullmatch(name)]
+        numbers = sorted(int(name) for name in names)
+        return [self.version(number) for number in numbers if is_bundle(self.bundle(number))]
+
+    def version(self, number: int) -> Version:
+        """
+        Raises:
+            UsageError: there is none of that number.
+        """
+        try:
+            return Version.model_validate_json((self.bundle(number) / VERSION).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            there = ", ".join(str(version.number) for version in self.versions())
+            raise UsageError(f"{self.place} has no version {number}. There are: {there or 'none'}.") from None
+
+    def history(self) -> list[Entry]:
+        """All decisions, the oldest first."""
+        names = [info.base_name for info in (self.place / "history").files()]
+        found = [name for name in names if re.fullmatch(r"\d{6,}\.json", name)]
+        found.sort(key=lambda name: int(name.partition(".")[0]))
+        return [Entry.model_validate_json((self.place / "history" / name).read_bytes()) for name in found]
+
+    def dataset(self, version: int) -> Place:
+        """Manifest and files of the data that the version was trained on."""
+        return self.bundle(version) / DATASET
+
+    def add(self, made: Callable[[int], Version], bundle: Place, shards: Place, manifest: Manifest) -> int:
+        """Copies a finished bundle to a version of its own, unless that is done; its number.
+
+        The caller holds the lock of retraining.
+
+        Args:
+            made: the version's facts, given its number.
+            shards: where `files.parquet` of the manifest is.
+        """
+        there = self.versions()
+        used = [version.number for version in there] + [entry.version for entry in self.history()]
+        version = made(1 + max(used, default=0))
+        for other in there:
+            if (other.tick, other.asked, other.dataset) == (version.tick, version.asked, version.dataset):
+                return other.number
+        place = self.bundle(version.number)
+        place.delete()  # half of a copy
+        (place / DATASET / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
+        (place / DATASET / FILES).write_bytes((shards / FILES).read_bytes())
+        (place / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
+        names = [info.path[len(bundle.path) + 1 :] for info in bundle.files()]
+        for name in sorted(names, key=lambda name: name == CARD):  # which makes it a bundle, last
+            (place / name).write_bytes((bundle / name).read_bytes())
+        return version.number
+
+    def decide(self, version: Version, *, promote: bool, beaten: int | None, reason: str) -> Entry:
+        """Records what the gate decided of a challenger, and makes it champion if so.
+
+        Args:
+            beaten: the champion that it was compared with.
+
+        Raises:
+            ChampionChanged: another is champion by now; nothing was recorded.
+        """
+        with self.changing():
+            if done := next((entry for entry in self.history() if entry.tick == version.tick), None):
+                return done
+            if self.champion() != beaten:
+                raise ChampionChanged(f"the champion was changed from version {beaten} to {self.champion()}")
+            champion = version.number if promote else beaten
+            event: Event = "promoted" if promote else "rejected"
+            about = {"tick": version.tick, "asked": version.asked}
+            return self._append(event, version.number, champion, reason, **about)
+
+    def promote(self, number: int, reason: str = "") -> Entry:
+        """Makes a version champion by hand.
+
+        Raises:
+            UsageError: there is no such version, or it is the champion.
+        """
+        with self.changing():
+            self.version(number)
+            if self.champion() == number:
+                raise UsageError(f"version {number} is the champion already")
+            return self._append("promoted by hand", number, number, reason)
+
+    def rollback(self, reason: str = "") -> Entry:
+        """Makes the champion before this one champion again.
+
+        Raises:
+            UsageError: there was none before it.
+        """
+        with self.changing():
+            line: list[int] = []  # of champions, each having beaten the one before
+            for entry in self.history():
+                if entry.event == "rolled back":
+                    line.pop()
+                elif entry.event != "rejected":
+                    line.append(entry.version)
+            if len(line) < 2:
+                raise UsageError(f"{self.place}: no champion came before this one, so there is nothing to go back to.")
+            return self._append("rolled back", line[-1], line[-2], reason)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Alone with the history and the champion; what somebody left half done is finished first.
+
+        Raises:
+            HeldError: somebody else is at it.
+        """
+        lock = self.place / "locks" / "champion"
+        claim = claim_of_this_process(who())
+        with Lease(lock, claim, f"the champion of {self.place}", lambda: None, lambda line: None):
+            entries = self.history()
+            if entries and entries[-1].champion != self._champion_or_none():
+                self._point(entries[-1])
+            yield
+
+    def _champion_or_none(self) -> int | None:
+        try:
+            return self.champion()
+        except UsageError:
+            return None
+
+    def _append(self, event: Event, version: int, champion: int | None, reason: str, **about: str) -> Entry:
+        entries = self.history()
+        facts = self.version(version)
+        entry = Entry(
+            number=entries[-1].number + 1 if entries else 1,
+            time=datetime.now(UTC),
+            who=who(),
+            event=event,
+            version=version,
+            champion=champion,
+            dataset=facts.dataset,
+            figures=figures(read_bundle(self.bundle(version))),
+            reason=reason,
+            **about,
+        )
+        data = entry.model_dump_json(indent=1).encode()
+        (self.place / "history" / f"{entry.number:06d}.json").write_bytes(data)
+        self._point(entry)
+        return entry
+
+    def _point(self, entry: Entry) -> None:
+        if entry.champion is None:
+            return
+        pointer = {"format_version": _FORMAT, "version": entry.champion, "bundle": f"versions/{entry.champion:04d}"}
+        (self.place / CHAMPION).write_json(pointer | {"entry": entry.number, "since": entry.time.isoformat()})
+
+
+class ChampionChanged(Exception):
+    """The champion is not the one that was compared with."""
+
+
+def figures(bundle: Bundle) -> dict[str, float | None]:
+    """Per radiograph, on the test of its own data."""
+    test = bundle.evaluations["test"]["radiograph"]
+    return {name: test[name] for name in ("auc", "recall", "specificity", "calibration_error")}
+
+
+def who() -> str:
+    """Who asks: a person on a machine, or a job of Ray."""
+    submitted: Mapping[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    number = (submitted.get("metadata") or {}).get("job_submission_id")
+    return f"ray job {number}" if number else f"{getpass.getuser()} on {socket.gethostname()}"
