@@ -79,11 +79,12 @@ def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> Non
     print(f"audit      {out} (audit.html to look at, links.csv with every copy, audit.json)", flush=True)
 
 
-def prepare(source: Source, out: Place, config: Config, start: Callable[[], None]) -> None:
+def prepare(source: Source, out: Place, config: Config, start: Callable[[], None], before: Place | None = None) -> None:
     """Makes the shards of `source` in `out`, unless they are there, and prints what was found.
 
     Args:
         start: called when Ray is needed.
+        before: manifest and files of a data set whose split has to stand.
     """
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import (
@@ -96,7 +97,7 @@ def prepare(source: Source, out: Place, config: Config, start: Callable[[], None
         summary,
     )
 
-    manifest = find_done(source, out, config.data)
+    manifest = find_done(source, out, config.data, before)
     state = "unchanged since they were written"
     if manifest is None:
         changed = changed_settings(out, config.data)
@@ -104,7 +105,7 @@ def prepare(source: Source, out: Place, config: Config, start: Callable[[], None
         start()
         with Bars() as bars:
             examined = examine_source(source, out, config.data, bars.show, to_write=True)
-            manifest = preprocess(examined, out, config.data, bars.show)
+            manifest = preprocess(examined, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))
     print(f"shards     {out} ({state}; audit.html shows the audit)", flush=True)

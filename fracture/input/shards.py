@@ -192,10 +192,28 @@ def encode_shard(images: np.ndarray, rows: Mapping[str, Sequence[Any]]) -> tuple
 
 
 def read_manifest(folder: Place) -> Manifest:
-    """The manifest of the shards in `folder`.
+    """The manifest of the shards in `folder`, which are all there.
 
     Raises:
         UsageError: no shards there, of another version, or damaged.
+    """
+    manifest = read_manifest_alone(folder)
+    sizes = {info.base_name: info.size for info in folder.files()}
+    listed = [shard for shards in manifest.shards.values() for shard in shards]
+    if len({shard.file for shard in listed}) < len(listed):
+        raise UsageError(f"{folder / MANIFEST} is damaged: it names a shard twice. Run preprocessing again.")
+    for shard in listed:
+        if sizes.get(shard.file) != shard.bytes:
+            state = "missing" if shard.file not in sizes else f"damaged: {sizes[shard.file]} of {shard.bytes} bytes"
+            raise UsageError(f"{folder}: shard {shard.file} is {state}. Run preprocessing again.")
+    return manifest
+
+
+def read_manifest_alone(folder: Place) -> Manifest:
+    """The manifest in `folder`, whether its shards are there or not.
+
+    Raises:
+        UsageError: none there, of another version, or damaged.
     """
     try:
         content = from_json((folder / MANIFEST).read_bytes(most=_MOST_MANIFEST))
@@ -215,19 +233,10 @@ def read_manifest(folder: Place) -> Manifest:
             "Run preprocessing again."
         )
     try:
-        manifest = Manifest.model_validate(content)
+        return Manifest.model_validate(content)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise UsageError(f"{folder / MANIFEST} is damaged at {where!r}. Run preprocessing again.") from None
-    sizes = {info.base_name: info.size for info in folder.files()}
-    listed = [shard for shards in manifest.shards.values() for shard in shards]
-    if len({shard.file for shard in listed}) < len(listed):
-        raise UsageError(f"{folder / MANIFEST} is damaged: it names a shard twice. Run preprocessing again.")
-    for shard in listed:
-        if sizes.get(shard.file) != shard.bytes:
-            state = "missing" if shard.file not in sizes else f"damaged: {sizes[shard.file]} of {shard.bytes} bytes"
-            raise UsageError(f"{folder}: shard {shard.file} is {state}. Run preprocessing again.")
-    return manifest
 
 
 def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: int) -> pa.Table:

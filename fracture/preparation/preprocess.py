@@ -34,6 +34,7 @@ from fracture.input.shards import (
     images_of,
     read_index,
     read_manifest,
+    read_manifest_alone,
     read_rows,
 )
 from fracture.labels import CLASS_NAMES, SPLITS
@@ -45,7 +46,7 @@ from fracture.preparation.decode import decode, too_large
 from fracture.preparation.examine import FACTS, examine, pixels_hash, stack_views
 from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.source import ImageFile, Source, keyed_hash
-from fracture.preparation.split import assign, assign_by_source, first_lack, shares_of
+from fracture.preparation.split import RETIRED, assign, assign_by_source, first_lack, shares_of
 from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
@@ -55,6 +56,7 @@ _WAITING = "pixels-{:09d}.raw"  # of the new files from this number on; each ima
 _IS_WAITING = r"pixels-\d{9}\.raw"
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
 _KEPT_EVERY = 300  # seconds of looking that a killed job may lose
+_DECIDING = ("split", "folds", "seed", "val_fraction", "test_fraction")  # of the settings, where a group goes
 _SPREAD = 4  # old rows that may be read for each that is wanted, before decoding is the smaller work
 
 Progress = Callable[[str, int, int | None], None]  # what, done, of how many, where that is known
@@ -89,14 +91,18 @@ class _Before:
     rows: dict[tuple[str, bytes], tuple[str, int]]  # path and hash of the file -> split, row in it
 
 
-def find_done(source: Source, out: Place, config: DataConfig) -> Manifest | None:
-    """The manifest in `out`, where its shards were made from this very input and are whole."""
+def find_done(source: Source, out: Place, config: DataConfig, before: Place | None = None) -> Manifest | None:
+    """The manifest in `out`, where its shards were made from this very input and are whole.
+
+    Args:
+        before: as for `preprocess`.
+    """
     try:
         made_from = (out / _INPUT).read_json()
         manifest = read_manifest(out)
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    same = made_from == _made_from(source, config, manifest)
+    same = made_from == _made_from(source, config, manifest, before)
     return manifest if same else None
 
 
@@ -148,21 +154,27 @@ def preprocess(
     out: Place,
     config: DataConfig,
     progress: Progress = lambda what, done, total: None,
+    before: Place | None = None,
 ) -> Manifest:
     """Writes the shards of the examined source into the folder `out`; needs a started Ray.
 
     What `out` held before stays valid until the new manifest is written, in one stroke. The split that is recorded
     there stands: no group that was assigned before moves, where the settings of the split are the same.
 
+    Args:
+        before: manifest and files of a data set whose split has to stand in place of that in `out`.
+
     Raises:
-        UsageError: too many files are unreadable, a split would lack a class, or `out` is somebody's folder of other
-            things.
+        UsageError: too many files are unreadable, a split would lack a class, the split of `before` cannot stand, or
+            `out` is somebody's folder of other things.
         RunError: the disk is full, or a file changed meanwhile.
     """
     source = examined.source
     check_out(source, out)
     _check_rejected(examined.audit, config)
-    plan = _plan(examined, config, _previous(out, config))
+    if before is not None:
+        _check_same_split(before, config)
+    plan = _plan(examined, config, _previous(before or out, config), binding=before is not None)
     try:
         parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
     finally:
@@ -172,7 +184,7 @@ def preprocess(
     write_audit(out, examined)
     (out / FILES).write_parquet(plan.files)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
-    (out / _INPUT).write_json(_made_from(source, config, manifest))
+    (out / _INPUT).write_json(_made_from(source, config, manifest, before))
     _remove_others(out, manifest)
     return manifest
 
@@ -344,20 +356,29 @@ def _previous(out: Place, config: DataConfig) -> dict[str, str]:
         table = (out / FILES).read_parquet(["sha256", "group", "split_used"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
         return {}
-    deciding = ("split", "folds", "seed", "val_fraction", "test_fraction")
     wanted = config.model_dump(mode="json")
-    if any(before.get(key) != wanted[key] for key in deciding):
+    if any(before.get(key) != wanted[key] for key in _DECIDING):
         return {}
     hashes, groups, splits = (table[name].to_pylist() for name in ("sha256", "group", "split_used"))
-    split_of = {group: split for group, split in zip(groups, splits, strict=True) if split}
-    return {
-        digest.hex(): split_of[group]
-        for digest, group in zip(hashes, groups, strict=True)
-        if digest is not None and group in split_of
-    }
+    split_of = {group: split for group, split in zip(groups, splits, strict=True) if split not in ("", RETIRED)}
+    own = (
+        RETIRED if split == RETIRED else split_of.get(group, "") for group, split in zip(groups, splits, strict=True)
+    )
+    return {digest.hex(): split for digest, split in zip(hashes, own, strict=True) if digest is not None and split}
 
 
-def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _Plan:
+def _check_same_split(before: Place, config: DataConfig) -> None:
+    there, wanted = read_manifest_alone(before).parameters, config.model_dump(mode="json")
+    for key in _DECIDING:
+        if there.get(key) != wanted[key]:
+            raise UsageError(
+                f"data.{key} = {wanted[key]!r} would deal the radiographs out anew, and the champion was trained with "
+                f"{there.get(key)!r}: what tested it might train the next. Keep {there.get(key)!r}, or begin another "
+                "registry."
+            )
+
+
+def _plan(examined: Examined, config: DataConfig, previous: dict[str, str], binding: bool) -> _Plan:
     source, facts, links = examined.source, examined.facts, examined.links
     readable = facts["sha256"].is_valid().to_numpy()
     labels = facts["label"].to_numpy()
@@ -367,6 +388,13 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
     official = config.split == "official" or (
         config.split == "auto" and not config.folds and not source.split_fault and not examined.audit.leaks
     )
+    strayed = _strayed(facts, previous) if official and binding else []
+    if strayed and config.split == "official":
+        raise UsageError(
+            f"--data {source.name}: {strayed[0]!r} lies in training or validation, and has tested the champion. Move "
+            f"it back, or use --split auto. {len(strayed)} such files."
+        )
+    official = official and not strayed
     splits = np.full(len(facts), "", dtype=object)
     moved: list[str] = []
     left_out: dict[str, int] = {}
@@ -403,7 +431,9 @@ def _plan(examined: Examined, config: DataConfig, previous: dict[str, str]) -> _
         splits[rows] = assignment.splits
         splits[~kept] = ""
         moved = assignment.moved
-        reason = _reason(source, examined.audit, config)
+        reason = _reason(source, examined.audit, config, strayed)
+        if retired := int((splits == RETIRED).sum()):
+            left_out["it was test, and now belongs to a group that is not"] = retired
     files = facts.drop_columns(["modified", "small", "rings", "spectrum"])
     files = files.append_column("film", pa.array(films, pa.int64()))
     files = files.append_column("group", pa.array(groups, pa.int64()))
@@ -418,13 +448,21 @@ def _check_official(source: Source, splits: np.ndarray, labels: np.ndarray) -> N
         raise UsageError(f"--data {source.name}: no readable image of class {CLASS_NAMES[label]!r} in split {split!r}.")
 
 
-def _reason(source: Source, audit: Audit, config: DataConfig) -> str:
+def _strayed(facts: pa.Table, previous: dict[str, str]) -> list[str]:
+    """Paths of files that were test, and are found in another split."""
+    rows = zip(*(facts[name].to_pylist() for name in ("path", "split", "sha256")), strict=True)
+    return [p for p, split, digest in rows if digest and previous.get(digest.hex()) == "test" and split != "test"]
+
+
+def _reason(source: Source, audit: Audit, config: DataConfig, strayed: list[str]) -> str:
     if config.split == "test":
         return "none: all of it is test"
     if config.folds or config.split == "group":
         return "ours, asked for: whole groups"
     if source.split_fault:
         return f"ours, whole groups: the data {source.split_fault}"
+    if strayed:
+        return f"ours, whole groups: {len(strayed):,} images that were test are in other splits as found"
     leaking = sum(leak.leaking for leak in audit.leakage.values())
     return f"ours, whole groups: {leaking:,} validation and test images of the split found leak from training"
 
@@ -603,9 +641,12 @@ def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataC
     )
 
 
-def _made_from(source: Source, config: DataConfig, manifest: Manifest) -> dict[str, str]:
+def _made_from(source: Source, config: DataConfig, manifest: Manifest, before: Place | None) -> dict[str, str]:
     parameters = sorted(config.model_dump(mode="json").items())
+    stands = "" if before is None else read_manifest_alone(before).fingerprint
     content = repr((SCHEMA_VERSION, source.stamp(), source.synthetic, parameters))
+    if stands not in ("", manifest.fingerprint):
+        content += stands
     key = hashlib.sha256(content.encode()).hexdigest()
     return {"input": key, "code": code_key(config.image_size), "fingerprint": manifest.fingerprint}
 
@@ -662,6 +703,7 @@ def summary(manifest: Manifest) -> list[str]:
         told = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
         lines.append(f"  {split:<8} {sum(counts.values()):,} images: {told}")
     lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
-    home = next(iter(manifest.counts))
-    lines += [f"moved      group {line}; now in {home}, since new images join its parts" for line in manifest.moved]
+    lines += [
+        f"moved      group {line}; new images join its parts, and what was test is left out" for line in manifest.moved
+    ]
     return lines

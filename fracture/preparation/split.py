@@ -11,12 +11,16 @@ from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
 from fracture.preparation.source import keyed_hash
 
+# Of a file that was in test until its group was joined to one of another split: in no split from then on, since what
+# once tested a model may not train the next one.
+RETIRED = "retired"
+
 
 @dataclass(frozen=True)
 class Assignment:
     """Where each file goes."""
 
-    splits: np.ndarray  # [files] str
+    splits: np.ndarray  # [files] str; `RETIRED` among them
     moved: list[str] = field(default_factory=list)  # what was assigned before and had to move: "GROUP: test, val"
 
 
@@ -51,7 +55,8 @@ def assign(
         hashes: [N], of the files' contents; the smallest in a group names it.
         shares: split -> share of the groups; the first takes what has to move.
         previous: file hash -> split, of an earlier assignment, which stands. Where new images join groups of two
-            splits, the whole goes to the first split (training), never from training to test.
+            splits, the whole goes to the first split (training), or to validation if training has none of it; but
+            what was test is retired.
 
     Raises:
         UsageError: a class has too few groups for every split to get one.
@@ -66,17 +71,21 @@ def assign(
     placed: dict[int, str] = {}
     moved = []
     for number, found in enumerate(before):
-        if len(found) == 1:
-            placed[number] = found.pop()
-        elif found:
-            placed[number] = home
-            moved.append(f"{names[number][:12]}: {', '.join(sorted(found))}")
+        joined = found - {RETIRED}
+        if len(joined) > 1:
+            moved.append(f"{names[number][:12]}: {', '.join(sorted(joined))}")
+            joined.discard("test")
+        if found:
+            placed[number] = joined.pop() if len(joined) == 1 else home
     for kind in sorted(set(kinds), key=sorted):
         stratum = [number for number in range(len(members)) if kinds[number] == kind]
         _deal(stratum, members, names, shares, seed, placed, kind)
     splits = np.empty(len(groups), object)
     for number, rows in enumerate(members):
-        splits[rows] = placed[number]
+        for row in rows:
+            was = previous.get(hashes[row]) if previous else None
+            left_test = was == RETIRED or (was == "test" and placed[number] != "test")
+            splits[row] = RETIRED if left_test else placed[number]
     _check_classes(splits, labels, groups, shares)
     return Assignment(splits.astype(str), moved)
 

@@ -218,21 +218,68 @@ def test_images_added_later_move_no_group(image_folder, tmp_path):
     assert {path: after[path] for path in before} == before
 
 
-def test_new_images_that_join_two_splits_take_both_to_training(image_folder, tmp_path):
+def grown(image_folder, out: Path) -> tuple[Path, str, str, DataConfig]:
+    """A prepared folder to which an image is added, of the patient of one in test and with the bytes of one in
+    validation; and these two."""
     config = DataConfig(image_size=32, group_pattern=r"/[fn]\d+")
     folder = image_folder(*[f"{c}/{c[0]}{i}-0.png" for c in ("fracture", "normal") for i in range(12)])
-    run(folder, tmp_path / "out", config)
-    before = splits_of(tmp_path / "out")
+    run(folder, out, config)
+    before = splits_of(out)
     test, val = (next(p for p, s in before.items() if s == split and "/f" in p) for split in ("test", "val"))
     patient = test.split("/")[1].split("-")[0]
     (folder / f"fracture/{patient}-1.png").write_bytes((folder / val).read_bytes())
+    return folder, test, val, config
+
+
+def test_new_images_that_join_test_to_another_split_take_it_out_of_test(image_folder, tmp_path):
+    folder, test, val, config = grown(image_folder, tmp_path / "out")
+    before = splits_of(tmp_path / "out")
     manifest = run(folder, tmp_path / "out", config)
     after = splits_of(tmp_path / "out")
-    assert after[test] == "train"
-    others = {path: split for path, split in before.items() if path not in (test, val)}
-    assert {path: after[path] for path in others} == others
+    assert after == {path: split for path, split in before.items() if path not in (test, val)} | {
+        test: "retired",
+        next(path for path in (val, test.replace("-0", "-1")) if path in after): "val",  # the same bytes, kept once
+    }
+    assert manifest.left_out["it was test, and now belongs to a group that is not"] == 1
     assert len(manifest.moved) == 1
     assert manifest.moved[0].endswith(": test, val")
+    assert sum(manifest.counts["test"].values()) == list(before.values()).count("test") - 1
+
+
+def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path):
+    """That of the champion, whatever was prepared since."""
+    folder, test, _, config = grown(image_folder, tmp_path / "champion")
+    champion = splits_of(tmp_path / "champion")
+    out, there = tmp_path / "out", place(tmp_path / "champion")
+    with pytest.raises(UsageError, match=r"data.seed = 1 would deal .* anew, .* trained with 0: .*Keep 0, or begin"):
+        run(folder, out, config.model_copy(update={"seed": 1}), before=there)
+    run(folder, out, config.model_copy(update={"seed": 1}))
+    assert {path: split for path, split in splits_of(out).items() if path in champion} != champion
+    run(folder, out, config, before=there)
+    after = splits_of(out)
+    assert after[test] == "retired"
+    assert {p: after[p] for p in champion if champion[p] == "train"} == {
+        p: split for p, split in champion.items() if split == "train"
+    }
+    assert find_done(source_of(folder, config), place(out), config, there) is not None
+    assert find_done(source_of(folder, config), place(out), config) is None
+
+
+def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp_path):
+    folder = image_folder(*official_paths(6))
+    config = DataConfig(image_size=32)
+    run(folder, tmp_path / "champion", config)
+    (folder / "test/fractured/0.png").rename(folder / "train/fractured/9.png")
+    manifest = run(folder, tmp_path / "out", config, before=place(tmp_path / "champion"))
+    assert manifest.split_reason == "ours, whole groups: 1 images that were test are in other splits as found"
+    assert splits_of(tmp_path / "out")["train/fractured/9.png"] == "test"
+    official = config.model_copy(update={"split": "official"})
+    run(folder, tmp_path / "champion", official)
+    (folder / "test/fractured/1.png").rename(folder / "train/fractured/8.png")
+    with pytest.raises(
+        UsageError, match=r"'train/fractured/8.png' lies in training or validation, and has tested the champion. Move"
+    ):
+        run(folder, tmp_path / "out", official, before=place(tmp_path / "champion"))
 
 
 def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):

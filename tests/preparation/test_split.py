@@ -6,7 +6,7 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import SPLITS
-from fracture.preparation.split import assign, assign_by_source, shares_of
+from fracture.preparation.split import RETIRED, assign, assign_by_source, shares_of
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -58,17 +58,40 @@ def test_what_was_assigned_stays_when_more_is_added():
     assert counts["val"] in (13, 14)
 
 
-def test_groups_of_two_splits_that_new_images_join_go_to_training():
+@pytest.mark.parametrize("other", ["train", "val"])
+def test_what_new_images_join_to_another_split_leaves_test_for_good(other: str):
     groups, hashes = families([1] * 40)
     before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
-    test, val = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("test", "val"))
+    test, rest = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("test", other))
     joined = groups.copy()
-    joined[val] = joined[test]
+    joined[rest] = joined[test]
+    for _ in range(2):
+        previous = dict(zip(hashes, before.tolist(), strict=True))
+        after = assign(joined, groups % 2, hashes, SHARES, 0, previous)
+        assert after.splits[[test, rest]].tolist() == [RETIRED, other]
+        others = np.setdiff1d(np.arange(40), [test, rest])
+        assert after.splits[others].tolist() == before[others].tolist()
+        before = after.splits
+    first = assign(joined, groups % 2, hashes, SHARES, 0, previous | {hashes[test]: "test"})
+    assert first.moved == [f"{min(hashes[test], hashes[rest])[:12]}: {', '.join(sorted(['test', other]))}"]
+
+
+def test_what_new_images_join_to_training_from_validation_trains():
+    groups, hashes = families([1] * 40)
+    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    train, val = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("train", "val"))
+    joined = groups.copy()
+    joined[val] = joined[train]
     after = assign(joined, groups % 2, hashes, SHARES, 0, dict(zip(hashes, before.tolist(), strict=True)))
-    assert after.splits[[test, val]].tolist() == ["train", "train"]
-    rest = np.setdiff1d(np.arange(40), [test, val])
-    assert after.splits[rest].tolist() == before[rest].tolist()
-    assert after.moved == [f"{min(hashes[test], hashes[val])[:12]}: test, val"]
+    assert after.splits[[train, val]].tolist() == ["train", "train"]
+
+
+def test_a_new_image_of_what_has_left_test_alone_trains():
+    groups, hashes = families([1] * 40)
+    joined = groups.copy()
+    joined[1] = joined[0]
+    after = assign(joined, groups % 2, hashes, SHARES, 0, {hashes[0]: RETIRED})
+    assert after.splits[:2].tolist() == [RETIRED, "train"]
 
 
 def test_three_groups_of_a_class_are_enough_for_three_splits():
