@@ -169,6 +169,31 @@ class ComputeConfig(Settings):
         return self.min_workers or self.workers
 
 
+class GateConfig(Settings):
+    """What a retrained model must show before it is used; figures per radiograph, on test."""
+
+    min_radiographs: Positive = Field(20, description="of each class, in the test that both models are compared on")
+    min_auc: float = Field(0.75, ge=0, le=1, description="the least; of a first model, all that it is measured by")
+    auc_margin: float = Field(
+        0.03, ge=0, le=1, description="how far the AUC may be below that of the model in use, ..."
+    )
+    confidence: float = Field(0.9, gt=0.5, lt=1, description="... and how sure it must be that it is not further")
+    min_sensitivity: float = Field(0.85, ge=0, le=1, description="at the model's own threshold")
+    max_calibration_error: float = Field(0.2, ge=0, le=1, description="expected calibration error; few films raise it")
+    max_left_test: Fraction = Field(0.1, description="share of the earlier test that new images join to training")
+    max_conflicts: Fraction = Field(0.02, description="share of the new radiographs that stand under both labels")
+    max_drift: float = Field(
+        0.4, gt=0, le=1, description="Kolmogorov-Smirnov distance of the new radiographs from those before"
+    )
+    min_agreement: float = Field(
+        0.6, ge=0, le=1, description="AUC of the model in use on the new radiographs; labels turned round give less"
+    )
+
+
+class RegistryConfig(Settings):
+    keep: Positive = Field(5, description="newest versions and runs kept, beside every version that was ever in use")
+
+
 class Config(Settings):
     data: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
@@ -179,6 +204,13 @@ class Config(Settings):
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+    gate: GateConfig = GateConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that make a model what it is, as plain values."""
+        others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry"}
+        return self.model_dump(mode="json", exclude=others)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":

@@ -4,7 +4,10 @@ Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
 """
 
 import argparse
+import getpass
+import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed here. Use .venv/bin/python, which `make setup` makes.")
 
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 
@@ -59,10 +63,10 @@ def settings(args: argparse.Namespace, assignments: list[str] | None = None, con
     return load_config(asked, [*(assignments or []), *args.assignments])
 
 
-def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespace) -> None:
     """Calls `main` and turns its outcome into an exit code, mistakes of the user into one line."""
     try:
-        main(args)
+        code = main(args)
     except UsageError as error:
         _leave(f"error: {error}", 2, args.verbose)
     except RunError as error:
@@ -70,6 +74,9 @@ def run(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     except KeyboardInterrupt:
         hint = f" Go on with: {args.resume_hint}" if getattr(args, "resume_hint", "") else ""
         _leave(f"\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept.{hint}", 1, False)
+    if code:
+        sys.stdout.flush()
+        sys.exit(code)
 
 
 def _leave(message: str, code: int, verbose: bool) -> None:
@@ -84,5 +91,21 @@ def _leave(message: str, code: int, verbose: bool) -> None:
 
 def default_storage() -> str:
     """The current folder; for `ray job submit`, which runs in a folder that Ray removes, one that stays."""
-    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    return str(Path.home() / "fracture") if submitted else "."
+    return str(Path.home() / "fracture") if _SUBMITTED in os.environ else "."
+
+
+def submission() -> str | None:
+    """The id of the Ray job that this is, by `ray job submit`."""
+    told = json.loads(os.environ.get(_SUBMITTED, "{}"))
+    return (told.get("metadata") or {}).get("job_submission_id")
+
+
+def who() -> str:
+    """Who asks for what is recorded: a Ray job, or a person on a machine."""
+    if number := submission():
+        return f"ray job {number}"
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = f"user {os.getuid()}"
+    return f"{user} on {socket.gethostname()}"

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from fracture.input.shards import Manifest
     from fracture.release.bundle import Bundle
-    from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -50,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
             f"{shards}: the model takes a test split of images of {bundle.image_size} pixels; these shards have "
             f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
         )
-    known = _groups_seen(bundle, shards)
+    known = bundle.groups_seen(shards)
     groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
     fresh = [group not in known for group in groups]
     if not any(fresh):
@@ -88,20 +87,6 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     counts = {"test": {name: len(groups) for name, groups in of_class.items()}}
     groups = {"test": {name: len(set(groups)) for name, groups in of_class.items()}}
     return manifest.model_copy(update={"counts": counts, "groups": groups})
-
-
-def _groups_seen(bundle: Bundle, shards: Place) -> set[int]:
-    """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    from fracture.input.shards import FILES
-
-    seen = pa.array(bundle.trained_on(), pa.binary(32))
-    columns = pa.schema([pa.field("sha256", seen.type), pa.field("group", pa.int64())])
-    batches = (shards / FILES).parquet_batches(columns)
-    known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
-    return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import re
+import sys
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _cli
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fracture.config import Config
     from fracture.evaluation.metrics import Evaluation
     from fracture.input.shards import Manifest
+    from fracture.release.bundle import Bundle
     from fracture.storage import Place
     from fracture.training.driver import Outcome
 
@@ -93,15 +94,35 @@ def _locked(run: Place) -> Iterator[None]:
         UsageError: another job holds it.
         RunError: another job took it over.
     """
-    from fracture.errors import RunError, UsageError
-    from fracture.lease import HeldError, Lease, claim_of_this_process
+    from fracture.errors import UsageError
+    from fracture.lease import HeldError
     from fracture.release.bundle import is_bundle
-    from fracture.training.driver import stop_at_once, stop_by_signals
     from fracture.training.status import LOCK
 
     if is_bundle(run / "bundle"):
         yield
         return
+    try:
+        with held(run / LOCK, f"run {run.name!r}", f"see --status {run.name}"):
+            yield
+    except HeldError as error:
+        raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
+
+
+@contextmanager
+def held(lock: Place, name: str, where: str) -> Iterator[None]:
+    """Holds the lock of what is called `name`, and stops this job where another takes it over.
+
+    Args:
+        where: how far it is can be seen.
+
+    Raises:
+        HeldError: another job holds it.
+        RunError: another job took it over.
+    """
+    from fracture.errors import RunError
+    from fracture.lease import Lease, claim_of_this_process
+    from fracture.training.driver import stop_at_once, stop_by_signals
 
     def give_up() -> None:
         _taken_over.set()
@@ -112,39 +133,41 @@ def _locked(run: Place) -> Iterator[None]:
 
     stop_by_signals()  # so that the lock is given back
     try:
-        with Lease(run / LOCK, claim_of_this_process(_job()), f"run {run.name!r}", give_up, tell):
+        with Lease(lock, claim_of_this_process(_job()), name, give_up, tell):
             yield
-    except HeldError as error:
-        raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
     except BaseException:
         if not _taken_over.is_set():
             raise
     if _taken_over.is_set():
         raise RunError(
-            f"another job took over this run: this one gave no sign of life in {run} for half a minute, asleep or cut "
-            f"off. Every finished epoch is kept; see --status {run.name}"
+            f"another job took over {name}: this one gave no sign of life in {lock} for half a minute, asleep or cut "
+            f"off. Every finished epoch is kept; {where}"
         )
 
 
 def _job() -> str:
     """What others are told of this job; not its arguments, which would be in the storage then."""
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    number = (submitted.get("metadata") or {}).get("job_submission_id")
-    return f"ray job {number}" if number else "job/train.py"
+    return f"ray job {number}" if (number := _cli.submission()) else Path(sys.argv[0]).name
 
 
-def train_once(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> dict[str, Evaluation]:
-    """Trains and tests, unless that is done."""
+def train_once(
+    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None = None
+) -> dict[str, Evaluation]:
+    """Trains and tests, unless that is done.
+
+    Args:
+        initial: a finished model whose weights training begins with.
+    """
     from fracture.release.bundle import is_bundle, read_bundle
     from fracture.training.driver import check_batches, check_run
 
     check_batches(config, manifest)
-    check_run(run, config, manifest)
+    check_run(run, config, manifest, initial)
     print(f"run        {run}", flush=True)
     if is_bundle(run / "bundle"):
         print("finished   earlier; a new training takes a new --run name")
         return read_bundle(run / "bundle").evaluations
-    return _train_and_test(config, shards, manifest, run, verbose)
+    return _train_and_test(config, shards, manifest, run, verbose, initial)
 
 
 def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> list[str]:
@@ -161,7 +184,7 @@ def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, v
 
 
 def _train_and_test(
-    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool
+    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None
 ) -> dict[str, Evaluation]:
     from fracture.training.driver import check_capacity, start_ray, train
     from fracture.training.screen import Screen
@@ -172,11 +195,13 @@ def _train_and_test(
         check_capacity(config)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
         print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
-        outcome = train(config, shards, manifest, run, Screen(config), status.show)
-        return _test(config, shards, manifest, run, outcome)
+        outcome = train(config, shards, manifest, run, Screen(config), status.show, initial)
+        return _test(config, shards, manifest, run, outcome, initial)
 
 
-def _test(config: Config, shards: Place, manifest: Manifest, run: Place, outcome: Outcome) -> dict[str, Evaluation]:
+def _test(
+    config: Config, shards: Place, manifest: Manifest, run: Place, outcome: Outcome, initial: Bundle | None
+) -> dict[str, Evaluation]:
     """Writes report and bundle."""
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
     from fracture.config import flatten
@@ -184,6 +209,7 @@ def _test(config: Config, shards: Place, manifest: Manifest, run: Place, outcome
     from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.release.bundle import versions, write_bundle
+    from fracture.training.driver import initial_weights
 
     workers = outcome.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
@@ -195,6 +221,7 @@ def _test(config: Config, shards: Place, manifest: Manifest, run: Place, outcome
         "best_epoch": outcome.best_epoch,
         "workers": workers,
         "precision": outcome.precision,
+        "initial_weights": initial_weights(initial),
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json")))

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 
@@ -95,7 +95,7 @@ def plot_roc(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, ca
             _mark_threshold(axis, 1 - metrics["specificity"], metrics["recall"], metrics)
         axis.set_xlabel("false positive rate (1 - specificity)")
         axis.set_ylabel("true positive rate (sensitivity)")
-        return _squared(figure, axis, metrics, caption, "lower right")
+        return _squared(figure, axis, _title(metrics), caption, "lower right")
 
 
 def plot_precision_recall(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
@@ -109,7 +109,7 @@ def plot_precision_recall(labels: np.ndarray, probabilities: np.ndarray, metrics
         _mark_threshold(axis, metrics["recall"], metrics["precision"], metrics)
         axis.set_xlabel("recall (sensitivity)")
         axis.set_ylabel("precision (positive predictive value)")
-        return _squared(figure, axis, metrics, caption, "lower left")
+        return _squared(figure, axis, _title(metrics), caption, "lower left")
 
 
 def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
@@ -126,7 +126,7 @@ def plot_reliability(labels: np.ndarray, probabilities: np.ndarray, metrics: Met
         axis.scatter(said, true, s=20 + 400 * count[filled] / count.sum(), color=_VAL, clip_on=False, zorder=3)
         axis.set_xlabel("probability given by the model (a dot's area: images)")
         axis.set_ylabel("share that has a fracture")
-        return _squared(figure, axis, metrics, caption, "upper left")
+        return _squared(figure, axis, _title(metrics), caption, "upper left")
 
 
 def plot_histograms(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> bytes:
@@ -146,18 +146,61 @@ def plot_histograms(labels: np.ndarray, probabilities: np.ndarray, metrics: Metr
         return _png(figure)
 
 
+def plot_rocs(labels: np.ndarray, models: Mapping[str, np.ndarray], caption: str) -> bytes:
+    """The ROC curves of several models on the same radiographs.
+
+    Args:
+        labels: [N] of 0 and 1, both present.
+        models: name -> [N] probabilities in [0, 1].
+    """
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
+        axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
+        for (name, probabilities), color in zip(models.items(), (_VAL, _TRAIN), strict=False):
+            false_rate, true_rate, _ = roc_curve(labels, probabilities)
+            axis.plot(false_rate, true_rate, color=color, linewidth=2, label=name)
+        axis.set_xlabel("false positive rate (1 - specificity)")
+        axis.set_ylabel("true positive rate (sensitivity)")
+        return _squared(figure, axis, f"Test, per radiograph: {len(labels):,}", caption, "lower right")
+
+
+def plot_drifts(measures: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Each measure's distribution before and now, as shares.
+
+    Args:
+        measures: name -> values of the radiographs before, [N], and of the new ones, [M].
+    """
+    columns = 3
+    rows = -(-len(measures) // columns)
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(12, 2.9 * rows), layout="constrained", squeeze=False)
+        for axis, (name, (before, now)) in zip(axes.flat, measures.items(), strict=False):
+            low, high = np.quantile(np.concatenate([before, now]), [0.005, 0.995])  # one odd film would fill the axis
+            bins = np.linspace(low, high if high > low else low + 1, 25)
+            for values, color, label in ((before, _TRAIN, "before"), (now, _VAL, "new")):
+                shares = np.full(len(values), 1 / len(values))
+                clipped = np.clip(values, bins[0], bins[-1])
+                axis.hist(clipped, bins, weights=shares, color=color, alpha=0.6, label=f"{label}, {len(values):,}")
+            axis.set_title(name, loc="left")
+            axis.set_ylabel("share of radiographs")
+            axis.legend(loc="best")
+        for axis in axes.flat[len(measures) :]:
+            axis.axis("off")
+        return _png(figure)
+
+
 def _mark_threshold(axis: Axes, x: float | None, y: float | None, metrics: Metrics) -> None:
     if x is not None and y is not None:
         axis.plot(x, y, "o", color=_INK, label=_threshold(metrics), clip_on=False, zorder=3)
 
 
-def _squared(figure: Figure, axis: Axes, metrics: Metrics, caption: str, legend: str) -> bytes:
+def _squared(figure: Figure, axis: Axes, title: str, caption: str, legend: str) -> bytes:
     """Finishes a plot whose axes both run from 0 to 1."""
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1.01)
     axis.set_aspect("equal")
     axis.legend(loc=legend)
-    axis.set_title(_title(metrics), loc="left")
+    axis.set_title(title, loc="left")
     figure.supxlabel(_wrap(caption, 66), fontsize=9, color=_INK)
     return _png(figure)
 

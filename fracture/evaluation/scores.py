@@ -39,23 +39,29 @@ def score_blocks(
     rank: int,
     workers: int,
     each_block: Callable[[], None] = lambda: None,
+    only: np.ndarray | None = None,
 ) -> pa.Table:
     """Scores every `workers`-th block of a split, starting at block `rank`.
 
     Args:
         model: Keras model of images [N, H, W, 1] uint8 to probabilities [N, 1].
         each_block: is called after each.
+        only: [rows] bool; the others are not scored, and blocks without any not read.
     """
     rows = manifest.rows(split)
     tables = [_SCHEMA.empty_table()]
     for start in range(rank * BLOCK_ROWS, rows, workers * BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, rows)
+        numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
+        if not len(numbers):
+            continue
         block = read_rows(shards, manifest, split, start, stop)
+        block = block if only is None else block.take(numbers - start)
         images = images_of(block, manifest.image_size)
         parts = [model.predict_on_batch(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
         columns = [
-            pa.array(np.arange(start, stop)),
-            pa.array([split] * (stop - start)),
+            pa.array(numbers),
+            pa.array([split] * len(numbers)),
             block["source"].combine_chunks(),
             block["origin"].combine_chunks(),
             block["film"].combine_chunks(),

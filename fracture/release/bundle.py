@@ -25,7 +25,7 @@ from fracture.config import Config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.metrics import Evaluation, as_json
-from fracture.input.shards import Manifest, read_seen
+from fracture.input.shards import FILES, Manifest, read_seen
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
@@ -85,7 +85,7 @@ def write_bundle(
     """Adds `bundle.json` to an exported model, and the hashes of the files that it has seen.
 
     Args:
-        run: name, epochs trained, best epoch, workers and precision of the training.
+        run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
     """
     content = {
         "format_version": FORMAT_VERSION,
@@ -174,15 +174,37 @@ class Bundle:
         batches = (self.place / TRAINED_ON).parquet_batches(_TRAINED_ON)
         return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
 
+    def groups_seen(self, shards: Place) -> set[int]:
+        """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
+        seen = pa.array(self.trained_on(), pa.binary(32))
+        columns = pa.schema([pa.field("sha256", seen.type), pa.field("group", pa.int64())])
+        batches = (shards / FILES).parquet_batches(columns)
+        known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
+        return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
+
     def model(self) -> Any:
         """The Keras model of uint8 or float images [N, S, S, 1] in [0, 255] to calibrated probabilities [N, 1].
 
         Raises:
-            UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
+            UsageError: see `weights`.
         """
         import tf_keras as keras
 
-        from fracture.models import build_model, weight_shapes
+        from fracture.models import build_model
+
+        arrays = self.weights()
+        keras.mixed_precision.set_global_policy("float32")  # as when it was exported
+        model = build_model(self.config, self.pixel_mean, self.pixel_std)
+        model.set_weights(arrays)
+        return model
+
+    def weights(self) -> list[np.ndarray]:
+        """In the order of `model.weights`, calibration within.
+
+        Raises:
+            UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
+        """
+        from fracture.models import weight_shapes
 
         shapes = weight_shapes(self.config)
         expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
@@ -190,11 +212,7 @@ class Bundle:
         if not file.is_file():
             raise UsageError(f"{file} is missing. {_ANEW}")
         most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
-        arrays = load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
-        keras.mixed_precision.set_global_policy("float32")  # as when it was exported
-        model = build_model(self.config, self.pixel_mean, self.pixel_std)
-        model.set_weights(arrays)
-        return model
+        return load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
 
 
 def is_bundle(place: Place) -> bool:

@@ -9,15 +9,11 @@ A decision is first written into the history, then into `champion.json`. What is
 whoever comes next, so that the two agree whenever nobody is at work.
 """
 
-import getpass
-import json
-import os
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -72,8 +68,12 @@ class _Champion(BaseModel):
 class Registry:
     """The registry at a place, which may not exist yet."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, place: Place, who: str = "") -> None:
+        """
+        Args:
+            who: asks for what is decided, as it is recorded.
+        """
+        self.place, self._who = place, who
 
     def champion(self) -> int | None:
         """The version in use; None before the first.
@@ -218,7 +218,7 @@ class Registry:
             HeldError: somebody else is at it.
         """
         lock = self.place / "locks" / "champion"
-        claim = claim_of_this_process(who())
+        claim = claim_of_this_process(self._who)
         with Lease(lock, claim, f"the champion of {self.place}", lambda: None, lambda line: None):
             entries = self.history()
             if entries and entries[-1].champion != self._champion_or_none():
@@ -237,7 +237,7 @@ class Registry:
         entry = Entry(
             number=entries[-1].number + 1 if entries else 1,
             time=datetime.now(UTC),
-            who=who(),
+            who=self._who,
             event=event,
             version=version,
             champion=champion,
@@ -266,10 +266,3 @@ def figures(bundle: Bundle) -> dict[str, float | None]:
     """Per radiograph, on the test of its own data."""
     test = bundle.evaluations["test"]["radiograph"]
     return {name: test[name] for name in ("auc", "recall", "specificity", "calibration_error")}
-
-
-def who() -> str:
-    """Who asks: a person on a machine, or a job of Ray."""
-    submitted: Mapping[str, Any] = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    number = (submitted.get("metadata") or {}).get("job_submission_id")
-    return f"ray job {number}" if number else f"{getpass.getuser()} on {socket.gethostname()}"

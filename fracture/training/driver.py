@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,8 +26,12 @@ from fracture.training.screen import Screen
 from fracture.training.status import LOCK, STATUS
 from fracture.training.watchdog import STACKS
 
+if TYPE_CHECKING:  # loading it takes a tenth of a second of a job's start
+    from fracture.release.bundle import Bundle
+
 _ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
 _CARD = "run.json"  # which data and settings a run was begun with
+_SCRATCH = "scratch"
 _ENVIRONMENT = {  # of every process
     "TF_USE_LEGACY_KERAS": "1",  # else TensorFlow loads Keras 3 as well, and with it scikit-learn: 1 s of 4
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
@@ -191,8 +195,11 @@ def check_batches(config: Config, manifest: Manifest) -> None:
                 )
 
 
-def check_run(run: Place, config: Config, manifest: Manifest) -> None:
+def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle | None" = None) -> None:
     """A run's folder holds nothing, or this very run as far as it got.
+
+    Args:
+        initial: whose weights it begins with.
 
     Raises:
         UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
@@ -204,7 +211,7 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
         return
     card = (run / _CARD).read_json()
     before = dict(flatten(card["recipe"]))
-    changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(_recipe(config)) if before.get(k) != v]
+    changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(config.recipe()) if before.get(k) != v]
     if changed:
         raise UsageError(
             f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
@@ -212,11 +219,30 @@ def check_run(run: Place, config: Config, manifest: Manifest) -> None:
         )
     if card["dataset"] != manifest.fingerprint:
         raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
+    if card.get("initial_weights", _SCRATCH) != initial_weights(initial):
+        raise UsageError(
+            f"run {run.name!r} was begun with other weights: {card.get('initial_weights', _SCRATCH)}, not "
+            f"{initial_weights(initial)}. Give another --run name."
+        )
 
 
-def _recipe(config: Config) -> dict[str, Any]:
-    """The settings that make a run what it is; the workers change only its speed."""
-    return config.model_dump(mode="json", exclude={"compute", "sample", "checkpoint", "recovery"})
+def initial_weights(initial: "Bundle | None") -> str:
+    """What a model began with, as its run and its bundle say it."""
+    return str(initial.place) if initial else _SCRATCH
+
+
+def check_initial(config: Config, initial: "Bundle") -> None:
+    """Raises UsageError where the bundle's network is another than the settings describe."""
+    from fracture.models import weight_shapes
+
+    wanted, there = weight_shapes(config), weight_shapes(initial.config)
+    differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"training cannot begin with the weights of {initial.place}: its network has {there.get(name, 'no')} at "
+            f"{name!r}, and these settings {wanted.get(name, 'no')}. Use its model settings, or begin from scratch."
+        )
 
 
 def train(
@@ -226,11 +252,13 @@ def train(
     run: Place,
     screen: Screen,
     tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    initial: "Bundle | None" = None,
 ) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
 
     Args:
         tell: gets each event that the screen gets.
+        initial: a finished model of this network, whose weights training begins with.
 
     Raises:
         RunError: the loss diverged, the disk is full, the store fails, no machines come, or workers fail again and
@@ -246,7 +274,8 @@ def train(
     from fracture.training.backend import Reporter, Trainer
     from fracture.training.worker import Assignment, train_worker
 
-    (run / _CARD).write_json({"dataset": manifest.fingerprint, "recipe": _recipe(config)})
+    card = {"dataset": manifest.fingerprint, "recipe": config.recipe(), "initial_weights": initial_weights(initial)}
+    (run / _CARD).write_json(card)
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     _list_checkpoints(run)
     compute = config.compute
@@ -255,7 +284,7 @@ def train(
     trainer = Trainer(
         train_worker,
         alone=_alone.is_set(),
-        train_loop_config=Assignment(config, shards, manifest, run, messages),
+        train_loop_config=Assignment(config, shards, manifest, run, messages, initial),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,

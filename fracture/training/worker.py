@@ -33,6 +33,7 @@ class Assignment:
     manifest: Manifest  # of the shards, or of one fold of them
     run: Place
     messages: Any  # the Ray actor of messages.py
+    initial: Any = None  # the Bundle whose weights training begins with, if any
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -87,7 +88,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     # What stops the training must count as the training does, or one film's hundred copies decide.
     val_weights = row_weights(*films["val"], config.training.sampling)
 
-    # 1. Go on from the run's newest checkpoint that is whole; 2. else start from scratch.
+    # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
+    # named; 3. else start from scratch.
     state = _latest_state(rank, tell, watchdog)
     if state is None:
         state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
@@ -118,6 +120,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         model.set_weights(state.weights)
         for variable, value in zip(slots, state.optimizer, strict=True):
             variable.assign(value)
+    elif assignment.initial is not None:
+        model.set_weights(assignment.initial.weights())
 
     log = None
     if rank == 0:

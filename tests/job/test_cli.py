@@ -82,7 +82,7 @@ def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_p
             claim.unlink()
     _, told = drawing.communicate(timeout=60)
     assert drawing.returncode == 1
-    assert ("stopped: another job took over this run: " if how == "taken over" else "stopped by Ctrl-C or SIGT") in told
+    assert ("stopped: another job took over run 'x': " if how == "taken over" else "stopped by Ctrl-C or SIGT") in told
     assert told.count("\n") <= 2
     assert not (tmp_path / "runs").exists()
 

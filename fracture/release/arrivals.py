@@ -1,0 +1,144 @@
+"""What has come into a data set since the model in use was trained, and whether it is of the same kind."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
+from fracture.preparation.split import RETIRED
+
+CHANCE = 1e-3  # a difference that comes about by chance more often than this is none
+_SHOWN = 5  # paths of conflicts
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One measure of the new radiographs beside those before."""
+
+    name: str
+    before: np.ndarray  # [radiographs] float64
+    now: np.ndarray
+
+    @cached_property
+    def _test(self) -> tuple[float, float]:
+        from scipy.stats import ks_2samp
+
+        found = ks_2samp(self.before, self.now)
+        return float(found.statistic), float(found.pvalue)
+
+    @property
+    def distance(self) -> float:
+        """Kolmogorov-Smirnov's: the largest difference of the two cumulative distributions, in 0 to 1."""
+        return self._test[0]
+
+    @property
+    def by_chance(self) -> bool:
+        return self._test[1] > CHANCE
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """All counts are of what is new; a radiograph is new if none of its files was known."""
+
+    images: dict[str, int]  # class -> readable
+    radiographs: dict[str, int]
+    unreadable: int
+    gone: int  # files that were there before
+    origins: dict[str, int]  # hospital, scanner, collection -> radiographs
+    conflicts: int  # radiographs under both labels, that have a new file
+    conflicting: list[str]  # paths of some
+    left_test: int  # radiographs that tested the model in use, and do no longer
+    test_before: int  # radiographs
+    share_before: float | None  # of fractures among the radiographs
+    share_now: float | None
+    drifts: list[Drift] = field(default_factory=list)
+    fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # films that are new
+
+    @property
+    def count(self) -> int:
+        return sum(self.radiographs.values())
+
+
+def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
+    """
+    Args:
+        files: `files.parquet` of the data as it is.
+        before: the same of the data that the model in use was trained on; None if there is no such model.
+    """
+    readable = files["sha256"].is_valid().to_numpy()
+    hashes = np.array(files["sha256"].to_pylist(), object)
+    films, labels = files["film"].to_numpy(), files["label"].to_numpy()
+    known_files = {} if before is None else _splits_of(before)
+    known = np.array([digest in known_files for digest in hashes])
+    new = readable & ~known
+    old_films = np.unique(films[readable & known])
+    fresh = np.setdiff1d(np.unique(films[new]), old_films)
+    both = np.intersect1d(films[readable & (labels == FRACTURE)], films[readable & (labels == NORMAL)])
+    torn = np.intersect1d(both, films[new])
+    paths = np.array(files["path"].to_pylist(), object)
+    first = _first_rows(films, readable)
+    fresh_rows, old_rows = (first[np.isin(films[first], which)] for which in (fresh, old_films))
+    origins = np.array(files["origin"].to_pylist(), object)[fresh_rows]
+    was_test = np.array([known_files.get(digest) == "test" for digest in hashes])
+    retired = np.array(files["split_used"].to_pylist(), object) == RETIRED
+    known_paths = set() if before is None else set(before["path"].to_pylist())
+    share_before, share_now = (_share(labels[rows]) for rows in (old_rows, fresh_rows))
+    return Arrivals(
+        images=_by_class(labels[new]),
+        radiographs=_by_class(labels[fresh_rows]),
+        unreadable=int((~readable & ~np.isin(paths, list(known_paths))).sum()),
+        gone=len(known_paths - set(paths.tolist())),
+        origins=dict(Counter(origin or "unknown" for origin in origins).most_common()),
+        conflicts=len(torn),
+        conflicting=paths[readable & np.isin(films, torn)][:_SHOWN].tolist(),
+        left_test=len(np.unique(films[was_test & retired])),
+        test_before=0 if before is None else _test_films(before),
+        share_before=share_before,
+        share_now=share_now,
+        drifts=_drifts(files, old_rows, fresh_rows),
+        fresh=fresh,
+    )
+
+
+def _splits_of(before: pa.Table) -> dict[bytes, str]:
+    pairs = zip(before["sha256"].to_pylist(), before["split_used"].to_pylist(), strict=True)
+    return {digest: split for digest, split in pairs if digest is not None}
+
+
+def _test_films(before: pa.Table) -> int:
+    in_test = np.array(before["split_used"].to_pylist(), object) == "test"
+    return len(np.unique(before["film"].to_numpy()[in_test]))
+
+
+def _first_rows(films: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """One row of each film."""
+    rows = np.flatnonzero(readable)
+    return rows[np.unique(films[rows], return_index=True)[1]]
+
+
+def _by_class(labels: np.ndarray) -> dict[str, int]:
+    return {name: int((labels == label).sum()) for label, name in enumerate(CLASS_NAMES)}
+
+
+def _share(labels: np.ndarray) -> float | None:
+    return float((labels == FRACTURE).mean()) if len(labels) else None
+
+
+def _drifts(files: pa.Table, old_rows: np.ndarray, fresh_rows: np.ndarray) -> list[Drift]:
+    if not (len(old_rows) and len(fresh_rows)):
+        return []
+    width, height, mean, deviation, border = (
+        files[name].to_numpy(zero_copy_only=False).astype(float)
+        for name in ("width", "height", "mean", "deviation", "border")
+    )
+    measures = {
+        "shorter side, pixels": np.minimum(width, height),
+        "width / height": width / height,
+        "exposure: mean grey": mean,
+        "contrast: deviation of grey": deviation,
+        "border: mean grey": border,
+    }
+    return [Drift(name, values[old_rows], values[fresh_rows]) for name, values in measures.items()]
