@@ -44,14 +44,15 @@ def parser(documentation: str) -> argparse.ArgumentParser:
     return made
 
 
-def add_data_flags(group: argparse._ArgumentGroup) -> None:
+def add_data_flags(group: argparse._ArgumentGroup, *, folds: bool = True) -> None:
     group.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
     group.add_argument("--split", choices=("auto", "official", "group"), help="data.split: whose split to use")
-    group.add_argument("--folds", metavar="K", help="data.folds: K grouped folds in place of a split; or: source")
+    if folds:
+        group.add_argument("--folds", metavar="K", help="data.folds: K grouped folds in place of a split; or: source")
 
 
 def data_settings(args: argparse.Namespace) -> list[str]:
-    flags = {"data.split": args.split, "data.folds": args.folds}
+    flags = {"data.split": args.split, "data.folds": getattr(args, "folds", None)}
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
 
 

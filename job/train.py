@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         print("\n".join(status_lines(storage / "runs", args.status, datetime.now(UTC))))
         return
     sample = args.data is None and args.shards is None
-    flags = _cli.data_settings(args) + _compute_settings(args)
+    flags = _cli.data_settings(args) + compute_settings(args)
     config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     run = storage / "runs" / args.run
@@ -268,7 +268,16 @@ def _sample(config: Config, storage: Place) -> Place:
     return folder
 
 
-def _compute_settings(args: argparse.Namespace) -> list[str]:
+def add_compute_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        help="training processes (default: compute.workers, 2); 2:4: four, or at least two where machines are lost",
+    )
+    group.add_argument("--gpu", action="store_true", help="give each worker a GPU")
+
+
+def compute_settings(args: argparse.Namespace) -> list[str]:
     least, colon, most = (args.workers or "").partition(":")
     flags = [f"compute.workers={most if colon else least}"] if args.workers is not None else []
     flags += [f"compute.min_workers={least}"] if colon else []
@@ -309,10 +318,5 @@ if __name__ == "__main__":
         help="name of the run; one that was begun is resumed (default: the time)",
     )
     where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
-    where.add_argument(
-        "--workers",
-        metavar="N",
-        help="training processes (default: compute.workers, 2); 2:4: four, or at least two where machines are lost",
-    )
-    where.add_argument("--gpu", action="store_true", help="give each worker a GPU")
+    add_compute_flags(where)
     _cli.run(main, parser.parse_args())

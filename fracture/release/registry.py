@@ -1,17 +1,21 @@
 """Which model is in use, and how it came to be: one folder or bucket that outlives every run.
 
   champion.json       the version in use; replaced in one stroke, so that a reader finds the old one or the new
-  versions/0003/      an immutable bundle, with what it was made from in version.json and dataset/
+  versions/0003/      an immutable bundle, with its report, and what it was made from in version.json and dataset/
   history/000007.json one file for each decision, never changed: who, when, on what data, with what figures
-  ticks/, runs/, shards/   what retraining works on
+  ticks/2026-w48/     one retraining: how far it is in state.json, then decision.json and report.html
+  runs/2026-w48/      its training, as of job/train.py
+  shards/             its data
+  locks/              who is at work
 
 A decision is first written into the history, then into `champion.json`. What is killed in between is finished by
 whoever comes next, so that the two agree whenever nobody is at work.
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -19,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 
 from fracture.errors import UsageError
 from fracture.input.shards import FILES, MANIFEST, Manifest
-from fracture.lease import Lease, claim_of_this_process
+from fracture.lease import HeldError, Lease, claim_of_this_process
 from fracture.release.bundle import CARD, Bundle, is_bundle, read_bundle
 from fracture.storage import Place
 
@@ -27,7 +31,10 @@ CHAMPION = "champion.json"
 VERSION = "version.json"
 DATASET = "dataset"  # in a version: manifest and files of the data it was trained on, without their pixels
 _FORMAT = 1
+_PATIENCE = 30  # seconds; a change takes one or two
 _NAME = re.compile(r"\d{4,}")
+
+STATE = "state.json"  # of a tick
 
 Event = Literal["promoted", "rejected", "promoted by hand", "rolled back"]
 
@@ -40,7 +47,7 @@ class Version(BaseModel, frozen=True):
     made: datetime
     asked: str  # hash of the data and settings it was made from
     dataset: str  # fingerprint
-    radiographs: dict[str, int]  # class -> in all splits
+    groups: dict[str, int]  # class -> radiographs or patients, in all splits
     initial_weights: str  # "scratch", or the version whose weights it began with
 
 
@@ -58,6 +65,17 @@ class Entry(BaseModel, frozen=True):
     dataset: str = ""
     figures: dict[str, float | None] = {}
     reason: str = ""
+
+
+class State(BaseModel):
+    """How far a retraining is, so that one that was killed goes on."""
+
+    after_entry: int  # the newest decision when it began
+    asked: str
+    shards: str  # name of their folder
+    dataset: str = ""  # fingerprint, once they are prepared
+    initial: int | None = None  # version whose weights it begins with
+    notified: bool = False
 
 
 class _Champion(BaseModel):
@@ -89,8 +107,8 @@ class Registry:
         except ValidationError as error:
             first = error.errors()[0]
             raise UsageError(
-                f"{file} is damaged: {first['msg']}. Delete it and run job/registry.py list --registry "
-                f"{self.place}, which writes it anew from the history."
+                f"{file} is damaged: {first['msg']}. job/registry.py promote VERSION --registry {self.place} writes it "
+                "anew."
             ) from None
 
     def champion_bundle(self) -> Bundle:
@@ -104,6 +122,14 @@ class Registry:
                 f"{self.place} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
                 f"{self.place}"
             )
+        return self.read(version)
+
+    def read(self, version: int) -> Bundle:
+        """
+        Raises:
+            UsageError: there is none of that number, or it is damaged.
+        """
+        self.version(version)
         return read_bundle(self.bundle(version))
 
     def bundle(self, version: int) -> Place:
@@ -137,8 +163,27 @@ class Registry:
         """Manifest and files of the data that the version was trained on."""
         return self.bundle(version) / DATASET
 
-    def add(self, made: Callable[[int], Version], bundle: Place, shards: Place, manifest: Manifest) -> int:
-        """Copies a finished bundle to a version of its own, unless that is done; its number.
+    def tick(self, name: str) -> Place:
+        return self.place / "ticks" / name
+
+    def run(self, tick: str) -> Place:
+        return self.place / "runs" / tick
+
+    def shards(self, name: str) -> Place:
+        return self.place / "shards" / name
+
+    def state(self, tick: str) -> State | None:
+        """None where it has not begun."""
+        try:
+            return State.model_validate_json((self.tick(tick) / STATE).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def keep_state(self, tick: str, state: State) -> None:
+        (self.tick(tick) / STATE).write_bytes(state.model_dump_json(indent=1).encode())
+
+    def add(self, made: Callable[[int], Version], run: Place, shards: Place, manifest: Manifest) -> Version:
+        """Copies the bundle of a finished run to a version of its own, unless that is done.
 
         The caller holds the lock of retraining.
 
@@ -146,21 +191,23 @@ class Registry:
             made: the version's facts, given its number.
             shards: where `files.parquet` of the manifest is.
         """
+        bundle = run / "bundle"
         there = self.versions()
         used = [version.number for version in there] + [entry.version for entry in self.history()]
         version = made(1 + max(used, default=0))
         for other in there:
             if (other.tick, other.asked, other.dataset) == (version.tick, version.asked, version.dataset):
-                return other.number
+                return other
         place = self.bundle(version.number)
         place.delete()  # half of a copy
         (place / DATASET / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
         (place / DATASET / FILES).write_bytes((shards / FILES).read_bytes())
         (place / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
+        (place / "report.html").write_bytes((run / "report" / "report.html").read_bytes())
         names = [info.path[len(bundle.path) + 1 :] for info in bundle.files()]
         for name in sorted(names, key=lambda name: name == CARD):  # which makes it a bundle, last
             (place / name).write_bytes((bundle / name).read_bytes())
-        return version.number
+        return version
 
     def decide(self, version: Version, *, promote: bool, beaten: int | None, reason: str) -> Entry:
         """Records what the gate decided of a challenger, and makes it champion if so.
@@ -170,8 +217,9 @@ class Registry:
 
         Raises:
             ChampionChanged: another is champion by now; nothing was recorded.
+            HeldError: somebody is changing the champion.
         """
-        with self.changing():
+        with self._changing():
             if done := next((entry for entry in self.history() if entry.tick == version.tick), None):
                 return done
             if self.champion() != beaten:
@@ -187,7 +235,7 @@ class Registry:
         Raises:
             UsageError: there is no such version, or it is the champion.
         """
-        with self.changing():
+        with self._changing():
             self.version(number)
             if self.champion() == number:
                 raise UsageError(f"version {number} is the champion already")
@@ -199,7 +247,7 @@ class Registry:
         Raises:
             UsageError: there was none before it.
         """
-        with self.changing():
+        with self._changing():
             line: list[int] = []  # of champions, each having beaten the one before
             for entry in self.history():
                 if entry.event == "rolled back":
@@ -211,19 +259,52 @@ class Registry:
             return self._append("rolled back", line[-1], line[-2], reason)
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def _changing(self) -> Iterator[None]:
         """Alone with the history and the champion; what somebody left half done is finished first.
 
         Raises:
-            HeldError: somebody else is at it.
+            HeldError: somebody else is at it, and stays.
         """
-        lock = self.place / "locks" / "champion"
-        claim = claim_of_this_process(self._who)
-        with Lease(lock, claim, f"the champion of {self.place}", lambda: None, lambda line: None):
+        lock, claim = self.place / "locks" / "champion", claim_of_this_process(self._who)
+        with ExitStack() as stack:
+            for left in reversed(range(_PATIENCE)):
+                try:
+                    name = f"the champion of {self.place}"
+                    stack.enter_context(Lease(lock, claim, name, lambda: None, lambda line: None))
+                    break
+                except HeldError:
+                    if not left:
+                        raise
+                    time.sleep(1)
             entries = self.history()
             if entries and entries[-1].champion != self._champion_or_none():
                 self._point(entries[-1])
             yield
+
+    def prunable(self, keep: int, current: str = "") -> list[Place]:
+        """Folders that nobody needs: all but the newest versions and runs, and what is or may be in use.
+
+        Never a version that was ever champion; nor the run and the shards of a retraining that may go on: `current`,
+        or one that no decision has come after. The caller holds the lock of retraining.
+
+        Args:
+            keep: how many of the newest versions and of the newest decided runs stay.
+        """
+        entries, there = self.history(), [version.number for version in self.versions()]
+        champions = {entry.champion for entry in entries}
+        kept = champions | set(there[-keep:])
+        folders = (self.place / "versions").folders()
+        found = [self.place / "versions" / name for name in folders if _NAME.fullmatch(name) and int(name) not in kept]
+        last = entries[-1].number if entries else 0
+        decided = [entry.tick for entry in entries if entry.tick]
+        states = {name: self.state(name) for name in (self.place / "ticks").folders()}
+        going_on = {name for name, s in states.items() if s and s.after_entry == last and name not in decided}
+        runs = going_on | {current} | set(decided[-keep:])
+        found += [self.run(name) for name in (self.place / "runs").folders() if name in states and name not in runs]
+        in_use = {states[name].shards for name in going_on | {current, *decided[-1:]} if states.get(name)}
+        ours = {state.shards for state in states.values() if state}
+        found += [self.shards(name) for name in (self.place / "shards").folders() if name in ours - in_use]
+        return found
 
     def _champion_or_none(self) -> int | None:
         try:
@@ -242,7 +323,7 @@ class Registry:
             version=version,
             champion=champion,
             dataset=facts.dataset,
-            figures=figures(read_bundle(self.bundle(version))),
+            figures=figures(self.read(version)),
             reason=reason,
             **about,
         )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fracture.evaluation.metrics import by_radiograph
+from fracture.evaluation.metrics import as_json, by_radiograph
 from fracture.evaluation.plots import plot_drifts, plot_rocs
 from fracture.evaluation.report import NAMES
 from fracture.input.shards import Manifest, images_of, read_rows
@@ -45,6 +45,33 @@ class Retraining:
         """The decision in a sentence."""
         failed = [f"{rule.name}: {rule.told}" for rule in self.rules if not rule.passed]
         return "; ".join(failed) or f"all {len(self.rules)} rules hold"
+
+    def as_json(self) -> dict[str, Any]:
+        """What `decision.json` says."""
+        compared, new = self.compared, self.new
+        models = {"challenger": compared.challenger} | ({"champion": compared.champion} if compared.champion else {})
+        return {
+            "tick": self.tick,
+            "version": self.version,
+            "champion": self.champion,
+            "initial_weights": self.initial_weights,
+            "decision": "promoted" if self.promoted else "rejected",
+            "reason": self.reason,
+            "rules": [rule.model_dump() for rule in self.rules],
+            "dataset": self.manifest.fingerprint,
+            "test_images_left_out": compared.left_out,
+            "models": as_json(models),
+            "new": {
+                "images": new.images,
+                "radiographs": new.radiographs,
+                "unreadable": new.unreadable,
+                "gone": new.gone,
+                "sources": new.origins,
+                "conflicts": new.conflicts,
+                "share_of_fractures": {"before": new.share_before, "now": new.share_now},
+                "drift": {drift.name: drift.distance for drift in new.drifts},
+            },
+        }
 
 
 def retraining_page(told: Retraining, shards: Place) -> bytes:

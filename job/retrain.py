@@ -1,0 +1,320 @@
+"""Train anew on data that grows, and put the new model in use only if it proves to be no worse: the scheduled job.
+
+  python job/retrain.py --data DIR --registry REGISTRY                 a week has one tick: 2026-w48
+  python job/retrain.py --data DIR --registry REGISTRY --every day     or a day, an hour, a minute, a month
+  python job/retrain.py --data s3://... --registry s3://... --tick ID  or the scheduler's own name of it
+  python job/retrain.py ... --notify https://...                       JSON on promotion, rejection, failure
+
+Leaves at once where another retraining of this registry is at work, or where nothing is new. Otherwise it preprocesses
+what is new, trains, and compares the challenger with the model in use on radiographs of test that neither has seen.
+The rules are the settings gate.*. A run that was killed goes on when its tick is given again. Writes in REGISTRY:
+
+  champion.json            which version is in use; job/predict.py --registry REGISTRY takes that one
+  versions/, history/      all versions, all decisions; job/registry.py shows them, and promotes or rolls back by hand
+  ticks/TICK/report.html   the page on one retraining, decision.json with each rule beside it
+  runs/TICK/, shards/      as of job/train.py, whose --status TICK --storage REGISTRY says how far it is
+
+Exit codes: 0 promoted, or nothing new, or another is at work; 10 rejected by the gate, and the model in use stays; 2 a
+mistake in what was asked; 1 failed: the same tick again goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import _cli
+from preprocess import find, prepare
+from train import add_compute_flags, compute_settings, held, train_once
+
+if TYPE_CHECKING:
+    from fracture.config import Config
+    from fracture.input.shards import Manifest
+    from fracture.preparation.source import Source
+    from fracture.release.registry import Entry, Registry, State, Version
+    from fracture.release.retraining_page import Retraining
+    from fracture.storage import Place
+
+REJECTED = 10  # exit code
+_TICKS = {"minute": "%Y%m%d-%H%M", "hour": "%Y%m%d-%H", "day": "%Y-%m-%d", "week": "%G-w%V", "month": "%Y-%m"}  # UTC
+_CHANGES = 3  # of the champion by hand, while it is being judged, that are followed
+
+
+def main(args: argparse.Namespace) -> int:
+    from fracture.lease import HeldError
+    from fracture.release.notify import check_url
+    from fracture.release.registry import Registry
+    from fracture.storage import place
+
+    tick = _tick(args, datetime.now(UTC))
+    config = _settings(args)
+    if args.notify:
+        check_url(args.notify)
+    registry = Registry(place(args.registry), _cli.who())
+    args.resume_hint = f"the same command with --tick {tick}"
+    lock = registry.place / "locks" / "retraining"
+    try:
+        with held(lock, f"the retraining of {registry.place}", f"give the same --tick again: {tick}"):
+            return _retrain(args, config, registry, tick)
+    except HeldError as error:
+        print(f"busy       {error}; nothing to do here", flush=True)
+        return 0
+    except Exception as error:  # told, and then told again on the screen
+        _tell(args, {"event": "failed", "registry": args.registry, "tick": tick, "reason": str(error)})
+        raise
+
+
+def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick: str) -> int:
+    from fracture.storage import place
+
+    source = find(args, [place(data) for data in args.data], config)
+    asked = _asked(source, config, args.warm_start)
+    tick, done = _which(registry.history(), tick, asked, args.force)
+    print(f"tick       {tick}, registry {registry.place}", flush=True)
+    if done:
+        print(f"decided    earlier: {done.event}", flush=True)
+        return _finish(args, config, registry, done)
+    state = registry.state(tick)
+    if state is None and not args.force and (known := _known(registry, asked)):
+        print(f"nothing    new since {known}; --force trains anyway", flush=True)
+        return 0
+    state = _begun(registry, tick, state, asked, source, config, args.warm_start)
+    shards, manifest = _prepared(args, config, registry, tick, state, source)
+    config = _with_data_of(config, manifest)
+    initial = registry.read(state.initial) if state.initial else None
+    if initial:
+        from fracture.training.driver import check_initial
+
+        check_initial(config, initial)
+    train_once(config, shards, manifest, registry.run(tick), args.verbose, initial)
+    version = registry.add(lambda number: _version(number, tick, state, manifest), registry.run(tick), shards, manifest)
+    return _finish(args, config, registry, _decide(registry, version, shards, manifest, config))
+
+
+def _which(history: list[Entry], tick: str, asked: str, force: bool) -> tuple[str, Entry | None]:
+    """The tick's name, and what was decided in it; TICK-2, TICK-3, ... is what was asked anew within it."""
+    decided = {entry.tick: entry for entry in history if entry.tick}
+    name, number = tick, 1
+    while name in decided:
+        if decided[name].asked == asked and not force:
+            return name, decided[name]
+        number += 1
+        name = f"{tick}-{number}"
+    return name, None
+
+
+def _known(registry: Registry, asked: str) -> str:
+    """Where the very same was asked before; "" where it was not."""
+    champion = registry.champion()
+    if champion is not None and registry.version(champion).asked == asked:
+        return f"version {champion}, which is in use"
+    last = next((entry for entry in reversed(registry.history()) if entry.tick), None)
+    if last is not None and last.asked == asked:
+        return f"{last.tick}, which was {last.event}"
+    return ""
+
+
+def _begun(
+    registry: Registry, tick: str, state: State | None, asked: str, source: Source, config: Config, warm: bool
+) -> State:
+    """The tick's state, which says whether it goes on or begins."""
+    from fracture.preparation.preprocess import shards_name
+    from fracture.release.registry import State
+
+    if state is not None and state.dataset:
+        return state
+    history, champion = registry.history(), registry.champion()
+    if warm and champion is None:
+        print("weights    from scratch: no version is in use yet that --warm-start could begin with", flush=True)
+    state = State(
+        after_entry=history[-1].number if history else 0,
+        asked=asked,
+        shards=shards_name(source, config.data),
+        initial=champion if warm else None,
+    )
+    registry.keep_state(tick, state)
+    return state
+
+
+def _prepared(
+    args: argparse.Namespace, config: Config, registry: Registry, tick: str, state: State, source: Source
+) -> tuple[Place, Manifest]:
+    """The shards of this tick; those it was begun with, if it goes on."""
+    from fracture.errors import UsageError
+    from fracture.input.shards import read_manifest
+    from fracture.training.driver import check_capacity, start_ray
+
+    def start() -> None:
+        start_ray(args.verbose)
+        check_capacity(config)
+
+    shards = registry.shards(state.shards)
+    if state.dataset:
+        try:
+            manifest = read_manifest(shards)
+        except UsageError:
+            manifest = None
+        if manifest is not None and manifest.fingerprint == state.dataset:
+            print(f"shards     {shards}, as this tick was begun with them", flush=True)
+            return shards, manifest
+        print("begins     anew: the data that this tick was begun with was replaced since", flush=True)
+        registry.run(tick).delete()
+    champion = registry.champion()
+    prepare(source, shards, config, start, None if champion is None else registry.dataset(champion))
+    manifest = read_manifest(shards)
+    state.dataset = manifest.fingerprint
+    registry.keep_state(tick, state)
+    return shards, manifest
+
+
+def _version(number: int, tick: str, state: State, manifest: Manifest) -> Version:
+    from fracture.labels import CLASS_NAMES
+    from fracture.release.registry import Version
+
+    groups = manifest.groups.values()
+    return Version(
+        number=number,
+        tick=tick,
+        made=datetime.now(UTC),
+        asked=state.asked,
+        dataset=state.dataset,
+        groups={name: sum(split[name] for split in groups) for name in CLASS_NAMES},
+        initial_weights=f"version {state.initial}" if state.initial else "scratch",
+    )
+
+
+def _decide(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Entry:
+    """Judges the version beside the champion, writes the page, and then the decision."""
+    from fracture.errors import RunError
+    from fracture.lease import HeldError
+    from fracture.release.registry import ChampionChanged
+
+    for _ in range(_CHANGES):
+        told = _judged(registry, version, shards, manifest, config)
+        try:
+            return registry.decide(version, promote=told.promoted, beaten=told.champion, reason=told.reason)
+        except HeldError as error:
+            raise RunError(f"nothing was decided: {error}") from None
+        except ChampionChanged as error:
+            print(f"again      {error}", flush=True)
+    raise RunError(
+        f"the champion of {registry.place} was changed {_CHANGES} times while version {version.number} was judged"
+    )
+
+
+def _judged(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Retraining:
+    from fracture.evaluation.report import caveats
+    from fracture.input.shards import FILES
+    from fracture.release.arrivals import arrivals
+    from fracture.release.gate import compare, judge
+    from fracture.release.retraining_page import Retraining, retraining_page
+
+    number = registry.champion()
+    print("gate       scoring both models on test", flush=True)
+    champion = None if number is None else registry.read(number)
+    before = None if number is None else (registry.dataset(number) / FILES).read_parquet()
+    challenger = registry.read(version.number)
+    new = arrivals((shards / FILES).read_parquet(), before)
+    compared = compare(challenger, champion, registry.run(version.tick), shards, manifest, new)
+    told = Retraining(
+        tick=version.tick,
+        registry=registry.place,
+        version=version.number,
+        champion=number,
+        initial_weights=version.initial_weights,
+        challenger_bundle=challenger,
+        champion_bundle=champion,
+        compared=compared,
+        new=new,
+        rules=judge(compared, new, manifest, config.gate),
+        manifest=manifest,
+        caveats=caveats(manifest),
+    )
+    folder = registry.tick(version.tick)
+    (folder / "scores.parquet").write_parquet(compared.scores)
+    (folder / "report.html").write_bytes(retraining_page(told, shards))
+    (folder / "decision.json").write_json(told.as_json())
+    for rule in told.rules:
+        print(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.told}", flush=True)
+    return told
+
+
+def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry: Entry) -> int:
+    """What comes after a decision, and may be done again: tells of it, and clears away what nobody needs."""
+    state, page = registry.state(entry.tick), registry.tick(entry.tick) / "report.html"
+    if state is not None and not state.notified:
+        _tell(args, entry.model_dump(mode="json") | {"registry": args.registry, "page": str(page)})
+        state.notified = True
+        registry.keep_state(entry.tick, state)
+    pruned = registry.prunable(config.registry.keep, entry.tick)
+    for place in pruned:
+        place.delete()
+    if pruned:
+        print(f"cleared    {', '.join(place.path[len(registry.place.path) + 1 :] for place in pruned)}", flush=True)
+    promoted = entry.event != "rejected"
+    stays = f"version {entry.champion} stays in use" if entry.champion else "no version is in use"
+    print(f"decision   version {entry.version} {entry.event}: {'in use from now on' if promoted else stays}")
+    print(f"page       {page}", flush=True)
+    return 0 if promoted else REJECTED
+
+
+def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
+    from fracture.release.notify import notify
+
+    if args.notify and (why := notify(args.notify, message)):
+        print(f"notify     nobody was told: {why}", flush=True)
+
+
+def _asked(source: Source, config: Config, warm: bool) -> str:
+    """Differs where files, labels or settings of the recipe do."""
+    content = (source.stamp(), sorted(config.recipe().items()), warm)
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+def _tick(args: argparse.Namespace, now: datetime) -> str:
+    from fracture.errors import UsageError
+
+    tick = args.tick or now.strftime(_TICKS[args.every])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tick):
+        raise UsageError(f"--tick {tick!r}: a tick's name is letters, digits, '.', '_' and '-', such as 2026-w48")
+    return tick
+
+
+def _settings(args: argparse.Namespace) -> Config:
+    from fracture.errors import UsageError
+
+    config = _cli.settings(args, _cli.data_settings(args) + compute_settings(args))
+    if config.data.folds or config.data.split == "test":
+        raise UsageError(
+            f"data.folds = {config.data.folds!r}, data.split = {config.data.split!r}: retraining needs training, "
+            "validation and test. Use data.folds = 0, and auto, group or official."
+        )
+    return config
+
+
+def _with_data_of(config: Config, manifest: Manifest) -> Config:
+    from fracture.training.driver import with_data_of
+
+    return with_data_of(config, manifest)
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", metavar="DIR", action="append", required=True, help="folder or URI of radiographs; repeated: several"
+    )
+    _cli.add_data_flags(data, folds=False)
+    where = parser.add_argument_group("retraining")
+    where.add_argument("--registry", metavar="DIR", required=True, help="folder or URI for all that it writes")
+    when = where.add_mutually_exclusive_group()
+    when.add_argument("--tick", metavar="NAME", help="the schedule's name of this time; the same again goes on")
+    when.add_argument("--every", choices=_TICKS, default="week", help="makes the tick's name of the time (UTC; week)")
+    where.add_argument("--warm-start", action="store_true", help="begin with the weights of the version in use")
+    where.add_argument("--force", action="store_true", help="train also where nothing is new")
+    where.add_argument("--notify", metavar="URL", help="POST promotion, rejection and failure there, as JSON")
+    add_compute_flags(where)
+    _cli.run(main, parser.parse_args())
