@@ -188,11 +188,12 @@ class Bundle:
         Raises:
             UsageError: see `weights`.
         """
+        arrays = self.weights()
+
         import tf_keras as keras
 
         from fracture.models import build_model
 
-        arrays = self.weights()
         keras.mixed_precision.set_global_policy("float32")  # as when it was exported
         model = build_model(self.config, self.pixel_mean, self.pixel_std)
         model.set_weights(arrays)

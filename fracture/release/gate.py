@@ -161,16 +161,14 @@ def _against_champion(compared: Comparison, config: GateConfig) -> Rule:
         lowest, told = None, "undefined, since test has one class only"
     else:
         lowest = float(np.quantile(compared.differences, 1 - config.confidence))
-        told = (
-            f"{ours:.3f}, and the champion's {theirs:.3f} on the same radiographs: with {sure} confidence higher by at "
-            f"least {lowest:+.3f}"
-        )
+        how = f"at most {-lowest:.3f} lower" if lowest < 0 else f"at least {lowest:.3f} higher"
+        told = f"{ours:.3f}, and the champion's {theirs:.3f} on the same radiographs: with {sure} confidence {how}"
     return Rule(
         name="AUC beside the champion's",
         value=lowest,
         limit=-config.auc_margin,
         passed=lowest is not None and lowest >= -config.auc_margin,
-        told=f"{told}; the least allowed is {-config.auc_margin:+.3f}",
+        told=f"{told}; it may be {config.auc_margin:.3f} lower",
     )
 
 

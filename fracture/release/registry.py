@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -116,13 +116,21 @@ class Registry:
         Raises:
             UsageError: there is no champion, or its bundle is damaged.
         """
+        return self.read(self.in_use())
+
+    def in_use(self) -> int:
+        """As `champion`.
+
+        Raises:
+            UsageError: there is none.
+        """
         version = self.champion()
         if version is None:
             raise UsageError(
                 f"{self.place} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
                 f"{self.place}"
             )
-        return self.read(version)
+        return version
 
     def read(self, version: int) -> Bundle:
         """
@@ -131,6 +139,16 @@ class Registry:
         """
         self.version(version)
         return read_bundle(self.bundle(version))
+
+    def figures(self, version: int) -> dict[str, float | None]:
+        """Per radiograph, on the test of its own data."""
+        test = self.read(version).evaluations["test"]["radiograph"]
+        return {name: test[name] for name in ("auc", "recall", "specificity", "calibration_error")}
+
+    def decision(self, tick: str) -> dict[str, Any] | None:
+        """What `decision.json` says; None where it was removed."""
+        file = self.tick(tick) / "decision.json"
+        return file.read_json() if file.is_file() else None
 
     def bundle(self, version: int) -> Place:
         return self.place / "versions" / f"{version:04d}"
@@ -323,7 +341,7 @@ class Registry:
             version=version,
             champion=champion,
             dataset=facts.dataset,
-            figures=figures(self.read(version)),
+            figures=self.figures(version),
             reason=reason,
             **about,
         )
@@ -341,9 +359,3 @@ class Registry:
 
 class ChampionChanged(Exception):
     """The champion is not the one that was compared with."""
-
-
-def figures(bundle: Bundle) -> dict[str, float | None]:
-    """Per radiograph, on the test of its own data."""
-    test = bundle.evaluations["test"]["radiograph"]
-    return {name: test[name] for name in ("auc", "recall", "specificity", "calibration_error")}
