@@ -57,8 +57,6 @@ def score_blocks(
             continue
         block = read_rows(shards, manifest, split, start, stop)
         block = block if only is None else block.take(numbers - start)
-        images = images_of(block, manifest.image_size)
-        parts = [model.predict_on_batch(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
         columns = [
             pa.array(numbers),
             pa.array([split] * len(numbers)),
@@ -67,11 +65,19 @@ def score_blocks(
             block["film"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
-            pa.array(np.concatenate(parts)[:, 0].astype(np.float32)),
+            pa.array(_predict(model, images_of(block, manifest.image_size))),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         each_block()
     return pa.concat_tables(tables)
+
+
+def _predict(model: Any, images: np.ndarray) -> np.ndarray:
+    """[N] float32. All parts have one size, for each of which TensorFlow would compile the network anew."""
+    count = len(images)
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % _AT_ONCE, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[at : at + _AT_ONCE]) for at in range(0, len(full), _AT_ONCE)]
+    return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 
 def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: int) -> None:

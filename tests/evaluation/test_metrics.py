@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from fracture.evaluation.metrics import by_radiograph, compute_metrics
+from fracture.evaluation.metrics import auc_differences, by_radiograph, compute_metrics
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
@@ -113,3 +113,16 @@ def test_a_resample_counts_each_case_as_often_as_it_was_drawn():
     """Two groups: the four equally likely resamples have accuracies 1, ½, ½ and 0."""
     figure = compute_metrics(np.array([1, 1]), np.array([0.9, 0.1]), np.array([0, 1]), 0.5).figures["accuracy"]
     assert (figure.value, figure.low, figure.high) == (0.5, 0, 1)
+
+
+def test_two_models_are_compared_on_the_same_resamples():
+    """The second ranks one fracture below all normals: a third of the AUC where it is drawn once in three."""
+    assert auc_differences(LABELS, PROBABILITIES, PROBABILITIES, np.arange(7)).tolist() == [0] * 1000
+    perfect, slipped = LABELS * 1.0, LABELS * 1.0
+    slipped[0] = -1.0
+    found = auc_differences(LABELS, perfect, slipped, np.arange(7))
+    assert found.min() == 0
+    assert found.mean() == pytest.approx(1 / 3, abs=0.02)
+    of_groups = auc_differences(LABELS, perfect, slipped, np.array([0, 0, 0, 1, 1, 2, 2]))
+    assert of_groups == pytest.approx(1 / 3), "all fractures are drawn together"
+    assert len(of_groups) < 1000, "without fractures there is no AUC"

@@ -41,3 +41,21 @@ def test_a_row_scored_twice_is_noticed(shard_folder, tmp_path):
         write_scores(run, score_blocks(FirstPixel(), folder, manifest, "val", 0, 2), "val", rank, 2)
     with pytest.raises(RunError, match="val: 128 scores for 100 images; run the job again"):
         read_scores(run, manifest, "val", 2)
+
+
+def test_only_some_rows_are_scored_and_blocks_without_any_are_not_read(shard_folder):
+    folder, manifest = shard_folder(val=200)
+    only = np.zeros(200, bool)
+    only[[3, 5, 63, 199]] = True
+    scored: list[int] = []
+
+    class Counting(FirstPixel):
+        def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+            scored.append(len(images))
+            return super().predict_on_batch(images)
+
+    scores = score_blocks(Counting(), folder, manifest, "val", 0, 1, only=only)
+    assert scores["row"].to_pylist() == [3, 5, 63, 199]
+    assert scores["source"].to_pylist() == [f"val/{n}.png" for n in (3, 5, 63, 199)]
+    assert scores["probability"].to_numpy() == pytest.approx(np.array([3, 5, 63, 199]) / 256)
+    assert scored == [16, 16], "one part of one size for each of two blocks"
