@@ -181,7 +181,9 @@ class GateConfig(Settings):
     min_sensitivity: float = Field(0.85, ge=0, le=1, description="at the model's own threshold")
     max_calibration_error: float = Field(0.2, ge=0, le=1, description="expected calibration error; few films raise it")
     max_left_test: Fraction = Field(0.1, description="share of the earlier test that new images join to training")
-    max_conflicts: Fraction = Field(0.02, description="share of the new radiographs that stand under both labels")
+    max_conflicts: Fraction = Field(
+        0.02, description="share of the new radiographs under both labels, or another than before"
+    )
     max_drift: float = Field(
         0.4, gt=0, le=1, description="Kolmogorov-Smirnov distance of the new radiographs from those before"
     )

@@ -31,6 +31,8 @@ from preprocess import find, prepare
 from train import add_compute_flags, compute_settings, held, train_once
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fracture.config import Config
     from fracture.input.shards import Manifest
     from fracture.preparation.source import Source
@@ -301,7 +303,8 @@ def _with_data_of(config: Config, manifest: Manifest) -> Config:
     return with_data_of(config, manifest)
 
 
-if __name__ == "__main__":
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked, on the command line or in `words`."""
     parser = _cli.parser(__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -317,4 +320,8 @@ if __name__ == "__main__":
     where.add_argument("--force", action="store_true", help="train also where nothing is new")
     where.add_argument("--notify", metavar="URL", help="POST promotion, rejection and failure there, as JSON")
     add_compute_flags(where)
-    _cli.run(main, parser.parse_args())
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    _cli.run(main, arguments())

@@ -48,7 +48,7 @@ class Arrivals:
     unreadable: int
     gone: int  # files that were there before
     origins: dict[str, int]  # hospital, scanner, collection -> radiographs
-    conflicts: int  # radiographs under both labels, that have a new file
+    conflicts: int  # radiographs with a file of a label that it did not have, and of another label too, or before
     conflicting: list[str]  # paths of some
     left_test: int  # radiographs that tested the model in use, and do no longer
     test_before: int  # radiographs
@@ -72,12 +72,15 @@ def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
     hashes = np.array(files["sha256"].to_pylist(), object)
     films, labels = files["film"].to_numpy(), files["label"].to_numpy()
     known_files = {} if before is None else _splits_of(before)
+    labelled = (
+        set() if before is None else set(zip(before["sha256"].to_pylist(), before["label"].to_pylist(), strict=True))
+    )
     known = np.array([digest in known_files for digest in hashes])
-    new = readable & ~known
+    new = readable & np.array([pair not in labelled for pair in zip(hashes, labels.tolist(), strict=True)])
     old_films = np.unique(films[readable & known])
     fresh = np.setdiff1d(np.unique(films[new]), old_films)
     both = np.intersect1d(films[readable & (labels == FRACTURE)], films[readable & (labels == NORMAL)])
-    torn = np.intersect1d(both, films[new])
+    torn = np.union1d(np.intersect1d(both, films[new]), films[new & known])
     paths = np.array(files["path"].to_pylist(), object)
     first = _first_rows(films, readable)
     fresh_rows, old_rows = (first[np.isin(films[first], which)] for which in (fresh, old_films))

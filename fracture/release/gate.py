@@ -190,8 +190,8 @@ def _of_the_data(compared: Comparison, new: Arrivals, manifest: Manifest, config
             value=share,
             limit=config.max_conflicts,
             passed=share <= config.max_conflicts,
-            told=f"{new.conflicts} of {new.count + new.conflicts} new radiographs stand under both labels{named}; at "
-            f"most {config.max_conflicts:.0%}",
+            told=f"{new.conflicts} of {new.count + new.conflicts} new or changed radiographs stand under both labels, "
+            f"or another than before{named}; at most {config.max_conflicts:.0%}",
         ),
     ]
     if compared.champion is None:

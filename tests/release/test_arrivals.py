@@ -60,6 +60,16 @@ def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_n
     assert new.count == 0
 
 
+def test_a_label_that_was_changed_or_stands_on_the_same_bytes_is_a_conflict():
+    now = [("a", 0, 1, "train"), *BEFORE[1:]]
+    assert arrivals(table(now), table(BEFORE)).conflicts == 1
+    same = table([*BEFORE, ("c2", 0, 3, "")])
+    hashes = same["sha256"].to_pylist()
+    same = same.set_column(4, "sha256", pa.array([*hashes[:-1], hashes[2]], pa.binary(32)))
+    new = arrivals(same, table(BEFORE))
+    assert (new.conflicts, new.conflicting, new.count) == (1, ["c", "c2"], 0)
+
+
 def test_drift_is_the_largest_difference_of_the_distributions():
     before = [(f"old{i}", i % 2, i, "train") for i in range(100)]
     now = [*before, *((f"new{i}", i % 2, 1000 + i, "train") for i in range(100))]

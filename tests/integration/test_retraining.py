@@ -1,0 +1,215 @@
+"""Weeks of a hospital: what comes in, what is trained of it, and which model is in use."""
+
+import json
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import retrain
+from PIL import Image
+
+from fracture.release.bundle import read_bundle
+from fracture.release.registry import Registry
+from fracture.storage import place
+from tests.conftest import TINY
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+SETTINGS = [*TINY, "training.epochs=4", "training.learning_rate=0.01", "gate.min_radiographs=5", "compute.workers=1"]
+SETTINGS += ["evaluation.threshold_rule=given"]
+
+
+def films(folder: Path, numbers: range, *, flipped: bool = False, classes: tuple[int, ...] = (0, 1)) -> None:
+    """Grey noise, brighter where there is a fracture; each number once in each class."""
+    for number in numbers:
+        for label in classes:
+            pixels = np.random.default_rng([number, label]).normal(100 + 40 * label, 30, (40, 40))
+            file = folder / ("fracture" if label != flipped else "normal") / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+
+
+def retraining(folder: Path, registry: Path, tick: str, *flags: str) -> int:
+    """The job's exit code."""
+    words = ["--data", str(folder), "--registry", str(registry), "--tick", tick, *flags]
+    words += [word for setting in SETTINGS for word in ("--set", setting)]
+    return retrain.main(retrain.arguments(words))
+
+
+@contextmanager
+def watched(registry: Path) -> Iterator[set[str]]:
+    """Reads the champion again and again; yields the versions that were seen."""
+    over, seen, failures = threading.Event(), set(), []
+
+    def read() -> None:
+        try:
+            while not over.wait(0.05):
+                if Registry(place(registry)).champion() is not None:
+                    bundle = Registry(place(registry)).champion_bundle()
+                    assert bundle.weights()
+                    seen.add(bundle.place.name)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+    assert failures == []
+
+
+def decision(registry: Path, tick: str) -> dict:
+    return json.loads((registry / "ticks" / tick / "decision.json").read_text())
+
+
+def failed(registry: Path, tick: str) -> list[str]:
+    return [rule["name"] for rule in decision(registry, tick)["rules"] if not rule["passed"]]
+
+
+def splits(registry: Path, version: int) -> dict[bytes, str]:
+    files = Registry(place(registry)).dataset(version) / "files.parquet"
+    table = files.read_parquet(["sha256", "split_used"]).to_pydict()
+    return dict(zip(table["sha256"], table["split_used"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def first_week(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Path, Path]:
+    """A folder of films, and the registry after its first training."""
+    folder = tmp_path_factory.mktemp("hospital")
+    films(folder / "films", range(40))
+    assert retraining(folder / "films", folder / "registry", "2026-w45") == 0
+    return folder / "films", folder / "registry"
+
+
+@pytest.fixture
+def hospital(first_week, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of it, with the films where they were, as a schedule finds them."""
+    folder, registry = first_week
+    added = set(folder.rglob("*.png"))
+    shutil.copytree(registry, tmp_path / "registry")
+    yield folder, tmp_path / "registry"
+    for file in set(folder.rglob("*.png")) - added:
+        file.unlink()
+
+
+def test_four_weeks(hospital, capsys):
+    folder, registry = hospital
+    assert decision(registry, "2026-w45")["decision"] == "promoted"
+    with watched(registry) as seen:
+        assert retraining(folder, registry, "2026-w46") == 0
+        assert "nothing    new since version 1, which is in use" in capsys.readouterr().out
+        assert not (registry / "ticks/2026-w46").exists()
+
+        films(folder, range(100, 125))
+        assert retraining(folder, registry, "2026-w47", "--warm-start") == 0
+        told = capsys.readouterr().out
+        assert "examine    50 of 50" in told, "what was known is not decoded again"
+        assert "version 2 promoted: in use from now on" in told
+        before, after = splits(registry, 1), splits(registry, 2)
+        assert {digest: after[digest] for digest in before} == before
+        assert len(after) == len(before) + 50
+        run = json.loads((registry / "versions/0002/bundle.json").read_text())["run"]
+        assert run["initial_weights"].endswith("registry/versions/0001")
+        assert decision(registry, "2026-w47")["new"]["radiographs"] == {"normal": 25, "fracture": 25}
+
+        films(folder, range(200, 225), flipped=True)
+        assert retraining(folder, registry, "2026-w48") == retrain.REJECTED
+        assert "version 3 rejected: version 2 stays in use" in capsys.readouterr().out
+        assert "labels of the new radiographs" in failed(registry, "2026-w48")
+        page = (registry / "ticks/2026-w48/report.html").read_text()
+        assert "version 3 is rejected" in page
+        assert "AUC 0.000 of the champion, which has not seen them, on 50 new radiographs" in page
+        assert Registry(place(registry)).champion() == 2
+
+        assert retraining(folder, registry, "2026-w48") == retrain.REJECTED, "a retry of what was decided"
+        assert retraining(folder, registry, "2026-w49") == 0
+        assert "nothing    new since 2026-w48, which was rejected" in capsys.readouterr().out
+
+        Registry(place(registry), "Ann").rollback("seen in the ward")
+    assert Registry(place(registry)).champion() == 1
+    assert seen == {"0001", "0002"}
+    told = [(entry.event, entry.version, entry.champion) for entry in Registry(place(registry)).history()]
+    assert told == [("promoted", 1, 1), ("promoted", 2, 2), ("rejected", 3, 2), ("rolled back", 2, 1)]
+
+
+def copies_under_the_other_label(folder: Path, registry: Path) -> None:
+    """Of four radiographs that test the model in use."""
+    files = Registry(place(registry)).dataset(1) / "files.parquet"
+    rows = files.read_parquet(["path", "split_used", "label"]).to_pylist()
+    for row in [row for row in rows if row["split_used"] == "test"][:4]:
+        other = "normal" if row["label"] else "fracture"
+        shutil.copy(folder / row["path"], folder / other / f"copy-of-{row['label']}-{Path(row['path']).name}")
+
+
+@pytest.mark.parametrize(
+    ("poison", "rule", "told"),
+    [
+        (
+            lambda folder, registry: films(folder, range(300, 330), classes=(1,)),
+            "classes",
+            "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+        ),
+        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs stand under both labels"),
+    ],
+    ids=["one class", "copies"],
+)
+def test_a_poisoned_week_is_rejected_and_the_page_says_why(hospital, poison: Callable[..., None], rule: str, told: str):
+    folder, registry = hospital
+    poison(folder, registry)
+    assert retraining(folder, registry, "2026-w46", "--set", "training.epochs=1") == retrain.REJECTED
+    assert rule in failed(registry, "2026-w46")
+    assert told in (registry / "ticks/2026-w46/report.html").read_text()
+    assert Registry(place(registry)).champion() == 1
+
+
+UNDONE = {  # what a job had not written when it was killed
+    "while the version was copied": ["versions/0001/bundle.json"],
+    "before the version": ["versions"],
+    "before the page": ["ticks/2026-w45/report.html", "ticks/2026-w45/decision.json"],
+    "before the decision": [],
+}
+
+
+@pytest.mark.parametrize("undone", UNDONE.values(), ids=UNDONE)
+def test_a_retraining_that_was_killed_after_training_goes_on_to_the_same_end(hospital, undone: list[str], capsys):
+    """Every stage from there on has come and gone; of earlier ones says test_killed_retraining.py."""
+    folder, registry = hospital
+    end = state_of(registry)
+    for path in [*undone, "history", "champion.json"]:
+        place(registry / path).delete()
+    assert retraining(folder, registry, "2026-w45") == 0
+    assert "finished   earlier" in capsys.readouterr().out, "it was not trained again"
+    assert state_of(registry) == end
+
+
+def state_of(registry: Path) -> dict[str, object]:
+    """What the registry holds, but for times."""
+    found: dict[str, object] = {}
+    for file in sorted(path for path in registry.rglob("*") if path.is_file()):
+        name = file.relative_to(registry).as_posix()
+        if name.endswith(("input.json", "status.json")):
+            continue
+        content = re.sub(rb"/[^ <]*/registry", b"REGISTRY", file.read_bytes())  # it was copied here
+        found[name] = len(content) if name.startswith("runs") else content
+        if file.suffix == ".json":
+            times = ("time", "made", "since", "updated")
+            found[name] = {k: v for k, v in json.loads(file.read_bytes()).items() if k not in times}
+    return found
+
+
+def test_a_run_that_is_asked_again_after_the_clock_went_back_is_one_of_its_own(hospital, capsys):
+    """A tick of before is decided already; the history is in the order of the decisions, not of clocks."""
+    folder, registry = hospital
+    shutil.copytree(registry / "runs/2026-w45", registry / "runs/2026-w45-2")
+    assert retraining(folder, registry, "2026-w45", "--force") == 0
+    assert "tick       2026-w45-2" in capsys.readouterr().out
+    assert [entry.tick for entry in Registry(place(registry)).history()] == ["2026-w45", "2026-w45-2"]
+    assert Registry(place(registry)).champion() == 2
+    assert read_bundle(Registry(place(registry)).bundle(2)).config.data.image_size == 32
