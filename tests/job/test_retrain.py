@@ -1,0 +1,123 @@
+"""What is decided before anything is trained."""
+
+import argparse
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import retrain
+
+from fracture.errors import UsageError
+from fracture.lease import Lease, claim_of_this_process
+from fracture.release.registry import Entry
+from fracture.storage import place
+from tests.conftest import ROOT
+
+NOW = datetime(2026, 11, 24, 17, 5, tzinfo=UTC)
+
+
+def asked(*flags: str) -> argparse.Namespace:
+    return retrain.arguments(["--data", "films", "--registry", "registry", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "tick"),
+    [
+        ([], "2026-w48"),
+        (["--every", "minute"], "20261124-1705"),
+        (["--every", "hour"], "20261124-17"),
+        (["--every", "day"], "2026-11-24"),
+        (["--every", "month"], "2026-11"),
+        (["--tick", "fracture-29401920"], "fracture-29401920"),
+    ],
+)
+def test_a_tick_is_named_by_the_scheduler_or_the_time(flags: list[str], tick: str):
+    assert retrain._tick(asked(*flags), NOW) == tick
+
+
+def test_the_last_days_of_a_year_are_of_the_week_they_are_in():
+    assert retrain._tick(asked(), datetime(2027, 1, 1, tzinfo=UTC)) == "2026-w53"
+
+
+def entry(number: int, tick: str, what: str) -> Entry:
+    return Entry(number=number, time=NOW, who="", event="rejected", version=1, champion=None, tick=tick, asked=what)
+
+
+def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_another():
+    history = [entry(1, "w1", "a"), entry(2, "", ""), entry(3, "w2", "a"), entry(4, "w2-2", "b")]
+    assert retrain._which(history, "w3", "b", force=False) == ("w3", None)
+    assert retrain._which(history, "w2", "a", force=False) == ("w2", history[2])
+    assert retrain._which(history, "w2", "b", force=False) == ("w2-2", history[3])
+    assert retrain._which(history, "w2", "c", force=False) == ("w2-3", None)
+    assert retrain._which(history, "w1", "b", force=False) == ("w1-2", None), "also where the clock went back"
+    assert retrain._which(history, "w1", "a", force=True) == ("w1-2", None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--tick", "week 48"],
+            "--tick 'week 48': a tick's name is letters, digits, '.', '_' and '-', such as 2026-w48",
+        ),
+        (
+            ["--set", "data.folds=5"],
+            r"data.folds = 5, data.split = 'auto': retraining needs training, validation",
+        ),
+        (
+            ["--set", "data.split=test"],
+            r"data.folds = 0, data.split = 'test': retraining needs training, validation",
+        ),
+        (["--notify", "x"], "--notify 'x' is no address of a web hook"),
+        (["--set", "gate.auc_margn=1"], "unknown setting 'gate.auc_margn' = 1. Did you mean 'gate.auc_margin'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_read(flags: list[str], message: str):
+    with pytest.raises(UsageError, match=message):
+        retrain.main(asked(*flags))
+
+
+def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, monkeypatch, capsys):
+    lock = place(tmp_path) / "registry/locks/retraining"
+    monkeypatch.chdir(tmp_path)
+    with Lease(lock, claim_of_this_process("retrain.py"), "it", lost=lambda: None):
+        assert retrain.main(asked()) == 0
+    assert "busy       the retraining of " in capsys.readouterr().out
+    assert not (tmp_path / "registry/ticks").exists()
+
+
+def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path):
+    """Processes that pass for those of two hosts: neither can see whether the other lives."""
+    script = """
+import os, sys, time
+sys.path.insert(0, "job")
+import fracture.lease, retrain
+fracture.lease._machine = lambda: sys.argv[1]
+def work(*arguments):
+    os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where the other is at work
+    print("at work", flush=True)
+    time.sleep(0.5)
+    os.unlink(sys.argv[3])
+    return 0
+retrain._retrain = work
+sys.exit(retrain.main(retrain.arguments(["--data", "films", "--registry", sys.argv[2]])))
+"""
+    paths = [str(tmp_path / "registry"), str(tmp_path / "inside")]
+    commands = [[sys.executable, "-c", script, host, *paths] for host in ("north", "south")]
+    jobs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
+    told = [job.communicate(timeout=120)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert any("at work" in text for text in told)
+    assert all("at work" in text or "busy       " in text for text in told)
+
+
+def test_the_exit_codes_of_the_job_are_for_schedulers(tmp_path: Path):
+    command = [sys.executable, "job/retrain.py", "--registry", str(tmp_path / "registry"), "--data"]
+    wrong = subprocess.run([*command, str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: --data")
+    assert not (tmp_path / "registry").exists(), "nothing is left behind"
+    help_text = subprocess.run([*command[:2], "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "Exit codes: 0 promoted, or nothing new, or another is at work; 10 rejected by the gate" in help_text
