@@ -8,6 +8,9 @@ DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
+REGISTRY ?=
+EVERY   ?=
+NOTIFY  ?=
 ONLY    ?=
 KILLS   ?=
 FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
@@ -21,7 +24,7 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down audit data test test-cluster bench soak check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-cluster bench soak check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +55,11 @@ submit: setup ## train on the Ray of cluster-up; DATA= (from / on, or a URI) CON
 cluster-down: ## end the Ray of cluster-up
 	@if $(RAY_RUNS); then kill $$(cat $(RAY_PID)); else echo "no Ray of cluster-up runs"; fi
 	@while $(RAY_RUNS); do sleep 0.2; done; rm -f $(RAY_PID)
+
+# For the machine that it is made on: paths are absolute. `git clean` and moving this folder end it.
+schedule: setup ## write a systemd timer and a crontab line; DATA= REGISTRY= EVERY=week CONFIG= WORKERS= NOTIFY=
+	@$(PY) cluster/schedules/local.py --data "$(DATA)" --registry "$(REGISTRY)" $(if $(EVERY),--every "$(EVERY)") \
+	  $(if $(CONFIG),--config "$(CONFIG)") $(if $(WORKERS),--workers $(WORKERS)) $(if $(NOTIFY),--notify "$(NOTIFY)")
 
 audit: setup ## look at the radiographs in DATA= before training: copies, leakage, shortcuts
 	@$(if $(DATA),,$(error name the folder of radiographs: make audit DATA=/path/to/radiographs))

@@ -2,9 +2,10 @@
 
   python cluster/schedules/own_cluster.py --template rayjob.yaml --tick TICK --owner UID
 
-TICK in the template becomes the tick, which is also the RayJob's name: a second start finds it (409, AlreadyExists) and
-waits for it. After one that failed comes TICK-2, then TICK-3, with the same --tick. The Job with this UID owns them, so
-that Kubernetes removes them, and a cluster that may be left, with it.
+TICK in the template becomes the tick, and the RayJob is called TICK-1: a second start finds it (409, AlreadyExists) and
+waits for it. After one that failed comes TICK-2, with the same --tick. Not TICK alone, which is the name of the
+CronJob's Job: KubeRay names a Job of its own after the RayJob, and would take that one for it. The Job with this UID
+owns the RayJobs, so that Kubernetes removes them, and a cluster that may be left, with it.
 
 It asks Kubernetes' API itself, with the pod's own account, since the image has no kubectl. Exit codes: the training's
 own, which KubeRay has in the RayJob's message only; 1 without one, and where Kubernetes refuses.
@@ -74,7 +75,7 @@ def exit_code(job: dict[str, Any]) -> int | None:
 
 def main(kubernetes: Kubernetes, template: str, tick: str, owner: str, every: float) -> int:
     for attempt in itertools.count(1):
-        name = tick if attempt == 1 else f"{tick}-{attempt}"
+        name = f"{tick}-{attempt}"
         status, job = patiently(kubernetes, every, body=rayjob(template, tick, name, owner))
         new = status != 409
         if new and status != 201:
