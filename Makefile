@@ -24,7 +24,8 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-cluster bench soak check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-cluster bench soak check \
+  lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,7 +57,7 @@ cluster-down: ## end the Ray of cluster-up
 	@if $(RAY_RUNS); then kill $$(cat $(RAY_PID)); else echo "no Ray of cluster-up runs"; fi
 	@while $(RAY_RUNS); do sleep 0.2; done; rm -f $(RAY_PID)
 
-# For the machine that it is made on: paths are absolute. `git clean` and moving this folder end it.
+# Its paths are absolute: after this folder has moved, make it anew.
 schedule: setup ## write a systemd timer and a crontab line; DATA= REGISTRY= EVERY=week CONFIG= WORKERS= NOTIFY=
 	@$(PY) cluster/schedules/local.py --data "$(DATA)" --registry "$(REGISTRY)" $(if $(EVERY),--every "$(EVERY)") \
 	  $(if $(CONFIG),--config "$(CONFIG)") $(if $(WORKERS),--workers $(WORKERS)) $(if $(NOTIFY),--notify "$(NOTIFY)")

@@ -100,6 +100,8 @@ def command(data: str, registry: str, every: str, config: str, workers: str, not
         raise UsageError(f"DATA is a folder or a URI, and '{data}' is neither: give the folder of the radiographs")
     parts = [str(ROOT / ".venv/bin/python"), str(ROOT / "job/retrain.py")]
     parts += [part for flag, value in asked.items() if value for part in (flag, value)]
+    if '"' in parts[0] or "'" in parts[0]:
+        raise UsageError(f"systemd runs no program with quotes in its path, as in {ROOT}: rename the folder")
     for part in parts:
         if re.search(r"[\x00-\x1f\x7f\\]", part):
             raise UsageError(f"neither systemd nor cron takes a line break or backslash, as in {part!r}: rename it")
