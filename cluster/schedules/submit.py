@@ -21,10 +21,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
+import aiohttp
+from ray.exceptions import RayError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 T = TypeVar("T")
 
@@ -38,8 +39,6 @@ class Signalled(BaseException):
 
 
 def main(address: str, tick: str, command: list[str], patience: float = PATIENCE) -> int:
-    from ray.job_submission import JobSubmissionClient
-
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS, where it is set, would win over the argument
     client = patiently(lambda: JobSubmissionClient(address), patience)
     name = ""
@@ -84,8 +83,6 @@ def submitted(client: JobSubmissionClient, name: str, tick: str, command: list[s
 
 async def follow(client: JobSubmissionClient, name: str, patience: float) -> None:
     """Prints the log until the job is over. After a broken connection it goes on where it was."""
-    import aiohttp
-
     printed = 0
     while True:
         seen = 0
@@ -102,7 +99,7 @@ async def follow(client: JobSubmissionClient, name: str, patience: float) -> Non
 
 
 def exit_code(job: JobDetails, tell: bool = False) -> int:
-    if job.status.value == "SUCCEEDED":
+    if job.status == JobStatus.SUCCEEDED:
         return 0
     if tell:
         print(f"{job.submission_id}: {job.status.value}. {(job.message or '').partition(',')[0]}", file=sys.stderr)
@@ -151,7 +148,7 @@ if __name__ == "__main__":
         code = main(args.address, args.submission_id, args.command, args.patience)
     except Signalled as stopped:
         code = 128 + stopped.args[0]
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, RayError) as error:  # of the last, a wrong token
         print(f"stopped: {error}", file=sys.stderr)
         code = 1
     sys.exit(code)

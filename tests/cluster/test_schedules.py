@@ -184,13 +184,13 @@ def test_systemd_understands_the_service_as_it_was_meant(house: House):
     text = told.stdout + told.stderr
     if "Unit fracture-retrain.service:" not in text:
         pytest.skip(f"systemd does not tell here what it reads: {text[-300:]}")
-    read = text.partition("Unit fracture-retrain.service:")[2]
-    assert "Type: oneshot" in read
-    assert "Restart: on-failure" in read
-    assert "KillMode: mixed" in read
-    assert "Restart Prevent Exit Status: 2 10" in read.replace(
-        "RestartPreventExitStatus", "Restart Prevent Exit Status"
-    )
+    read = text.partition("Unit fracture-retrain.service:")[2].partition("-> Unit ")[0]
+    (command_line,) = re.findall(r"ExecStart:\n\s+Command Line: (.*)", read)
+    program = [str(house.root / name) for name in (".venv/bin/python", "job/retrain.py")]
+    words = ["sh", "-c", f"printf '%s\\n' {command_line}"]  # quoted as for a shell
+    assert subprocess.check_output(words, text=True).splitlines() == [*program, *wanted(house, "week")]
+    meant = ("Type: oneshot", "Restart: on-failure", "KillMode: mixed", "TimeoutStartSec: infinity")
+    assert [line for line in meant if line not in read] == []
 
 
 def test_the_service_takes_10_for_an_answer_and_retries_1_twice():
