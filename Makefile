@@ -78,7 +78,7 @@ test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-clu
 	@$(PY) -m pytest
 
 test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
-	@$(PY) -m pytest tests/cluster/test_hosts.py -m '' -rPs
+	@$(PY) -m pytest tests/cluster/test_hosts.py tests/cluster/test_schedules.py -m '' -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")

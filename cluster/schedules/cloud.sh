@@ -42,6 +42,13 @@ if [ -z "$name" ]; then
 fi
 name=$name-retrain
 
+for program in ray python flock; do
+  if ! command -v "$program" > /dev/null; then
+    echo "error: $program is not on the PATH: put .venv/bin there; flock is part of util-linux" >&2
+    exit 2
+  fi
+done
+
 exec 9< "$file" # of two on this machine, the one that ends first would take the other's cluster down
 if ! flock -n 9; then
   echo "another retraining with $file is at work on this machine"

@@ -77,6 +77,7 @@ systemd (a start that was missed, because the machine was off, is made up for; a
   loginctl enable-linger                          # or it stops when you log out
   systemctl --user start fracture-retrain         # one now; journalctl --user -u fracture-retrain -f shows it
   systemctl --user disable --now fracture-retrain.timer fracture-retrain.service   # ends it
+  systemctl --user daemon-reload                  # after another `make schedule`
 
 cron (neither of these; it says what it did in {log}):
   (crontab -l 2> /dev/null; cat {crontab}) | crontab -

@@ -409,7 +409,7 @@ def test_the_standing_cluster_has_gpus_while_they_are_needed():
 
 
 def test_only_what_a_retry_mends_is_tried_again_with_a_new_cluster():
-    """A RayJob does not know exit codes: the CronJob's Job retries the one, the other's entrypoint hides two of them."""
+    """A RayJob knows no exit codes: the CronJob's Job retries the one, the other's entrypoint hides two of them."""
     assert TICKS_RAYJOB["spec"]["backoffLimit"] == 0
     assert RAYCRONJOB["spec"]["jobTemplate"]["backoffLimit"] == 2
     entrypoint = RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"]

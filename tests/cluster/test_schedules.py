@@ -494,6 +494,13 @@ def test_without_a_tick_or_a_file_nothing_is_started(cloud: Cloud):
     assert cloud.calls == []
 
 
+def test_without_ray_nothing_is_started(cloud: Cloud):
+    (cloud.folder / "ray").unlink()
+    code, told = cloud.run()
+    assert code == 2
+    assert "error: ray is not on the PATH: put .venv/bin there" in told
+
+
 def test_ray_has_the_commands_that_the_script_gives():
     from click.testing import CliRunner
     from ray.scripts.scripts import cli
@@ -658,3 +665,41 @@ def test_a_wrong_token_is_refused(standing: Standing):
     assert code == 1
     assert "stopped: " in said
     assert not (standing.folder / "stranger").exists()
+
+
+# The way to the dashboard that `ray dashboard` makes with ssh, made without.
+FORWARD = """
+import asyncio, sys
+
+async def pump(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+
+async def forward(reader, writer):
+    other, to_other = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+    await asyncio.gather(pump(reader, to_other), pump(other, writer))
+
+async def main():
+    async with await asyncio.start_server(forward, "127.0.0.1", int(sys.argv[2])) as server:
+        await server.serve_forever()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.long
+def test_the_script_for_clouds_hands_its_job_to_a_real_ray(cloud: Cloud, standing: Standing):
+    """Here there is no /app/job/retrain.py, and Python says 2 to that."""
+    (cloud.folder / "forward.py").write_text(FORWARD)
+    (cloud.folder / "python").unlink()
+    real, port = sys.executable, standing.address.rpartition(":")[2]
+    dashboard = f'exec {real} {cloud.folder}/forward.py {port} "$5"'
+    (cloud.folder / "ray").write_text(RAY.replace("exec tail -f /dev/null", dashboard))
+    path = f"{cloud.folder}:{standing.environment['PATH']}"
+    process = cloud.begin(**standing.environment | {"PATH": path})
+    said, told = process.communicate(timeout=120)
+    assert process.returncode == 2, said + told
+    assert "can't open file '/app/job/retrain.py'" in said
+    assert cloud.calls == [UP, DOWN]
+    wait_until(10, cloud.dashboard_is_gone, "the way to the dashboard is closed")
