@@ -4,6 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 
 # For local-train, submit and audit: DATA=folder; for local-train and submit: CONFIG=file.yaml WORKERS=n RUN=name
+# For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=

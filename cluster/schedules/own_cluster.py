@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import re
+import signal
 import ssl
 import sys
 import time
@@ -119,6 +120,7 @@ if __name__ == "__main__":
     parser.add_argument("--api", default=API, help="of Kubernetes")
     parser.add_argument("--account", type=Path, default=ACCOUNT, help="folder of the pod's own account")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a container's first process has to ask for it
     try:
         code = main(Kubernetes(args.api, args.account), args.template.read_text(), args.tick, args.owner, args.every)
     except OSError as error:

@@ -46,10 +46,10 @@ def main(address: str, tick: str, command: list[str], patience: float = PATIENCE
         while not name:
             jobs = patiently(client.list_jobs, patience)
             name = under_way(jobs, tick) or submitted(client, next_name(jobs, tick), tick, command, patience)
-        job = patiently(lambda: client.get_job_info(name), patience)
-        if job.status.is_terminal():
-            print(f"{name} is over since an earlier start of this tick", flush=True)
-            return exit_code(job, tell=True)
+        for job in jobs:
+            if job.submission_id == name and job.status.is_terminal():
+                print(f"{name} is over since an earlier start of this tick", flush=True)
+                return exit_code(job, tell=True)
         print(f"following {name}", flush=True)
         asyncio.run(follow(client, name, patience))
         return exit_code(patiently(lambda: client.get_job_info(name), patience), tell=True)

@@ -355,6 +355,19 @@ def test_what_kubernetes_does_not_allow_is_told(tmp_path: Path, capsys: pytest.C
     assert "Kubernetes does not create week-1-1: 403" in capsys.readouterr().err
 
 
+def test_the_pod_runs_the_program_with_these_flags_and_leaves_on_sigterm(tmp_path: Path):
+    """The RayJob goes on; the next pod finds it."""
+    (tmp_path / "rayjob.yaml").write_text(TEMPLATE)
+    with kubernetes(tmp_path, {"jobDeploymentStatus": "Running"}) as jobs:
+        flags = [f"--template={tmp_path}/rayjob.yaml", "--tick=week-1", "--owner=UID", f"--api={jobs.url}"]
+        command = [sys.executable, str(SCHEDULES / "own_cluster.py"), *flags, f"--account={tmp_path}", "--every=0.1"]
+        with subprocess.Popen(command) as process:
+            wait_until(20, lambda: "GET" in jobs.asked, "the pod waits")
+            process.terminate()
+        assert process.returncode == 143
+    assert {*jobs.asked} == {"POST", "GET"}
+
+
 # A cloud: up, submit, down.
 
 RAY = """#!/bin/bash
