@@ -4,10 +4,14 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 
 # For local-train, submit and audit: DATA=folder; for local-train and submit: CONFIG=file.yaml WORKERS=n RUN=name
+# For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
+REGISTRY ?=
+EVERY   ?=
+NOTIFY  ?=
 ONLY    ?=
 KILLS   ?=
 FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
@@ -21,7 +25,8 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down audit data test test-cluster bench soak check lint format lock clean
+.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-cluster bench soak check \
+  lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +58,11 @@ cluster-down: ## end the Ray of cluster-up
 	@if $(RAY_RUNS); then kill $$(cat $(RAY_PID)); else echo "no Ray of cluster-up runs"; fi
 	@while $(RAY_RUNS); do sleep 0.2; done; rm -f $(RAY_PID)
 
+# Its paths are absolute: after this folder has moved, make it anew.
+schedule: setup ## write a systemd timer and a crontab line; DATA= REGISTRY= EVERY=week CONFIG= WORKERS= NOTIFY=
+	@$(PY) cluster/schedules/local.py --data "$(DATA)" --registry "$(REGISTRY)" $(if $(EVERY),--every "$(EVERY)") \
+	  $(if $(CONFIG),--config "$(CONFIG)") $(if $(WORKERS),--workers $(WORKERS)) $(if $(NOTIFY),--notify "$(NOTIFY)")
+
 audit: setup ## look at the radiographs in DATA= before training: copies, leakage, shortcuts
 	@$(if $(DATA),,$(error name the folder of radiographs: make audit DATA=/path/to/radiographs))
 	@$(PY) job/preprocess.py --audit-only --data "$(DATA)"
@@ -69,7 +79,7 @@ test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-clu
 	@$(PY) -m pytest
 
 test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
-	@$(PY) -m pytest tests/cluster/test_hosts.py -m '' -rPs
+	@$(PY) -m pytest tests/cluster/test_hosts.py tests/cluster/test_schedules.py -m '' -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")

@@ -16,10 +16,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
-CRD = ROOT.parent / "shared/schemas/ray.io_rayjobs.yaml.gz"
+SCHEMAS = ROOT.parent / "shared/schemas"
 RAY_UP = ("aws", "gcp", "onprem")
 CLOUDS = ("aws", "gcp")
 FILES = sorted(CLUSTER.rglob("*.yaml"))
+SCHEDULES = sorted((CLUSTER / "schedules").glob("*.*"))
+KUBERNETES = (
+    "kuberay/rayjob",
+    "kuberay/raycluster",
+    *(f"schedules/{file.stem}" for file in SCHEDULES if file in FILES),
+)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -36,25 +42,66 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
+def kubernetes(name: str) -> dict[str, dict[str, Any]]:
+    """What a file holds, by `kind/name`; the RayJob that is in a ConfigMap, too."""
+    found = [*yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text())]
+    for config in [each for each in found if each["kind"] == "ConfigMap"]:
+        found += [yaml.safe_load(text) | {"metadata": {"name": "TICK-1"}} for text in config["data"].values()]
+    return {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
+
+
 def rayjob() -> dict[str, Any]:
-    account, job = yaml.safe_load_all((CLUSTER / "kuberay/rayjob.yaml").read_text())
+    account, job = kubernetes("kuberay/rayjob").values()
     assert (account["kind"], job["kind"]) == ("ServiceAccount", "RayJob")
     return job
 
 
-def pods() -> dict[str, dict[str, Any]]:
-    cluster = rayjob()["spec"]["rayClusterSpec"]
+def raycluster() -> dict[str, Any]:
+    return kubernetes("kuberay/raycluster")["RayCluster/fracture"]
+
+
+def cronjob(name: str) -> dict[str, Any]:
+    return kubernetes(f"schedules/{name}")["CronJob/fracture-retrain"]["spec"]
+
+
+def pod(name: str) -> dict[str, Any]:
+    """Of a CronJob."""
+    return cronjob(name)["jobTemplate"]["spec"]["template"]["spec"]
+
+
+TICKS_RAYJOB = kubernetes("schedules/cronjob-rayjob")["RayJob/TICK-1"]
+RAYCRONJOB = kubernetes("schedules/raycronjob")["RayCronJob/fracture-retrain"]
+CRONJOBS = ("cronjob-submit", "cronjob-rayjob")
+
+
+def clusters() -> dict[str, dict[str, Any]]:
+    return {
+        "rayjob": rayjob()["spec"]["rayClusterSpec"],
+        "raycluster": raycluster()["spec"],
+        "cronjob-rayjob": TICKS_RAYJOB["spec"]["rayClusterSpec"],
+        "raycronjob": RAYCRONJOB["spec"]["jobTemplate"]["rayClusterSpec"],
+    }
+
+
+def pods(name: str = "rayjob") -> dict[str, dict[str, Any]]:
+    cluster = clusters()[name]
     (gpu,) = cluster["workerGroupSpecs"]
     return {"head": cluster["headGroupSpec"]["template"]["spec"], "gpu": gpu["template"]["spec"]}
 
 
 @cache
-def rayjob_schema() -> jsonschema.Draft7Validator:
-    if not CRD.is_file():
-        pytest.skip(f"KubeRay's schemas are not in {CRD.parent}")
-    crd = yaml.load(gzip.decompress(CRD.read_bytes()), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+def schema(kind: str) -> jsonschema.Draft7Validator:
+    """KubeRay's of a kind. In that of a RayJob, `submitterPodTemplate` is Kubernetes' own of a pod."""
+    file = SCHEMAS / f"ray.io_{kind.lower()}s.yaml.gz"
+    if not file.is_file():
+        pytest.skip(f"KubeRay's schemas are not in {SCHEMAS}")
+    crd = yaml.load(gzip.decompress(file.read_bytes()), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     (v1,) = (version for version in crd["spec"]["versions"] if version["name"] == "v1")
     return jsonschema.Draft7Validator(closed(v1["schema"]["openAPIV3Schema"]))
+
+
+def rayjob_schema() -> jsonschema.Draft7Validator:
+    return schema("RayJob")
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +209,8 @@ def one_line(file: Path) -> list[str]:
     return re.sub(r"\\\n[#\s]*", " ", re.sub(r"(ulimit -n 65536;)\n\s+", r"\1 ", file.read_text())).splitlines()
 
 
-DOCUMENTS = [*FILES, CLUSTER / "Dockerfile", ROOT / "Makefile", ROOT / "README.md", ROOT / "job/train.py"]
+OTHERS = [CLUSTER / "Dockerfile", ROOT / "Makefile", ROOT / "README.md", ROOT / "job/train.py"]
+DOCUMENTS = sorted({*FILES, *SCHEDULES, *OTHERS})
 
 
 def test_every_ray_that_is_started_keeps_its_dashboard_to_itself():
@@ -174,14 +222,20 @@ def test_every_ray_that_is_started_keeps_its_dashboard_to_itself():
 def test_every_job_is_submitted_with_the_token_through_this_machine():
     shown = [line for file in DOCUMENTS for line in one_line(file) if "ray job submit --" in line]
     shown = [line for line in shown if not line.startswith("|")]  # a table of what was once measured
-    assert len(shown) == 6
+    assert len(shown) == 7
     assert [line for line in shown if "RAY_AUTH_MODE=token ray job submit" not in line] == []
     addresses = {a for line in shown for a in re.findall(r"--address (\S+)", line)}
     assert addresses == {"http://127.0.0.1:8265"}
 
 
 def test_every_way_to_start_a_cluster_is_looked_at():
-    assert {file.stem for file in FILES} == {*RAY_UP, "rayjob", "runtime-env"}
+    assert {str(file.relative_to(CLUSTER)) for file in FILES} == {
+        f"{n}.yaml" for n in (*RAY_UP, *KUBERNETES, "runtime-env")
+    }
+    assert {file.name for file in SCHEDULES} == {
+        *("cronjob-submit.yaml", "submit.py", "cronjob-rayjob.yaml", "own_cluster.py", "raycronjob.yaml"),
+        *("local.py", "cloud.sh"),
+    }
     assert "ray start" not in (CLUSTER / "runtime-env.yaml").read_text()
 
 
@@ -201,8 +255,9 @@ def test_every_node_has_the_token_and_asks_for_it(name: str):
     assert "HOME=/home/fracture" in dockerfile()  # where `ray up` puts ~/ of the container
 
 
-def test_kuberay_asks_for_a_token():
-    assert rayjob()["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+@pytest.mark.parametrize("name", clusters())
+def test_kuberay_asks_for_a_token(name: str):
+    assert clusters()[name]["authOptions"] == {"mode": "token"}
 
 
 def test_make_starts_a_ray_that_asks_for_a_token():
@@ -224,8 +279,9 @@ def test_the_dashboard_of_make_listens_on_the_machine_only():
     assert re.findall(r"--dashboard-host=(\S+)", dry_make("cluster-up")) == ["127.0.0.1"]
 
 
-def test_the_dashboard_of_kuberay_stays_in_the_kubernetes_cluster():
-    head = rayjob()["spec"]["rayClusterSpec"]["headGroupSpec"]
+@pytest.mark.parametrize("name", clusters())
+def test_the_dashboard_of_kuberay_stays_in_the_kubernetes_cluster(name: str):
+    head = clusters()[name]["headGroupSpec"]
     assert head["serviceType"] == "ClusterIP"
     assert "enableIngress" not in head
     assert "hostNetwork" not in head["template"]["spec"]
@@ -236,8 +292,147 @@ def test_no_file_names_every_address(file: Path):
     assert "0.0.0.0" not in file.read_text()
 
 
-def test_the_rayjob_is_one_that_kuberay_knows():
-    rayjob_schema().validate(rayjob())
+@pytest.mark.parametrize("made", [rayjob(), raycluster(), TICKS_RAYJOB, RAYCRONJOB], ids=lambda made: made["kind"])
+def test_what_kuberay_is_given_is_what_it_knows(made: dict[str, Any]):
+    schema(made["kind"]).validate(made)
+
+
+# Of batch/v1, https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/cron-job-v1/ and job-v1.
+OF_A_CRONJOB = {
+    *("schedule", "timeZone", "startingDeadlineSeconds", "concurrencyPolicy", "suspend", "jobTemplate"),
+    *("successfulJobsHistoryLimit", "failedJobsHistoryLimit"),
+}
+OF_A_JOB = {"activeDeadlineSeconds", "backoffLimit", "podFailurePolicy", "template"}
+
+
+@pytest.mark.parametrize("name", CRONJOBS)
+def test_the_cronjob_is_one_that_kubernetes_knows(name: str):
+    assert cronjob(name).keys() <= OF_A_CRONJOB
+    job = cronjob(name)["jobTemplate"]["spec"]
+    assert job.keys() <= OF_A_JOB
+    for rule in job["podFailurePolicy"]["rules"]:
+        assert rule.keys() < {"action", "onExitCodes", "onPodConditions"}
+        assert rule["action"] in ("FailJob", "Ignore", "Count", "FailIndex")
+    made = rayjob()["spec"] | {"submitterPodTemplate": job["template"]}
+    rayjob_schema().validate(rayjob() | {"spec": made})
+    made["submitterPodTemplate"] = {"spec": pod(name) | {"restartPolcy": "Never"}}
+    with pytest.raises(jsonschema.ValidationError, match="'restartPolcy' was unexpected"):
+        rayjob_schema().validate(rayjob() | {"spec": made})
+
+
+@pytest.mark.parametrize("name", CRONJOBS)
+def test_a_cronjob_starts_one_retraining_at_a_time_and_ends_it(name: str):
+    spec = cronjob(name)
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (3, 3)
+    assert 0 < spec["startingDeadlineSeconds"] < 7 * 86400
+    job = spec["jobTemplate"]["spec"]
+    assert job["backoffLimit"] == 2
+    assert job["activeDeadlineSeconds"] < 7 * 86400  # it is over when the next one is due
+
+
+@pytest.mark.parametrize("name", CRONJOBS)
+def test_a_rejection_and_a_mistake_are_not_tried_again(name: str):
+    fail, ignore = cronjob(name)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    assert fail == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 10]}}
+    assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert pod(name)["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize("name", CRONJOBS)
+def test_the_tick_is_the_name_of_the_job_that_its_retries_share(name: str):
+    (container,) = pod(name)["containers"]
+    (tick,) = (each for each in container["env"] if each["name"] == "TICK")
+    assert tick["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
+    assert [part for part in container["args"] if "TICK" in part] == {
+        "cronjob-submit": ["--submission-id=$(TICK)", "--tick=$(TICK)"],
+        "cronjob-rayjob": ["--tick=$(TICK)"],
+    }[name]
+    assert len("fracture-retrain-29400000-9") <= 47  # KubeRay's limit for the name of a RayJob
+    assert " --tick TICK " in TICKS_RAYJOB["spec"]["entrypoint"]
+
+
+def test_the_cronjob_finds_the_standing_cluster():
+    """KubeRay names the service and the secret after it."""
+    name = raycluster()["metadata"]["name"]
+    (container,) = pod("cronjob-submit")["containers"]
+    assert f"--address=http://{name}-head-svc:8265" in container["args"]
+    (token,) = (each for each in container["env"] if each["name"] == "RAY_AUTH_TOKEN")
+    assert token["valueFrom"] == {"secretKeyRef": {"name": name, "key": "auth_token"}}
+    assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
+
+
+def test_a_pod_that_has_to_go_stays_until_the_training_has_saved():
+    from cluster.schedules import submit
+
+    (head,) = pods("raycluster")["head"]["containers"]
+    (saving,) = (int(each["value"]) for each in head["env"] if each["name"] == "RAY_JOB_STOP_WAIT_TIME_S")
+    assert saving < submit.STOPPING < pod("cronjob-submit")["terminationGracePeriodSeconds"]
+
+
+def test_the_pod_that_creates_rayjobs_may_do_nothing_else():
+    made = kubernetes("schedules/cronjob-rayjob")
+    rules = made["Role/fracture-schedule"]["rules"]
+    assert rules == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
+    account = {"kind": "ServiceAccount", "name": pod("cronjob-rayjob")["serviceAccountName"]}
+    assert made["RoleBinding/fracture-schedule"]["subjects"] == [account]
+    assert made["RoleBinding/fracture-schedule"]["roleRef"]["name"] == "fracture-schedule"
+    assert account["name"] != pods("cronjob-rayjob")["head"]["serviceAccountName"]
+    assert pod("cronjob-submit")["automountServiceAccountToken"] is False
+
+
+def test_the_rayjob_of_a_tick_is_where_its_pod_looks():
+    (container,) = pod("cronjob-rayjob")["containers"]
+    (volume,), (mount,) = pod("cronjob-rayjob")["volumes"], container["volumeMounts"]
+    config = kubernetes("schedules/cronjob-rayjob")[f"ConfigMap/{volume['configMap']['name']}"]
+    (file,) = config["data"]
+    assert mount["name"] == volume["name"]
+    assert f"--template={mount['mountPath']}/{file}" in container["args"]
+
+
+def test_clusters_that_come_for_one_job_are_the_same():
+    made = clusters()
+    assert made["cronjob-rayjob"] == made["raycronjob"] == made["rayjob"]
+
+
+def test_the_standing_cluster_has_gpus_while_they_are_needed():
+    spec = raycluster()["spec"]
+    (group,) = spec["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (0, 0, 4)
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 600
+    assert spec["autoscalerOptions"]["securityContext"] == pods()["head"]["containers"][0]["securityContext"]
+    # The account hands no key to Kubernetes out; the autoscaler needs one, the workers do not.
+    assert kubernetes("kuberay/raycluster")["ServiceAccount/fracture"]["automountServiceAccountToken"] is False
+    assert pods("raycluster")["head"]["automountServiceAccountToken"] is True
+    assert "automountServiceAccountToken" not in pods("raycluster")["gpu"]
+
+
+def test_only_what_a_retry_mends_is_tried_again_with_a_new_cluster():
+    """A RayJob knows no exit codes: the CronJob's Job retries the one, the other's entrypoint hides two of them."""
+    assert TICKS_RAYJOB["spec"]["backoffLimit"] == 0
+    assert RAYCRONJOB["spec"]["jobTemplate"]["backoffLimit"] == 2
+    entrypoint = RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"]
+    for left, kept in {0: 0, 10: 0, 2: 0, 1: 1}.items():
+        script = re.sub(r"python /app/job/retrain.py [^;]*;", f"(exit {left});", entrypoint)
+        assert script != entrypoint
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (kept, f"left with {left}\n")
+
+
+def test_every_schedule_of_kubernetes_is_the_same():
+    made = [cronjob(name) for name in CRONJOBS] + [RAYCRONJOB["spec"]]
+    assert {(each["schedule"], each["timeZone"]) for each in made} == {("17 3 * * 1", "Etc/UTC")}
+
+
+def test_what_raycronjob_lacks_is_said():
+    lacking = OF_A_CRONJOB - {"schedule", "timeZone", "suspend", "jobTemplate"}
+    header = (CLUSTER / "schedules/raycronjob.yaml").read_text().partition("apiVersion")[0]
+    assert all(word in header for word in ("alpha", "feature-gates", "startingDeadlineSeconds", "concurrencyPolicy"))
+    assert "history limits" in header
+    known = schema("RayCronJob").schema["properties"]["spec"]["properties"]
+    assert lacking.isdisjoint(known)
+    assert "timeZone" in known
 
 
 @pytest.mark.parametrize(
@@ -275,7 +470,7 @@ def test_a_job_that_is_stopped_has_time_to_save():
 
     stated = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S\D+(\d+)", "".join(file.read_text() for file in FILES))
     stated += re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", (ROOT / "Makefile").read_text())
-    assert len(stated) == 5
+    assert len(stated) == 8
     assert all(int(seconds) > RecoveryConfig().grace_seconds for seconds in stated)
 
 
@@ -294,19 +489,23 @@ def test_the_rayjob_has_a_gpu_for_each_worker():
     assert pods()["gpu"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
-@pytest.mark.parametrize("kind", ["head", "gpu"])
-def test_pods_are_bounded_and_not_root(kind: str):
-    pod = pods()[kind]
-    (container,) = pod["containers"]
-    assert pod["securityContext"]["runAsNonRoot"] is True
-    assert f"USER {pod['securityContext']['runAsUser']}\n" in dockerfile()
+PODS = {f"{name}-{kind}": made for name in clusters() for kind, made in pods(name).items()}
+PODS |= {name: pod(name) for name in CRONJOBS}
+
+
+@pytest.mark.parametrize("made", PODS.values(), ids=PODS)
+def test_pods_are_bounded_and_not_root(made: dict[str, Any]):
+    (container,) = made["containers"]
+    assert made["securityContext"]["runAsNonRoot"] is True
+    assert made["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert f"USER {made['securityContext']['runAsUser']}\n" in dockerfile()
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert pod["serviceAccountName"] == "fracture"
+    assert made.get("serviceAccountName") in ("fracture", "fracture-schedule", None)
 
 
 def test_ray_is_one_version():
-    assert rayjob()["spec"]["rayClusterSpec"]["rayVersion"] == locked()["ray"]
+    assert {cluster["rayVersion"] for cluster in clusters().values()} == {locked()["ray"]}
     assert "requirements.lock" in dockerfile()  # the image takes its Ray from there
     (wanted,) = (line for line in project()["dependencies"] if line.startswith("ray["))
     assert wanted.split("==")[1].rstrip("*") in locked()["ray"]
@@ -322,16 +521,21 @@ def test_images_are_of_this_version(name: str):
     docker = load(name)["docker"]
     image = f"REGISTRY/fracture:{project()['version']}"
     assert (docker["head_image"], docker["worker_image"]) == (image, f"{image}-gpu")
-    assert [pods()[kind]["containers"][0]["image"] for kind in ("head", "gpu")] == [image, f"{image}-gpu"]
+    assert {name: made["containers"][0]["image"] for name, made in PODS.items()} == {
+        name: f"{image}-gpu" if name.endswith("-gpu") else image for name in PODS
+    }
     assert f"-t {image} ." in dockerfile()
     assert f"-t {image}-gpu --build-arg GPU=1 ." in dockerfile()
 
 
 def test_only_the_code_enters_the_image():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    assert rules == ["*", "!requirements.lock", "!job", "!fracture", "!cluster/spot_notice.py", "**/__pycache__"]
-    copied = re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE)
-    assert copied == ["requirements.lock", "job", "fracture", "cluster/spot_notice.py"]
+    programs = [f"cluster/{name}.py" for name in ("spot_notice", "schedules/submit", "schedules/own_cluster")]
+    wanted = ["requirements.lock", "job", "fracture", *programs]
+    assert rules == ["*", *(f"!{name}" for name in wanted), "**/__pycache__"]
+    assert re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE) == wanted
+    for name in CRONJOBS:  # the pods find their program in it
+        assert pod(name)["containers"][0]["command"][1].removeprefix("/app/") in wanted
 
 
 def test_the_image_ends_as_a_user_who_is_not_root():
@@ -343,11 +547,34 @@ def flags_of_the_job(file: Path) -> list[str]:
     return re.findall(r"(?<!\S)--[\w-]+", " ".join(re.findall(r"job/train\.py (.*)", text)))
 
 
+def flags_of_retraining() -> set[str]:
+    """Of every command that a schedule runs."""
+    from cluster.schedules import local
+
+    asked = local.command(*["s3://b/d"] * 2, "week", "seed", "2", "https://example.org")
+    asked += pod("cronjob-submit")["containers"][0]["args"][3:]
+    asked += f"{TICKS_RAYJOB['spec']['entrypoint']} {RAYCRONJOB['spec']['jobTemplate']['entrypoint']}".split()
+    asked += re.search(r"#   cluster/schedules/cloud.sh (.*\n.*)", (CLUSTER / "schedules/cloud.sh").read_text())[
+        1
+    ].split()
+    return {re.sub("=.*", "", part).rstrip(";") for part in asked if part.startswith("--") and part != "--"}
+
+
+def test_every_flag_of_a_schedule_is_one_of_the_retraining():
+    flags = flags_of_retraining()
+    assert flags == {"--data", "--registry", "--tick", "--every", "--workers", "--gpu", "--config", "--notify"}
+    if not (ROOT / "job/retrain.py").exists():
+        pytest.skip("job/retrain.py is not here yet")
+    command = [sys.executable, str(ROOT / "job/retrain.py"), "--help"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [flag for flag in flags if f"\n  {flag}" not in known] == []
+
+
 def test_every_flag_in_a_cluster_file_is_one_of_the_job():
     used = {file.name: flags_of_the_job(file) for file in FILES}
     flags = ["--data", "--storage", "--run", "--workers", "--gpu"]
-    named = ("aws.yaml", "gcp.yaml", "onprem.yaml", "rayjob.yaml")
-    assert used == dict.fromkeys(named, flags) | {"runtime-env.yaml": []}
+    named = {"aws.yaml", "gcp.yaml", "onprem.yaml", "rayjob.yaml", "raycluster.yaml"}
+    assert used == {name: flags if name in named else [] for name in used}
     command = [sys.executable, str(ROOT / "job/train.py"), "--help"]
     known = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [flag for flag in flags if f"\n  {flag}" not in known] == []
@@ -358,3 +585,11 @@ def test_submit_takes_what_local_train_takes():
     flags = 'job/train.py --data "/my data" --config "seed" --workers 3 --run "first"'
     for target in ("local-train", "submit"):
         assert flags in re.sub(" +", " ", dry_make(target, *given))
+
+
+def test_schedule_takes_what_its_program_does():
+    told = re.sub(" +", " ", dry_make("schedule", "DATA=/my data", "REGISTRY=/a registry", "EVERY=day", "CONFIG=seed"))
+    assert 'local.py --data "/my data" --registry "/a registry" --every "day" --config "seed"' in told.replace(
+        " \\\n", ""
+    )
+    assert "schedule/" in (ROOT / ".gitignore").read_text().splitlines()
