@@ -72,6 +72,7 @@ def main(args: argparse.Namespace) -> int:
 def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick: str) -> int:
     from fracture.storage import place
 
+    registry.settle()
     source = find(args, [place(data) for data in args.data], config)
     asked = _asked(source, config, args.warm_start)
     tick, done = _which(registry.history(), tick, asked, args.force)

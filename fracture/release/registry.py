@@ -276,6 +276,17 @@ class Registry:
                 raise UsageError(f"{self.place}: no champion came before this one, so there is nothing to go back to.")
             return self._append("rolled back", line[-1], line[-2], reason)
 
+    def settle(self) -> None:
+        """Finishes the decision that somebody left half done, if there is one.
+
+        Raises:
+            HeldError: somebody is changing the champion.
+        """
+        entries = self.history()
+        if entries and entries[-1].champion != self._champion_or_none():
+            with self._changing():
+                pass
+
     @contextmanager
     def _changing(self) -> Iterator[None]:
         """Alone with the history and the champion; what somebody left half done is finished first.
