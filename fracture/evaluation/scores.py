@@ -31,6 +31,12 @@ _SCHEMA = pa.schema(
 )
 
 
+def score(model: Any, images: np.ndarray) -> np.ndarray:
+    """[N] float32 of images [N, H, W, 1] uint8, by the fixed parts; N is at least 1."""
+    parts = [model.predict_on_batch(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
+    return np.concatenate(parts)[:, 0].astype(np.float32)
+
+
 def score_blocks(
     model: Any,
     shards: Place,
@@ -52,7 +58,6 @@ def score_blocks(
         stop = min(start + BLOCK_ROWS, rows)
         block = read_rows(shards, manifest, split, start, stop)
         images = images_of(block, manifest.image_size)
-        parts = [model.predict_on_batch(images[at : at + _AT_ONCE]) for at in range(0, len(images), _AT_ONCE)]
         columns = [
             pa.array(np.arange(start, stop)),
             pa.array([split] * (stop - start)),
@@ -61,7 +66,7 @@ def score_blocks(
             block["film"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
-            pa.array(np.concatenate(parts)[:, 0].astype(np.float32)),
+            pa.array(score(model, images)),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         each_block()
