@@ -17,13 +17,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import TYPE_CHECKING
 
 import _cli
 from preprocess import Bars
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fracture.release.bundle import Bundle
 
 
@@ -39,10 +43,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"model      {', '.join(f'{name} {value}' for name, value in facts.items())}", flush=True)
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
     started = time.monotonic()
-    if not args.verbose:  # of each process that Ray Data starts Ray would say that its arguments may get lost
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     start_ray(args.verbose)
-    with Bars() as bars:
+    with nullcontext() if args.verbose else _python_alone_on_stderr(), Bars() as bars:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started
@@ -64,6 +66,21 @@ def _bundle(args: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
     bundle = Registry(place(args.registry)).champion_bundle() if args.registry else read_bundle(place(args.bundle))
     facts = {"bundle": str(bundle.place), "threshold": f"{bundle.decision.threshold!r}"}
     return bundle, facts | ({"version": str(int(bundle.place.name))} if args.registry else {})
+
+
+@contextmanager
+def _python_alone_on_stderr() -> Iterator[None]:
+    """Keeps Ray's C++ side, which no logger holds, from warning there of every process that Ray Data starts."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(kept), "w", buffering=1) as stream:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with redirect_stderr(stream):
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 if __name__ == "__main__":
