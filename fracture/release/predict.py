@@ -66,6 +66,7 @@ class Input:
     prefix: str  # of its paths in the results
     files: Mapping[str, int] = field(default_factory=dict)  # path below the root -> bytes, in the order of the results
     manifest: Manifest | None = None  # of shards
+    alone: bool = False  # one file that was named, and not the folder
 
     def __len__(self) -> int:
         if self.manifest:
@@ -93,7 +94,7 @@ def _find(place: Place, image_size: int, *, several: bool) -> Input:
     if place.is_file():
         folder = Place(place.filesystem, place.path.rpartition("/")[0] or "/")
         size = place.filesystem.get_file_info(place.path).size
-        return Input(folder, f"{folder}/" if several else "", {place.name: size})
+        return Input(folder, f"{folder}/" if several else "", {place.name: size}, alone=True)
     prefix = f"{str(place).rstrip('/')}/" if several else ""
     if all((place / name).is_file() for name in (MANIFEST, FILES)):
         manifest = read_manifest(place)
@@ -117,13 +118,11 @@ def check_out(out: Place, inputs: Sequence[Input]) -> None:
         raise UsageError(f"--out {out}: the name says the format: give it the ending {' or '.join(_SUFFIXES)}.")
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder. Name a file in it, such as {out / 'predictions.csv'}.")
-    folder = _real(Place(out.filesystem, out.path.rpartition("/")[0]))
     for one in inputs:
-        single = len(one.files) == 1 and not one.manifest
-        clash = _real(one.root / next(iter(one.files))) == _real(out) if single else False
-        if clash or (not single and folder.startswith(_real(one.root)) and out.is_local == one.root.is_local):
+        data = _real(one.root / next(iter(one.files)) if one.alone else one.root)
+        if out.is_local == one.root.is_local and _real(out).startswith(data):
             raise UsageError(
-                f"--out {out}: may not lie inside the data, {one.root}, which is never written to. Name another folder."
+                f"--out {out}: may not lie inside the data, {one.root}, which is never written to. Name another place."
             )
 
 
@@ -159,6 +158,7 @@ def predict(
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
+    context.raise_original_map_exception = True  # else what caused Ray Data's own gets lost on its way here
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are ours to tell, in a line
     with ray.data.DataContext.current(context):
@@ -345,11 +345,11 @@ class _Scorer:
 
 
 def _told(error: BaseException | None) -> RunError | UsageError | None:
-    """Our own error, if it is what ended Ray Data."""
+    """Our own error, if it is what ended Ray Data, without what Ray Data adds to it."""
     while error is not None:
-        for found in (error, getattr(error, "cause", None)):
-            if isinstance(found, (RunError, UsageError)):
-                return getattr(found, "cause", found)  # Ray's own kind of it holds the stacks of all processes
+        for ours in (RunError, UsageError):
+            if isinstance(error, ours):  # or Ray's own kind of it, which holds the stacks of all processes
+                return ours(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF")[0])
         error = error.__cause__
     return None
 
