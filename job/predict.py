@@ -98,4 +98,5 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="path or URI ending in .csv or .parquet")
     parser.add_argument("--gpu", action="store_true", help="score on the cluster's GPUs, and decode on its CPUs")
+    parser.set_defaults(kept="no results were written")
     _cli.run(main, parser.parse_args())

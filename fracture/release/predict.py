@@ -170,7 +170,7 @@ def predict(
                 done += len(table)
                 progress("predict", done, total)
         except Exception as error:
-            raise (_told(error) or error) from None
+            raise (_told(error) or error) from error
     if done != total:
         raise RunError(f"{done:,} results for {total:,} files; run the same command again")
     return pa.concat_tables(tables).combine_chunks()
@@ -344,13 +344,16 @@ class _Scorer:
         return pa.table(columns, schema=RESULTS)
 
 
-def _told(error: BaseException | None) -> RunError | UsageError | None:
-    """Our own error, if it is what ended Ray Data, without what Ray Data adds to it."""
-    while error is not None:
-        for ours in (RunError, UsageError):
-            if isinstance(error, ours):  # or Ray's own kind of it, which holds the stacks of all processes
-                return ours(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF")[0])
-        error = error.__cause__
+def _told(error: BaseException) -> RunError | UsageError | None:
+    """The one line for what ended Ray Data; None for a bug on this side of it."""
+    from ray.exceptions import RayError
+
+    for ours in (RunError, UsageError):
+        if isinstance(error, ours):  # or Ray's own kind of it, which holds the stacks of all processes
+            return ours(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF")[0])
+    if isinstance(error, RayError):
+        reason = str(error).strip().rpartition("\n")[2]
+        return RunError(f"Ray Data gave up: {reason}. Nothing was written. Run again with -v for the traces")
     return None
 
 

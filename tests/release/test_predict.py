@@ -264,6 +264,14 @@ def test_our_errors_come_through_ray_as_one_line(ours):
     assert prediction._told(ValueError("a bug")) is None
 
 
+def test_what_else_ends_ray_data_is_one_line_too():
+    told = prediction._told(RayTaskError("map", "a long trace", OSError("a node fell over")).as_instanceof_cause())
+    assert type(told) is RunError
+    assert str(told).startswith("Ray Data gave up: ")
+    assert str(told).endswith(". Nothing was written. Run again with -v for the traces")
+    assert "\n" not in str(told)
+
+
 def test_csv_and_parquet_say_the_same(tmp_path):
     for name in ("x.csv", "x.parquet"):
         write_results(place(tmp_path / "new" / name), RESULT, {"threshold": "0.5"})
