@@ -133,10 +133,7 @@ def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
 
 
 def quick_bundle(folder: Path, *assignments: str) -> Path:
-    """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others.
-
-    It calls half of the images of noise a fracture.
-    """
+    """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others."""
     from fracture.arrays import save_arrays
     from fracture.evaluation.calibration import Decision
     from fracture.evaluation.metrics import compute_metrics
@@ -152,10 +149,6 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
         generator.normal(0, (3 / np.prod(shape[:-1])) ** 0.5, shape) if "kernel" in name else value
         for name, shape, value in zip(names, shapes, model.get_weights(), strict=True)
     ]
-    model.set_weights(values)
-    noise = generator.integers(0, 256, (16, *model.input_shape[1:]), np.uint8)
-    middle = np.median(model.predict_on_batch(noise))
-    values[-1] = values[-1] - np.log(middle / (1 - middle))  # the bias before the sigmoid
     bundle.mkdir(parents=True)
     save_arrays(bundle / WEIGHTS, [value.astype(np.float32) for value in values], names)
     figures = compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, "image")

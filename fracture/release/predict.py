@@ -203,7 +203,8 @@ def _pipeline(
         raise UsageError("--gpu: the cluster has no GPU. Leave it out, or join a cluster that has one.")
     one_block: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     if not gpu:
-        pool = ActorPoolStrategy(size=max(1, min(int(resources.get("CPU", 1)), blocks)))
+        # A process takes seconds to start, as does a block of the default network: each gets two or more.
+        pool = ActorPoolStrategy(size=max(1, min(int(resources.get("CPU", 1)), -(-blocks // 2))))
         made = {"fn_constructor_args": (bundle, _Reader(inputs, size, job)), "num_cpus": 1}
         return work.map_batches(_Scorer, compute=pool, **one_block, **made)
     images = work.map_batches(_Reader(inputs, size, job).__call__, **one_block, num_cpus=1)

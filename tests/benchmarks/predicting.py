@@ -4,7 +4,8 @@ make bench ONLY=predicting              generated films as scanners give them, 1
 make bench ONLY=predicting DATA=DIR     also the radiographs in DIR
 
 The default network at 224×224, its weights drawn. Ours is the job's pipeline on a Ray that has started; steady is what
-it does after a quarter of the images, when all its processes have begun; whole is all of it, with their start.
+it does after a quarter of the images, when all its processes have begun; whole is all of it, with their start. Seconds
+of a core, of all processes together, can be compared also where others use the machine.
 """
 
 import json
@@ -12,28 +13,29 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from fracture.config import DataConfig
 from fracture.storage import place
-from tests.benchmarks.measure import Part, child, ratio, spread, take_turns
+from tests.benchmarks.measure import Figures, Part, child, ratio, spread, take_turns
 from tests.benchmarks.preparation import write_large_films
 from tests.conftest import quick_bundle, write_shards
 
-ROWS, FILMS, ROUNDS = 1536, 512, 3
-STEADY, WHOLE = "ours, steady", "ours, whole"
+ROWS, FILMS, ROUNDS = 512, 256, 3
+STEADY, WHOLE, OF_CORES = OURS = ("ours, steady", "ours, whole", "ours, for each second of a core")
 PREDICT, ONE, MANY = "model.predict(images)", "loop: open, decode, predict one", "loop: decode 32, predict them"
 WANTED = {PREDICT: "1.0", ONE: "1.5", MANY: "1.5"}
 
 
 def run(data: str | None) -> Part:
     lines: list[str] = []
-    figures: dict[str, Any] = {}
+    figures: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
         bundle, shards, films = str(quick_bundle(Path(scratch))), f"{scratch}/shards", f"{scratch}/films"
         write_shards(place(shards), {"train": 1, "val": 1, "test": ROWS}, DataConfig().image_size, rows_per_shard=512)
@@ -46,26 +48,23 @@ def run(data: str | None) -> Part:
     return Part(lines, figures)
 
 
-def _measured(bundle: str, folder: str, peers: tuple[str, ...]) -> dict[str, list[float]]:
-    whole: list[float] = []
+def _measured(bundle: str, folder: str, peers: tuple[str, ...]) -> Figures:
+    figures: Figures = {}
 
-    def ours() -> float:
-        steady, all_of_it = _child("ours", bundle, folder)
-        whole.append(all_of_it)
-        return steady
+    def measured(name: str) -> float:
+        speed, *more = _child(name, bundle, folder)
+        for what, value in zip((WHOLE, OF_CORES) if name == STEADY else (f"{name}{OF_CORES[4:]}",), more, strict=True):
+            figures.setdefault(what, []).append(value)
+        return speed
 
-    contestants: dict[str, Callable[[], float]] = {STEADY: ours}
-    contestants |= {name: partial(_child, name, bundle, folder) for name in peers}
-    return take_turns(contestants, ROUNDS) | {WHOLE: whole}
+    return take_turns({name: partial(measured, name) for name in (STEADY, *peers)}, ROUNDS) | figures
 
 
 def _lines(name: str, figures: dict[str, list[float]], peers: tuple[str, ...]) -> list[str]:
     rows = [f"| {who} | {spread(values)} |" for who, values in figures.items()]
-    ratios = [
-        f"| {ours} / {peer} | {ratio(figures[ours], figures[peer])} | {WANTED[peer]} |"
-        for ours in (STEADY, WHOLE)
-        for peer in peers
-    ]
+    pairs = [(ours, peer + (OF_CORES[4:] if ours == OF_CORES else "")) for peer in peers for ours in OURS]
+    wanted = [WANTED[peer] for peer in peers for _ in OURS]
+    ratios = [f"| {a} / {b} | {ratio(figures[a], figures[b])} | {w} |" for (a, b), w in zip(pairs, wanted, strict=True)]
     lines = [f"### {name}", "", "| who, 2 cores | images/s |", "|---|---|", *rows, ""]
     return [*lines, "| ratio | measured | wanted |", "|---|---|---|", *ratios, ""]
 
@@ -76,44 +75,55 @@ def _child(what: str, bundle: str, folder: str) -> Any:
     return child(command, TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1", RAY_worker_niceness="0")
 
 
-def ours(bundle: str, folder: str) -> tuple[float, float]:
-    """Images a second: (steady, whole)."""
+def ours(bundle: str, folder: str) -> tuple[float, float, float]:
+    """Images a second, steady; the same, whole; and images for each second of a core, steady."""
     from fracture.release.bundle import read_bundle
     from fracture.release.predict import find_inputs, predict
     from fracture.training.driver import start_ray
 
     read = read_bundle(place(bundle))
     start_ray(verbose=False)
-    came: list[tuple[float, int]] = []
+    came: list[tuple[float, int, float]] = []
     started = time.monotonic()
     inputs = find_inputs([place(folder)], read.image_size)
-    predict(read, inputs, lambda what, done, total: came.append((time.monotonic(), done)))
-    last, total = came[-1]
-    first, early = next(event for event in came if event[1] >= total / 4)
-    return (total - early) / (last - first), total / (last - started)
+    predict(read, inputs, lambda what, done, total: came.append((time.monotonic(), done, _cores())))
+    last, total, used = came[-1]
+    first, early, used_early = next(event for event in came if event[1] >= total / 4)
+    return (total - early) / (last - first), total / (last - started), (total - early) / (used - used_early)
 
 
-def keras_alone(bundle: str, folder: str) -> float:
+def _cores() -> float:
+    """Seconds that this process and all that it started have had of the cores."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def keras_alone(bundle: str, folder: str) -> tuple[float, float]:
     from fracture.input.shards import images_of, read_manifest, read_rows
 
     model, manifest = _model(bundle), read_manifest(place(folder))
     rows = manifest.rows("test") // 2  # as steady in half the time
     images = images_of(read_rows(place(folder), manifest, "test", 0, rows), manifest.image_size)
     model.predict(images[:64], verbose=0)  # traced
-    started = time.monotonic()
+    started, used = time.monotonic(), _cores()
     model.predict(images, verbose=0)
-    return rows / (time.monotonic() - started)
+    return rows / (time.monotonic() - started), rows / (_cores() - used)
 
 
-def loop(bundle: str, folder: str, at_once: int) -> float:
+def loop(bundle: str, folder: str, at_once: int) -> tuple[float, float]:
     """As a person writes it."""
     from PIL import Image
 
     model = _model(bundle)
     side = model.input_shape[1]
-    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())[: 256 if at_once > 1 else 128]
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())[: 128 if at_once > 1 else 64]
     model.predict(np.zeros((at_once, side, side, 1), np.uint8), verbose=0)  # traced
-    started = time.monotonic()
+    started, used = time.monotonic(), _cores()
     images = []
     for number, file in enumerate(files, start=1):
         try:
@@ -124,7 +134,7 @@ def loop(bundle: str, folder: str, at_once: int) -> float:
         if images and (len(images) == at_once or number == len(files)):
             model.predict(np.stack(images)[..., None], verbose=0)
             images = []
-    return len(files) / (time.monotonic() - started)
+    return len(files) / (time.monotonic() - started), len(files) / (_cores() - used)
 
 
 def _model(bundle: str) -> Any:
@@ -134,6 +144,6 @@ def _model(bundle: str) -> Any:
 
 
 if __name__ == "__main__":
-    asked = {"ours": ours, PREDICT: keras_alone, ONE: partial(loop, at_once=1), MANY: partial(loop, at_once=32)}
+    asked = {STEADY: ours, PREDICT: keras_alone, ONE: partial(loop, at_once=1), MANY: partial(loop, at_once=32)}
     os.chdir(Path(__file__).parents[2])
     print(json.dumps(asked[sys.argv[1]](*sys.argv[2:])))
