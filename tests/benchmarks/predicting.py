@@ -27,7 +27,7 @@ from tests.benchmarks.measure import Figures, Part, child, ratio, spread, take_t
 from tests.benchmarks.preparation import write_large_films
 from tests.conftest import quick_bundle, write_shards
 
-ROWS, FILMS, ROUNDS = 512, 256, 3
+ROWS, FILMS, ROUNDS = 512, 384, 3
 STEADY, WHOLE, OF_CORES = OURS = ("ours, steady", "ours, whole", "ours, for each second of a core")
 PREDICT, ONE, MANY = "model.predict(images)", "loop: open, decode, predict one", "loop: decode 32, predict them"
 WANTED = {PREDICT: "1.0", ONE: "1.5", MANY: "1.5"}
@@ -88,7 +88,8 @@ def ours(bundle: str, folder: str) -> tuple[float, float, float]:
     inputs = find_inputs([place(folder)], read.image_size)
     predict(read, inputs, lambda what, done, total: came.append((time.monotonic(), done, _cores())))
     last, total, used = came[-1]
-    first, early, used_early = next(event for event in came if event[1] >= total / 4)
+    # Blocks of two processes end in pairs; from the first of a pair on, its second would count as done in no time.
+    first, early, used_early = next(event for event in came if event[1] > total / 4)
     return (total - early) / (last - first), total / (last - started), (total - early) / (used - used_early)
 
 
