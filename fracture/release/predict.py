@@ -211,7 +211,7 @@ def _pipeline(
     pool = ActorPoolStrategy(size=max(1, min(int(resources["GPU"]), blocks)))
     # The CPUs are the decoders'.
     made = {"fn_constructor_args": (bundle, None), "num_cpus": 0, "num_gpus": 1}
-    return images.map_batches(_Scorer, compute=pool, batch_size=None, batch_format="pyarrow", **made)
+    return images.map_batches(_Scorer, compute=pool, batch_size=BLOCK_ROWS, batch_format="pyarrow", **made)
 
 
 class _Reader:
