@@ -141,9 +141,8 @@ def predict(
 ) -> pa.Table:
     """One row of `RESULTS` for each file or row of the inputs, in their order; needs a started Ray.
 
-    On CPUs one process per core reads, decodes and scores: stages of their own would take the cores from each other,
-    and one thread for each network is faster than several for one. With `gpu` reading and decoding is left to the
-    CPUs, and one process per GPU scores.
+    On CPUs one process per core reads, decodes and scores: stages of their own would take the cores from each other.
+    With `gpu` reading and decoding is left to the CPUs, and one process per GPU scores.
 
     Raises:
         UsageError, RunError: a damaged bundle or shard, no GPU, or a store or folder that does not answer.
