@@ -81,7 +81,7 @@ test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-clu
 test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
 	@$(PY) -m pytest tests/cluster/test_hosts.py tests/cluster/test_schedules.py -m '' -rPs
 
-bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks or recipes
+bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 soak: setup ## kill a training KILLS= times (20), and compare its end with an undisturbed one; 10 minutes

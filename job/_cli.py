@@ -74,7 +74,8 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
         _leave(f"stopped: {error}", 1, args.verbose)
     except KeyboardInterrupt:
         hint = f" Go on with: {args.resume_hint}" if getattr(args, "resume_hint", "") else ""
-        _leave(f"\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept.{hint}", 1, False)
+        kept = getattr(args, "kept", "every finished epoch is kept")
+        _leave(f"\nstopped by Ctrl-C or SIGTERM; {kept}.{hint}", 1, False)
     if code:
         sys.stdout.flush()
         sys.exit(code)

@@ -132,6 +132,33 @@ def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
     return write
 
 
+def quick_bundle(folder: Path, *assignments: str) -> Path:
+    """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others."""
+    from fracture.arrays import save_arrays
+    from fracture.evaluation.calibration import Decision
+    from fracture.evaluation.metrics import compute_metrics
+    from fracture.models import build_model
+    from fracture.release.bundle import WEIGHTS, write_bundle
+
+    config, shards, bundle = load_config(None, [*assignments]), place(folder / "seen"), folder / "bundle"
+    manifest = write_shards(shards, {"train": 40, "val": 16, "test": 16}, image_size=config.data.image_size)
+    model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
+    generator = np.random.default_rng(0)
+    names, shapes = [weight.name for weight in model.weights], [weight.shape for weight in model.weights]
+    values = [
+        generator.normal(0, (3 / np.prod(shape[:-1])) ** 0.5, shape) if "kernel" in name else value
+        for name, shape, value in zip(names, shapes, model.get_weights(), strict=True)
+    ]
+    bundle.mkdir(parents=True)
+    save_arrays(bundle / WEIGHTS, [value.astype(np.float32) for value in values], names)
+    figures = compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, "image")
+    evaluations = {split: {"image": figures, "radiograph": figures} for split in ("val", "test")}
+    decision = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+    about = {"name": "x", "epochs": 3, "best_epoch": 2, "workers": 2, "precision": "float32"}
+    write_bundle(place(bundle), config, manifest, shards, about, decision, evaluations)
+    return bundle
+
+
 def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
     from fracture.training import driver

@@ -31,6 +31,14 @@ _SCHEMA = pa.schema(
 )
 
 
+def score(model: Any, images: np.ndarray) -> np.ndarray:
+    """[N] float32 of images [N, H, W, 1] uint8, by parts of one size: for each other TensorFlow would compile anew."""
+    count = len(images)
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % _AT_ONCE, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[at : at + _AT_ONCE]) for at in range(0, len(full), _AT_ONCE)]
+    return np.concatenate(parts)[:count, 0].astype(np.float32)
+
+
 def score_blocks(
     model: Any,
     shards: Place,
@@ -65,19 +73,11 @@ def score_blocks(
             block["film"].combine_chunks(),
             block["group"].combine_chunks(),
             block["label"].combine_chunks(),
-            pa.array(_predict(model, images_of(block, manifest.image_size))),
+            pa.array(score(model, images_of(block, manifest.image_size))),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         each_block()
     return pa.concat_tables(tables)
-
-
-def _predict(model: Any, images: np.ndarray) -> np.ndarray:
-    """[N] float32. All parts have one size, for each of which TensorFlow would compile the network anew."""
-    count = len(images)
-    full = np.concatenate([images, np.zeros_like(images, shape=(-count % _AT_ONCE, *images.shape[1:]))])
-    parts = [model.predict_on_batch(full[at : at + _AT_ONCE]) for at in range(0, len(full), _AT_ONCE)]
-    return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 
 def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: int) -> None:

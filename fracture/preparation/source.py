@@ -123,8 +123,8 @@ def _read_tree(root: Place, config: DataConfig) -> Source:
         UsageError: no such folder, no images, an unknown class folder, classes inside and beside splits.
     """
     labels = _label_of_folder(config)
-    infos = _list(root)
-    paths = [path for path in infos if not _is_clutter(path)]
+    infos = list_files(root)
+    paths = [path for path in infos if not is_clutter(path)]
     placed = {path: found for path in paths if (found := _place_in_tree(path, labels))}
     _check_tree(root, paths, placed, labels)
     files = tuple(
@@ -150,7 +150,7 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
         UsageError: a column missing or not known, an unknown label, an unknown path, a path named twice; names the
             line.
     """
-    infos = _list(root)
+    infos = list_files(root)
     try:
         text = labels.read_bytes(most=_MOST_LABELS).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -197,18 +197,26 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
         synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in infos),
         split_fault="a labels file names no splits",
         labels=labels,
-        unnamed=sum(not _is_clutter(path) and path not in files for path in infos),
+        unnamed=sum(not is_clutter(path) and path not in files for path in infos),
     )
 
 
-def _list(root: Place) -> dict[str, fs.FileInfo]:
+def list_files(root: Place, wanted: str = _WANTED) -> dict[str, fs.FileInfo]:
+    """Every file below a data folder by its path there, clutter too; sorted.
+
+    Args:
+        wanted: what to do instead, for the errors.
+
+    Raises:
+        UsageError: no such folder, nothing in it, or a link out of it.
+    """
     if not root.is_dir():
         what = "a file, not a folder" if root.is_file() else "no such folder"
-        raise UsageError(f"--data {root}: {what}. {_WANTED}")
+        raise UsageError(f"--data {root}: {what}. {wanted}")
     _check_links(root)
     infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
-    if not any(not _is_clutter(path) for path in infos):
-        raise UsageError(f"--data {root}: the folder is empty. {_WANTED}")
+    if not any(not is_clutter(path) for path in infos):
+        raise UsageError(f"--data {root}: the folder is empty. {wanted}")
     return infos
 
 
@@ -256,7 +264,8 @@ def _label_of_folder(config: DataConfig) -> dict[str, int]:
 _SPLIT_OF_FOLDER = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
 
 
-def _is_clutter(path: str) -> bool:
+def is_clutter(path: str) -> bool:
+    """Whether a file is of the system, or ours, and nobody's image."""
     parts = path.split("/")
     return parts[-1].lower() in _CLUTTER or any(part.startswith(".") for part in parts) or parts[-1] == SYNTHETIC_MARKER
 

@@ -50,9 +50,9 @@ def run(data: str | None) -> Part:
     return Part(lines, figures)
 
 
-def write_large_films(folder: Path) -> None:
+def write_large_films(folder: Path, films: int = FILMS) -> None:
     generator = np.random.default_rng(0)
-    for number in range(FILMS):
+    for number in range(films):
         height, width = generator.integers(1500, 2500, 2)
         coarse, fine = (
             cv2.resize(generator.normal(size=(n, n)), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)

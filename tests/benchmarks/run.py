@@ -6,7 +6,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import copies, leaks, preparation, reading, recipes, roof, scaling, startup, train
+from tests.benchmarks import copies, leaks, predicting, preparation, reading, recipes, roof, scaling, startup, train
 from tests.benchmarks.measure import machine
 
 PARTS = {
@@ -19,6 +19,7 @@ PARTS = {
     "copies": copies.run,
     "leaks": leaks.run,
     "recipes": recipes.run,
+    "predicting": predicting.run,
 }
 
 if __name__ == "__main__":

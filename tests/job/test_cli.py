@@ -20,7 +20,7 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "evaluate.py", "download.py"])
+@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "evaluate.py", "predict.py", "download.py"])
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
     assert shown.returncode == 0
@@ -52,6 +52,23 @@ def test_help_is_worth_reading(name: str):
 )
 def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments: list[str], message: str):
     told = job("train.py", *arguments, "--storage", str(tmp_path), cwd=tmp_path)
+    assert told.returncode == 2
+    assert message.format(cwd=tmp_path) in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments --bundle --registry is required"),
+        (["--bundle", "b", "--registry", "r"], "not allowed with argument"),
+        (["--bundle", "b"], "error: {cwd}/b is no bundle: bundle.json is missing. A finished run has one, in RUN/"),
+        (["--registry", "r"], "error: {cwd}/r has no champion yet. Train one with: python job/retrain.py"),
+    ],
+)
+def test_a_prediction_names_one_model_that_is_there(tmp_path: Path, arguments: list[str], message: str):
+    told = job("predict.py", *arguments, "--data", "d", "--out", "x.csv", cwd=tmp_path)
     assert told.returncode == 2
     assert message.format(cwd=tmp_path) in told.stderr
     assert "Traceback" not in told.stderr
