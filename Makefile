@@ -78,8 +78,8 @@ $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older pytho
 test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-cluster), also those that train on Ray
 	@$(PY) -m pytest
 
-test-cluster: setup ## train on two hosts of a cluster and take them away, in network namespaces; needs root on Linux
-	@$(PY) -m pytest tests/cluster/test_hosts.py tests/cluster/test_schedules.py -m '' -rPs
+test-cluster: setup ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
+	@$(PY) -m pytest tests/cluster tests/integration/test_killed_retraining.py -m '' -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
