@@ -50,13 +50,14 @@ def main(args: argparse.Namespace) -> None:
 
 def _list(registry: Registry) -> list[str]:
     champion, history = registry.champion(), registry.history()
-    ever = {entry.champion for entry in history}
+    ever, decided = {entry.champion for entry in history}, {entry.version for entry in history}
     lines = ["version  tick                  AUC  sens.  spec.   fractures  normals  began with   state"]
     for version in registry.versions():
         figures = [registry.figures(version.number)[name] for name in ("auc", "recall", "specificity")]
         told = "  ".join("    –" if figure is None else f"{figure:.3f}" for figure in figures)
         told += f"   {version.groups['fracture']:>9,}  {version.groups['normal']:>7,}  {version.initial_weights:<11}"
         state = "in use" if version.number == champion else "was in use" if version.number in ever else "rejected"
+        state = state if version.number in decided else "not decided"
         lines.append(f"{version.number:>7}  {version.tick:<18.18} {told}  {state}")
     lines += ["", "Figures are per radiograph, on the test of the version's own data; counts are of groups.", ""]
     return lines + [_line(entry) for entry in history]
@@ -92,13 +93,14 @@ def _line(entry: Entry) -> str:
 def _prune(registry: Registry, args: argparse.Namespace) -> None:
     from train import held
 
+    from fracture.errors import UsageError
+
+    if args.keep < 1:
+        raise UsageError(f"--keep {args.keep}: at least the newest version and run are kept; give 1 or more")
+
     with held(registry.place / "locks" / "retraining", f"the registry {registry.place}", "nothing else was removed"):
-        found = registry.prunable(args.keep)
-        for place in found:
+        for place in registry.prunable(args.keep) if args.dry_run else registry.prune(args.keep):
             print(f"{'would go' if args.dry_run else 'removed':<10} {place}")
-            if not args.dry_run:
-                place.delete()
-    print(f"{len(found)} folders {'would go' if args.dry_run else 'removed'}; --keep {args.keep}")
 
 
 if __name__ == "__main__":

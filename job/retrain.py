@@ -59,8 +59,9 @@ def main(args: argparse.Namespace) -> int:
     args.resume_hint = f"the same command with --tick {tick}"
     lock = registry.place / "locks" / "retraining"
     try:
+        source = _source(args, config, registry)
         with held(lock, f"the retraining of {registry.place}", f"give the same --tick again: {tick}"):
-            return _retrain(args, config, registry, tick)
+            return _retrain(args, config, registry, tick, source)
     except HeldError as error:
         print(f"busy       {error}; nothing to do here", flush=True)
         return 0
@@ -69,22 +70,39 @@ def main(args: argparse.Namespace) -> int:
         raise
 
 
-def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick: str) -> int:
+def _source(args: argparse.Namespace, config: Config, registry: Registry) -> Source:
+    from fracture.preparation.preprocess import check_apart
     from fracture.storage import place
 
-    registry.settle()
     source = find(args, [place(data) for data in args.data], config)
+    check_apart(source, registry.place)
+    return source
+
+
+def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick: str, source: Source) -> int:
+    from fracture.errors import RunError
+    from fracture.lease import HeldError
+
+    try:
+        registry.settle()
+    except HeldError as error:  # else it would pass for another retraining
+        raise RunError(f"the last decision is not finished: {error}") from None
+    _check_size(config, registry)
     asked = _asked(source, config, args.warm_start)
-    tick, done = _which(registry.history(), tick, asked, args.force)
+    tick = tick if args.tick else registry.unfinished(asked) or tick  # a retry may come in the next week
+    tick, done = _which(registry, tick, asked, args.force)
+    args.resume_hint = f"the same command with --tick {tick}"
     print(f"tick       {tick}, registry {registry.place}", flush=True)
     if done:
         print(f"decided    earlier: {done.event}", flush=True)
         return _finish(args, config, registry, done)
-    state = registry.state(tick)
+    recipe = _recipe(config, args.warm_start)
+    state = _going_on(registry, tick, recipe)
     if state is None and not args.force and (known := _known(registry, asked)):
         print(f"nothing    new since {known}; --force trains anyway", flush=True)
         return 0
-    state = _begun(registry, tick, state, asked, source, config, args.warm_start)
+    if state is None:
+        state = _begun(registry, tick, asked, recipe, source, config, args.warm_start)
     shards, manifest = _prepared(args, config, registry, tick, state, source)
     config = _with_data_of(config, manifest)
     initial = registry.read(state.initial) if state.initial else None
@@ -97,12 +115,29 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
     return _finish(args, config, registry, _decide(registry, version, shards, manifest, config))
 
 
-def _which(history: list[Entry], tick: str, asked: str, force: bool) -> tuple[str, Entry | None]:
+def _check_size(config: Config, registry: Registry) -> None:
+    """Before hours of training, after which the two could not be compared."""
+    from fracture.errors import UsageError
+
+    champion = registry.champion()
+    if champion is None:
+        return
+    size = registry.read(champion).image_size
+    if size != config.data.image_size:
+        raise UsageError(
+            f"data.image_size = {config.data.image_size}, and version {champion}, which is in use, takes {size}: they "
+            f"could not be compared on the same images. Use {size}, or begin another registry."
+        )
+
+
+def _which(registry: Registry, tick: str, asked: str, force: bool) -> tuple[str, Entry | None]:
     """The tick's name, and what was decided in it; TICK-2, TICK-3, ... is what was asked anew within it."""
-    decided = {entry.tick: entry for entry in history if entry.tick}
+    decided = {entry.tick: entry for entry in registry.history() if entry.tick}
     name, number = tick, 1
     while name in decided:
-        if decided[name].asked == asked and not force:
+        state = registry.state(name)
+        through = state is None or state.notified  # else it was killed before its end, and this is its retry
+        if decided[name].asked == asked and not (force and through):
             return name, decided[name]
         number += 1
         name = f"{tick}-{number}"
@@ -120,21 +155,37 @@ def _known(registry: Registry, asked: str) -> str:
     return ""
 
 
-def _begun(
-    registry: Registry, tick: str, state: State | None, asked: str, source: Source, config: Config, warm: bool
-) -> State:
-    """The tick's state, which says whether it goes on or begins."""
+def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
+    """How far the tick is, if it can go on; what cannot is removed, and begins anew."""
+    from fracture.errors import UsageError
+    from fracture.input.shards import read_manifest
+
+    state = registry.state(tick)
+    if state is None:
+        registry.run(tick).delete()
+        return None
+    try:
+        prepared = not state.dataset or read_manifest(registry.shards(state.shards)).fingerprint == state.dataset
+    except UsageError:
+        prepared = False
+    if prepared and state.after_entry == registry.last_decided() and state.recipe == recipe:
+        return state if state.dataset else None
+    print("begins     anew: settings, data or the version in use have changed since this tick was begun", flush=True)
+    registry.run(tick).delete()
+    return None
+
+
+def _begun(registry: Registry, tick: str, asked: str, recipe: str, source: Source, config: Config, warm: bool) -> State:
     from fracture.preparation.preprocess import shards_name
     from fracture.release.registry import State
 
-    if state is not None and state.dataset:
-        return state
-    history, champion = registry.history(), registry.champion()
+    champion = registry.champion()
     if warm and champion is None:
         print("weights    from scratch: no version is in use yet that --warm-start could begin with", flush=True)
     state = State(
-        after_entry=history[-1].number if history else 0,
+        after_entry=registry.last_decided(),
         asked=asked,
+        recipe=recipe,
         shards=shards_name(source, config.data),
         initial=champion if warm else None,
     )
@@ -146,7 +197,6 @@ def _prepared(
     args: argparse.Namespace, config: Config, registry: Registry, tick: str, state: State, source: Source
 ) -> tuple[Place, Manifest]:
     """The shards of this tick; those it was begun with, if it goes on."""
-    from fracture.errors import UsageError
     from fracture.input.shards import read_manifest
     from fracture.training.driver import check_capacity, start_ray
 
@@ -156,15 +206,8 @@ def _prepared(
 
     shards = registry.shards(state.shards)
     if state.dataset:
-        try:
-            manifest = read_manifest(shards)
-        except UsageError:
-            manifest = None
-        if manifest is not None and manifest.fingerprint == state.dataset:
-            print(f"shards     {shards}, as this tick was begun with them", flush=True)
-            return shards, manifest
-        print("begins     anew: the data that this tick was begun with was replaced since", flush=True)
-        registry.run(tick).delete()
+        print(f"shards     {shards}, as this tick was begun with them", flush=True)
+        return shards, read_manifest(shards)
     champion = registry.champion()
     prepare(source, shards, config, start, None if champion is None else registry.dataset(champion))
     manifest = read_manifest(shards)
@@ -246,17 +289,20 @@ def _judged(registry: Registry, version: Version, shards: Place, manifest: Manif
 
 
 def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry: Entry) -> int:
-    """What comes after a decision, and may be done again: tells of it, and clears away what nobody needs."""
+    """What comes after a decision, and may be done again: clears away what nobody needs, and tells of it."""
+    from fracture.errors import RunError, UsageError
+
+    try:
+        if pruned := registry.prune(config.registry.keep, entry.tick):
+            names = (place.path[len(registry.place.path) + 1 :] for place in pruned)
+            print(f"cleared    {', '.join(names)}", flush=True)
+    except (OSError, RunError, UsageError) as error:  # the next time will do
+        print(f"cleared    not all that nobody needs: {error}", flush=True)
     state, page = registry.state(entry.tick), registry.tick(entry.tick) / "report.html"
     if state is not None and not state.notified:
         _tell(args, entry.model_dump(mode="json") | {"registry": args.registry, "page": str(page)})
         state.notified = True
         registry.keep_state(entry.tick, state)
-    pruned = registry.prunable(config.registry.keep, entry.tick)
-    for place in pruned:
-        place.delete()
-    if pruned:
-        print(f"cleared    {', '.join(place.path[len(registry.place.path) + 1 :] for place in pruned)}", flush=True)
     promoted = entry.event != "rejected"
     stays = f"version {entry.champion} stays in use" if entry.champion else "no version is in use"
     print(f"decision   version {entry.version} {entry.event}: {'in use from now on' if promoted else stays}")
@@ -273,8 +319,11 @@ def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
 
 def _asked(source: Source, config: Config, warm: bool) -> str:
     """Differs where files, labels or settings of the recipe do."""
-    content = (source.stamp(), sorted(config.recipe().items()), warm)
-    return hashlib.sha256(repr(content).encode()).hexdigest()
+    return hashlib.sha256((source.stamp() + _recipe(config, warm)).encode()).hexdigest()
+
+
+def _recipe(config: Config, warm: bool) -> str:
+    return hashlib.sha256(repr((sorted(config.recipe().items()), warm)).encode()).hexdigest()
 
 
 def _tick(args: argparse.Namespace, now: datetime) -> str:

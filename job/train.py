@@ -229,7 +229,7 @@ def _test(
     told = caveats(manifest)
     report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts, told)
     write_report(run / "report", report, scores, shards)
-    write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations)
+    write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations, initial)
     return evaluations
 
 

@@ -119,6 +119,7 @@ def write_shards(
     types = {"sha256": pa.binary(32), "group": pa.int64()}
     columns = {name: pa.array([int(v) if name == "group" else v for v in files[name]], types[name]) for name in types}
     (folder / "files.parquet").write_parquet(pa.table(columns))
+    (folder / "ledger.parquet").write_parquet(pa.table({"sha256": columns["sha256"]}))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
     return manifest
 

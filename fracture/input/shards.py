@@ -22,6 +22,7 @@ from fracture.storage import Place
 SCHEMA_VERSION = 3
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
+LEDGER = "ledger.parquet"  # beside it: where every file went that was ever seen, also one that is gone
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
 _MOST_MANIFEST = 2**26  # bytes; a shard takes 150 of them

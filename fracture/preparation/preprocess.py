@@ -25,6 +25,7 @@ from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
 from fracture.input.shards import (
     FILES,
+    LEDGER,
     MANIFEST,
     SCHEMA_VERSION,
     Manifest,
@@ -51,7 +52,7 @@ from fracture.storage import Place
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
 _LINKS = "links.csv"  # why files are one group
-_BESIDE = (MANIFEST, _INPUT, FILES, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
+_BESIDE = (MANIFEST, _INPUT, FILES, LEDGER, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
 _WAITING = "pixels-{:09d}.raw"  # of the new files from this number on; each image [H, W] uint8
 _IS_WAITING = r"pixels-\d{9}\.raw"
 _EXAMINED_AT_ONCE, _COMPARED_AT_ONCE = 128, 32
@@ -174,7 +175,8 @@ def preprocess(
     _check_rejected(examined.audit, config)
     if before is not None:
         _check_same_split(before, config)
-    plan = _plan(examined, config, _previous(before or out, config), binding=before is not None)
+    ledger = _previous(before or out, config)
+    plan = _plan(examined, config, ledger, binding=before is not None)
     try:
         parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
     finally:
@@ -183,6 +185,7 @@ def preprocess(
     (out / _INPUT).delete()
     write_audit(out, examined)
     (out / FILES).write_parquet(plan.files)
+    (out / LEDGER).write_parquet(_ledger(plan, ledger))
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / _INPUT).write_json(_made_from(source, config, manifest, before))
     _remove_others(out, manifest)
@@ -349,22 +352,55 @@ class _Plan:
     left_out: dict[str, int]
 
 
-def _previous(out: Place, config: DataConfig) -> dict[str, str]:
-    """File hash -> split, as recorded in `out` under the same settings of the split."""
+@dataclass(frozen=True)
+class _Ledger:
+    """Where every file went that was ever seen, also one that is gone: it may come back, or come back re-encoded."""
+
+    by_file: dict[bytes, str]  # hash of the file -> split, or RETIRED
+    by_pixels: dict[bytes, str]  # hash of the grey image -> the same
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[bytes | None, bytes | None, str]]) -> "_Ledger":
+        """Of (hash of the file, of its pixels, split); of two rows with one hash, the one that is retired counts."""
+        ledger = cls({}, {})
+        for digest, pixels, split in rows:
+            for known, key in ((ledger.by_file, digest), (ledger.by_pixels, pixels)):
+                if key is not None and split and known.get(key) != RETIRED:
+                    known[key] = split
+        return ledger
+
+    def split_of(self, digest: bytes, pixels: bytes) -> str | None:
+        found = (self.by_file.get(digest), self.by_pixels.get(pixels))
+        return RETIRED if RETIRED in found else found[0] or found[1]
+
+
+_LEDGER = pa.schema([("sha256", pa.binary(32)), ("pixels", pa.binary(16)), ("split", pa.string())])
+
+
+def _previous(out: Place, config: DataConfig) -> pa.Table:
+    """The ledger in `out`, if it was made under the same settings of the split."""
     try:
         before = (out / MANIFEST).read_json()["parameters"]  # also where a shard is lost: the split is not
-        table = (out / FILES).read_parquet(["sha256", "group", "split_used"])
+        table = (out / LEDGER).read_parquet()
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return {}
+        return _LEDGER.empty_table()
     wanted = config.model_dump(mode="json")
-    if any(before.get(key) != wanted[key] for key in _DECIDING):
-        return {}
-    hashes, groups, splits = (table[name].to_pylist() for name in ("sha256", "group", "split_used"))
-    split_of = {group: split for group, split in zip(groups, splits, strict=True) if split not in ("", RETIRED)}
-    own = (
-        RETIRED if split == RETIRED else split_of.get(group, "") for group, split in zip(groups, splits, strict=True)
-    )
-    return {digest.hex(): split for digest, split in zip(hashes, own, strict=True) if digest is not None and split}
+    same = all(before.get(key) == wanted[key] for key in _DECIDING)
+    return table if same else _LEDGER.empty_table()
+
+
+def _ledger(plan: "_Plan", before: pa.Table) -> pa.Table:
+    """That of before, with what was assigned now."""
+    columns = (plan.files[name].to_pylist() for name in ("sha256", "pixels", "group", "split_used"))
+    rows = [row for row in zip(*columns, strict=True) if row[0] is not None]
+    split_of = {group: used for _, _, group, used in rows if used not in ("", RETIRED)}
+    ledger = {row["sha256"]: row for row in before.to_pylist()}
+    retired = {row["pixels"] for row in ledger.values() if row["split"] == RETIRED}
+    retired |= {pixels for _, pixels, _, used in rows if used == RETIRED}  # and with it all of its copies
+    for digest, pixels, group, _ in rows:
+        if split := RETIRED if pixels in retired else split_of.get(group):
+            ledger[digest] = {"sha256": digest, "pixels": pixels, "split": split}
+    return pa.Table.from_pylist([ledger[digest] for digest in sorted(ledger)], schema=_LEDGER)
 
 
 def _check_same_split(before: Place, config: DataConfig) -> None:
@@ -378,9 +414,12 @@ def _check_same_split(before: Place, config: DataConfig) -> None:
             )
 
 
-def _plan(examined: Examined, config: DataConfig, previous: dict[str, str], binding: bool) -> _Plan:
+def _plan(examined: Examined, config: DataConfig, before: pa.Table, binding: bool) -> _Plan:
     source, facts, links = examined.source, examined.facts, examined.links
     readable = facts["sha256"].is_valid().to_numpy()
+    ledger = _Ledger.of(zip(*(before[name].to_pylist() for name in _LEDGER.names), strict=True))
+    looks = zip(facts["sha256"].to_pylist(), facts["pixels"].to_pylist(), strict=True)
+    previous = {d.hex(): split for d, p in looks if d is not None and (split := ledger.split_of(d, p))}
     labels = facts["label"].to_numpy()
     films, groups = (
         _group_ids(facts, group_numbers(len(facts), links, kinds), readable) for kinds in (COPY_KINDS, KINDS)

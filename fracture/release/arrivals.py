@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
-from fracture.preparation.split import RETIRED
 
 CHANCE = 1e-3  # a difference that comes about by chance more often than this is none
 _SHOWN = 5  # paths of conflicts
@@ -50,12 +49,13 @@ class Arrivals:
     origins: dict[str, int]  # hospital, scanner, collection -> radiographs
     conflicts: int  # radiographs with a file of a label that it did not have, and of another label too, or before
     conflicting: list[str]  # paths of some
-    left_test: int  # radiographs that tested the model in use, and do no longer
+    left_test: int  # radiographs that tested the model in use, and do no longer, or are gone
     test_before: int  # radiographs
     share_before: float | None  # of fractures among the radiographs
     share_now: float | None
     drifts: list[Drift] = field(default_factory=list)
     fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # films that are new
+    changed: int = 0  # radiographs that are new, or in `conflicts`
 
     @property
     def count(self) -> int:
@@ -71,7 +71,7 @@ def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
     readable = files["sha256"].is_valid().to_numpy()
     hashes = np.array(files["sha256"].to_pylist(), object)
     films, labels = files["film"].to_numpy(), files["label"].to_numpy()
-    known_files = {} if before is None else _splits_of(before)
+    known_files = set() if before is None else set(before["sha256"].to_pylist())
     labelled = (
         set() if before is None else set(zip(before["sha256"].to_pylist(), before["label"].to_pylist(), strict=True))
     )
@@ -85,35 +85,42 @@ def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
     first = _first_rows(films, readable)
     fresh_rows, old_rows = (first[np.isin(films[first], which)] for which in (fresh, old_films))
     origins = np.array(files["origin"].to_pylist(), object)[fresh_rows]
-    was_test = np.array([known_files.get(digest) == "test" for digest in hashes])
-    retired = np.array(files["split_used"].to_pylist(), object) == RETIRED
     known_paths = set() if before is None else set(before["path"].to_pylist())
     share_before, share_now = (_share(labels[rows]) for rows in (old_rows, fresh_rows))
     return Arrivals(
         images=_by_class(labels[new]),
         radiographs=_by_class(labels[fresh_rows]),
-        unreadable=int((~readable & ~np.isin(paths, list(known_paths))).sum()),
+        unreadable=sum(path not in known_paths for path in paths[~readable]),
         gone=len(known_paths - set(paths.tolist())),
         origins=dict(Counter(origin or "unknown" for origin in origins).most_common()),
         conflicts=len(torn),
         conflicting=paths[readable & np.isin(films, torn)][:_SHOWN].tolist(),
-        left_test=len(np.unique(films[was_test & retired])),
-        test_before=0 if before is None else _test_films(before),
+        left_test=0 if before is None else len(_test_films(before) - _still_in_test(before, files)),
+        test_before=0 if before is None else len(_test_films(before)),
         share_before=share_before,
         share_now=share_now,
         drifts=_drifts(files, old_rows, fresh_rows),
         fresh=fresh,
+        changed=len(np.union1d(fresh, torn)),
     )
 
 
-def _splits_of(before: pa.Table) -> dict[bytes, str]:
-    pairs = zip(before["sha256"].to_pylist(), before["split_used"].to_pylist(), strict=True)
-    return {digest: split for digest, split in pairs if digest is not None}
+def _in_test(files: pa.Table) -> np.ndarray:
+    """[files] bool."""
+    return np.array(files["split_used"].to_pylist(), object) == "test"
 
 
-def _test_films(before: pa.Table) -> int:
-    in_test = np.array(before["split_used"].to_pylist(), object) == "test"
-    return len(np.unique(before["film"].to_numpy()[in_test]))
+def _test_films(before: pa.Table) -> set[int]:
+    return set(before["film"].to_numpy()[_in_test(before)].tolist())
+
+
+def _still_in_test(before: pa.Table, now: pa.Table) -> set[int]:
+    """Films of before of which an image, by its pixels, belongs to a film that is in test now."""
+    films = now["film"].to_numpy()
+    in_test = np.isin(films, films[_in_test(now)])
+    pixels = {image for image, there in zip(now["pixels"].to_pylist(), in_test, strict=True) if there}
+    pairs = zip(before["film"].to_pylist(), before["pixels"].to_pylist(), strict=True)
+    return {film for film, image in pairs if image is not None and image in pixels}
 
 
 def _first_rows(films: np.ndarray, readable: np.ndarray) -> np.ndarray:

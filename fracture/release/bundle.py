@@ -81,10 +81,12 @@ def write_bundle(
     run: Mapping[str, Any],
     decision: Decision,
     evaluations: Mapping[str, Evaluation],
+    initial: "Bundle | None" = None,
 ) -> None:
     """Adds `bundle.json` to an exported model, and the hashes of the files that it has seen.
 
     Args:
+        initial: whose weights it began with, and which has seen files too.
         run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
     """
     content = {
@@ -115,8 +117,10 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    seen = read_seen(shards, manifest, "sha256")
-    (bundle / TRAINED_ON).write_parquet(pa.Table.from_arrays([seen], schema=_TRAINED_ON))
+    seen = pa.Table.from_arrays([read_seen(shards, manifest, "sha256")], schema=_TRAINED_ON)
+    if initial is not None:
+        seen = pa.concat_tables([seen, pa.table([list(initial.trained_on())], schema=_TRAINED_ON)])
+    (bundle / TRAINED_ON).write_parquet(seen)
     (bundle / CARD).write_json(content)
 
 

@@ -99,12 +99,13 @@ def _differences(scores: pa.Table) -> np.ndarray | None:
 
 
 def _agreement(model: object, champion: Bundle, shards: Place, manifest: Manifest, new: Arrivals) -> Metrics | None:
-    """How the champion ranks the new radiographs of all splits, of which it has seen nothing."""
-    asked = np.setdiff1d(new.fresh, list(champion.groups_seen(shards)))[:_MOST_JUDGED]  # ids are hashes: any are random
-    parts = []
+    """How the champion judges the new radiographs of all splits, of which it has seen nothing."""
+    asked = new.fresh[:_MOST_JUDGED]  # ids are hashes, so that any are drawn at random
+    seen, parts = list(champion.groups_seen(shards)), []
     for split in manifest.shards:
-        films = read_index(shards, manifest, split, ["film"])["film"].to_numpy()
-        parts.append(score_blocks(model, shards, manifest, split, rank=0, workers=1, only=np.isin(films, asked)))
+        index = read_index(shards, manifest, split, ["film", "group"])
+        only = np.isin(index["film"].to_numpy(), asked) & ~np.isin(index["group"].to_numpy(), seen)
+        parts.append(score_blocks(model, shards, manifest, split, rank=0, workers=1, only=only))
     scores = pa.concat_tables(parts).combine_chunks()
     if not len(scores):
         return None
@@ -175,7 +176,7 @@ def _against_champion(compared: Comparison, config: GateConfig) -> Rule:
 def _of_the_data(compared: Comparison, new: Arrivals, manifest: Manifest, config: GateConfig) -> list[Rule]:
     leak = manifest.leakage.get("test")
     leaking = leak.leaking if leak else 0
-    share = new.conflicts / max(new.count + new.conflicts, 1)
+    share = new.conflicts / max(new.changed, 1)
     named = f", such as {' and '.join(map(repr, new.conflicting[:2]))}" if new.conflicting else ""
     rules = [
         Rule(
@@ -190,7 +191,7 @@ def _of_the_data(compared: Comparison, new: Arrivals, manifest: Manifest, config
             value=share,
             limit=config.max_conflicts,
             passed=share <= config.max_conflicts,
-            told=f"{new.conflicts} of {new.count + new.conflicts} new or changed radiographs stand under both labels, "
+            told=f"{new.conflicts} of {new.changed} new or changed radiographs stand under both labels, "
             f"or another than before{named}; at most {config.max_conflicts:.0%}",
         ),
     ]
@@ -206,8 +207,8 @@ def _left_test(new: Arrivals, config: GateConfig) -> Rule:
         value=share,
         limit=config.max_left_test,
         passed=share <= config.max_left_test,
-        told=f"{new.left_test} of {new.test_before} radiographs that tested the champion do no longer, since new "
-        f"images join them to training or validation; at most {config.max_left_test:.0%}",
+        told=f"{new.left_test} of {new.test_before} radiographs that tested the champion do no longer: joined to "
+        f"others, under both labels, unreadable or gone; at most {config.max_left_test:.0%}",
     )
 
 
@@ -248,18 +249,26 @@ def _drift(new: Arrivals, config: GateConfig) -> Rule:
 
 
 def _agrees(compared: Comparison, config: GateConfig) -> Rule:
-    name, least = "labels of the new radiographs", config.min_agreement
-    figure = compared.agreement.figures["auc"] if compared.agreement else None
-    if figure is None or figure.value is None:
+    """Of one class there is no AUC, but how many of them the champion calls so."""
+    name, least, m = "labels of the new radiographs", config.min_agreement, compared.agreement
+    if m is None:
         return _nothing_new(name, least)
-    high = figure.value if figure.high is None else figure.high
+    figure = m.figures["auc"]
+    if figure.value is None:
+        from scipy.stats import binomtest
+
+        right = m.true_positives + m.true_negatives
+        value, high = right / m.count, binomtest(right, m.count).proportion_ci(0.95).high
+        what = f"the champion calls {value:.0%} of the {m.count} new radiographs as they are labelled, all of one class"
+    else:
+        value, high = figure.value, figure.value if figure.high is None else figure.high
+        what = f"AUC {value:.3f} of the champion, which has not seen them, on {m.count} new radiographs"
     return Rule(
         name=name,
-        value=figure.value,
+        value=value,
         limit=least,
         passed=high >= least,  # a few radiographs are not held against it
-        told=f"AUC {figure.value:.3f} of the champion, which has not seen them, on {compared.agreement.count} new "
-        f"radiographs (95 % up to {high:.3f}); fails where it is surely below {least:g}",
+        told=f"{what} (95 %: up to {high:.3f}); fails where it is surely below {least:g}",
     )
 
 

@@ -1,5 +1,6 @@
 """Tells a web hook what came of a retraining. That nobody listens is no reason to fail."""
 
+import http.client
 import json
 import time
 import urllib.error
@@ -15,10 +16,17 @@ _WAITS = (1.0, 5.0)  # seconds before the second and the third try
 
 
 def check_url(url: str) -> None:
-    """Raises UsageError unless it is one of http or https."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UsageError(f"--notify {url!r} is no address of a web hook: it must begin with https:// or http://")
+    """Raises UsageError unless it is one of http or https. It is often a secret, so that no message repeats it."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or not url.isascii() or not url.isprintable() or " " in url:
+        raise UsageError(
+            f"--notify, of {len(url)} characters, is no address of a web hook: it must begin with https:// or http://, "
+            "then the host, all in ASCII and without blanks"
+        )
 
 
 def notify(url: str, message: Mapping[str, Any], sleep: Callable[[float], None] = time.sleep) -> str | None:
@@ -37,6 +45,8 @@ def notify(url: str, message: Mapping[str, Any], sleep: Callable[[float], None] 
                 return why
         except OSError as error:
             why = f"{urlsplit(url).hostname} does not answer ({getattr(error, 'reason', error)})"
+        except (http.client.HTTPException, ValueError) as error:
+            why = f"{urlsplit(url).hostname} does not answer as a web server does ({type(error).__name__})"
         if wait is not None:
             sleep(wait)
     return why

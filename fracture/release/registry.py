@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from fracture.errors import UsageError
-from fracture.input.shards import FILES, MANIFEST, Manifest
+from fracture.input.shards import FILES, LEDGER, MANIFEST, Manifest
 from fracture.lease import HeldError, Lease, claim_of_this_process
-from fracture.release.bundle import CARD, Bundle, is_bundle, read_bundle
+from fracture.release.bundle import CARD, WEIGHTS, Bundle, is_bundle, read_bundle
 from fracture.storage import Place
 
 CHAMPION = "champion.json"
@@ -32,6 +32,7 @@ VERSION = "version.json"
 DATASET = "dataset"  # in a version: manifest and files of the data it was trained on, without their pixels
 _FORMAT = 1
 _PATIENCE = 30  # seconds; a change takes one or two
+Model = TypeVar("Model", bound=BaseModel)
 _NAME = re.compile(r"\d{4,}")
 
 STATE = "state.json"  # of a tick
@@ -70,8 +71,9 @@ class Entry(BaseModel, frozen=True):
 class State(BaseModel):
     """How far a retraining is, so that one that was killed goes on."""
 
-    after_entry: int  # the newest decision when it began
+    after_entry: int  # the newest decision of a retraining when it began
     asked: str
+    recipe: str  # hash of the settings
     shards: str  # name of their folder
     dataset: str = ""  # fingerprint, once they are prepared
     initial: int | None = None  # version whose weights it begins with
@@ -81,6 +83,15 @@ class State(BaseModel):
 class _Champion(BaseModel):
     format_version: Literal[1]
     version: int
+
+
+def _read(kind: type[Model], file: Place) -> Model:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UsageError(
+            f"{file} is damaged: {error.errors()[0]['msg']}. Bring it back from a copy, or delete it to do without."
+        ) from None
 
 
 class Registry:
@@ -165,7 +176,7 @@ class Registry:
             UsageError: there is none of that number.
         """
         try:
-            return Version.model_validate_json((self.bundle(number) / VERSION).read_bytes())
+            return _read(Version, self.bundle(number) / VERSION)
         except (FileNotFoundError, NotADirectoryError):
             there = ", ".join(str(version.number) for version in self.versions())
             raise UsageError(f"{self.place} has no version {number}. There are: {there or 'none'}.") from None
@@ -175,7 +186,11 @@ class Registry:
         names = [info.base_name for info in (self.place / "history").files()]
         found = [name for name in names if re.fullmatch(r"\d{6,}\.json", name)]
         found.sort(key=lambda name: int(name.partition(".")[0]))
-        return [Entry.model_validate_json((self.place / "history" / name).read_bytes()) for name in found]
+        return [_read(Entry, self.place / "history" / name) for name in found]
+
+    def last_decided(self) -> int:
+        """Number of the newest decision of a retraining; 0 before the first."""
+        return max((entry.number for entry in self.history() if entry.tick), default=0)
 
     def dataset(self, version: int) -> Place:
         """Manifest and files of the data that the version was trained on."""
@@ -191,10 +206,10 @@ class Registry:
         return self.place / "shards" / name
 
     def state(self, tick: str) -> State | None:
-        """None where it has not begun."""
+        """None where it has not begun, or nobody can tell how far it is."""
         try:
-            return State.model_validate_json((self.tick(tick) / STATE).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            return _read(State, self.tick(tick) / STATE)
+        except (FileNotFoundError, NotADirectoryError, UsageError):
             return None
 
     def keep_state(self, tick: str, state: State) -> None:
@@ -207,7 +222,7 @@ class Registry:
 
         Args:
             made: the version's facts, given its number.
-            shards: where `files.parquet` of the manifest is.
+            shards: where files and ledger of the manifest are.
         """
         bundle = run / "bundle"
         there = self.versions()
@@ -219,7 +234,8 @@ class Registry:
         place = self.bundle(version.number)
         place.delete()  # half of a copy
         (place / DATASET / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
-        (place / DATASET / FILES).write_bytes((shards / FILES).read_bytes())
+        for name in (FILES, LEDGER):
+            (place / DATASET / name).write_bytes((shards / name).read_bytes())
         (place / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
         (place / "report.html").write_bytes((run / "report" / "report.html").read_bytes())
         names = [info.path[len(bundle.path) + 1 :] for info in bundle.files()]
@@ -255,6 +271,8 @@ class Registry:
         """
         with self._changing():
             self.version(number)
+            if not (self.bundle(number) / WEIGHTS).is_file():
+                raise UsageError(f"version {number} has lost its {WEIGHTS}, so it cannot be used. Name another.")
             if self.champion() == number:
                 raise UsageError(f"version {number} is the champion already")
             return self._append("promoted by hand", number, number, reason)
@@ -324,16 +342,34 @@ class Registry:
         kept = champions | set(there[-keep:])
         folders = (self.place / "versions").folders()
         found = [self.place / "versions" / name for name in folders if _NAME.fullmatch(name) and int(name) not in kept]
-        last = entries[-1].number if entries else 0
+        last = self.last_decided()
         decided = [entry.tick for entry in entries if entry.tick]
         states = {name: self.state(name) for name in (self.place / "ticks").folders()}
         going_on = {name for name, s in states.items() if s and s.after_entry == last and name not in decided}
         runs = going_on | {current} | set(decided[-keep:])
-        found += [self.run(name) for name in (self.place / "runs").folders() if name in states and name not in runs]
+        found += [self.run(name) for name in (self.place / "runs").folders() if states.get(name) and name not in runs]
         in_use = {states[name].shards for name in going_on | {current, *decided[-1:]} if states.get(name)}
         ours = {state.shards for state in states.values() if state}
         found += [self.shards(name) for name in (self.place / "shards").folders() if name in ours - in_use]
         return found
+
+    def prune(self, keep: int, current: str = "") -> list[Place]:
+        """Removes what is `prunable`; nobody changes the champion meanwhile."""
+        with self._changing():
+            found = self.prunable(keep, current)
+            for place in found:
+                (place / CARD).delete()  # first, so that half of a version is none
+                place.delete()
+        return found
+
+    def unfinished(self, asked: str) -> str | None:
+        """The tick that was begun with this very data and settings and not decided, nor any after it."""
+        decided, last = {entry.tick for entry in self.history()}, self.last_decided()
+        for name in (self.place / "ticks").folders():
+            state = None if name in decided else self.state(name)
+            if state is not None and (state.asked, state.after_entry) == (asked, last):
+                return name
+        return None
 
     def _champion_or_none(self) -> int | None:
         try:

@@ -11,9 +11,9 @@ import retrain
 
 from fracture.errors import UsageError
 from fracture.lease import Lease, claim_of_this_process
-from fracture.release.registry import Entry
+from fracture.release.registry import Entry, Registry, State
 from fracture.storage import place
-from tests.conftest import ROOT
+from tests.conftest import ROOT, official_paths
 
 NOW = datetime(2026, 11, 24, 17, 5, tzinfo=UTC)
 
@@ -41,18 +41,35 @@ def test_the_last_days_of_a_year_are_of_the_week_they_are_in():
     assert retrain._tick(asked(), datetime(2027, 1, 1, tzinfo=UTC)) == "2026-w53"
 
 
-def entry(number: int, tick: str, what: str) -> Entry:
-    return Entry(number=number, time=NOW, who="", event="rejected", version=1, champion=None, tick=tick, asked=what)
+class Decided(Registry):
+    """With a history of w1, something by hand, w2 and w2-2; and the ticks that are not through."""
+
+    def __init__(self, *unfinished: str) -> None:
+        self._unfinished = unfinished
+
+    def history(self) -> list[Entry]:
+        asked = [("w1", "a"), ("", ""), ("w2", "a"), ("w2-2", "b")]
+        facts = {"time": NOW, "who": "", "event": "rejected", "version": 1, "champion": None}
+        return [Entry(number=n, tick=tick, asked=what, **facts) for n, (tick, what) in enumerate(asked, 1)]
+
+    def state(self, tick: str) -> State:
+        through = tick not in self._unfinished
+        return State(after_entry=0, asked="", recipe="", shards="", notified=through)
+
+
+def which(tick: str, what: str, *, force: bool = False, unfinished: tuple[str, ...] = ()) -> tuple[str, int | None]:
+    name, done = retrain._which(Decided(*unfinished), tick, what, force)
+    return name, done and done.number
 
 
 def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_another():
-    history = [entry(1, "w1", "a"), entry(2, "", ""), entry(3, "w2", "a"), entry(4, "w2-2", "b")]
-    assert retrain._which(history, "w3", "b", force=False) == ("w3", None)
-    assert retrain._which(history, "w2", "a", force=False) == ("w2", history[2])
-    assert retrain._which(history, "w2", "b", force=False) == ("w2-2", history[3])
-    assert retrain._which(history, "w2", "c", force=False) == ("w2-3", None)
-    assert retrain._which(history, "w1", "b", force=False) == ("w1-2", None), "also where the clock went back"
-    assert retrain._which(history, "w1", "a", force=True) == ("w1-2", None)
+    assert which("w3", "b") == ("w3", None)
+    assert which("w2", "a") == ("w2", 3)
+    assert which("w2", "b") == ("w2-2", 4)
+    assert which("w2", "c") == ("w2-3", None)
+    assert which("w1", "b") == ("w1-2", None), "also where the clock went back"
+    assert which("w1", "a", force=True) == ("w1-2", None)
+    assert which("w1", "a", force=True, unfinished=("w1",)) == ("w1", 1), "killed after its decision"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +87,7 @@ def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_a
             ["--set", "data.split=test"],
             r"data.folds = 0, data.split = 'test': retraining needs training, validation",
         ),
-        (["--notify", "x"], "--notify 'x' is no address of a web hook"),
+        (["--notify", "x"], "--notify, of 1 characters, is no address of a web hook"),
         (["--set", "gate.auc_margn=1"], "unknown setting 'gate.auc_margn' = 1. Did you mean 'gate.auc_margin'"),
     ],
 )
@@ -79,8 +96,9 @@ def test_a_mistake_is_told_before_anything_is_read(flags: list[str], message: st
         retrain.main(asked(*flags))
 
 
-def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, monkeypatch, capsys):
+def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, image_folder, monkeypatch, capsys):
     lock = place(tmp_path) / "registry/locks/retraining"
+    image_folder(*official_paths(), root="films")
     monkeypatch.chdir(tmp_path)
     with Lease(lock, claim_of_this_process("retrain.py"), "it", lost=lambda: None):
         assert retrain.main(asked()) == 0
@@ -88,7 +106,16 @@ def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, monkey
     assert not (tmp_path / "registry/ticks").exists()
 
 
-def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path):
+def test_the_registry_may_not_lie_in_the_data(tmp_path: Path, image_folder, monkeypatch):
+    folder = image_folder(*official_paths(), root="films")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UsageError, match="may not lie inside the data folder, which is never written to"):
+        retrain.main(retrain.arguments(["--data", "films", "--registry", "films/registry"]))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path, image_folder):
     """Processes that pass for those of two hosts: neither can see whether the other lives."""
     script = """
 import os, sys, time
@@ -102,9 +129,9 @@ def work(*arguments):
     os.unlink(sys.argv[3])
     return 0
 retrain._retrain = work
-sys.exit(retrain.main(retrain.arguments(["--data", "films", "--registry", sys.argv[2]])))
+sys.exit(retrain.main(retrain.arguments(["--data", sys.argv[4], "--registry", sys.argv[2]])))
 """
-    paths = [str(tmp_path / "registry"), str(tmp_path / "inside")]
+    paths = [str(tmp_path / "registry"), str(tmp_path / "inside"), str(image_folder(*official_paths()))]
     commands = [[sys.executable, "-c", script, host, *paths] for host in ("north", "south")]
     jobs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for command in commands]
     told = [job.communicate(timeout=120)[0] for job in jobs]

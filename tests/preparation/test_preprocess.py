@@ -43,7 +43,7 @@ def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
 
 def content(folder: Path) -> dict[str, bytes]:
     """What is the same wherever the data lies, and whatever was known of it."""
-    others = ("input.json", "audit.html", "examined.parquet", "compared.parquet")
+    others = ("input.json", "audit.html", "examined.parquet", "compared.parquet", "ledger.parquet")
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in others}
 
 
@@ -263,6 +263,36 @@ def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path)
     }
     assert find_done(source_of(folder, config), place(out), config, there) is not None
     assert find_done(source_of(folder, config), place(out), config) is None
+
+
+def test_what_has_left_test_trains_nothing_in_later_weeks_nor_do_its_copies(image_folder, tmp_path):
+    """Though one is in no split, since its pixels are there; and though another is written anew, and alone is left."""
+    folder, test, _, config = grown(image_folder, tmp_path / "week0")
+    copy = folder / "fracture/copy.png"
+    (folder / "fracture/other.png").write_bytes((folder / test).read_bytes())
+    for week in range(1, 5):
+        if week == 3:
+            pixels = cv2.imread(str(folder / test), cv2.IMREAD_UNCHANGED)
+            (folder / test).unlink()
+            (folder / "fracture/other.png").unlink()
+            cv2.imwrite(str(copy), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+        run(folder, tmp_path / f"week{week}", config, before=place(tmp_path / f"week{week - 1}"))
+        of_it = {"fracture/other.png", "fracture/copy.png", test}
+        assert {s for path, s in splits_of(tmp_path / f"week{week}").items() if path in of_it} == {"retired"}
+
+
+def test_what_was_away_comes_back_to_where_it_was(image_folder, tmp_path):
+    folder = image_folder(*[f"{c}/{c[0]}{i}.png" for c in ("fracture", "normal") for i in range(20)])
+    run(folder, tmp_path / "week1")
+    before = splits_of(tmp_path / "week1")
+    away = {path: (folder / path).read_bytes() for path in sorted(before)[::2]}
+    for path in away:
+        (folder / path).unlink()
+    run(folder, tmp_path / "week2", before=place(tmp_path / "week1"))
+    for path, data in away.items():
+        (folder / path).write_bytes(data)
+    run(folder, tmp_path / "week3", before=place(tmp_path / "week2"))
+    assert splits_of(tmp_path / "week3") == before
 
 
 def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp_path):

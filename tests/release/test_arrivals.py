@@ -20,6 +20,7 @@ def table(rows: list[tuple[str, int, int, str]], **others: list[Any]) -> pa.Tabl
             "film": pa.array(films, pa.int64()),
             "split_used": list(splits),
             "sha256": pa.array(hashes, pa.binary(32)),
+            "pixels": pa.array([h and h.removeprefix(b"again-").ljust(32)[:16] for h in hashes], pa.binary(16)),
             **columns,
         }
     )
@@ -45,10 +46,20 @@ def test_without_a_model_in_use_all_is_new_and_there_is_nothing_to_compare_with(
     assert (new.test_before, new.left_test, new.gone) == (0, 0, 0)
 
 
-def test_what_new_images_took_out_of_test_is_counted():
-    now = [BEFORE[0], ("b", 0, 2, "retired"), BEFORE[2], BEFORE[3], ("joins", 0, 2, "val")]
-    new = arrivals(table(now), table(BEFORE))
-    assert (new.left_test, new.test_before) == (1, 2)
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [
+        ([("b", 0, 2, "retired"), ("joins", 0, 2, "val")], 1),  # joined to another split
+        ([], 1),  # gone
+        ([("b", 0, 2, ""), ("b-too", 1, 2, "")], 1),  # under both labels
+        ([("b", 0, 2, "test"), ("joins", 0, 2, "")], 0),
+        ([("again-b", 0, 9, "test")], 0),  # the same pixels in other bytes
+    ],
+)
+def test_what_tests_no_longer_is_counted_whatever_the_reason(now: list, left: int):
+    before = [*BEFORE, ("b", 0, 2, "")]  # a copy, byte for byte
+    new = arrivals(table([BEFORE[0], *BEFORE[2:4], *now]), table(before))
+    assert (new.left_test, new.test_before) == (left, 2)
 
 
 def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_new():
@@ -57,7 +68,7 @@ def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_n
     new = arrivals(table(now), table(before))
     assert new.conflicts == 1
     assert new.conflicting == ["c", "copy"]
-    assert new.count == 0
+    assert (new.count, new.changed) == (0, 1)
 
 
 def test_a_label_that_was_changed_or_stands_on_the_same_bytes_is_a_conflict():

@@ -115,7 +115,7 @@ def test_it_must_be_more_surely_not_worse_where_more_confidence_is_asked(manifes
     [
         ({"left_test": 9}, "test stays", "9 of 80 radiographs that tested the champion do no longer"),
         (
-            {"conflicts": 3, "conflicting": ["a.png", "b.png"], "radiographs": {"normal": 50, "fracture": 47}},
+            {"conflicts": 3, "conflicting": ["a.png", "b.png"], "changed": 100},
             "label conflicts",
             "3 of 100 new or changed radiographs stand under both labels, or another than before, such as 'a.png'",
         ),
@@ -148,7 +148,7 @@ def test_new_data_of_another_kind_fails(manifest, new: dict, name: str, told: st
     [
         {"share_now": 1.0, "radiographs": {"normal": 0, "fracture": 5}},  # by chance 1 in 32
         {"drifts": [Drift("mean", np.arange(9.0), np.arange(9.0) + 3)]},  # 0.33, of nine
-        {"conflicts": 1, "radiographs": {"normal": 50, "fracture": 50}},
+        {"conflicts": 1, "changed": 100},
     ],
 )
 def test_what_may_be_chance_is_no_alarm(manifest, new: dict):
@@ -159,6 +159,16 @@ def test_labels_that_the_champion_cannot_follow_fail_unless_they_are_few(manifes
     rules = judge(compared(GOOD, GOOD, agreement=1 - GOOD), NOTHING, manifest, GateConfig())
     assert failed(rules) == ["labels of the new radiographs"]
     assert failed(judge(compared(GOOD, GOOD, agreement=POOR), NOTHING, manifest, GateConfig())) == []  # 0.5 to 0.7
+
+
+def test_new_radiographs_of_one_class_that_the_champion_calls_the_other_fail(manifest):
+    """Normals that were filed as fractures: there is no AUC of one class."""
+    fractures = scores(probability=1 - GOOD).filter(pa.array(LABELS == 1))
+    pair = replace(compared(GOOD, GOOD), agreement=evaluate(fractures, 0.5)["radiograph"])
+    (rule,) = (rule for rule in judge(pair, NOTHING, manifest, GateConfig()) if not rule.passed)
+    assert rule.told.startswith("the champion calls 0% of the 40 new radiographs as they are labelled, all of one")
+    few = replace(pair, agreement=evaluate(fractures.slice(0, 2), 0.5)["radiograph"])
+    assert failed(judge(few, NOTHING, manifest, GateConfig())) == []
 
 
 def test_a_test_that_leaks_fails(manifest):

@@ -1,4 +1,5 @@
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -64,8 +65,37 @@ def test_nobody_who_listens_is_no_failure_and_the_secret_stays_one(hook: Hook):
     assert "secret" not in told
 
 
-@pytest.mark.parametrize("url", ["ftp://x/y", "hooks.example.org/x", "https://", "file:///etc/passwd"])
-def test_what_is_no_web_address_is_refused(url: str):
-    with pytest.raises(UsageError, match=r"--notify '.*' is no address of a web hook: it must begin with https"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x/y",
+        "hooks.example.org/x",
+        "https://",
+        "file:///etc/passwd",
+        "https://x/a b",
+        "http://x:y/z",
+        "https://x/é",
+    ],
+)
+def test_what_is_no_web_address_is_refused_unseen(url: str):
+    with pytest.raises(UsageError, match=r"--notify, of \d+ characters, is no address of a web hook: it must") as told:
         check_url(url)
+    assert url not in str(told.value) or url == "https://"
     check_url("https://hooks.example.org/x")
+
+
+def test_what_does_not_speak_http_is_no_failure():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(3):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"hello\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        told = notify(f"http://127.0.0.1:{server.getsockname()[1]}/secret", {}, lambda seconds: None)
+        thread.join()
+    assert told == "127.0.0.1 does not answer as a web server does (BadStatusLine)"

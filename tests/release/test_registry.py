@@ -108,7 +108,7 @@ def test_a_version_holds_all_that_it_was_made_from(registry: Registry, trained):
     left = {info.path[len(registry.bundle(1).path) + 1 :] for info in registry.bundle(1).files()}
     assert left == {
         *("bundle.json", "weights.npz", "trained_on.parquet", "version.json", "report.html"),
-        *("dataset/dataset.json", "dataset/files.parquet"),
+        *("dataset/dataset.json", "dataset/files.parquet", "dataset/ledger.parquet"),
     }
     assert registry.version(1) == version
 
@@ -139,9 +139,10 @@ def test_a_decision_that_was_cut_short_is_finished_by_the_next(registry: Registr
     decide(registry, trained(registry, "w2"), promote=True)
     (registry.place / "champion.json").write_bytes(pointer)  # as if it had been killed before writing this
     assert registry.champion() == 1
+    registry.settle()
+    assert registry.champion() == 2
     with pytest.raises(UsageError, match="version 2 is the champion already"):
         registry.promote(2)
-    assert registry.champion() == 2
 
 
 def test_half_of_a_version_is_none_and_is_made_anew(registry: Registry, trained):
@@ -264,8 +265,8 @@ def test_a_full_disk_leaves_the_champion_as_it_is(tmp_path: Path, trained):
 
 
 def begun(registry: Registry, tick: str, shards: str = "s") -> None:
-    entries = registry.history()
-    registry.keep_state(tick, State(after_entry=entries[-1].number if entries else 0, asked="a", shards=shards))
+    state = State(after_entry=registry.last_decided(), asked=f"asked in {tick}", recipe="r", shards=shards)
+    registry.keep_state(tick, state)
     (registry.run(tick) / "run.json").write_json({})
     (registry.shards(shards) / "dataset.json").write_json({})
 
@@ -297,9 +298,41 @@ def test_retention_keeps_what_may_go_on(registry: Registry, trained):
     decide(registry, trained(registry, "w1"), promote=True)
     begun(registry, "w2", "s2")
     assert names(registry.prunable(keep=1)) == []
+    assert registry.unfinished("asked in w2") == "w2"
+    registry.promote(trained(registry, "by hand").number)
+    registry.rollback()
+    assert registry.unfinished("asked in w2") == "w2", "what is done by hand does not end it"
     begun(registry, "w3", "s3")
     decide(registry, trained(registry, "w3"), promote=False)
-    assert names(registry.prunable(keep=1)) == ["runs/w1", "runs/w2", "shards/s1", "shards/s2"]
+    assert registry.unfinished("asked in w2") is None
+    assert names(registry.prune(keep=1)) == ["runs/w1", "runs/w2", "shards/s1", "shards/s2"]
+    assert (registry.place / "runs").folders() == ["w3"]
+    assert (registry.place / "shards").folders() == ["s3"]
+
+
+def test_a_state_that_cannot_be_read_keeps_its_run(registry: Registry, trained):
+    begun(registry, "w1", "s1")
+    (registry.tick("w1") / "state.json").write_bytes(b"")
+    decide(registry, trained(registry, "w2"), promote=True)
+    assert registry.state("w1") is None
+    assert names(registry.prunable(keep=1)) == []
+
+
+def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
+    trained(registry, "w2")
+    (registry.bundle(2) / "weights.npz").delete()
+    with pytest.raises(UsageError, match=r"version 2 has lost its weights.npz, so it cannot be used. Name another"):
+        registry.promote(2)
+    assert registry.champion() == 1
+
+
+@pytest.mark.parametrize("file", ["history/000001.json", "versions/0001/version.json"])
+def test_a_damaged_record_is_named(registry: Registry, trained, file: str):
+    decide(registry, trained(registry, "w1"), promote=True)
+    (registry.place / file).write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"{file} is damaged: .*Bring it back from a copy, or delete it"):
+        registry.promote(1)
 
 
 def test_the_history_is_plain_json(registry: Registry, trained):
