@@ -26,7 +26,7 @@ import _cli
 from preprocess import Bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fracture.release.bundle import Bundle
 
@@ -83,7 +83,8 @@ def _python_alone_on_stderr() -> Iterator[None]:
             os.close(kept)
 
 
-if __name__ == "__main__":
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What is asked, on the command line or in `words`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-v", "--verbose", action="store_true", help="show the logs of Ray and TensorFlow, and traces")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -99,4 +100,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", metavar="FILE", required=True, help="path or URI ending in .csv or .parquet")
     parser.add_argument("--gpu", action="store_true", help="score on the cluster's GPUs, and decode on its CPUs")
     parser.set_defaults(kept="no results were written")
-    _cli.run(main, parser.parse_args())
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    _cli.run(main, arguments())

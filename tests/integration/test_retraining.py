@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import predict
+import pyarrow.parquet as pq
 import pytest
 import retrain
 from PIL import Image
@@ -133,10 +135,18 @@ def test_four_weeks(hospital, capsys):
         assert "nothing    new since 2026-w48, which was rejected" in capsys.readouterr().out
 
         Registry(place(registry), "Ann").rollback("seen in the ward")
-    assert Registry(place(registry)).champion() == 1
+        assert Registry(place(registry)).champion() == 1
+        out = registry.parent / "predictions.parquet"
+        predict.main(predict.arguments(["--registry", str(registry), "--data", str(folder), "--out", str(out)]))
+        assert "version 1" in capsys.readouterr().out
     assert seen == {"0001", "0002"}
     told = [(entry.event, entry.version, entry.champion) for entry in Registry(place(registry)).history()]
     assert told == [("promoted", 1, 1), ("promoted", 2, 2), ("rejected", 3, 2), ("rolled back", 2, 1)]
+    predicted = pq.read_table(out).to_pydict()
+    assert len(predicted["path"]) == 180
+    given = dict(zip(predicted["path"], predicted["probability"], strict=True))
+    judged = pq.read_table(registry / "ticks/2026-w47/scores.parquet").to_pydict()  # there version 1 was in use
+    assert [given[path] for path in judged["source"]] == pytest.approx(judged["champion"], abs=1e-6)
 
 
 def copies_under_the_other_label(folder: Path, registry: Path) -> None:
