@@ -25,7 +25,7 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-cluster bench soak check \
+.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-long bench soak check \
   lint format lock clean
 
 help: ## list the targets
@@ -75,11 +75,11 @@ $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older pytho
 	@$(VENV)-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/object_store.lock
 	@touch $@
 
-test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-cluster), also those that train on Ray
+test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-long), also those that train on Ray
 	@$(PY) -m pytest
 
-test-cluster: setup ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
-	@$(PY) -m pytest tests/cluster tests/integration/test_killed_retraining.py -m '' -rPs
+test-long: setup ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
+	@$(PY) -m pytest -m long -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")

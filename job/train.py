@@ -147,7 +147,7 @@ def held(lock: Place, name: str, where: str) -> Iterator[None]:
 
 def _job() -> str:
     """What others are told of this job; not its arguments, which would be in the storage then."""
-    return f"ray job {number}" if (number := _cli.submission()) else Path(sys.argv[0]).name
+    return f"ray job {number}" if (number := _cli.submission()) else f"job/{Path(sys.argv[0]).name}"
 
 
 def train_once(

@@ -1,6 +1,6 @@
 """Trainings that lose a host, the network, their driver or their job, on two hosts of a real Ray cluster.
 
-make test-cluster        10 minutes on 2 cores; prints how long each fault has cost
+make test-long        runs all of them, 10 minutes on 2 cores; prints how long each fault has cost
 """
 
 import json
@@ -150,6 +150,7 @@ def test_the_log_of_a_job_is_calm(undisturbed):
     assert [int(line[:5]) for line in lines if re.match(r" *\d+  \d", line)] == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.long
 def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturbed):
     head, second = hosts
     run = training("lost")

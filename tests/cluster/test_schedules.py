@@ -404,7 +404,10 @@ class Cloud:
         }
         environment |= {"REAL_PYTHON": sys.executable} | {name: str(value) for name, value in how.items()}
         command = [str(SCHEDULES / "cloud.sh"), str(self.folder / "cluster.yaml"), *self.arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # Where these tests run in a shell's background, they have SIGINT ignored, and so would the script.
+        heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+        return subprocess.Popen(command, env=environment, preexec_fn=heeds, **pipes)
 
     def run(self, **how: object) -> tuple[int, str]:
         process = self.begin(**how)

@@ -172,6 +172,7 @@ def leaves_while_validating(assignment: Any) -> None:
     worker_module.train_worker(assignment)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_again(
     data, undisturbed, tmp_path, monkeypatch
 ):

@@ -161,10 +161,11 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
 @pytest.mark.parametrize(
     ("poison", "rule", "told"),
     [
-        (
+        pytest.param(
             lambda folder, registry: films(folder, range(300, 330), classes=(1,)),
             "classes",
             "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+            marks=pytest.mark.long,
         ),
         (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs stand under both labels"),
     ],
@@ -208,7 +209,9 @@ def state_of(registry: Path) -> dict[str, object]:
         name = file.relative_to(registry).as_posix()
         if name.endswith(("input.json", "status.json")):
             continue
-        content = re.sub(rb"/[^ <]*/registry", b"REGISTRY", file.read_bytes())  # it was copied here
+        content = file.read_bytes()
+        if file.suffix == ".html":
+            content = re.sub(rb"/[^ <]*/registry", b"REGISTRY", content)  # it was copied here
         found[name] = len(content) if name.startswith("runs") else content
         if file.suffix == ".json":
             times = ("time", "made", "since", "updated")

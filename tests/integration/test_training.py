@@ -59,6 +59,7 @@ def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_pa
     assert on_one[0]["loss"] != on_one[1]["loss"], "it learns"
 
 
+@pytest.mark.long
 def test_xla_gives_the_same_losses(data, plain, tmp_path):
     """On a CPU; what it gains on a GPU has not been measured."""
     config, without = plain
@@ -167,6 +168,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     _check_that_the_numbers_alone_give_the_same(run, *data)
 
 
+@pytest.mark.long
 def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
     shards = place(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})

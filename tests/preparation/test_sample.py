@@ -47,6 +47,7 @@ def test_images_differ_in_size_and_exposure(drawn):
     assert np.ptp(means) > 60
 
 
+@pytest.mark.long
 def test_size_and_brightness_alone_do_not_tell_a_fracture():
     features, labels, patients = [], [], []
     for path, data in draw_sample(SampleConfig(images=600)):
