@@ -137,6 +137,7 @@ def stuck(assignment: Any) -> None:
     worker_module.train_worker(assignment)
 
 
+@pytest.mark.long
 def test_a_worker_that_is_alive_but_stuck_is_found_out_and_replaced(data, undisturbed, tmp_path, monkeypatch):
     """By a step that never returns, by a collective that a rank skips, by SIGSTOP."""
     config, _, expected = undisturbed
@@ -201,6 +202,7 @@ def breaks(assignment: Any) -> None:
     worker_module.train_worker(assignment)
 
 
+@pytest.mark.long
 def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr("fracture.training.worker.train_worker", breaks)
     with pytest.raises(
@@ -209,6 +211,7 @@ def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undistur
         start(with_(undisturbed[0], "compute.workers=1"), data, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, undisturbed, tmp_path):
     config, run, expected = undisturbed
     shutil.copytree(run, tmp_path / "run")
@@ -250,6 +253,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_checkpoints_before_are_whole
         assert_same_history(history, expected[: len(history)], tolerance=1e-3)
 
 
+@pytest.mark.long
 def test_a_damaged_shard_stops_the_run_and_is_named(undisturbed, tmp_path):
     folder = place(tmp_path / "shards")
     manifest = write_shards(folder, ROWS)

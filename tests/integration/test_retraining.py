@@ -219,6 +219,7 @@ def state_of(registry: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_that_is_asked_again_after_the_clock_went_back_is_one_of_its_own(hospital, capsys):
     """A tick of before is decided already; the history is in the order of the decisions, not of clocks."""
     folder, registry = hospital
