@@ -47,8 +47,8 @@ STAGES = {  # what it is about to write or to remove, and for the how manieth ti
     "5 decided": ("ticks/2026-w46/decision.json", 1),
     "6 recorded": ("history/000002.json", 1),
     "6 promote": ("champion.json", 1),
+    "8 retention": ("runs/2026-w45$", 1),  # what nobody needs goes before it is told
     "7 told": ("ticks/2026-w46/state.json", 1),
-    "8 retention": ("runs/2026-w45$", 1),
 }
 
 
