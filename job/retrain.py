@@ -103,12 +103,12 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
         return 0
     if state is None:
         state = _begun(registry, tick, asked, recipe, source, config, args.warm_start)
+    from fracture.training.driver import check_initial, with_data_of
+
     shards, manifest = _prepared(args, config, registry, tick, state, source)
-    config = _with_data_of(config, manifest)
+    config = with_data_of(config, manifest)
     initial = registry.read(state.initial) if state.initial else None
     if initial:
-        from fracture.training.driver import check_initial
-
         check_initial(config, initial)
     train_once(config, shards, manifest, registry.run(tick), args.verbose, initial)
     version = registry.add(lambda number: _version(number, tick, state, manifest), registry.run(tick), shards, manifest)
@@ -345,12 +345,6 @@ def _settings(args: argparse.Namespace) -> Config:
             "validation and test. Use data.folds = 0, and auto, group or official."
         )
     return config
-
-
-def _with_data_of(config: Config, manifest: Manifest) -> Config:
-    from fracture.training.driver import with_data_of
-
-    return with_data_of(config, manifest)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
