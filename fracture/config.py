@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -16,6 +16,10 @@ Units = Annotated[int, Field(ge=1, le=16384, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+
+Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
+# What `model.name` may be, and the module of fracture.models whose `build` makes it.
+MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer")
 
 _MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
 
@@ -77,8 +81,10 @@ class SampleConfig(Settings):
 
 
 class ModelConfig(Settings):
-    name: Literal["cnn"] = "cnn"
-    filters: tuple[Units, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6, strict=False)
+    name: Literal[*MODELS] = "cnn"
+    filters: tuple[Units, ...] = Field(
+        (64, 128, 256, 512), min_length=1, max_length=6, strict=False, description="of the CNN's blocks"
+    )
     block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
         "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
     )
@@ -90,6 +96,27 @@ class ModelConfig(Settings):
     batch_norm: bool = True
     batch_norm_momentum: Fraction = Field(0.9, description="0.99 lags for many epochs on sets this small")
     sync_batch_norm: bool = Field(False, description="statistics over all workers; loses the fused kernel")
+
+
+class TransferConfig(Settings):
+    """Of a model on a backbone of tf_keras.applications: its head learns first, on a backbone that stays as it is."""
+
+    weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="imagenet: downloaded; none: drawn, and all layers learn at once; or folder/file.h5 or URI of the "
+        "backbone's weights without top, as tf_keras.applications writes them",
+    )
+    features: Literal["once", "augmented"] = Field(
+        "once",
+        description="for the head: computed once for each image and its mirror image (augment.horizontal_flip), or "
+        "anew for each augmented image",
+    )
+    head_epochs: Positive = Field(40, description="at most, at training.learning_rate")
+    unfreeze: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="last layers of the backbone that learn too, after the head, for training.epochs at most"
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Adam's when they do, at its highest")
 
 
 class AugmentConfig(Settings):
@@ -200,6 +227,7 @@ class Config(Settings):
     data: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
     model: ModelConfig = ModelConfig()
+    transfer: TransferConfig = TransferConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -214,21 +242,20 @@ class Config(Settings):
         others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry"}
         return self.model_dump(mode="json", exclude=others)
 
+    @property
+    def backbone(self) -> Backbone | None:
+        """The network of tf_keras.applications that the model stands on, if it does."""
+        return self.model.name if self.model.name in get_args(Backbone) else None
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training begins with a backbone that knows something."""
+        return self.backbone is not None and self.transfer.weights != "none"
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        smallest = 2 ** len(self.model.filters)
-        if self.data.image_size < smallest:
-            raise ValueError(
-                f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
-            )
-        for number, filters in enumerate(self.model.filters):
-            needed = (self.data.image_size >> number) ** 2 * filters * 4
-            if needed > _MOST_ACTIVATIONS:
-                raise ValueError(
-                    f"model.filters: {filters} filters at {self.data.image_size >> number} pixels take "
-                    f"{needed / 2**30:.1f} GB for one image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use "
-                    "fewer, or a smaller data.image_size"
-                )
+        if self.backbone is None:
+            self._check_filters()
         if self.compute.workers > self.training.batch_size:
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
@@ -242,6 +269,21 @@ class Config(Settings):
         if self.model.sync_batch_norm and not self.model.batch_norm:
             raise ValueError("model.sync_batch_norm: needs model.batch_norm; set it to true, or drop this key")
         return self
+
+    def _check_filters(self) -> None:
+        smallest = 2 ** len(self.model.filters)
+        if self.data.image_size < smallest:
+            raise ValueError(
+                f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
+            )
+        for number, filters in enumerate(self.model.filters):
+            needed = (self.data.image_size >> number) ** 2 * filters * 4
+            if needed > _MOST_ACTIVATIONS:
+                raise ValueError(
+                    f"model.filters: {filters} filters at {self.data.image_size >> number} pixels take "
+                    f"{needed / 2**30:.1f} GB for one image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use "
+                    "fewer, or a smaller data.image_size"
+                )
 
 
 def load_config(path: str | Path | None = None, assignments: Sequence[str] = ()) -> Config:

@@ -187,10 +187,11 @@ def _train_and_test(
     config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None
 ) -> dict[str, Evaluation]:
     from fracture.training.driver import check_capacity, start_ray, train
+    from fracture.training.phases import most_epochs
     from fracture.training.screen import Screen
     from fracture.training.status import StatusWriter
 
-    with StatusWriter(run, config.training.epochs, may_write=lambda: not _taken_over.is_set()) as status:
+    with StatusWriter(run, most_epochs(config), may_write=lambda: not _taken_over.is_set()) as status:
         start_ray(verbose)
         check_capacity(config)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
@@ -221,7 +222,7 @@ def _test(
         "best_epoch": outcome.best_epoch,
         "workers": workers,
         "precision": outcome.precision,
-        "initial_weights": initial_weights(initial),
+        "initial_weights": initial_weights(config, initial),
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json")))
