@@ -360,8 +360,11 @@ def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in error["loc"])
+    # Where a setting may be of two kinds, pydantic adds the kind to its place, and has an error for each.
+    kinds = ("constrained-int", "constrained-float", "literal[")
+    place = [part for part in error["loc"] if not str(part).startswith(kinds)]
+    location = [part for part in place if isinstance(part, str)]
+    key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = [".".join([*location[:-1], name]) for name in get_close_matches(location[-1], known, n=1)]

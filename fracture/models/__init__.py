@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fracture.config import MODELS, Config
 
@@ -27,6 +27,7 @@ def _quiet() -> Iterator[None]:
 
 with _quiet():
     import tensorflow as tf
+    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
     tf.config.list_physical_devices()  # complains where there is no GPU
 
@@ -48,5 +49,12 @@ def build_model(
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of each weight in the order of the model's, without any memory set aside for them."""
-    with tf.Graph().as_default(), _quiet():  # Keras' batch norm tells of what TensorFlow calls deprecated in a graph
+    with tf.variable_creator_scope(_without_memory):
         return {weight.name: tuple(weight.shape) for weight in build_model(config, 0.0, 1.0).weights}
+
+
+def _without_memory(_: Any, name: str, shape: Any, dtype: Any, **others: Any) -> tf.Variable:
+    """A variable that has no value, which takes a class private to TensorFlow 2.21; a graph of its own would do, but
+    to build Keras models in one breaks those that were built before.
+    """
+    return UninitializedVariable(name=name, shape=shape, dtype=dtype, trainable=others.get("trainable"))

@@ -42,13 +42,19 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
     """Images [N, S, S, 1] in [0, 255] to features [N, F], the mean of each channel of the last layer.
 
     Args:
-        weights: imagenet, which Keras downloads where its cache (KERAS_HOME) has them not; or drawn.
+        weights: imagenet, which Keras downloads where its cache, ~/.keras, has them not; None: drawn.
     """
     constructor, (scale, offset) = _BACKBONES[config.backbone]
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # MobileNetV2 warns of sizes other than those it was trained on; it takes any
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
     x = layers.Rescaling(scale, offset, name="scale")(x)
-    base = constructor(include_top=False, weights=weights, input_tensor=x)
+    try:
+        base = constructor(include_top=False, weights=weights, input_tensor=x)
+    finally:
+        logger.setLevel(level)
     for layer in base.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = config.model.batch_norm_momentum
