@@ -114,6 +114,27 @@ def auc_differences(
     return np.array([one - other for one, other in aucs if one is not None])
 
 
+def rate_differences(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
+    """The first model's sensitivity and specificity minus the second's, [resamples] each, paired likewise.
+
+    Args:
+        labels: [N] of 0 and 1.
+        first: [N] bool, what one model calls a fracture.
+        second: [N] of the other.
+        groups: [N] int64.
+    """
+    truth = labels.astype(bool)
+    ahead = np.where(truth, 1.0, -1.0) * (first.astype(float) - second)  # 1 where only the first is right
+    found: dict[str, list[float]] = {"recall": [], "specificity": []}
+    for weights in _draws(groups, resamples):
+        for name, of in (("recall", truth), ("specificity", ~truth)):
+            if total := weights @ of:
+                found[name].append(float(weights[of] @ ahead[of] / total))
+    return {name: np.array(values) for name, values in found.items()}
+
+
 _CELLS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
 
 

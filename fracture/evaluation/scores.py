@@ -15,7 +15,7 @@ from fracture.storage import Place
 # Scoring goes by fixed blocks of rows and fixed parts of them, so that a row meets the same neighbours in a batch, and
 # gets the same probability to the last bit, whoever scores it.
 BLOCK_ROWS = 64
-_AT_ONCE = 16  # in float32; more would take more memory than training did
+AT_ONCE = 16  # in float32; more would take more memory than training did
 
 _SCHEMA = pa.schema(
     [
@@ -34,8 +34,8 @@ _SCHEMA = pa.schema(
 def score(model: Any, images: np.ndarray) -> np.ndarray:
     """[N] float32 of images [N, H, W, 1] uint8, by parts of one size: for each other TensorFlow would compile anew."""
     count = len(images)
-    full = np.concatenate([images, np.zeros_like(images, shape=(-count % _AT_ONCE, *images.shape[1:]))])
-    parts = [model.predict_on_batch(full[at : at + _AT_ONCE]) for at in range(0, len(full), _AT_ONCE)]
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % AT_ONCE, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[at : at + AT_ONCE]) for at in range(0, len(full), AT_ONCE)]
     return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 

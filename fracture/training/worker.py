@@ -1,6 +1,7 @@
 """The training loop, as every Ray Train worker runs it."""
 
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -217,6 +218,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             rate = learning_rate(config, train.steps, optimizer.iterations.numpy() - 1)  # of the last step
             record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
             record["seconds"] = round(time.monotonic() - started, 3)
+            record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
+            record["trained_parameters"] = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
             state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
             report(record)
             if log is not None:
