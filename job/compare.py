@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ import _cli
 from train import add_flags, check_names, compute_settings, held, shards_of, train_folds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fracture.config import Config
     from fracture.evaluation.comparison import Contender
     from fracture.evaluation.contenders import Settings
@@ -60,16 +63,23 @@ def main(args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace, title: str, settings: Settings) -> Config:
     """Of the file, then of the contender, then of the flags; 5 folds where nobody says how many."""
-    from fracture.errors import UsageError
-
     file = _cli.CONFIGS / "quick.yaml" if args.data is None and args.shards is None else None
     own = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
     asked = [*own, *_cli.data_settings(args), *compute_settings(args)]
-    try:
+    with _named(title):
         config = _cli.settings(args, asked, file)
-        if config.data.folds or args.shards or "folds" in config.data.model_fields_set:
+        if args.shards or "folds" in config.data.model_fields_set:
             return config
         return _cli.settings(args, [*asked, "data.folds=5"], file)
+
+
+@contextmanager
+def _named(title: str) -> Iterator[None]:
+    """Names the contender in errors about its settings."""
+    from fracture.errors import UsageError
+
+    try:
+        yield
     except UsageError as error:
         raise UsageError(f"contender {title!r}: {error}") from None
 
@@ -89,10 +99,11 @@ def _train_and_compare(
     if not manifest.folds:
         raise UsageError(f"{shards} has no folds to compare on. Preprocess with --folds 5, or name --data here.")
     configs = {title: with_data_of(config, manifest) for title, config in configs.items()}
-    for title, config in configs.items():  # before hours of training, not between
+    for title, config in configs.items():  # before hours of training, and not after
         for number in range(1, len(manifest.folds) + 1):
-            check_batches(config, manifest.fold(number))
-            check_run(run / folder_of(title) / f"fold-{number}", config, manifest.fold(number))
+            with _named(title):
+                check_batches(config, manifest.fold(number))
+                check_run(run / folder_of(title) / f"fold-{number}", config, manifest.fold(number))
     for number, (title, config) in enumerate(configs.items(), 1):
         print(f"contender  {number} of {len(configs)}: {title}", flush=True)
         lines = train_folds(config, shards, manifest, run / folder_of(title), args.verbose)
