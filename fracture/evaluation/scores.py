@@ -1,6 +1,6 @@
 """Probabilities of every row of a split, each exactly once, on any number of workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,18 @@ _SCHEMA = pa.schema(
         pa.field("probability", pa.float32()),  # of a fracture
     ]
 )
+
+
+class Ensemble:
+    """Several models as one: the mean of their probabilities; with `flips`, of those of the mirror images as well."""
+
+    def __init__(self, models: Sequence[Any], flips: bool = False) -> None:
+        self._models, self._flips = models, flips
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        """[N, 1] of images [N, H, W, 1]."""
+        views = [images, images[:, :, ::-1]] if self._flips else [images]
+        return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
 def score(model: Any, images: np.ndarray) -> np.ndarray:
