@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"{run} is a run of job/train.py, and no comparison. Give another --run name.")
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     try:
-        with held(run / LOCK, f"comparison {run.name!r}", f"what is finished lies in {run}"):
+        with held(run / LOCK, f"comparison {run.name!r}", f"see job/train.py --status {run.name}"):
             lines = _train_and_compare(args, contenders, configs, run)
     except HeldError as error:
         raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
