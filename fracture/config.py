@@ -294,7 +294,7 @@ def load_config(path: str | Path | None = None, assignments: Sequence[str] = ())
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        _merge(tree, _read_yaml(Path(path)))
+        _merge(tree, read_yaml(Path(path)))
     for assignment in assignments:
         _merge(tree, _parse_assignment(assignment))
     try:
@@ -312,19 +312,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, flag: str = "--config") -> dict[str, Any]:
+    """The mapping that the file at `path` holds, which `flag` named.
+
+    Raises:
+        UsageError: no such file, or another thing in it.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(beside)}." if beside else ""
-        raise UsageError(f"--config {path}: no such file.{hint}") from None
+        raise UsageError(f"{flag} {path}: no such file.{hint}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{flag} {path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UsageError(f"--config {path}: must hold settings such as 'training: {{epochs: 3}}', holds {tree!r}")
+        raise UsageError(f"{flag} {path}: must hold settings such as 'training: {{epochs: 3}}', holds {tree!r}")
     return tree
 
 

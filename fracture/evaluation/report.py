@@ -93,6 +93,7 @@ class Report:
     facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
     caveats: Sequence[str]  # what has to stand beside every figure
     own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
+    models: int = 1  # whose probabilities were averaged
 
 
 def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place) -> None:

@@ -1,6 +1,7 @@
 """The training loop, as every Ray Train worker runs it."""
 
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -132,7 +133,10 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         for phase in phases(config)[state.phase :]:
             if not state.finished(phase.epochs, config.training.patience):  # else it was killed just then
                 watchdog.busy("building the network")
+                began = time.monotonic()
                 learner = make_learner(strategy, config, manifest, phase, state, backbone, shares, computed)
+                if phase.by_features:  # it has the images once for all epochs: part of the next one's time
+                    state.seconds += time.monotonic() - began
                 if rank == 0:
                     frozen = sum(array.size for array in backbone) if phase.by_features else 0
                     tell(
@@ -278,6 +282,8 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
         rate = learning_rate(config, phase, train.steps, steps_done - 1)  # of the last step
         record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
         record |= {"phase": state.phase + 1, "seconds": round(time.monotonic() - started, 3)}
+        record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
+        record["trained_parameters"] = learner.learning
         state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
         report(record)
         if worker.log is not None:

@@ -40,7 +40,7 @@ def both_phases(folder: Path, data) -> tuple[Config, Path, Meddler]:
 
 
 def test_the_head_learns_first_and_then_the_last_layers(both_phases):
-    config, run, screen = both_phases
+    _, run, screen = both_phases
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["phase"]) for r in history] == [(1, 1), (2, 1), (3, 2), (4, 2)]
     head, layers = screen.of("phase")
