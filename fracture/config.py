@@ -92,6 +92,32 @@ class ModelConfig(Settings):
     sync_batch_norm: bool = Field(False, description="statistics over all workers; loses the fused kernel")
 
 
+class QuantumConfig(Settings):
+    """The circuit of the models `qnn` and `qnn_transfer`, simulated exactly."""
+
+    qubits: int = Field(4, ge=1, le=64, description="4 to 8 are usual; each more doubles memory and work")
+    layers: int = Field(3, ge=1, le=64, description="3 join each pair of 4 qubits in both directions")
+    circuit: Literal["quantum", "classical"] = Field(
+        "quantum", description="classical: the control, a map of as many parameters between the same layers"
+    )
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> "QuantumConfig":
+        needed = circuit_bytes(self.qubits, self.layers)
+        if self.circuit == "quantum" and needed > _MOST_ACTIVATIONS:
+            raise ValueError(
+                f"quantum.qubits: {self.qubits} qubits in {self.layers} layers take {needed / 2**30:,.1f} GB for one "
+                f"image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use fewer"
+            )
+        return self
+
+
+def circuit_bytes(qubits: int, layers: int) -> int:
+    """What training keeps of one image's states for the gradient, in float32."""
+    state = 2 * 4 * 2**qubits  # real and imaginary parts
+    return state * (layers * (qubits + 2) + 2)  # before each RY and two RZ of a layer; after embedding and at the end
+
+
 class AugmentConfig(Settings):
     """Training images only: one affine transform that flips, rotates, zooms, stretches and shifts; then exposure."""
 
@@ -200,6 +226,7 @@ class Config(Settings):
     data: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
     model: ModelConfig = ModelConfig()
+    quantum: QuantumConfig = QuantumConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
