@@ -19,7 +19,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
 # What `model.name` may be, and the module of fracture.models whose `build` makes it.
-MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer")
+MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer") | {"qnn": "quantum", "qnn_transfer": "transfer"}
 
 _MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
 
@@ -117,6 +117,33 @@ class TransferConfig(Settings):
         0, description="last layers of the backbone that learn too, after the head, for training.epochs at most"
     )
     learning_rate: float = Field(1e-5, gt=0, description="Adam's when they do, at its highest")
+
+
+class QuantumConfig(Settings):
+    """The circuit of the models `qnn` and `qnn_transfer`, simulated exactly."""
+
+    qubits: int = Field(4, ge=1, le=64, description="4 to 8 are usual; each more doubles memory and work")
+    layers: int = Field(3, ge=1, le=64, description="3 join each pair of 4 qubits in both directions")
+    circuit: Literal["quantum", "classical"] = Field(
+        "quantum", description="classical: the control, a map of as many parameters between the same layers"
+    )
+    backbone: Backbone = Field("mobilenetv2", description="of qnn_transfer")
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> "QuantumConfig":
+        needed = circuit_bytes(self.qubits, self.layers)
+        if self.circuit == "quantum" and needed > _MOST_ACTIVATIONS:
+            raise ValueError(
+                f"quantum.qubits: {self.qubits} qubits in {self.layers} layers take {needed / 2**30:,.1f} GB for one "
+                f"image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use fewer"
+            )
+        return self
+
+
+def circuit_bytes(qubits: int, layers: int) -> int:
+    """What training keeps of one image's states for the gradient, in float32."""
+    state = 2 * 4 * 2**qubits  # real and imaginary parts
+    return state * (layers * (qubits + 2) + 2)  # before each RY and two RZ of a layer; after embedding and at the end
 
 
 class AugmentConfig(Settings):
@@ -228,6 +255,7 @@ class Config(Settings):
     sample: SampleConfig = SampleConfig()
     model: ModelConfig = ModelConfig()
     transfer: TransferConfig = TransferConfig()
+    quantum: QuantumConfig = QuantumConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -245,6 +273,8 @@ class Config(Settings):
     @property
     def backbone(self) -> Backbone | None:
         """The network of tf_keras.applications that the model stands on, if it does."""
+        if self.model.name == "qnn_transfer":
+            return self.quantum.backbone
         return self.model.name if self.model.name in get_args(Backbone) else None
 
     @property

@@ -1,4 +1,4 @@
-"""Networks of tf_keras.applications, without their top, under a linear head: what they know of photographs, reused."""
+"""Networks of tf_keras.applications under a head of ours: what they know of photographs, reused."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from fracture.config import Config
 from fracture.models.cnn import dropout, image_input, probability
+from fracture.models.quantum import circuit
 
 layers = keras.layers
 
@@ -72,4 +73,5 @@ def build_head(config: Config, width: int, step: Callable[[], tf.Tensor]) -> ker
 def _head(features: tf.Tensor, config: Config, step: Callable[[], tf.Tensor] | None) -> tf.Tensor:
     # Standardised by the features of the training images, which are set before training and stay: see phases.py.
     x = layers.BatchNormalization(center=False, scale=False, trainable=False, name="standardise")(features)
-    return probability(dropout(x, config, step))
+    x = dropout(x, config, step)
+    return probability(circuit(x, config) if config.model.name == "qnn_transfer" else x)
