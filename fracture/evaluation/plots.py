@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib
 
@@ -37,12 +38,15 @@ def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, caption: s
     names = ("loss", "accuracy", "precision", "recall", "auc")
     titles = ("Loss (binary cross-entropy)", "Accuracy", "Precision", "Recall (sensitivity)", "AUC")
     epochs = [record["epoch"] for record in history]
+    head_epochs = [a["epoch"] for a, b in pairwise(history) if a["phase"] < b["phase"]]  # the last of them, if any
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), layout="constrained")
         for axis, name, title in zip(axes.flat, names, titles, strict=False):
             axis.plot(epochs, [r[name] for r in history], color=_TRAIN, marker=".", label="training, augmented")
             axis.plot(epochs, [r[f"val_{name}"] for r in history], color=_VAL, marker=".", label="validation")
             axis.axvline(best_epoch, color=_INK, linewidth=0.8, linestyle=":", label=f"best epoch, {best_epoch}")
+            for last in head_epochs:
+                axis.axvspan(0.5, last + 0.5, color=_GRID, alpha=0.4, linewidth=0, label="the head alone learns")
             axis.set_title(title, loc="left")
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)

@@ -1,0 +1,163 @@
+"""Every model through the whole job on real workers; backbones begin with drawn weights: none can be downloaded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from train import train_once
+
+from fracture.config import Config, load_config
+from fracture.release.bundle import read_bundle
+from fracture.storage import place
+from fracture.training.checkpoint import BACKBONE
+from fracture.training.driver import check_initial, with_data_of
+from tests.conftest import TINY
+from tests.integration.conftest import Meddler, assert_same_history, start
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+
+BOTH_PHASES = ("transfer.head_epochs=2", "transfer.unfreeze=6", "training.epochs=2", "compute.workers=2")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("weights")
+
+
+def settings(folder: Path, name: str, *changes: str) -> Config:
+    """Of a model whose backbone, if it has one, begins with drawn weights from a file."""
+    from fracture.models.transfer import build_backbone
+
+    config = load_config(None, [*TINY, f"model.name={name}", *changes])
+    if not config.backbone:
+        return config
+    file = folder / f"{config.backbone}.h5"
+    if not file.exists():
+        build_backbone(config).save_weights(file)
+    return load_config(None, [*TINY, f"model.name={name}", f"transfer.weights={file}", *changes])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qnn", ()),
+        *(
+            pytest.param(name, changes, marks=pytest.mark.long)
+            for name, changes in {
+                "qnn ": ("quantum.circuit=classical",),
+                "qnn_transfer": (),
+                "qnn_transfer ": ("quantum.circuit=classical",),
+                "mobilenetv2": ("transfer.features=augmented",),
+                "mobilenetv2 ": ("transfer.weights=none",),
+                "resnet50": (),
+                "densenet121": (),
+                "efficientnetv2b0": (),
+            }.items()
+        ),
+    ],
+)
+def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
+    name: str, changes: tuple[str, ...], folder: Path, data, tmp_path: Path
+):
+    shards, manifest = data
+    few = ("training.epochs=2", "transfer.head_epochs=2", "compute.workers=2")
+    config = with_data_of(settings(folder, name.strip(), *few, *changes), manifest)
+    run = tmp_path / "run"
+    train_once(config, shards, manifest, place(run), verbose=False)
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert history[0]["loss"] != history[1]["loss"], "it learns"
+    assert (run / "report/report.html").exists()
+    assert not (run / BACKBONE).exists()
+    bundle = read_bundle(place(run / "bundle"))
+    assert bundle.config.model.name == name.strip()
+    from fracture.input.shards import images_of, read_rows
+
+    images = images_of(read_rows(shards, manifest, "test", 0, manifest.rows("test")), manifest.image_size)
+    table = pq.read_table(run / "predictions.parquet").to_pylist()
+    scored = [row["probability"] for row in table if row["split"] == "test"]
+    np.testing.assert_allclose(bundle.model()(images)[:, 0], scored, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def both_phases(folder: Path, data) -> tuple[Config, Path, Meddler]:
+    config = settings(folder, "mobilenetv2", *BOTH_PHASES)
+    screen = Meddler(config)
+    start(config, data, folder / "both", screen)
+    return config, folder / "both", screen
+
+
+def test_the_head_learns_first_and_then_the_last_layers(both_phases):
+    _, run, screen = both_phases
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["epoch"], r["phase"]) for r in history] == [(1, 1), (2, 1), (3, 2), (4, 2)]
+    head, layers = screen.of("phase")
+    assert (head["learning"], head["parameters"]) == (1281, layers["parameters"])
+    assert head["learning"] < layers["learning"] < layers["parameters"]
+    assert history[0]["learning_rate"] > 5e-4 > 1e-5 > history[2]["learning_rate"] > 0
+    assert "computed once for each image and its mirror image" in screen.text
+    assert not (run / BACKBONE).exists()
+
+
+def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
+    """By the weights in the bundle, whose order is backbone, then head."""
+    from fracture.models.transfer import build_backbone
+
+    config, run, screen = both_phases
+    weights = np.load(run / "bundle/weights.npz")
+    backbone = build_backbone(config)
+    backbone.load_weights(folder / "mobilenetv2.h5")
+    pairs = zip(backbone.weights, backbone.get_weights(), strict=True)
+    changed = [weight.name for weight, value in pairs if (value != weights[weight.name]).any()]
+    best = screen.of("epoch")[-1]["best_epoch"]
+    assert changed == (["block_16_project/kernel:0", "Conv_1/kernel:0"] if best > 2 else [])
+    assert (weights["standardise/moving_variance:0"] != 1).all(), "set by the features of the training images"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_resumed_in_either_phase_and_between_them_it_repeats_the_undisturbed_run(
+    both_phases, epoch: int, data, tmp_path: Path
+):
+    config, run, _ = both_phases
+
+    class Stop(Exception):
+        pass
+
+    def stop(event: dict) -> None:
+        if event["event"] == "epoch" and event["record"]["epoch"] == epoch:
+            raise Stop
+
+    with pytest.raises(Stop):
+        start(config, data, tmp_path / "again", Meddler(config, stop))
+    again = start(config, data, tmp_path / "again")
+    undisturbed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["phase"] for record in again] == [1, 1, 2, 2]
+    assert_same_history(again, undisturbed, tolerance=1e-5)
+
+
+@pytest.mark.long
+def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: Path):
+    plain = ("model.dropout=0", "transfer.head_epochs=2", "augment.horizontal_flip=false")
+    histories = [
+        start(settings(folder, "mobilenetv2", *plain, f"compute.workers={workers}"), data, tmp_path / f"on{workers}")
+        for workers in (1, 2)
+    ]
+    assert_same_history(*histories, tolerance=1e-4)
+
+
+@pytest.mark.long
+def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, data, tmp_path: Path):
+    shards, manifest = data
+    config = with_data_of(settings(folder, "mobilenetv2", "transfer.head_epochs=1", "compute.workers=1"), manifest)
+    train_once(config, shards, manifest, place(tmp_path / "first"), verbose=False)
+    first = read_bundle(place(tmp_path / "first/bundle"))
+    check_initial(config, first)
+    train_once(config, shards, manifest, place(tmp_path / "second"), verbose=False, initial=first)
+    told = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
+    assert told == str(tmp_path / "first/bundle")
+    weights = [np.load(tmp_path / f"{name}/bundle/weights.npz") for name in ("first", "second")]
+    assert np.array_equal(weights[0]["Conv_1/kernel:0"], weights[1]["Conv_1/kernel:0"])
+    assert not np.array_equal(weights[0]["logit/kernel:0"], weights[1]["logit/kernel:0"])
