@@ -278,7 +278,7 @@ def train(
     from fracture.training.worker import Assignment, train_worker
 
     if config.pretrained:  # else not loaded: it brings TensorFlow
-        from fracture.models.pretrained import keep_backbone
+        from fracture.training.pretrained import keep_backbone
 
         keep_backbone(run, config, initial)
     began_with = initial_weights(config, initial)

@@ -168,7 +168,7 @@ def _backbone(assignment: Assignment) -> Arrays:
     """Weights of the backbone as the run began, where it knew something."""
     if not assignment.config.pretrained:
         return []
-    from fracture.models.pretrained import read_backbone
+    from fracture.training.pretrained import read_backbone
 
     return read_backbone(assignment.run, assignment.config)
 

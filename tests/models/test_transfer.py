@@ -9,11 +9,11 @@ import tf_keras as keras
 from fracture.config import Config, load_config
 from fracture.errors import RunError, UsageError
 from fracture.models import build_model, weight_shapes
-from fracture.models.pretrained import keep_backbone, read_backbone
 from fracture.models.transfer import build_backbone, build_head
 from fracture.storage import place
 from fracture.training.learner import _freeze
 from fracture.training.phases import Phase, most_epochs, phases
+from fracture.training.pretrained import keep_backbone, read_backbone
 from tests.conftest import quick_bundle
 
 NAMES = [
