@@ -55,7 +55,7 @@ class Circuit(_RingMap):
     """Angles embedded by RY, strongly entangling layers (https://arxiv.org/abs/1804.00633), then <Z> of each qubit.
 
     Simulated exactly: the state is [2**qubits, 2N], a row for each basis state, qubit 0 its highest bit, with the real
-    parts for all images and then the imaginary ones. Complex numbers would be refused by TFLite and mixed precision.
+    parts for all images and then the imaginary ones, since few of the exported forms take complex numbers.
     """
 
     def build(self, input_shape: tf.TensorShape) -> None:
