@@ -5,9 +5,9 @@
   python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME
 
 FILE is YAML: a title, and the settings in which that contender differs, such as `cnn: {}` and `wide: {model: {filters:
-[128, 256]}}`. The first is the baseline. --config and --set are for all, and --set wins. The same command again goes
-on where it was stopped, and takes finished folds as they are. It costs contenders times folds times what one training
-costs. Leaves in STORAGE/runs/NAME:
+[128, 256]}}`. The first is the baseline. --config and --set are for all; what a contender sets, --set may not. The
+same command again goes on where it was stopped, and takes finished folds as they are. It costs contenders times folds
+times what one training costs. Leaves in STORAGE/runs/NAME:
 
   comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
   CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
@@ -62,11 +62,21 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace, title: str, settings: Settings) -> Config:
-    """Of the file, then of the contender, then of the flags; 5 folds where nobody says how many."""
+    """Of the file, of the contender and of the flags; 5 folds where nobody says how many."""
+    from fracture.errors import UsageError
+
     file = _cli.CONFIGS / "quick.yaml" if args.data is None and args.shards is None else None
     own = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    asked = [*own, *_cli.data_settings(args), *compute_settings(args)]
+    flags = [*_cli.data_settings(args), *compute_settings(args)]
+    asked = [*own, *flags]
     with _named(title):
+        for assignment in [*flags, *args.assignments]:
+            key = assignment.partition("=")[0].strip()
+            if any(f"{name}.".startswith(f"{key}.") for name in settings):
+                raise UsageError(
+                    f"{assignment} is asked for all, and this one has its own {key}: it would not be what --models "
+                    "says. Change it there, or leave out the flag."
+                )
         config = _cli.settings(args, asked, file)
         if args.shards or "folds" in config.data.model_fields_set:
             return config

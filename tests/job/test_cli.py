@@ -64,6 +64,16 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     ("contenders", "arguments", "message"),
     [
         ("a: {training: {epoch: 3}}", [], "error: contender 'a': unknown setting 'training.epoch' = 3. Did you mean"),
+        (
+            "a: {training: {epochs: 3}}",
+            ["--set", "training.epochs=1"],
+            "error: contender 'a': training.epochs=1 is asked for all, and this one has its own training.epochs: it",
+        ),
+        (
+            "a: {model: {name: cnn}}",
+            ["--set", "model={dropout: 0.1}"],
+            "error: contender 'a': model={dropout: 0.1} is asked for all, and this one has its own model: it would not",
+        ),
         ("a: {}", ["--only", "b"], "error: --only 'b': there is no such contender. There are: a."),
         ("a: {}", ["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (
