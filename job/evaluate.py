@@ -23,19 +23,52 @@ if TYPE_CHECKING:
 
     from fracture.input.shards import Manifest
     from fracture.release.bundle import Bundle
+    from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
+    from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import score_blocks, write_predictions
-    from fracture.input.shards import read_index, read_manifest
     from fracture.release.bundle import read_bundle, versions
+    from fracture.storage import place
+
+    bundle, out = read_bundle(place(args.bundle)), place(args.out)
+    shards, manifest, fresh = find_test(args, bundle, out)
+    if not any(fresh):
+        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
+    model = bundle.model()
+    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    manifest = _counted(manifest, scores)
+    notes = [*of_the_model(bundle), *caveats(manifest)]
+    evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
+    facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
+    own = bundle.evaluations["test"]
+    title = f"{args.bundle} elsewhere"
+    gallery = make_gallery(model, scores, shards, manifest, bundle.decision.threshold)
+    report = Report(title, manifest, bundle.decision, evaluations, [], 0, facts, notes, own, gallery)
+    write_report(out, report, scores, shards)
+    write_predictions(out, scores)
+    (out / "metrics.json").write_json(as_json(evaluations))
+    left_out = len(fresh) - sum(fresh)
+    if left_out:
+        print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
+    print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
+    print("\n".join([*(f"CAVEAT     {line}" for line in notes), f"report     {out / 'report.html'}"]))
+
+
+def find_test(args: argparse.Namespace, bundle: Bundle, out: Place) -> tuple[Place, Manifest, list[bool]]:
+    """The shards that `--shards` names or that are made of `--data`, and of each row of test whether it is new.
+
+    A radiograph or patient of which the model has seen a file is not new.
+    """
+    from fracture.errors import UsageError
+    from fracture.input.shards import read_index, read_manifest
     from fracture.storage import place
     from fracture.training.driver import start_ray
 
-    bundle, out = read_bundle(place(args.bundle)), place(args.out)
     shards = place(args.shards) if args.shards else out / "shards"
     if args.labels and not args.data:
         raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
@@ -51,28 +84,10 @@ def main(args: argparse.Namespace) -> None:
         )
     known = bundle.groups_seen(shards)
     groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
-    fresh = [group not in known for group in groups]
-    if not any(fresh):
-        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    scores = score_blocks(bundle.model(), shards, manifest, "test", rank=0, workers=1).filter(fresh)
-    manifest = _counted(manifest, scores)
-    notes = [*_of_the_model(bundle), *caveats(manifest)]
-    evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
-    facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
-    own = bundle.evaluations["test"]
-    title = f"{args.bundle} elsewhere"
-    report = Report(title, manifest, bundle.decision, evaluations, [], 0, facts, notes, own)
-    write_report(out, report, scores, shards)
-    write_predictions(out, scores)
-    (out / "metrics.json").write_json(as_json(evaluations))
-    left_out = len(fresh) - sum(fresh)
-    if left_out:
-        print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
-    print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
-    print("\n".join([*(f"CAVEAT     {line}" for line in notes), f"report     {out / 'report.html'}"]))
+    return shards, manifest, [group not in known for group in groups]
 
 
-def _of_the_model(bundle: Bundle) -> list[str]:
+def of_the_model(bundle: Bundle) -> list[str]:
     if not bundle.synthetic:
         return []
     return ["SYNTHETIC MODEL: it was trained on drawn sample radiographs and knows nothing of real ones."]
@@ -89,12 +104,16 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     return manifest.model_copy(update={"counts": counts, "groups": groups})
 
 
-if __name__ == "__main__":
-    parser = _cli.parser(__doc__)
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", metavar="DIR", required=True, help="folder or URI of a finished run's bundle")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="DIR", action="append", help="folder or URI of radiographs; repeated: several")
     which.add_argument("--shards", metavar="SHARDS", help="folder or URI of shards that hold a test split")
     parser.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    add_flags(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
     _cli.run(main, parser.parse_args())
