@@ -12,10 +12,14 @@ result of a sanity check: networks with random weights have to give other maps. 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import _cli
 from evaluate import add_flags, find_test, of_the_model
 from preprocess import Bars
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def main(args: argparse.Namespace) -> None:
@@ -62,9 +66,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"page       {out / 'explanations.html'}")
 
 
-if __name__ == "__main__":
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.parser(__doc__)
     add_flags(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the page")
     parser.add_argument("--count", metavar="N", type=int, default=6, help="of each group at most; default: 6")
-    _cli.run(main, parser.parse_args())
+    return parser.parse_args(given)
+
+
+if __name__ == "__main__":
+    _cli.run(main, arguments())
