@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-# For local-train, submit and audit: DATA=folder; for local-train and submit: CONFIG=file.yaml WORKERS=n RUN=name
+# For local-train, submit, compare and audit: DATA=folder; for the first three: CONFIG=file.yaml WORKERS=n RUN=name
+# For compare: MODELS=file.yaml too, of contenders as in job/contenders.yaml
 # For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=
@@ -11,6 +12,7 @@ WORKERS ?=
 RUN     ?=
 REGISTRY ?=
 EVERY   ?=
+MODELS  ?=
 NOTIFY  ?=
 ONLY    ?=
 KILLS   ?=
@@ -25,8 +27,8 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-long bench soak check \
-  lint format lock clean
+.PHONY: help setup local-train compare cluster-up submit cluster-down schedule audit data test test-long bench soak \
+  check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +43,9 @@ $(VENV)/installed: requirements.lock
 
 local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN= (no DATA: sample radiographs)
 	@$(PY) job/train.py $(FLAGS)
+
+compare: setup ## train models on the same folds, and say which is better; DATA= MODELS= RUN= WORKERS= CONFIG=
+	@$(PY) job/compare.py $(FLAGS) $(if $(MODELS),--models "$(MODELS)")
 
 # One process holds all of this Ray, so that cluster-down ends it and no other; `ray stop` would end every Ray here.
 # Port 8266, since a job of local-train holds the default, 52365, and without it no job can be submitted.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -16,6 +16,10 @@ Units = Annotated[int, Field(ge=1, le=16384, strict=True)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
+
+Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
+# What `model.name` may be, and the module of fracture.models whose `build` makes it.
+MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer") | {"qnn": "quantum", "qnn_transfer": "transfer"}
 
 _MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
 
@@ -77,8 +81,10 @@ class SampleConfig(Settings):
 
 
 class ModelConfig(Settings):
-    name: Literal["cnn"] = "cnn"
-    filters: tuple[Units, ...] = Field((64, 128, 256, 512), min_length=1, max_length=6, strict=False)
+    name: Literal[*MODELS] = "cnn"
+    filters: tuple[Units, ...] = Field(
+        (64, 128, 256, 512), min_length=1, max_length=6, strict=False, description="of the CNN's blocks"
+    )
     block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
         "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
     )
@@ -90,6 +96,54 @@ class ModelConfig(Settings):
     batch_norm: bool = True
     batch_norm_momentum: Fraction = Field(0.9, description="0.99 lags for many epochs on sets this small")
     sync_batch_norm: bool = Field(False, description="statistics over all workers; loses the fused kernel")
+
+
+class TransferConfig(Settings):
+    """Of a model on a backbone of tf_keras.applications: its head learns first, on a backbone that stays as it is."""
+
+    weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="imagenet: downloaded; none: drawn, and all layers learn at once; or folder/file.h5 or URI of the "
+        "backbone's weights without top, as tf_keras.applications writes them",
+    )
+    features: Literal["once", "augmented"] = Field(
+        "once",
+        description="for the head: computed once for each image and its mirror image (augment.horizontal_flip), or "
+        "anew for each augmented image",
+    )
+    head_epochs: Positive = Field(40, description="at most, at training.learning_rate")
+    unfreeze: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
+        0, description="last layers of the backbone that learn too, after the head, for training.epochs at most"
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Adam's when they do, at its highest")
+
+
+class QuantumConfig(Settings):
+    """The circuit of the models `qnn` and `qnn_transfer`, simulated exactly."""
+
+    qubits: int = Field(4, ge=1, le=64, description="4 to 8 are usual; each more doubles memory and work")
+    layers: int = Field(3, ge=1, le=64, description="3 join each pair of 4 qubits in both directions")
+    circuit: Literal["quantum", "classical"] = Field(
+        "quantum", description="classical: the control, a map of as many parameters between the same layers"
+    )
+    backbone: Backbone = Field("mobilenetv2", description="of qnn_transfer")
+
+    @model_validator(mode="after")
+    def _fits_in_memory(self) -> "QuantumConfig":
+        needed = circuit_bytes(self.qubits, self.layers)
+        if self.circuit == "quantum" and needed > _MOST_ACTIVATIONS:
+            raise ValueError(
+                f"quantum.qubits: {self.qubits} qubits in {self.layers} layers take {needed / 2**30:,.1f} GB for one "
+                f"image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use fewer"
+            )
+        return self
+
+
+def circuit_bytes(qubits: int, layers: int) -> int:
+    """What training keeps of one image's states for the gradient, in float32."""
+    state = 2 * 4 * 2**qubits  # real and imaginary parts
+    return state * (layers * (qubits + 2) + 2)  # before each RY and two RZ of a layer; after embedding and at the end
 
 
 class AugmentConfig(Settings):
@@ -200,6 +254,8 @@ class Config(Settings):
     data: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
     model: ModelConfig = ModelConfig()
+    transfer: TransferConfig = TransferConfig()
+    quantum: QuantumConfig = QuantumConfig()
     augment: AugmentConfig = AugmentConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -214,21 +270,22 @@ class Config(Settings):
         others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry"}
         return self.model_dump(mode="json", exclude=others)
 
+    @property
+    def backbone(self) -> Backbone | None:
+        """The network of tf_keras.applications that the model stands on, if it does."""
+        if self.model.name == "qnn_transfer":
+            return self.quantum.backbone
+        return self.model.name if self.model.name in get_args(Backbone) else None
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether training begins with a backbone that knows something."""
+        return self.backbone is not None and self.transfer.weights != "none"
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        smallest = 2 ** len(self.model.filters)
-        if self.data.image_size < smallest:
-            raise ValueError(
-                f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
-            )
-        for number, filters in enumerate(self.model.filters):
-            needed = (self.data.image_size >> number) ** 2 * filters * 4
-            if needed > _MOST_ACTIVATIONS:
-                raise ValueError(
-                    f"model.filters: {filters} filters at {self.data.image_size >> number} pixels take "
-                    f"{needed / 2**30:.1f} GB for one image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use "
-                    "fewer, or a smaller data.image_size"
-                )
+        if self.backbone is None:
+            self._check_filters()
         if self.compute.workers > self.training.batch_size:
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
@@ -243,6 +300,21 @@ class Config(Settings):
             raise ValueError("model.sync_batch_norm: needs model.batch_norm; set it to true, or drop this key")
         return self
 
+    def _check_filters(self) -> None:
+        smallest = 2 ** len(self.model.filters)
+        if self.data.image_size < smallest:
+            raise ValueError(
+                f"model.filters: {len(self.model.filters)} poolings need data.image_size of at least {smallest}"
+            )
+        for number, filters in enumerate(self.model.filters):
+            needed = (self.data.image_size >> number) ** 2 * filters * 4
+            if needed > _MOST_ACTIVATIONS:
+                raise ValueError(
+                    f"model.filters: {filters} filters at {self.data.image_size >> number} pixels take "
+                    f"{needed / 2**30:.1f} GB for one image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use "
+                    "fewer, or a smaller data.image_size"
+                )
+
 
 def load_config(path: str | Path | None = None, assignments: Sequence[str] = ()) -> Config:
     """The defaults, with the YAML file at `path` and then each `key.subkey=value` laid on top.
@@ -252,7 +324,7 @@ def load_config(path: str | Path | None = None, assignments: Sequence[str] = ())
     """
     tree: dict[str, Any] = {}
     if path is not None:
-        _merge(tree, _read_yaml(Path(path)))
+        _merge(tree, read_yaml(Path(path)))
     for assignment in assignments:
         _merge(tree, _parse_assignment(assignment))
     try:
@@ -270,19 +342,24 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, flag: str = "--config") -> dict[str, Any]:
+    """The mapping that the file at `path` holds, which `flag` named.
+
+    Raises:
+        UsageError: no such file, or another thing in it.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(beside)}." if beside else ""
-        raise UsageError(f"--config {path}: no such file.{hint}") from None
+        raise UsageError(f"{flag} {path}: no such file.{hint}") from None
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: not readable as YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{flag} {path}: not readable as YAML: {str(error).splitlines()[0]}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UsageError(f"--config {path}: must hold settings such as 'training: {{epochs: 3}}', holds {tree!r}")
+        raise UsageError(f"{flag} {path}: must hold settings such as 'training: {{epochs: 3}}', holds {tree!r}")
     return tree
 
 
@@ -318,8 +395,11 @@ def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    location = [part for part in error["loc"] if isinstance(part, str)]
-    key = ".".join(str(part) for part in error["loc"])
+    # Where a setting may be of two kinds, pydantic adds the kind to its place, and has an error for each.
+    kinds = ("constrained-int", "constrained-float", "literal[")
+    place = [part for part in error["loc"] if not str(part).startswith(kinds)]
+    location = [part for part in place if isinstance(part, str)]
+    key = ".".join(map(str, place))
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = [".".join([*location[:-1], name]) for name in get_close_matches(location[-1], known, n=1)]

@@ -2,11 +2,16 @@
 
   python job/evaluate.py --bundle runs/NAME/bundle --data DIR --out evaluations/NAME
   python job/evaluate.py --bundle runs/NAME/bundle --shards SHARDS --out evaluations/NAME   the test split of shards
+  python job/evaluate.py --bundle A --bundle B --flips --data DIR --out evaluations/NAME    an ensemble
 
 DIR is laid out as for job/preprocess.py; whatever splits it has, all of it is test. Copies are grouped; images that the
 model was trained on, found byte for byte, are left out with all of their group, and counted; figures are given per
 image and per radiograph, with intervals, and for each origin (several --data, or the source column of --labels). The
 threshold is the bundle's own. Of a bundle only numbers and settings are read, so that one from elsewhere runs no code.
+
+Of several bundles the calibrated probabilities are averaged, and their thresholds; what any of them has seen is left
+out. --flips averages those of each image and of its mirror image.
+
 Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and the shards where DIR was named.
 """
 
@@ -19,6 +24,8 @@ import _cli
 from preprocess import find, prepare
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyarrow import Table
 
     from fracture.input.shards import Manifest
@@ -28,69 +35,95 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
+    from fracture.evaluation.calibration import joint_decision
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
-    from fracture.evaluation.scores import score_blocks, write_predictions
+    from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
     from fracture.release.bundle import read_bundle, versions
     from fracture.storage import place
 
-    bundle, out = read_bundle(place(args.bundle)), place(args.out)
-    shards, manifest, fresh = find_test(args, bundle, out)
+    bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
+    shards, manifest, fresh = find_test(args, bundles, out)
     if not any(fresh):
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    model = bundle.model()
+    models = [bundle.model() for bundle in bundles]
+    model = Ensemble(models, args.flips)
     scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    decision = joint_decision([bundle.decision for bundle in bundles])
     manifest = _counted(manifest, scores)
-    notes = [*of_the_model(bundle), *caveats(manifest)]
-    evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
-    facts = {"bundle": str(bundle.place), "dataset": manifest.fingerprint} | versions()
-    own = bundle.evaluations["test"]
-    title = f"{args.bundle} elsewhere"
-    gallery = make_gallery(model, scores, shards, manifest, bundle.decision.threshold)
-    report = Report(title, manifest, bundle.decision, evaluations, [], 0, facts, notes, own, gallery)
+    notes = [*of_the_models(bundles), *caveats(manifest)]
+    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
+    named = ", ".join(str(bundle.place) for bundle in bundles)
+    facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
+    own, gallery = None, None
+    if len(bundles) == 1:  # several have no one test of their own, and no one last convolution
+        own = bundles[0].evaluations["test"]
+        gallery = make_gallery(models[0], scores, shards, manifest, decision.threshold)
+    title = f"{args.bundle[0]} elsewhere" if own else f"The mean of {len(bundles)} models elsewhere"
+    report = Report(title, manifest, decision, evaluations, [], 0, facts, notes, own, len(bundles), gallery)
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
     (out / "metrics.json").write_json(as_json(evaluations))
     left_out = len(fresh) - sum(fresh)
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
-    print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
-    print("\n".join([*(f"CAVEAT     {line}" for line in notes), f"report     {out / 'report.html'}"]))
+    if len(bundles) > 1:
+        print(f"ensemble   of {len(bundles)} models; threshold {decision.threshold:.3f}, {decision.rule}")
+    lines = [*result_lines(evaluations), *([comparison_line(own, evaluations["test"])] if own else [])]
+    lines += [f"CAVEAT     {line}" for line in notes]
+    print("\n".join([*lines, f"report     {out / 'report.html'}"]))
 
 
-def find_test(args: argparse.Namespace, bundle: Bundle, out: Place) -> tuple[Place, Manifest, list[bool]]:
+def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -> tuple[Place, Manifest, list[bool]]:
     """The shards that `--shards` names or that are made of `--data`, and of each row of test whether it is new.
 
-    A radiograph or patient of which the model has seen a file is not new.
+    A radiograph or patient of which one of the models has seen a file is not new.
     """
     from fracture.errors import UsageError
     from fracture.input.shards import read_index, read_manifest
     from fracture.storage import place
     from fracture.training.driver import start_ray
 
+    image_size = _image_size(bundles)
     shards = place(args.shards) if args.shards else out / "shards"
     if args.labels and not args.data:
         raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
     if args.data:
-        config = _cli.settings(args, [f"data.image_size={bundle.image_size}", "data.split=test", "data.folds=0"])
+        config = _cli.settings(args, [f"data.image_size={image_size}", "data.split=test", "data.folds=0"])
         source = find(args, [place(data) for data in args.data], config)
         prepare(source, shards, config, lambda: start_ray(args.verbose))
     manifest = read_manifest(shards)
-    if "test" not in manifest.shards or manifest.image_size != bundle.image_size:
+    if "test" not in manifest.shards or manifest.image_size != image_size:
         raise UsageError(
-            f"{shards}: the model takes a test split of images of {bundle.image_size} pixels; these shards have "
+            f"{shards}: the model takes a test split of images of {image_size} pixels; these shards have "
             f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
         )
-    known = bundle.groups_seen(shards)
+    known = set().union(*(bundle.groups_seen(shards) for bundle in bundles))
     groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
     return shards, manifest, [group not in known for group in groups]
 
 
-def of_the_model(bundle: Bundle) -> list[str]:
-    if not bundle.synthetic:
+def _image_size(bundles: Sequence[Bundle]) -> int:
+    from fracture.errors import UsageError
+
+    first = bundles[0]
+    for bundle in bundles:
+        if bundle.image_size != first.image_size:
+            raise UsageError(
+                f"{bundle.place} takes images of {bundle.image_size} pixels, and {first.place} of {first.image_size}: "
+                "they cannot be averaged on the same shards. Name bundles of one data.image_size."
+            )
+    return first.image_size
+
+
+def of_the_models(bundles: Sequence[Bundle]) -> list[str]:
+    synthetic = sum(bundle.synthetic for bundle in bundles)
+    if not synthetic:
         return []
-    return ["SYNTHETIC MODEL: it was trained on drawn sample radiographs and knows nothing of real ones."]
+    which = "it was" if len(bundles) == 1 else f"{synthetic} of {len(bundles)} were"
+    know = "knows" if len(bundles) == 1 else "know"
+    return [f"SYNTHETIC MODEL: {which} trained on drawn sample radiographs and {know} nothing of real ones."]
 
 
 def _counted(manifest: Manifest, scores: Table) -> Manifest:
@@ -104,8 +137,7 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     return manifest.model_copy(update={"counts": counts, "groups": groups})
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", metavar="DIR", required=True, help="folder or URI of a finished run's bundle")
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data", metavar="DIR", action="append", help="folder or URI of radiographs; repeated: several")
     which.add_argument("--shards", metavar="SHARDS", help="folder or URI of shards that hold a test split")
@@ -114,6 +146,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     parser = _cli.parser(__doc__)
-    add_flags(parser)
+    parser.add_argument(
+        "--bundle",
+        metavar="DIR",
+        action="append",
+        required=True,
+        help="folder or URI of a finished run's bundle; repeated: the mean of several",
+    )
+    parser.add_argument("--flips", action="store_true", help="the mean over each image and its mirror image")
+    add_data_flags(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
     _cli.run(main, parser.parse_args())

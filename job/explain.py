@@ -15,7 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import _cli
-from evaluate import add_flags, find_test, of_the_model
+from evaluate import add_data_flags, find_test, of_the_models
 from preprocess import Bars
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     if args.count < 1:
         raise UsageError(f"--count {args.count}: how many of each group to show, 1 or more")
     bundle, out = read_bundle(place(args.bundle)), place(args.out)
-    shards, manifest, fresh = find_test(args, bundle, out)
+    shards, manifest, fresh = find_test(args, [bundle], out)
     model, threshold = bundle.model(), bundle.decision.threshold
     steps = {"score": 0, "explain": 0}
 
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     with Bars() as bars:
         scores = score_blocks(model, shards, manifest, "test", 0, 1, lambda: step("score", BLOCK_ROWS, len(fresh)))
         gallery = make_gallery(model, scores, shards, manifest, threshold, args.count, lambda: step("explain", 1, None))
-    notes = [*of_the_model(bundle), *caveats(manifest)]
+    notes = [*of_the_models([bundle]), *caveats(manifest)]
     if seen := len(fresh) - sum(fresh):
         notes.append(
             f"SEEN: the model was trained on {seen} of these {len(fresh)} images, or on others of their radiograph or "
@@ -68,7 +68,8 @@ def main(args: argparse.Namespace) -> None:
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = _cli.parser(__doc__)
-    add_flags(parser)
+    parser.add_argument("--bundle", metavar="DIR", required=True, help="folder or URI of a finished run's bundle")
+    add_data_flags(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the page")
     parser.add_argument("--count", metavar="N", type=int, default=6, help="of each group at most; default: 6")
     return parser.parse_args(given)

@@ -46,7 +46,7 @@ _taken_over = threading.Event()  # by another job, which took this one for dead
 def main(args: argparse.Namespace) -> None:
     from fracture.storage import place
 
-    _check_names(args)
+    check_names(args)
     storage = place(args.storage or _cli.default_storage())
     if args.status:
         from fracture.training.status import status_lines
@@ -67,10 +67,9 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place,
     """What there is to say of the finished run."""
     from fracture.errors import UsageError
     from fracture.input.shards import read_manifest
-    from fracture.storage import place
     from fracture.training.driver import with_data_of
 
-    shards = place(args.shards) if args.shards else _shards(args, config, storage)
+    shards = shards_of(args, config, storage)
     manifest = read_manifest(shards)
     config = with_data_of(config, manifest)
     if not manifest.folds and "train" not in manifest.shards:
@@ -187,10 +186,11 @@ def _train_and_test(
     config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None
 ) -> dict[str, Evaluation]:
     from fracture.training.driver import check_capacity, start_ray, train
+    from fracture.training.phases import most_epochs
     from fracture.training.screen import Screen
     from fracture.training.status import StatusWriter
 
-    with StatusWriter(run, config.training.epochs, may_write=lambda: not _taken_over.is_set()) as status:
+    with StatusWriter(run, most_epochs(config), may_write=lambda: not _taken_over.is_set()) as status:
         start_ray(verbose)
         check_capacity(config)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
@@ -222,7 +222,7 @@ def _test(
         "best_epoch": outcome.best_epoch,
         "workers": workers,
         "precision": outcome.precision,
-        "initial_weights": initial_weights(initial),
+        "initial_weights": initial_weights(config, initial),
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json")))
@@ -243,11 +243,14 @@ def _told(evaluations: dict[str, Evaluation], run: Place) -> list[str]:
     return [*lines, f"report     {run / 'report' / 'report.html'}"]
 
 
-def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
-    """Prepares the named data, or sample radiographs where none is named; where the shards are."""
+def shards_of(args: argparse.Namespace, config: Config, storage: Place) -> Place:
+    """The named shards; else prepares the named data, or sample radiographs where none is named."""
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
     from fracture.training.driver import check_capacity, start_ray
+
+    if args.shards:
+        return place(args.shards)
 
     def start() -> None:
         start_ray(args.verbose)
@@ -270,37 +273,8 @@ def _sample(config: Config, storage: Place) -> Place:
     return folder
 
 
-def add_compute_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--workers",
-        metavar="N",
-        help="training processes (default: compute.workers, 2); 2:4: four, or at least two where machines are lost",
-    )
-    group.add_argument("--gpu", action="store_true", help="give each worker a GPU")
-
-
-def compute_settings(args: argparse.Namespace) -> list[str]:
-    least, colon, most = (args.workers or "").partition(":")
-    flags = [f"compute.workers={most if colon else least}"] if args.workers is not None else []
-    flags += [f"compute.min_workers={least}"] if colon else []
-    return flags + (["compute.gpu=true"] if args.gpu else [])
-
-
-def _check_names(args: argparse.Namespace) -> None:
-    from fracture.errors import UsageError
-
-    if args.labels and not args.data:
-        raise UsageError("--labels belongs to --data DIR: name the folder that its paths are in")
-    for flag in ("data", "shards", "storage", "labels"):
-        if "" in (getattr(args, flag), *(args.data or [])):
-            raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
-    for flag, name in {"run": args.run, "status": args.status}.items():
-        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise UsageError(f"--{flag} {name!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
-
-
-if __name__ == "__main__":
-    parser = _cli.parser(__doc__)
+def add_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What every training is asked with; the group of those about the run."""
     data = parser.add_argument_group("data")
     which = data.add_mutually_exclusive_group()
     which.add_argument(
@@ -319,6 +293,41 @@ if __name__ == "__main__":
         default=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
         help="name of the run; one that was begun is resumed (default: the time)",
     )
-    where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
     add_compute_flags(where)
+    return where
+
+
+def add_compute_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        help="training processes (default: compute.workers, 2); 2:4: four, or at least two where machines are lost",
+    )
+    group.add_argument("--gpu", action="store_true", help="give each worker a GPU")
+
+
+def compute_settings(args: argparse.Namespace) -> list[str]:
+    least, colon, most = (args.workers or "").partition(":")
+    flags = [f"compute.workers={most if colon else least}"] if args.workers is not None else []
+    flags += [f"compute.min_workers={least}"] if colon else []
+    return flags + (["compute.gpu=true"] if args.gpu else [])
+
+
+def check_names(args: argparse.Namespace) -> None:
+    from fracture.errors import UsageError
+
+    if args.labels and not args.data:
+        raise UsageError("--labels belongs to --data DIR: name the folder that its paths are in")
+    for flag in ("data", "shards", "storage", "labels"):
+        if "" in (getattr(args, flag), *(args.data or [])):
+            raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
+    for flag, name in {"run": args.run, "status": getattr(args, "status", None)}.items():
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise UsageError(f"--{flag} {name!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    where = add_flags(parser)
+    where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
     _cli.run(main, parser.parse_args())

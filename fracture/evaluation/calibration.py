@@ -1,5 +1,7 @@
 """What validation decides after training: how sure the model may sound, and from where on it calls a fracture."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
@@ -29,6 +31,16 @@ def decide(scores: pa.Table, config: EvaluationConfig) -> Decision:
     temperature, offset = fit_calibration(labels, raw, films)
     threshold, rule = choose_threshold(labels, calibrate(raw, temperature, offset), films, config)
     return Decision(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
+
+
+def joint_decision(decisions: Sequence[Decision]) -> Decision:
+    """Of models whose calibrated probabilities are averaged: at the mean of their thresholds."""
+    if len(decisions) == 1:
+        return decisions[0]
+    thresholds = [decision.threshold for decision in decisions]
+    told = ", ".join(f"{threshold:.3f}" for threshold in thresholds)
+    rule = f"the mean of the {len(thresholds)} models' own: {told}"
+    return Decision(temperature=1.0, offset=0.0, threshold=float(np.mean(thresholds)), rule=rule)
 
 
 def film_weights(films: np.ndarray) -> np.ndarray:

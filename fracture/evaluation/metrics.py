@@ -114,6 +114,27 @@ def auc_differences(
     return np.array([one - other for one, other in aucs if one is not None])
 
 
+def rate_differences(
+    labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
+) -> dict[str, np.ndarray]:
+    """The first model's sensitivity and specificity minus the second's, [resamples] each, paired likewise.
+
+    Args:
+        labels: [N] of 0 and 1.
+        first: [N] bool, what one model calls a fracture.
+        second: [N] of the other.
+        groups: [N] int64.
+    """
+    truth = labels.astype(bool)
+    ahead = np.where(truth, 1.0, -1.0) * (first.astype(float) - second)  # 1 where only the first is right
+    found: dict[str, list[float]] = {"recall": [], "specificity": []}
+    for weights in _draws(groups, resamples):
+        for name, of in (("recall", truth), ("specificity", ~truth)):
+            if total := weights @ of:
+                found[name].append(float(weights[of] @ ahead[of] / total))
+    return {name: np.array(values) for name, values in found.items()}
+
+
 _CELLS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
 
 
@@ -165,7 +186,7 @@ class _Cases:
         true_rate, false_rate = found_true / found_true[-1], found_false / found_false[-1]
         precision = found_true[1:] / np.maximum(found_true[1:] + found_false[1:], 1e-12)
         found: dict[str, float | None] = {
-            "auc": float(np.trapezoid(true_rate, false_rate)),
+            "auc": round(float(np.trapezoid(true_rate, false_rate)), 12),  # sums of thirds may miss 1 by a bit
             "average_precision": float(np.diff(true_rate) @ precision),
         }
         for name, wanted, least in at:

@@ -18,6 +18,7 @@ from fracture.evaluation.metrics import BINS, Metrics, bin_of
 from fracture.labels import CLASS_NAMES
 
 _TRAIN, _VAL, _INK, _GRID = "#2f6f9f", "#d1603d", "#333333", "#dddddd"
+_MODELS = (_VAL, _TRAIN, "#2e7d4f", "#8e5ea2", "#b8860b", "#17a2b8", "#c2185b", "#7f7f7f")
 _STYLE = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -156,9 +157,11 @@ def plot_rocs(labels: np.ndarray, models: Mapping[str, np.ndarray], caption: str
     with plt.rc_context(_STYLE):
         figure, axis = plt.subplots(figsize=(5.4, 5.4), layout="constrained")
         axis.plot([0, 1], [0, 1], color=_INK, linewidth=0.8, linestyle=":", label="chance")
-        for (name, probabilities), color in zip(models.items(), (_VAL, _TRAIN), strict=False):
+        for number, (name, probabilities) in enumerate(models.items()):
             false_rate, true_rate, _ = roc_curve(labels, probabilities)
-            axis.plot(false_rate, true_rate, color=color, linewidth=2, label=name)
+            again, color = divmod(number, len(_MODELS))
+            style = "--" if again else "-"
+            axis.plot(false_rate, true_rate, color=_MODELS[color], linestyle=style, linewidth=2, label=name)
         axis.set_xlabel("false positive rate (1 - specificity)")
         axis.set_ylabel("true positive rate (sensitivity)")
         return _squared(figure, axis, f"Test, per radiograph: {len(labels):,}", caption, "lower right")

@@ -94,6 +94,7 @@ class Report:
     facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
     caveats: Sequence[str]  # what has to stand beside every figure
     own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
+    models: int = 1  # whose probabilities were averaged
     gallery: Gallery | None = None  # of test
 
 

@@ -1,6 +1,6 @@
 """Probabilities of every row of a split, each exactly once, on any number of workers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from fracture.storage import Place
 # Scoring goes by fixed blocks of rows and fixed parts of them, so that a row meets the same neighbours in a batch, and
 # gets the same probability to the last bit, whoever scores it.
 BLOCK_ROWS = 64
-_AT_ONCE = 16  # in float32; more would take more memory than training did
+AT_ONCE = 16  # in float32; more would take more memory than training did
 
 _SCHEMA = pa.schema(
     [
@@ -31,11 +31,23 @@ _SCHEMA = pa.schema(
 )
 
 
+class Ensemble:
+    """Several models as one: the mean of their probabilities; with `flips`, of those of the mirror images as well."""
+
+    def __init__(self, models: Sequence[Any], flips: bool = False) -> None:
+        self._models, self._flips = models, flips
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        """[N, 1] of images [N, H, W, 1]."""
+        views = [images, images[:, :, ::-1]] if self._flips else [images]
+        return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
+
+
 def score(model: Any, images: np.ndarray) -> np.ndarray:
     """[N] float32 of images [N, H, W, 1] uint8, by parts of one size: for each other TensorFlow would compile anew."""
     count = len(images)
-    full = np.concatenate([images, np.zeros_like(images, shape=(-count % _AT_ONCE, *images.shape[1:]))])
-    parts = [model.predict_on_batch(full[at : at + _AT_ONCE]) for at in range(0, len(full), _AT_ONCE)]
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % AT_ONCE, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[at : at + AT_ONCE]) for at in range(0, len(full), AT_ONCE)]
     return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 

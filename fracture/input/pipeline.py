@@ -27,7 +27,7 @@ class Share:
     lanes: Lanes  # of the draws
     draws: Draws
     first: int  # row of the split that `images` begins with
-    images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk
+    images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk; or features: features.py
     labels: tf.Tensor  # [N] float32, 0 or 1
 
     @property
@@ -159,8 +159,8 @@ def evaluation_batches(share: Share, weights: np.ndarray) -> tf.data.Dataset:
 
 
 def _gather(share: Share, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images [n, H, W, 1] uint8 and labels [n, 1] float32; NumPy's, since TensorFlow cannot gather from a file."""
-    images = tf.numpy_function(lambda chosen: share.images[chosen], [rows], tf.uint8, stateful=False)
+    """Images as the share has them and labels [n, 1] float32; NumPy's, since TensorFlow cannot gather from a file."""
+    images = tf.numpy_function(lambda chosen: share.images[chosen], [rows], share.images.dtype, stateful=False)
     images = tf.ensure_shape(images, [None, *share.images.shape[1:]])
     return images, tf.gather(share.labels, rows)[:, tf.newaxis]
 

@@ -33,53 +33,46 @@ class KeyedDropout(layers.Layer):
         return inputs * kept / (1 - self._rate)
 
 
-def build_cnn(
-    config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None = None
-) -> keras.Model:
-    """The network for images [N, H, W, 1], uint8 or float in [0, 255], to fracture probabilities [N, 1] float32.
-
-    Args:
-        pixel_mean: of the training images, in [0, 255]; standardising is the network's first layer.
-        step: the training step, which keys dropout. None builds the network to hand over, of Keras layers alone; the
-            weights of both are the same list.
-    """
+def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
+    """See `build_model`."""
     model = config.model
-    size = config.data.image_size
-    images = layers.Input((size, size, 1), name="images", dtype="float32")
-    std = max(pixel_std, 1e-3)
-    x = layers.Rescaling(1 / std, offset=-pixel_mean / std, name="standardise")(images)
-    for number, filters in enumerate(model.filters, start=1):
-        x = _block(x, filters, number, config)
+    images, x = blocks(config, pixel_mean, pixel_std)
     x = layers.Flatten(name="flatten")(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name="pool")(x)
     for number, units in enumerate(model.dense, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense{number}")(x)
-        if model.dropout and step is not None:
-            x = KeyedDropout(model.dropout, config.training.seed + number, step, name=f"dropout{number}")(x)
-        elif model.dropout:
-            x = layers.Dropout(model.dropout, name=f"dropout{number}")(x)
+        x = dropout(x, config, step, number)
+    return keras.Model(images, probability(x), name="cnn")
+
+
+def blocks(config: Config, pixel_mean: float, pixel_std: float) -> tuple[tf.Tensor, tf.Tensor]:
+    """Images [N, S, S, 1] in [0, 255], and what the blocks make of them, [N, s, s, last filters]."""
+    images = image_input(config)
+    std = max(pixel_std, 1e-3)
+    x = layers.Rescaling(1 / std, offset=-pixel_mean / std, name="standardise")(images)
+    for number, filters in enumerate(config.model.filters, start=1):
+        x = _block(x, filters, number, config)
+    return images, x
+
+
+def image_input(config: Config) -> tf.Tensor:
+    size = config.data.image_size
+    return layers.Input((size, size, 1), name="images", dtype="float32")
+
+
+def dropout(x: tf.Tensor, config: Config, step: Callable[[], tf.Tensor] | None, number: int = 1) -> tf.Tensor:
+    """As `model.dropout` has it, the `number`-th of the network."""
+    rate, name = config.model.dropout, f"dropout{number}"
+    if not rate:
+        return x
+    layer = KeyedDropout(rate, config.training.seed + number, step, name) if step else layers.Dropout(rate, name=name)
+    return layer(x)
+
+
+def probability(x: tf.Tensor) -> tf.Tensor:
+    """[N, 1] float32, of features [N, F]."""
     logit = layers.Dense(1, name="logit")(x)
     # In float32 whatever the precision of the rest: bfloat16 has no probabilities between 0.996 and 1.
-    probability = layers.Activation("sigmoid", dtype="float32", name="probability")(logit)
-    return keras.Model(images, probability, name="cnn")
-
-
-def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each weight in the order of the model's, without any memory set aside for them."""
-    model = config.model
-    shapes: dict[str, tuple[int, ...]] = {}
-    channels, side = 1, config.data.image_size
-    for number, filters in enumerate(model.filters, start=1):
-        shapes[f"conv{number}/kernel:0"] = (3, 3, channels, filters)
-        of_norm = ("gamma", "beta", "moving_mean", "moving_variance")
-        biases = [f"norm{number}/{name}:0" for name in of_norm] if model.batch_norm else [f"conv{number}/bias:0"]
-        shapes |= dict.fromkeys(biases, (filters,))
-        channels, side = filters, side // 2
-    units = channels * side**2 if model.head == "flatten" else channels
-    names = [*(f"dense{number}" for number in range(1, len(model.dense) + 1)), "logit"]
-    for name, width in zip(names, (*model.dense, 1), strict=True):
-        shapes |= {f"{name}/kernel:0": (units, width), f"{name}/bias:0": (width,)}
-        units = width
-    return shapes
+    return layers.Activation("sigmoid", dtype="float32", name="probability")(logit)
 
 
 def _block(x: tf.Tensor, filters: int, number: int, config: Config) -> tf.Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import tensorflow as tf
 import tf_keras as keras
 
 from fracture.input.augment import augment
@@ -12,4 +13,16 @@ class AugmentingModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         drawn, labels, weights = data
-        return super().train_step((augment(*drawn), labels, weights))
+        return super().train_step((self.augmented(*drawn), labels, weights))
+
+    def augmented(self, images: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
+        return augment(images, transforms, exposures)
+
+
+class MirroringModel(AugmentingModel):
+    """`fit` takes features of images and of their mirror images, and goes by what was drawn: the one or the other."""
+
+    def augmented(self, features: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
+        """[N, F] of [N, 1 or 2, F]."""
+        mirrored = tf.cast(transforms[:, 0] < 0, tf.int32)
+        return tf.gather(features, mirrored, axis=1, batch_dims=1)

@@ -16,6 +16,7 @@ from fracture.arrays import load_arrays, save_arrays
 Arrays = list[np.ndarray]
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of them
 FILE = "state.npz"
+BACKBONE = "backbone.npz"  # weights that a run began with, while it is not finished
 _ARRAYS = ("weights", "optimizer", "best_weights", "tallies")
 
 
@@ -28,6 +29,8 @@ class LoopState:
     """Where the loop is. The schedule and every random draw follow from the seed and these counts."""
 
     precision: str = ""  # chosen when the run began; another machine might choose another
+    phase: int = 0  # counted from 0
+    phase_began: int = 0  # after how many epochs
     epochs_done: int = 0
     steps_done: int = 0  # of the epoch under way
     seconds: float = 0.0  # that these steps took
@@ -35,7 +38,7 @@ class LoopState:
     best_epoch: int = 0
     best_val_loss: float = float("inf")
     epochs_without_better: int = 0
-    weights: Arrays = field(default_factory=list)
+    weights: Arrays = field(default_factory=list)  # of what learns; at the begin of a phase, of the whole network
     optimizer: Arrays = field(default_factory=list)  # slots, step count and, in float16, the loss scale
     best_weights: Arrays = field(default_factory=list)
     tallies: Arrays = field(default_factory=list)  # what metrics have added up in the epoch under way, over all workers
@@ -61,7 +64,18 @@ class LoopState:
         return [array for name in _ARRAYS for array in getattr(self, name)]
 
     def finished(self, epochs: int, patience: int) -> bool:
-        return self.epochs_done >= epochs or self.epochs_without_better >= patience
+        """The phase, of so many epochs."""
+        return self.epochs_done - self.phase_began >= epochs or self.epochs_without_better >= patience
+
+    def end_phase(self, backbone: Arrays) -> None:
+        """The next one begins with the best weights so far.
+
+        Args:
+            backbone: weights that did not learn, and so are not among them.
+        """
+        self.best_weights = [*backbone, *self.best_weights]
+        self.weights, self.optimizer = self.best_weights, []
+        self.phase, self.phase_began, self.epochs_without_better = self.phase + 1, self.epochs_done, 0
 
     def save(self, folder: Path) -> None:
         plain: dict[str, Any] = {key: value for key, value in vars(self).items() if key not in _ARRAYS}
@@ -78,6 +92,9 @@ class LoopState:
             file = folder / FILE
             first, *rest = load_arrays(file, file.stat().st_size, FILE, "")
             plain = json.loads(first.tobytes())
+            counted = sum(plain[name] for name in _ARRAYS)
+            if len(rest) != counted:  # a changed byte of the directory can hide the last ones
+                raise ValueError(f"{FILE} holds {len(rest)} arrays, and {counted} were written")
             arrays = iter(rest)
             return cls(**plain | {name: list(islice(arrays, plain[name])) for name in _ARRAYS})
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:  # not what passes, as of a network's disk

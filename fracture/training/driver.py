@@ -19,7 +19,7 @@ from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
 from fracture.storage import Place, disk_full, store_failed
-from fracture.training.checkpoint import FILE, SNAPSHOT
+from fracture.training.checkpoint import BACKBONE, FILE, SNAPSHOT
 from fracture.training.failure import explain, last_line
 from fracture.training.recovery import Recovery
 from fracture.training.screen import Screen
@@ -205,7 +205,7 @@ def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle |
         UsageError: the run was begun with other settings or other data, or the folder is somebody else's.
     """
     if not (run / _CARD).is_file():
-        ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}")
+        ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}", f"{run.path}/{BACKBONE}")
         if any(not info.base_name.endswith(".part") and not info.path.startswith(ours) for info in run.files()):
             raise UsageError(f"{run} holds other things than a run. Give another --run name.")
         return
@@ -219,16 +219,18 @@ def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle |
         )
     if card["dataset"] != manifest.fingerprint:
         raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
-    if card.get("initial_weights", _SCRATCH) != initial_weights(initial):
+    if card.get("initial_weights", _SCRATCH) != initial_weights(config, initial):
         raise UsageError(
             f"run {run.name!r} was begun with other weights: {card.get('initial_weights', _SCRATCH)}, not "
-            f"{initial_weights(initial)}. Give another --run name."
+            f"{initial_weights(config, initial)}. Give another --run name."
         )
 
 
-def initial_weights(initial: "Bundle | None") -> str:
+def initial_weights(config: Config, initial: "Bundle | None") -> str:
     """What a model began with, as its run and its bundle say it."""
-    return str(initial.place) if initial else _SCRATCH
+    if initial:
+        return str(initial.place)
+    return config.transfer.weights if config.pretrained else _SCRATCH
 
 
 def check_initial(config: Config, initial: "Bundle") -> None:
@@ -261,8 +263,9 @@ def train(
         initial: a finished model of this network, whose weights training begins with.
 
     Raises:
-        RunError: the loss diverged, the disk is full, the store fails, no machines come, or workers fail again and
-            again.
+        UsageError: `transfer.weights` is no file of the backbone's weights.
+        RunError: the loss diverged, the disk is full, the store fails, no machines come, ImageNet's weights cannot be
+            downloaded, or workers fail again and again.
         KeyboardInterrupt: a signal came; what could be saved in time is saved.
     """
     from fracture.training.messages import start_messages
@@ -274,7 +277,12 @@ def train(
     from fracture.training.backend import Reporter, Trainer
     from fracture.training.worker import Assignment, train_worker
 
-    card = {"dataset": manifest.fingerprint, "recipe": config.recipe(), "initial_weights": initial_weights(initial)}
+    if config.pretrained:  # else not loaded: it brings TensorFlow
+        from fracture.models.pretrained import keep_backbone
+
+        keep_backbone(run, config, initial)
+    began_with = initial_weights(config, initial)
+    card = {"dataset": manifest.fingerprint, "recipe": config.recipe(), "initial_weights": began_with}
     (run / _CARD).write_json(card)
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     _list_checkpoints(run)
@@ -311,6 +319,7 @@ def train(
         screen.close()
     if screen.diverged:
         raise RunError(screen.diverged)
+    (run / BACKBONE).delete()  # all of it is in the bundle
     return _outcome(run, screen)
 
 

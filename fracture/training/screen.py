@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from fracture.config import Config
+from fracture.training.phases import Phase, most_epochs
 
 _HEADER = (
     "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s      lr   time  left"
@@ -25,6 +26,7 @@ class Screen:
         self._headed = False
         self._last_line = time.monotonic()
         self._waiting_told = float("-inf")
+        self._phase: Phase | None = None
         self.precision = ""
         self.workers = config.compute.workers  # at work now
         self.diverged = ""
@@ -41,19 +43,39 @@ class Screen:
         compute, training = self._config.compute, self._config.training
         unit = "GPU" if compute.gpu else "CPU"
         each = 1 if compute.gpu else compute.cpus_per_worker
-        self.precision = event["precision"]
         self.workers = event["workers"]
         plural = "s" if self.workers > 1 else ""
         self._line(
-            f"training   {self.workers} worker{plural} × {each} {unit}, {self.precision} · {event['parameters']:,} "
-            f"parameters · {event['steps']} steps of {training.batch_size} images an epoch, "
-            f"at most {training.epochs} epochs"
+            f"training   {self.workers} worker{plural} × {each} {unit} · {event['steps']} steps of "
+            f"{training.batch_size} images an epoch, at most {most_epochs(self._config)} epochs"
         )
         if event["steps_done"]:
             where = f"epoch {event['epochs_done'] + 1}, step {event['steps_done']} of {event['steps']}"
             self._line(f"resuming   in {where}, from its checkpoint")
         elif event["epochs_done"]:
             self._line(f"resuming   after epoch {event['epochs_done']}, from its checkpoint")
+
+    def _show_features(self, event: Mapping[str, Any]) -> None:
+        self._status(f"features of {event['done']:,} of {event['count']:,} images")
+
+    def _show_phase(self, event: Mapping[str, Any]) -> None:
+        config, phase, count, learning = self._config, event["phase"], event["parameters"], event["learning"]
+        self.precision = event["precision"]
+        self._epoch_seconds = []  # those of another phase take another time
+        if phase == self._phase:  # the workers began again
+            return
+        self._phase = phase
+        told = f"network    {config.model.name}, {self.precision} · "
+        if phase.learns == "all":
+            self._line(f"{told}{count:,} parameters")
+        else:
+            count_of = config.transfer.unfreeze
+            which = "all layers" if count_of == "all" else f"the last {count_of} layers"
+            what = "the head learns" if phase.learns == "head" else f"{which} of the backbone learn too"
+            self._line(f"{told}{what}, {learning:,} of {count:,} parameters, for at most {phase.epochs} epochs")
+        if phase.by_features:
+            both = " and its mirror image" if config.augment.horizontal_flip else ""
+            self._line(f"           on features of the frozen backbone, computed once for each image{both}")
         if not self._headed:
             self._line(_LEGEND)
             self._line(_HEADER)
@@ -77,7 +99,7 @@ class Screen:
         r = event["record"]
         self._epoch_seconds.append(r["seconds"])
         mean = sum(self._epoch_seconds) / len(self._epoch_seconds)
-        at_most = mean * (self._config.training.epochs - r["epoch"])
+        at_most = mean * (most_epochs(self._config) - r["epoch"])
         best = "*" if event["best_epoch"] == r["epoch"] else " "
         train, val = (
             "  ".join(f"{r[prefix + name]:5.3f}" for name in ("accuracy", "precision", "recall", "auc"))

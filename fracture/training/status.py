@@ -143,7 +143,7 @@ class StatusWriter:
 
 
 def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
-    """How the run goes, as lines for a person: of a run in folds one a fold.
+    """How the run goes, as lines for a person: of a run in folds, or of a comparison, one a fold.
 
     Raises:
         UsageError: there is no such run.
@@ -153,8 +153,9 @@ def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
         there = f"There are: {', '.join(folders)}." if folders else "There are none; check --storage."
         raise UsageError(f"there is no run {name!r} in {runs}. {there}")
     run = runs / name
-    folds = [folder for folder in run.folders() if re.fullmatch(r"fold-\d+", folder)]
-    folds.sort(key=lambda fold: int(fold.removeprefix("fold-")))
+    folds = _folds(run)
+    if not folds and not (run / "bundle").is_dir():  # as in a comparison's
+        folds = [f"{contender}/{fold}" for contender in run.folders() for fold in _folds(run / contender)]
     held = holder(run / LOCK)
     with ThreadPoolExecutor(8) as threads:  # a bucket takes its time for each
         told = list(threads.map(lambda part: _told(part, held, now), [run / fold for fold in folds] or [run]))
@@ -164,6 +165,12 @@ def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
     else:
         lines += [f"{label:<10} {text}" for label, text in told[0].items()]
     return lines + ([f"job        {held[0]}"] if held else [])
+
+
+def _folds(run: Place) -> list[str]:
+    """Names of its folds' folders, in their order."""
+    folds = [folder for folder in run.folders() if re.fullmatch(r"fold-\d+", folder)]
+    return sorted(folds, key=lambda fold: int(fold.removeprefix("fold-")))
 
 
 def _in_a_line(facts: Mapping[str, str]) -> str:

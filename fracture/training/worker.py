@@ -1,6 +1,7 @@
 """The training loop, as every Ray Train worker runs it."""
 
 import json
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fracture.storage import Place
 from fracture.training.checkpoint import Arrays, Damaged, LoopState
 from fracture.training.failure import PeerLost
 from fracture.training.messages import Tell, teller
+from fracture.training.phases import Phase, most_epochs, phases
 from fracture.training.watchdog import Watchdog
 
 _SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
@@ -50,78 +52,56 @@ def train_worker(assignment: Assignment) -> None:
         watchdog.close()
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """What one worker has throughout."""
+
+    assignment: Assignment
+    strategy: Any
+    rank: int
+    workers: int
+    tell: Tell
+    watchdog: Watchdog
+    progress: Any  # the callback
+    log: "_EventLog | None"  # rank 0's
+
+
 def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
-    """Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
-    checkpoint, one report) is the part that has to be right.
-    """
+    """Phase by phase, then scores and exports."""
     import ray.train
 
-    config, run, manifest = assignment.config, assignment.run, assignment.manifest
+    config, manifest = assignment.config, assignment.manifest
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:
         tell(event="placed", workers=workers)
 
-    from fracture.training.strategy import (
-        agreement,
-        local_arrays,
-        local_variables,
-        make_strategy,
-        on_each_worker,
-        reducer,
-    )
+    from fracture.training.strategy import agreement, make_strategy
 
     strategy = make_strategy(config)
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
-    import tf_keras as keras
     from ray.train.collective import broadcast_from_rank_zero
 
     from fracture.input.draws import row_weights
-    from fracture.input.pipeline import evaluation_batches, training_batches
-    from fracture.training.callbacks import Left, Progress, StopOnDivergence
+    from fracture.training.callbacks import Left, Progress
+    from fracture.training.learner import make_learner
     from fracture.training.precision import choose_precision
 
-    seed = config.training.seed
     films = {split: _films(assignment, split) for split in ("train", "val")}
-    train, val = _load_shares(assignment, films, rank, workers, watchdog)
+    shares = _load_shares(assignment, films, rank, workers, watchdog)
     # What stops the training must count as the training does, or one film's hundred copies decide.
     val_weights = row_weights(*films["val"], config.training.sampling)
 
     # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
-    # named; 3. else start from scratch.
+    # named; 3. else from a backbone's that knows something; 4. else start from scratch.
     state = _latest_state(rank, tell, watchdog)
     if state is None:
         state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
-    resumed, precision = bool(state.weights), state.precision
-    watchdog.busy("building the network")
-    keras.utils.set_random_seed(seed)
-    keras.mixed_precision.set_global_policy(precision)
-    with strategy.scope():
-        model, metrics = _compiled_model(config, manifest, train.steps)
-    optimizer = model.optimizer
-    tallies = [variable for metric in metrics for variable in metric.variables]
-    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
-    tally, results = reducer(strategy, "sum", tallies), _results(strategy, metrics)
-    mean_averages = reducer(strategy, "mean", model.non_trainable_variables)
-
-    def share_moving_averages() -> None:
-        """Sets each worker's moving averages of batch norm to their mean.
-
-        Each gathers its own. Without this, workers would validate different models, none of them the one saved.
-        Doing it more often changes nothing: the average of means is the mean of averages.
-        """
-        own = local_variables(strategy, model.non_trainable_variables)
-        for variable, mean in zip(own, mean_averages(), strict=True):
-            variable.assign(mean)
-
-    slots = optimizer_state(optimizer)
-    if resumed:
-        model.set_weights(state.weights)
-        for variable, value in zip(slots, state.optimizer, strict=True):
-            variable.assign(value)
-    elif assignment.initial is not None:
-        model.set_weights(assignment.initial.weights())
+        if assignment.initial is not None:
+            state.weights = assignment.initial.weights()
+    watchdog.busy("reading the backbone's weights")
+    backbone = _backbone(assignment)
 
     log = None
     if rank == 0:
@@ -130,14 +110,11 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             epochs_done=state.epochs_done,
             steps_done=state.steps_done,
             workers=workers,
-            precision=precision,
-            steps=train.steps,
-            parameters=model.count_params(),
+            steps=shares[0].steps,
         )
-        log = _EventLog(run / "tensorboard", state.history)
+        log = _EventLog(assignment.run / "tensorboard", state.history)
         if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
-            _write_log(run, state)
-
+            _write_log(assignment.run, state)
     progress = Progress(
         tell if rank == 0 else None,
         watchdog,
@@ -145,6 +122,94 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         lambda: ray.train.get_preemption_info() is not None,  # rank 0 tells the others
         60 * config.checkpoint.every_minutes,
     )
+    worker = _Worker(assignment, strategy, rank, workers, tell, watchdog, progress, log)
+
+    def computed(done: int, count: int) -> None:
+        watchdog.busy("computing features")
+        if rank == 0:
+            tell(event="features", done=done, count=count)
+
+    try:
+        for phase in phases(config)[state.phase :]:
+            if not state.finished(phase.epochs, config.training.patience):  # else it was killed just then
+                watchdog.busy("building the network")
+                began = time.monotonic()
+                learner = make_learner(strategy, config, manifest, phase, state, backbone, shares, computed)
+                if phase.by_features:  # it has the images once for all epochs: part of the next one's time
+                    state.seconds += time.monotonic() - began
+                if rank == 0:
+                    frozen = sum(array.size for array in backbone) if phase.by_features else 0
+                    tell(
+                        event="phase",
+                        phase=phase,
+                        parameters=learner.model.count_params() + frozen,
+                        learning=learner.learning,
+                        precision=learner.precision,
+                    )
+                if not _learn(worker, phase, learner, state, val_weights):
+                    return
+            state.end_phase(backbone if phase.by_features else [])
+    except Left:
+        if rank == 0:
+            tell(event="left", epoch=progress.epoch, step=state.steps_done)
+        return
+    except Exception as error:
+        tell(event="broke", epoch=progress.epoch, step=progress.step)
+        if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
+            raise _plain(error) from error
+        raise
+
+    if rank == 0:
+        tell(event="scoring", workers=workers)
+    _score_and_export(assignment, state, rank, workers, watchdog)
+
+
+def _backbone(assignment: Assignment) -> Arrays:
+    """Weights of the backbone as the run began, where it knew something."""
+    if not assignment.config.pretrained:
+        return []
+    from fracture.models.pretrained import read_backbone
+
+    return read_backbone(assignment.run, assignment.config)
+
+
+def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_weights: np.ndarray) -> bool:
+    """One phase, to its end; False where the loss diverged.
+
+    Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
+    checkpoint, one report) is the part that has to be right.
+    """
+    import tf_keras as keras
+
+    from fracture.input.pipeline import evaluation_batches, training_batches
+    from fracture.training.callbacks import StopOnDivergence
+    from fracture.training.learner import learning_rate, optimizer_state
+    from fracture.training.strategy import local_arrays, local_variables, on_each_worker, reducer
+
+    strategy, rank, tell, watchdog, progress = (
+        worker.strategy,
+        worker.rank,
+        worker.tell,
+        worker.watchdog,
+        worker.progress,
+    )
+    config, manifest, run = worker.assignment.config, worker.assignment.manifest, worker.assignment.run
+    model, train, val, seed = learner.model, learner.train, learner.val, config.training.seed
+    slots = optimizer_state(model.optimizer)
+    tallies = [variable for metric in learner.metrics for variable in metric.variables]
+    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
+    tally, results = reducer(strategy, "sum", tallies), _results(strategy, learner.metrics)
+    averages = learner.moving_averages()
+    mean_averages = reducer(strategy, "mean", averages)
+
+    def share_moving_averages() -> None:
+        """Sets each worker's moving averages of batch norm to their mean.
+
+        Each gathers its own. Without this, workers would validate different models, none of them the one saved.
+        Doing it more often changes nothing: the average of means is the mean of averages.
+        """
+        for variable, mean in zip(local_variables(strategy, averages), mean_averages(), strict=True):
+            variable.assign(mean)
 
     def report(record: dict[str, float]) -> None:
         if rank == 0:
@@ -169,74 +234,64 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         for variable, value in zip(local_variables(strategy, tallies), values, strict=True):
             variable.assign(value if rank == 0 else np.zeros_like(value))
 
-    try:
-        while not state.finished(config.training.epochs, config.training.patience):
-            epoch, first = state.epochs_done, state.steps_done
-            started = time.monotonic() - state.seconds
-            if first < train.steps:
-                save = partial(pause, lambda started=started: time.monotonic() - started, tally)
-                progress.begin(epoch + 1, first, train.steps, save)
-                divergence = StopOnDivergence()
-                # Keras has set them to zero when an epoch begins.
-                restore = keras.callbacks.LambdaCallback(
-                    on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
-                )
-                model.fit(
-                    on_each_worker(strategy, training_batches(train, seed, epoch, config.augment, first)),
-                    epochs=1,
-                    steps_per_epoch=train.steps - first,
-                    callbacks=[restore, divergence, progress],
-                    verbose=0,
-                )
-                if divergence.step is not None:
-                    if rank == 0:
-                        tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
-                    return
-            else:
-                set_tallies(state.tallies)
-            trained, tallied, measured = time.monotonic() - started, tally(), results()
-            set_tallies(nothing)  # before its first batch Keras does not know of the metrics
-
-            share_moving_averages()
-            watchdog.busy("going to validate")
-            if rank == 0:
-                tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
-            save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
-            progress.begin(epoch + 1, train.steps, train.steps, save)
-            validated = model.evaluate(
-                on_each_worker(strategy, evaluation_batches(val, val_weights)),
-                steps=val.steps,
-                callbacks=[progress],
-                return_dict=True,
+    while not state.finished(phase.epochs, config.training.patience):
+        epoch, first = state.epochs_done, state.steps_done
+        started = time.monotonic() - state.seconds
+        if first < train.steps:
+            save = partial(pause, lambda started=started: time.monotonic() - started, tally)
+            progress.begin(epoch + 1, first, train.steps, save)
+            divergence = StopOnDivergence()
+            # Keras has set them to zero when an epoch begins.
+            restore = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
+            )
+            model.fit(
+                on_each_worker(strategy, training_batches(train, seed, epoch, learner.augment, first)),
+                epochs=1,
+                steps_per_epoch=train.steps - first,
+                callbacks=[restore, divergence, progress],
                 verbose=0,
             )
-            if not np.isfinite(validated["weighted_cross_entropy"]):
+            if divergence.step is not None:
                 if rank == 0:
-                    tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
-                return
-            rate = learning_rate(config, train.steps, optimizer.iterations.numpy() - 1)  # of the last step
-            record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
-            record["seconds"] = round(time.monotonic() - started, 3)
-            state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
-            report(record)
-            if log is not None:
-                _write_log(run, state)
-                log.add(record)
-                tell(event="epoch", record=record, best_epoch=state.best_epoch)
-            progress.between_epochs()
-    except Left:
-        if rank == 0:
-            tell(event="left", epoch=progress.epoch, step=state.steps_done)
-        return
-    except Exception as error:
-        tell(event="broke", epoch=progress.epoch, step=progress.step)
-        if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
-            raise _plain(error) from error
-        raise
+                    tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
+                return False
+        else:
+            set_tallies(state.tallies)
+        trained, tallied, measured = time.monotonic() - started, tally(), results()
+        set_tallies(nothing)  # before its first batch Keras does not know of the metrics
 
-    if rank == 0:
-        tell(event="scoring", workers=workers)
-    _score_and_export(assignment, state, rank, workers, watchdog)
+        share_moving_averages()
+        watchdog.busy("going to validate")
+        if rank == 0:
+            tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
+        save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
+        progress.begin(epoch + 1, train.steps, train.steps, save)
+        validated = model.evaluate(
+            on_each_worker(strategy, evaluation_batches(val, val_weights)),
+            steps=val.steps,
+            callbacks=[progress],
+            return_dict=True,
+            verbose=0,
+        )
+        if not np.isfinite(validated["weighted_cross_entropy"]):
+            if rank == 0:
+                tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
+            return False
+        steps_done = model.optimizer.iterations.numpy()  # of this phase
+        rate = learning_rate(config, phase, train.steps, steps_done - 1)  # of the last step
+        record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
+        record |= {"phase": state.phase + 1, "seconds": round(time.monotonic() - started, 3)}
+        record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
+        record["trained_parameters"] = learner.learning
+        state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
+        report(record)
+        if worker.log is not None:
+            _write_log(run, state)
+            worker.log.add(record)
+            tell(event="epoch", record=record, best_epoch=state.best_epoch)
+        progress.between_epochs()
+    return True
 
 
 def _plain(error: Exception) -> Exception:
@@ -274,62 +329,8 @@ def _load_shares(
             memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
             each_block=lambda: watchdog.busy("loading images"),
         )
-        for split, sampling, epochs in (("train", training.sampling, training.epochs), ("val", "image", 1))
+        for split, sampling, epochs in (("train", training.sampling, most_epochs(config)), ("val", "image", 1))
     ]
-
-
-def _compiled_model(config: Config, manifest: Manifest, steps: int) -> tuple[Any, list[Any]]:
-    """The network, and the metrics it is compiled with."""
-    import tf_keras as keras
-
-    from fracture.models import build_model
-    from fracture.training.augmenting import AugmentingModel
-
-    training = config.training
-    optimizer = keras.optimizers.Adam(_schedule(config, steps), weight_decay=training.weight_decay or None)
-    network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
-    model = AugmentingModel(network.inputs, network.outputs)
-    metrics = [
-        # Keras' own `loss` weights each worker alike; a metric counts each row once.
-        keras.metrics.BinaryCrossentropy(name="cross_entropy"),
-        keras.metrics.BinaryAccuracy(name="accuracy"),
-        keras.metrics.Precision(name="precision"),
-        keras.metrics.Recall(name="recall"),
-        keras.metrics.AUC(name="auc"),
-    ]
-    model.compile(
-        optimizer,
-        loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),
-        metrics=metrics,
-        weighted_metrics=[keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")],
-    )
-    model.optimizer.build(model.trainable_variables)
-    return model, metrics
-
-
-def _schedule(config: Config, steps: int) -> Any:
-    import tf_keras as keras
-
-    training = config.training
-    if training.schedule == "constant":
-        return training.learning_rate
-    # https://arxiv.org/abs/1608.03983, without restarts
-    return keras.optimizers.schedules.CosineDecay(training.learning_rate, decay_steps=steps * training.epochs)
-
-
-def learning_rate(config: Config, steps: int, step: int) -> float:
-    """Of a step of the whole training, counted from 0.
-
-    Keras' optimizer knows that of its last step only if it has done one since it was made.
-    """
-    schedule = _schedule(config, steps)
-    return float(schedule(step) if callable(schedule) else schedule)
-
-
-def optimizer_state(optimizer: Any) -> list[Any]:
-    """Its variables; in float16 with the loss scale, which Keras does not count among them."""
-    scale = getattr(optimizer, "_loss_scale", None)
-    return [*optimizer.variables, *getattr(scale, "_weights", {}).values()]
 
 
 def _results(strategy: Any, metrics: list[Any]) -> Callable[[], dict[str, float]]:

@@ -4,7 +4,15 @@ import pytest
 from scipy.special import expit
 
 from fracture.config import EvaluationConfig
-from fracture.evaluation.calibration import calibrate, choose_threshold, decide, film_weights, fit_calibration
+from fracture.evaluation.calibration import (
+    Decision,
+    calibrate,
+    choose_threshold,
+    decide,
+    film_weights,
+    fit_calibration,
+    joint_decision,
+)
 
 EACH_ALONE = np.arange(10)
 LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
@@ -70,3 +78,12 @@ def test_the_threshold_is_of_the_calibrated_probability():
     calibrated = decision.calibrate(PROBABILITIES)
     assert decision.threshold == pytest.approx(calibrated[5], rel=1e-5)
     assert ((calibrated >= decision.threshold) & (LABELS == 1)).sum() == 5
+
+
+def test_models_that_are_averaged_decide_at_the_mean_of_their_thresholds():
+    one, other = (Decision(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
+    joint = joint_decision([one, other])
+    assert joint.threshold == pytest.approx(0.35)
+    assert joint.rule == "the mean of the 2 models' own: 0.200, 0.500"
+    assert joint.calibrate(np.array([0.3, 0.9])) == pytest.approx([0.3, 0.9]), "they are calibrated already"
+    assert joint_decision([one]) == one

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from fracture.evaluation.metrics import auc_differences, by_radiograph, compute_metrics
+from fracture.evaluation.metrics import auc_differences, by_radiograph, compute_metrics, rate_differences
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
@@ -90,6 +90,14 @@ def test_intervals_are_the_same_every_time():
     assert one == other
 
 
+@pytest.mark.parametrize("normals", [30, 37])
+def test_all_in_the_right_order_is_an_auc_of_1_and_nothing_less(normals: int):
+    """Sums of 1 / 30 make 0.9999999999999999, which would have no exact interval."""
+    labels = np.r_[np.ones(2, int), np.zeros(normals, int)]
+    auc = compute_metrics(labels, np.linspace(1, 0, normals + 2), np.arange(normals + 2), 0.5).figures["auc"]
+    assert (auc.value, auc.low, auc.high) == (1, pytest.approx(0.025**0.5), 1)
+
+
 def test_calibration_error_by_hand():
     """Bin .2–.3: two say .25, one is true: gap .25; bin .9–1: one says .95 and is true: gap .05."""
     m = compute_metrics(np.array([1, 0, 1]), np.array([0.25, 0.25, 0.95]), np.arange(3), 0.5)
@@ -127,3 +135,15 @@ def test_two_models_are_compared_on_the_same_resamples():
     of_groups = auc_differences(LABELS, perfect, slipped, np.array([0, 0, 0, 1, 1, 2, 2]))
     assert of_groups == pytest.approx(1 / 3), "all fractures are drawn together"
     assert len(of_groups) < 1000, "without fractures there is no AUC"
+
+
+def test_sensitivity_and_specificity_are_compared_in_pairs():
+    """The first finds two of three fractures where the second finds one, and clears one normal less."""
+    first, second = np.array([1, 1, 0, 1, 1, 0, 0], bool), np.array([1, 0, 0, 0, 1, 0, 0], bool)
+    drawn_together = rate_differences(LABELS, first, second, np.zeros(7, int))
+    assert drawn_together["recall"] == pytest.approx(1 / 3)
+    assert drawn_together["specificity"] == pytest.approx(-1 / 4)
+    apart = rate_differences(LABELS, first, second, np.arange(7))
+    assert apart["recall"].mean() == pytest.approx(1 / 3, abs=0.03)
+    assert set(np.sign(apart["recall"])) == {0, 1}, "never worse, whatever is drawn"
+    assert len(apart["recall"]) < 1000, "without fractures there is no sensitivity"

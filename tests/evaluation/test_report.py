@@ -130,7 +130,7 @@ def test_the_report_of_data_from_elsewhere_has_a_gallery_and_claims_no_training(
     example = Example(path="<b>.png", label="normal", probability=0.7, radiograph="data:,a", explained="data:,b")
     groups = {name: [example] if name == "false positives" else [] for name in GROUPS}
     gallery = Gallery(groups=groups, likeness=[0.1, 0.6])
-    report = Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own, gallery)
+    report = Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own, gallery=gallery)
     write_report(place(tmp_path), report, SCORES, folder)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>What the network looks at</h2>" in page

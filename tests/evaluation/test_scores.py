@@ -4,7 +4,7 @@ import pytest
 
 from fracture.errors import RunError
 from fracture.evaluation.calibration import Decision
-from fracture.evaluation.scores import gather_scores, read_scores, score_blocks, write_scores
+from fracture.evaluation.scores import Ensemble, gather_scores, read_scores, score, score_blocks, write_scores
 from fracture.storage import place
 
 AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
@@ -59,3 +59,20 @@ def test_only_some_rows_are_scored_and_blocks_without_any_are_not_read(shard_fol
     assert scores["source"].to_pylist() == [f"val/{n}.png" for n in (3, 5, 63, 199)]
     assert scores["probability"].to_numpy() == pytest.approx(np.array([3, 5, 63, 199]) / 256)
     assert scored == [16, 16], "one part of one size for each of two blocks"
+
+
+def test_an_ensemble_is_the_mean_of_its_models():
+    class Half(FirstPixel):
+        def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+            return super().predict_on_batch(images) / 2
+
+    images = np.full((3, 4, 4, 1), 64, np.uint8)
+    assert score(Ensemble([FirstPixel()]), images).tolist() == [0.25, 0.25, 0.25]
+    assert score(Ensemble([FirstPixel(), Half()]), images).tolist() == [0.1875, 0.1875, 0.1875]
+
+
+def test_with_flips_an_image_and_its_mirror_image_are_the_same():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), np.uint8)
+    flipped, both = images[:, :, ::-1], Ensemble([FirstPixel()], flips=True)
+    assert (score(both, images) == score(both, flipped)).all()
+    assert score(both, images) == pytest.approx((images[:, 0, 0, 0] / 256 + images[:, 0, -1, 0] / 256) / 2)

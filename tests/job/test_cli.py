@@ -10,7 +10,7 @@ import pytest
 
 from fracture.lease import holder
 from fracture.storage import place
-from tests.conftest import official_paths
+from tests.conftest import official_paths, write_shards
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize(
-    "name", ["train.py", "preprocess.py", "evaluate.py", "explain.py", "predict.py", "download.py"]
+    "name", ["train.py", "compare.py", "preprocess.py", "evaluate.py", "explain.py", "predict.py", "download.py"]
 )
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
@@ -58,6 +58,40 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     assert message.format(cwd=tmp_path) in told.stderr
     assert "Traceback" not in told.stderr
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    ("contenders", "arguments", "message"),
+    [
+        ("a: {training: {epoch: 3}}", [], "error: contender 'a': unknown setting 'training.epoch' = 3. Did you mean"),
+        ("a: {}", ["--only", "b"], "error: --only 'b': there is no such contender. There are: a."),
+        ("a: {}", ["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (
+            "a: {}",
+            ["--run", "trained"],
+            "/runs/trained is a run of job/train.py, and no comparison. Give another --run",
+        ),
+        ("a: {}", ["--shards", "shards"], "shards has no folds to compare on. Preprocess with --folds 5, or name"),
+        (
+            "a: {training: {batch_size: 8}}\nb: {training: {batch_size: 99}}",
+            ["--shards", "folds"],
+            "error: contender 'b': training.batch_size = 99 is more than the 12 training images. Use a smaller one.",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_is_told_before_anything_is_trained(
+    tmp_path: Path, contenders: str, arguments: list[str], message: str
+):
+    (tmp_path / "models.yaml").write_text(contenders)
+    (tmp_path / "runs/trained").mkdir(parents=True)
+    (tmp_path / "runs/trained/run.json").write_text("{}")
+    write_shards(place(tmp_path / "shards"), {"train": 40, "val": 16, "test": 16})
+    write_shards(place(tmp_path / "folds"), {"fold-1": 12, "fold-2": 12, "fold-3": 12})
+    told = job("compare.py", "--models", "models.yaml", "--storage", str(tmp_path), *arguments, cwd=tmp_path)
+    assert told.returncode == 2
+    assert message in told.stderr
+    assert "Traceback" not in told.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["trained"]
 
 
 @pytest.mark.parametrize(

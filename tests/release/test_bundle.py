@@ -22,7 +22,7 @@ from fracture.input.shards import images_of, read_rows
 from fracture.models import build_model
 from fracture.release.bundle import export_model, is_bundle, read_bundle, write_bundle
 from fracture.storage import place
-from tests.conftest import TINY, write_shards
+from tests.conftest import TINY, quick_bundle, write_shards
 
 DECISION = Decision(temperature=2.0, offset=0.3, threshold=0.4, rule="given: 0.4")
 FIGURES = {
@@ -182,8 +182,9 @@ def test_files_that_are_immense_are_not_read(bundle):
             read()
 
 
-def evaluate(bundle: Path, shards: Path, out: Path) -> subprocess.CompletedProcess:
+def evaluate(bundle: Path, shards: Path, out: Path, *more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "job/evaluate.py", "--bundle", str(bundle), "--shards", str(shards), "--out", str(out)]
+    command += more
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -197,6 +198,40 @@ def test_the_job_scores_with_the_numbers_alone(bundle, tmp_path):
     images = images_of(read_rows(place(tmp_path / "others"), manifest, "test", 0, 70), 32)
     scores = pq.read_table(tmp_path / "out/predictions.parquet")["probability"]
     assert np.allclose(scores, served.serve_uint8(images)[:, 0], rtol=1e-6, atol=1e-7)
+
+
+def test_an_ensemble_is_averaged_and_tested_on_what_none_of_it_has_seen(bundle, tmp_path):
+    """Of 70 images five are of one group, of which the second model has seen a file."""
+    others, second = tmp_path / "others", quick_bundle(tmp_path / "second", *TINY)
+    manifest = write_shards(place(others), {"test": 70}, hash_byte=7)
+    seen = pa.array([bytes([9] * 32)], pa.binary(32))
+    place(second / "trained_on.parquet").write_parquet(pa.table({"sha256": seen}))
+    groups = pq.read_table(others / "files.parquet")["group"]
+    hashes = pa.array([bytes([7 if group else 9] * 32) for group in groups.to_pylist()], pa.binary(32))
+    place(others / "files.parquet").write_parquet(pa.table({"sha256": hashes, "group": groups}))
+    done = evaluate(bundle, others, tmp_path / "out", "--bundle", str(second), "--flips")
+    assert done.returncode == 0, done.stderr
+    assert "left out   5 images" in done.stdout
+    assert "ensemble   of 2 models; threshold 0.450, the mean of the 2 models' own: 0.400, 0.500" in done.stdout
+    assert "compare    AUC" not in done.stdout, "an ensemble has no test of its own"
+    assert "CAVEAT     SYNTHETIC MODEL: 2 of 2 were trained on drawn sample radiographs and know" in done.stdout
+    images = images_of(read_rows(place(others), manifest, "test", 0, 70), 32)
+    models = [read_bundle(place(folder)).model() for folder in (bundle, second)]
+    expected = np.mean([model(view)[:, 0] for model in models for view in (images, images[:, :, ::-1])], axis=0)
+    scores = pq.read_table(tmp_path / "out/predictions.parquet")
+    assert len(scores) == 65
+    assert np.allclose(scores["probability"], expected[scores["row"].to_numpy()], rtol=1e-5, atol=1e-7)
+    page = (tmp_path / "out/report.html").read_text()
+    assert "The mean of 2 models elsewhere" in page
+    assert "Probabilities are the mean of 2 models', each" in page
+
+
+def test_models_of_images_of_different_sizes_are_not_averaged(bundle, tmp_path):
+    larger = quick_bundle(tmp_path / "larger", *TINY, "data.image_size=64")
+    told = evaluate(bundle, tmp_path / "others", tmp_path / "out", "--bundle", str(larger))
+    assert told.returncode == 2
+    assert f"error: {larger} takes images of 64 pixels, and {bundle} of 32: they cannot be averaged" in told.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("hurt", ["card", "weights", "seen", "shard", "files"])

@@ -5,13 +5,15 @@ import pytest
 
 from fracture.config import load_config
 from fracture.training import screen as screen_module
+from fracture.training.phases import Phase
 from fracture.training.screen import Screen
 
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
 RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
 RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
-START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "precision": "float32", "steps": 9}
-START |= {"parameters": 1684289}
+START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "steps": 9}
+PHASE = {"event": "phase", "phase": Phase("all", 5, 1e-3), "parameters": 1684289, "learning": 1683300}
+PHASE |= {"precision": "float32"}
 
 
 class Terminal(io.StringIO):
@@ -19,9 +21,9 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(*events: dict, stream: io.StringIO | None = None) -> str:
+def shown(*events: dict, stream: io.StringIO | None = None, settings: tuple[str, ...] = ()) -> str:
     stream = stream or io.StringIO()
-    screen = Screen(load_config(None, ["training.epochs=5"]), stream)
+    screen = Screen(load_config(None, ["training.epochs=5", *settings]), stream)
     for event in events:
         screen.show(event)
     screen.close()
@@ -29,9 +31,24 @@ def shown(*events: dict, stream: io.StringIO | None = None) -> str:
 
 
 def test_the_start_says_what_trains_on_what():
-    text = shown(START)
-    assert "2 workers × 1 CPU, float32 · 1,684,289 parameters · 9 steps of 32 images an epoch, at most 5 epochs" in text
+    text = shown(START, PHASE)
+    assert "2 workers × 1 CPU · 9 steps of 32 images an epoch, at most 5 epochs" in text
+    assert "network    cnn, float32 · 1,684,289 parameters" in text
     assert "resuming   after epoch 2" in text
+
+
+def test_each_phase_says_what_learns_for_how_long_and_on_what():
+    settings = ("model.name=mobilenetv2", "transfer.unfreeze=30")
+    head = PHASE | {"phase": Phase("head", 40, 1e-3, by_features=True), "parameters": 2_261_825, "learning": 1281}
+    layers = PHASE | {"phase": Phase("layers", 5, 1e-5), "parameters": 2_261_825, "learning": 731_521}
+    lines = shown(START, head, START, head, layers, settings=settings).splitlines()
+    assert "at most 45 epochs" in lines[0]
+    assert [line for line in lines if line.startswith(("network", "           on"))] == [
+        "network    mobilenetv2, float32 · the head learns, 1,281 of 2,261,825 parameters, for at most 40 epochs",
+        "           on features of the frozen backbone, computed once for each image and its mirror image",
+        "network    mobilenetv2, float32 · the last 30 layers of the backbone learn too, 731,521 of 2,261,825 "
+        "parameters, for at most 5 epochs",
+    ]
 
 
 def test_going_on_inside_an_epoch():
@@ -69,7 +86,7 @@ def test_waiting_for_machines_says_how_many_there_are_and_does_not_repeat_itself
 
 
 def test_columns_stand_under_their_heads():
-    lines = shown(START, {"event": "epoch", "record": RECORD, "best_epoch": 3}).splitlines()
+    lines = shown(START, PHASE, {"event": "epoch", "record": RECORD, "best_epoch": 3}).splitlines()
     head, row = lines[-2:]
     assert [m.start() for m in re.finditer("│", head)] == [m.start() for m in re.finditer("│", row)]
     assert " ".join(row.split()) == (
@@ -92,7 +109,7 @@ def test_a_file_is_told_how_far_it_is_after_a_long_silence(monkeypatch: pytest.M
 
 
 def test_the_header_is_not_repeated_after_a_restart():
-    assert shown(START, START).count("val loss") == 1
+    assert shown(START, PHASE, START, PHASE).count("val loss") == 1
 
 
 def test_divergence_names_the_step_and_the_fix():

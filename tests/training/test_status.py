@@ -240,6 +240,15 @@ def test_folds_take_a_line_each(runs: Place):
     )
 
 
+def test_the_folds_of_each_contender_of_a_comparison_take_a_line(runs: Place):
+    for fold in ("wide/fold-1", "small/fold-1", "small/fold-2"):
+        finish(runs / "x" / fold)
+    (runs / "x/comparison.json").write_json({})
+    lines = status_lines(runs, "x", NOON)
+    assert [line.split()[0] for line in lines] == ["run", "small/fold-1", "small/fold-2", "wide/fold-1"]
+    assert lines[1].startswith("small/fold-1 finished: 5 epochs, the best was 3 · 90 radiographs: AUC 0.820")
+
+
 def test_a_run_that_is_not_there_lists_those_that_are(runs: Place):
     with pytest.raises(UsageError, match=r"^there is no run 'y' in .*runs. There are none; check --storage.$"):
         status_lines(runs, "y", NOON)

@@ -1,0 +1,68 @@
+"""Which models a comparison has: a file of titles, and the settings that each has of its own."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fracture.config import flatten, read_yaml
+from fracture.errors import UsageError
+
+Settings = dict[str, Any]  # "model.name" -> value
+
+
+def read_contenders(file: Path) -> dict[str, Settings]:
+    """The contenders of a YAML file by their titles, in its order.
+
+    Raises:
+        UsageError: there are none, or one cannot be compared with the others.
+    """
+    contenders: dict[str, Settings] = {}
+    for title, delta in read_yaml(file, "--models").items():
+        if not isinstance(delta, dict):
+            raise UsageError(
+                f"--models {file}: contender {title!r} must hold settings such as {{model: {{name: cnn}}}}, or {{}} "
+                f"for none; it holds {delta!r}"
+            )
+        contenders[str(title)] = settings = dict(flatten(delta))
+        for key in settings:
+            if key.split(".")[0] == "data":
+                raise UsageError(
+                    f"--models {file}: contender {title!r} sets {key} = {settings[key]!r}, and all are compared on the "
+                    f"same shards. Set it for all of them: --set {key}={settings[key]}"
+                )
+    if not contenders:
+        raise UsageError(f"--models {file} names no contender; the line 'cnn: {{}}' would name one")
+    _check_folders(file, contenders)
+    return contenders
+
+
+def _check_folders(file: Path, titles: Sequence[str]) -> None:
+    owners: dict[str, str] = {}
+    for title in titles:
+        name = folder_of(title)
+        if not name:
+            raise UsageError(f"--models {file}: the title {title!r} has no letter a-z and no digit. Give it some.")
+        if name in owners:
+            raise UsageError(
+                f"--models {file}: the titles {owners[name]!r} and {title!r} would both have the folder {name!r}. "
+                "Change a word of one."
+            )
+        owners[name] = title
+
+
+def choose(contenders: dict[str, Settings], only: Sequence[str] | None) -> dict[str, Settings]:
+    """Those that are named; None: all.
+
+    Raises:
+        UsageError: one that is named is not there.
+    """
+    for title in only or ():
+        if title not in contenders:
+            raise UsageError(f"--only {title!r}: there is no such contender. There are: {', '.join(contenders)}.")
+    return {title: settings for title, settings in contenders.items() if only is None or title in only}
+
+
+def folder_of(title: str) -> str:
+    """A title as the name of a folder, or of a part of a bucket."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

@@ -1,0 +1,47 @@
+"""What a backbone that stays as it is makes of the images, computed once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fracture.input.pipeline import Share
+
+_AT_ONCE = 32
+
+
+def compute_features(backbone: Any, share: Share, mirrored: bool, each_part: Callable[[int, int], None]) -> Share:
+    """The share with features [N, 1 or 2, F] float32 in place of images; the second ones are of the mirror images.
+
+    Args:
+        backbone: Keras model of images [N, S, S, 1] in [0, 255] to features [N, F], outside of any strategy.
+        each_part: is called with how many of how many images are done.
+    """
+    forward = tf.function(
+        lambda images: backbone(images, training=False),
+        input_signature=[tf.TensorSpec((None, *share.images.shape[1:]), tf.uint8)],
+    )
+    count = len(share.images)
+    features = np.empty((count, 1 + mirrored, backbone.output_shape[-1]), np.float32)
+    for at in range(0, count, _AT_ONCE):
+        images = share.images[at : at + _AT_ONCE]
+        features[at : at + _AT_ONCE, 0] = forward(images)
+        if mirrored:
+            features[at : at + _AT_ONCE, 1] = forward(images[:, :, ::-1])
+        each_part(min(at + _AT_ONCE, count), count)
+    return replace(share, images=features)
+
+
+def mean_and_variance(share: Share, add: Callable[[list[float]], list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """[F] each, of the features that the first epoch draws, over all workers.
+
+    Args:
+        add: adds up F numbers over all workers, and is called by all.
+    """
+    rows = share.draws.rows(0)[share.lanes.start : share.lanes.stop] - share.first
+    drawn = share.images[rows].astype(np.float64)
+    count = share.draws.count * drawn.shape[1]
+    mean = np.array(add((drawn.sum(axis=(0, 1)) / count).tolist()))
+    return mean, np.array(add((((drawn - mean) ** 2).sum(axis=(0, 1)) / count).tolist()))

@@ -1,0 +1,160 @@
+"""Compare models: train each on the same grouped folds, and tell on one page which is better, and how sure that is.
+
+  python job/compare.py --data DIR --run NAME          the contenders of job/contenders.yaml, 5 folds each
+  python job/compare.py --run NAME                     the same on sample radiographs, with the quick recipe
+  python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME
+
+FILE is YAML: a title, and the settings in which that contender differs, such as `cnn: {}` and `wide: {model: {filters:
+[128, 256]}}`. The first is the baseline. --config and --set are for all, and --set wins. The same command again goes
+on where it was stopped, and takes finished folds as they are. It costs contenders times folds times what one training
+costs. Leaves in STORAGE/runs/NAME:
+
+  comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
+  CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
+
+Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import _cli
+from train import add_flags, check_names, compute_settings, held, shards_of, train_folds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fracture.config import Config
+    from fracture.evaluation.comparison import Contender
+    from fracture.evaluation.contenders import Settings
+    from fracture.input.shards import Manifest
+    from fracture.storage import Place
+
+_CONTENDERS = Path(__file__).with_name("contenders.yaml")
+_IMAGES = 64  # that prediction is timed with
+
+
+def main(args: argparse.Namespace) -> None:
+    from fracture.errors import UsageError
+    from fracture.evaluation.contenders import choose, read_contenders
+    from fracture.lease import HeldError
+    from fracture.storage import place
+    from fracture.training.status import LOCK
+
+    check_names(args)
+    contenders = choose(read_contenders(Path(args.models)), args.only)
+    configs = {title: _config(args, title, settings) for title, settings in contenders.items()}
+    run = place(args.storage or _cli.default_storage()) / "runs" / args.run
+    if (run / "run.json").is_file() or "fold-1" in run.folders():
+        raise UsageError(f"{run} is a run of job/train.py, and no comparison. Give another --run name.")
+    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
+    try:
+        with held(run / LOCK, f"comparison {run.name!r}", f"see job/train.py --status {run.name}"):
+            lines = _train_and_compare(args, contenders, configs, run)
+    except HeldError as error:
+        raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
+    print("\n".join(lines), flush=True)
+
+
+def _config(args: argparse.Namespace, title: str, settings: Settings) -> Config:
+    """Of the file, then of the contender, then of the flags; 5 folds where nobody says how many."""
+    file = _cli.CONFIGS / "quick.yaml" if args.data is None and args.shards is None else None
+    own = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    asked = [*own, *_cli.data_settings(args), *compute_settings(args)]
+    with _named(title):
+        config = _cli.settings(args, asked, file)
+        if args.shards or "folds" in config.data.model_fields_set:
+            return config
+        return _cli.settings(args, [*asked, "data.folds=5"], file)
+
+
+@contextmanager
+def _named(title: str) -> Iterator[None]:
+    """Names the contender in errors about its settings."""
+    from fracture.errors import UsageError
+
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"contender {title!r}: {error}") from None
+
+
+def _train_and_compare(
+    args: argparse.Namespace, contenders: dict[str, Settings], configs: dict[str, Config], run: Place
+) -> list[str]:
+    from fracture.errors import UsageError
+    from fracture.evaluation.contenders import folder_of
+    from fracture.input.shards import read_manifest
+    from fracture.storage import place
+    from fracture.training.driver import check_batches, check_run, with_data_of
+
+    storage = place(args.storage or _cli.default_storage())
+    shards = shards_of(args, next(iter(configs.values())), storage)
+    manifest = read_manifest(shards)
+    if not manifest.folds:
+        raise UsageError(f"{shards} has no folds to compare on. Preprocess with --folds 5, or name --data here.")
+    configs = {title: with_data_of(config, manifest) for title, config in configs.items()}
+    for title, config in configs.items():  # before hours of training, and not after
+        for number in range(1, len(manifest.folds) + 1):
+            with _named(title):
+                check_batches(config, manifest.fold(number))
+                check_run(run / folder_of(title) / f"fold-{number}", config, manifest.fold(number))
+    for number, (title, config) in enumerate(configs.items(), 1):
+        print(f"contender  {number} of {len(configs)}: {title}", flush=True)
+        lines = train_folds(config, shards, manifest, run / folder_of(title), args.verbose)
+        print("\n".join(lines), flush=True)
+    return _compare(contenders, shards, manifest, run)
+
+
+def _compare(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[str]:
+    """Writes the page; what there is to say."""
+    from fracture.evaluation.comparison import comparison_lines, table_lines, write_comparison
+    from fracture.evaluation.report import caveats
+
+    told = _measured(contenders, shards, manifest, run)
+    write_comparison(run, manifest, told, caveats(manifest))
+    lines = [*comparison_lines(told), "", *table_lines(told), ""]
+    lines += [f"CAVEAT     {line}" for line in caveats(manifest)]
+    return [*lines, f"comparison {run / 'comparison.html'} (comparison.md: the table; comparison.json: all figures)"]
+
+
+def _measured(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
+    from fracture.evaluation.comparison import Contender, differences, prediction_speeds, read_costs
+    from fracture.evaluation.contenders import folder_of
+    from fracture.evaluation.folds import pool_folds
+    from fracture.input.shards import images_of, read_rows
+    from fracture.release.bundle import read_bundle
+
+    folders = {title: run / folder_of(title) for title in contenders}
+    models = {title: read_bundle(place / "fold-1" / "bundle").model() for title, place in folders.items()}
+    images = images_of(read_rows(shards, manifest, "fold-1", 0, _IMAGES), manifest.image_size)
+    speeds = prediction_speeds(models, images)
+    pooled = {title: pool_folds(place, manifest) for title, place in folders.items()}
+    baseline = next(iter(contenders))
+    return [
+        Contender(
+            title=title,
+            folder=folder_of(title),
+            settings=settings,
+            pooled=pooled[title],
+            costs=read_costs(folders[title], len(manifest.folds), models[title].count_params(), speeds[title]),
+            differences={} if title == baseline else differences(pooled[title], pooled[baseline], len(contenders) - 1),
+        )
+        for title, settings in contenders.items()
+    ]
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    add_flags(parser)
+    which = parser.add_argument_group("contenders")
+    which.add_argument(
+        "--models", metavar="FILE", default=str(_CONTENDERS), help="YAML of contenders (default: job/contenders.yaml)"
+    )
+    which.add_argument("--only", metavar="TITLE", nargs="+", help="these contenders alone; the baseline is the first")
+    _cli.run(main, parser.parse_args())

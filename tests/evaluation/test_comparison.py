@@ -1,0 +1,185 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fracture.errors import UsageError
+from fracture.evaluation.comparison import (
+    Contender,
+    comparison_lines,
+    differences,
+    prediction_speeds,
+    read_costs,
+    table_lines,
+    write_comparison,
+)
+from fracture.evaluation.contenders import choose, folder_of, read_contenders
+from fracture.evaluation.folds import Pooled, pool_folds
+from fracture.evaluation.plots import plot_rocs
+from fracture.evaluation.scores import write_predictions
+from fracture.storage import place
+from tests.conftest import write_shards
+
+FOLDS = {"fold-1": 8, "fold-2": 8, "fold-3": 8}
+
+
+@pytest.fixture
+def trained(tmp_path) -> Callable[..., Pooled]:
+    """Three finished folds of a contender, whose test images are half fractures; it has those of `wrong` reversed."""
+    manifest = write_shards(place(tmp_path / "shards"), FOLDS)
+
+    def write(name: str, wrong: tuple[int, ...] = (), label: int | None = None) -> Pooled:
+        for number in (1, 2, 3):
+            fold, labels = place(tmp_path / "runs/x" / name / f"fold-{number}"), np.arange(8) % 2
+            films = np.arange(10 * number, 10 * number + 8)
+            table = {
+                "row": np.arange(8),
+                "split": ["test"] * 8,
+                "film": films,
+                "group": films,
+                "label": labels if label is None else np.full(8, label),
+                "probability": np.where(labels == (number not in wrong), 0.9, 0.1),
+            }
+            write_predictions(fold, pa.table(table))
+            decision = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
+            (fold / "bundle/bundle.json").write_json({"decision": decision})
+            (fold / "bundle/weights.npz").write_bytes(bytes(2_000_000))
+            epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
+            (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())
+        return pool_folds(place(tmp_path / "runs/x" / name), manifest)
+
+    return write
+
+
+def contender(title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None) -> Contender:
+    costs = read_costs(place(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
+    found = {} if baseline is None else differences(pooled, baseline, others=2)
+    return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, found)
+
+
+def test_differences_are_of_the_same_radiographs(trained):
+    """A third of the fractures missed, a third of the normals called; of 144 pairs 64 in order and 64 ties."""
+    right, wrong = trained("right"), trained("wrong", wrong=(3,))
+    assert wrong.whole["radiograph"]["auc"] == pytest.approx((64 + 64 / 2) / 144)
+    found = differences(right, wrong, others=1)
+    assert {name: figure.value for name, figure in found.items()} == pytest.approx(
+        dict.fromkeys(("auc", "recall", "specificity"), 1 / 3)
+    )
+    # Of 12 fractures each is in the fold that was missed with a chance of a third: √(⅓ · ⅔ / 12) = .136.
+    recall = found["recall"]
+    assert (recall.high - recall.low) / 2 == pytest.approx(1.96 * 0.136, rel=0.1)
+    same = differences(wrong, wrong, others=1)["auc"]
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_intervals_of_many_contenders_are_wider(trained):
+    right, wrong = trained("right"), trained("wrong", wrong=(3,))
+    one, ten = (differences(right, wrong, others=n)["recall"] for n in (1, 10))
+    assert ten.low < one.low < one.value < one.high < ten.high
+
+
+def test_costs_are_those_of_all_folds(trained, tmp_path):
+    costs = contender("right", trained("right"), tmp_path).costs
+    assert (costs.epochs, costs.training_seconds, costs.memory_gb) == (6, 360, 1.5)
+    assert (costs.parameters, costs.trained_parameters, costs.weights_bytes) == (1234, 7, 2_000_000)
+
+
+def test_models_take_turns_when_predictions_are_timed():
+    turns = []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+            turns.append(self._name)
+            return images[:, :1, 0, 0] / 256
+
+    speeds = prediction_speeds({"a": Model("a"), "b": Model("b")}, np.zeros((16, 4, 4, 1), np.uint8))
+    assert turns == ["a", "b"] * 6, "the first round compiles"
+    assert min(speeds.values()) > 0
+
+
+def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path):
+    base, better, same = trained("base", wrong=(3,)), trained("b-better-b"), trained("same", wrong=(2,))
+    contenders = [
+        contender("base", base, tmp_path),
+        contender("<b>better</b>", better, tmp_path, base),
+        contender("same", same, tmp_path, base),
+    ]
+    run = place(tmp_path / "runs/x")
+    write_comparison(run, write_shards(place(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
+    page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
+    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is surely better than base: AUC +0.333" in page
+    assert "<b>same</b> is not to be told apart from base: AUC +0.000" in page
+    assert "With 2 contenders beside the baseline they are widened (Bonferroni)" in page
+    assert '<a href="b-better-b/folds.html">' in page
+    assert page.count("data:image/png;base64,") == 1
+    assert "SYNTHETIC: x" in page
+    told = "\n".join(comparison_lines(contenders))
+    assert "surely better than base: AUC +0.333 [" in told
+    assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker" in told
+    assert (tmp_path / "runs/x/comparison.md").read_text().splitlines() == table_lines(contenders)
+    assert table_lines(contenders)[2].startswith("| base | 0.667 [")
+    written = json.loads((tmp_path / "runs/x/comparison.json").read_text())
+    assert written["baseline"] == "base"
+    assert written["contenders"]["same"]["differences"]["auc"]["value"] == 0
+    assert written["contenders"]["same"]["costs"]["training_seconds"] == 360
+
+
+def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
+    good, bad = trained("good"), trained("bad", wrong=(3,))
+    assert contender("bad", bad, tmp_path, good).verdict("good") == "surely worse than good"
+    alone = trained("alone", label=1)
+    one_class = contender("alone", alone, tmp_path, alone)
+    assert one_class.differences["specificity"].value is None
+    assert one_class.verdict("alone") == "not to be compared with alone: test has one class only"
+    assert "AUC undefined, sensitivity +0.000" in comparison_lines([one_class])[2]
+    manifest = write_shards(place(tmp_path / "shards"), FOLDS)
+    write_comparison(place(tmp_path / "runs/x"), manifest, [contender("alone", alone, tmp_path), one_class], [])
+    assert "undefined" in (tmp_path / "runs/x/comparison.html").read_text()
+
+
+def test_every_model_has_its_curve():
+    labels, probabilities = np.arange(8) % 2, np.linspace(0, 1, 8)
+    models = {str(number): np.roll(probabilities, number) for number in range(9)}
+    without_last = {name: models[name] if name != "8" else models["7"] for name in models}
+    assert plot_rocs(labels, models, "") != plot_rocs(labels, without_last, "")
+
+
+def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text("cnn: {}\n'wide, no dropout': {model: {filters: [8, 16], dropout: 0.0}}\n")
+    found = read_contenders(file)
+    assert found == {"cnn": {}, "wide, no dropout": {"model.filters": [8, 16], "model.dropout": 0.0}}
+    assert folder_of("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
+    assert list(choose(found, ["wide, no dropout"])) == ["wide, no dropout"]
+    with pytest.raises(UsageError, match=r"--only 'wide': there is no such contender. There are: cnn, wide, no dro"):
+        choose(found, ["wide"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"--models .* names no contender; the line 'cnn: \{\}' would name one"),
+        ("- cnn", r"--models .*: must hold settings such as"),
+        ("cnn: resnet50", r"contender 'cnn' must hold settings such as .*, or \{\} for none; it holds 'resnet50'"),
+        ("cnn:", r"contender 'cnn' must hold settings .*; it holds None"),
+        (
+            "cnn: {data: {image_size: 96}}",
+            r"contender 'cnn' sets data.image_size = 96, and all .* same shards. Set it for all of them: --set data.im",
+        ),
+        ("a b: {}\nA-B: {}", r"the titles 'a b' and 'A-B' would both have the folder 'a-b'. Change a word of one"),
+        ("'+': {}", r"the title '\+' has no letter a-z and no digit. Give it some"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, text: str, message: str):
+    file = tmp_path / "models.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_contenders(file)
+    with pytest.raises(UsageError, match=r"--models .*nowhere.yaml: no such file. There are: .*models.yaml"):
+        read_contenders(tmp_path / "nowhere.yaml")

@@ -1,0 +1,43 @@
+"""A comparison as a shell runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fracture.storage import place
+from tests.conftest import TINY, shell, write_shards
+
+
+@pytest.mark.long
+def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_nothing(tmp_path):
+    shards = place(tmp_path / "shards")
+    write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
+    models = tmp_path / "models.yaml"
+    models.write_text("small: {}\nno dropout: {model: {dropout: 0.0}}\n")
+    command = [sys.executable, "job/compare.py", "--shards", str(shards), "--storage", str(tmp_path)]
+    command += ["--run", "c", "--models", str(models), "--workers", "1"]
+    for assignment in (*TINY, "training.epochs=1"):
+        command += ["--set", assignment]
+
+    def run(*more: str) -> subprocess.CompletedProcess:
+        done = subprocess.run([*command, *more], env=shell(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == "", "not a line of anybody's log"
+        return done
+
+    alone = run("--only", "no dropout").stdout
+    assert "than" not in alone, "there is nothing to compare it with"
+    first = run().stdout
+    assert first.count("finished   earlier") == 3
+    assert "CAVEAT     SYNTHETIC" in first
+    found = json.loads((tmp_path / "runs/c/comparison.json").read_text())
+    assert list(found["contenders"]) == ["small", "no dropout"]
+    for told in found["contenders"].values():
+        assert told["pooled"]["image"]["count"] == 72
+        assert told["costs"]["epochs"] == 3
+        assert told["costs"]["images_per_second"] > 1
+    assert (tmp_path / "runs/c/no-dropout/folds.html").exists()
+    assert not (tmp_path / "runs/c/lock").exists()
+    assert run().stdout.count("finished   earlier") == 6
