@@ -110,6 +110,20 @@ def test_random_weights_give_other_maps_and_the_same_network_the_same(tiny_confi
     assert all(map(np.array_equal, before, model.get_weights()))
 
 
+@pytest.mark.parametrize("name", ["qnn", pytest.param("mobilenetv2", marks=pytest.mark.long)])
+def test_networks_of_other_kinds_are_explained_and_drawn_anew(tiny_config, name: str):
+    weights = [] if name == "qnn" else ["transfer.weights=none"]
+    model = build_model(tiny_config(f"model.name={name}", "data.image_size=64", *weights), 100.0, 50.0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 1), np.uint8)
+    fracture = np.array([True, False, True, False])
+    found = maps(model, images, fracture)
+    assert found.shape == (4, 64, 64)
+    assert ((found >= 0) & (found <= 1)).all()
+    assert found.any()
+    (likeness,) = likeness_to_random(model, images, fracture, 1)
+    assert 0 < likeness < 0.95
+
+
 def test_rank_correlation_is_spearmans_and_0_of_a_map_without_ranks():
     generator = np.random.default_rng(0)
     first, second = np.maximum(generator.normal(size=(2, 4, 5, 5)), 0)  # half of it in ties
