@@ -24,7 +24,7 @@ def render(template: str, **values: Any) -> bytes:
 
 
 def picture(image: np.ndarray) -> str:
-    """A [H, W] uint8 image as the address of an `img`."""
+    """A [H, W] or [H, W, 3] uint8 image as the address of an `img`."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     return png(buffer.getvalue())

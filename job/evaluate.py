@@ -30,20 +30,61 @@ if TYPE_CHECKING:
 
     from fracture.input.shards import Manifest
     from fracture.release.bundle import Bundle
+    from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.evaluation.calibration import joint_decision
+    from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
-    from fracture.input.shards import read_index, read_manifest
     from fracture.release.bundle import read_bundle, versions
+    from fracture.storage import place
+
+    bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
+    shards, manifest, fresh = find_test(args, bundles, out)
+    if not any(fresh):
+        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
+    models = [bundle.model() for bundle in bundles]
+    model = Ensemble(models, args.flips)
+    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    decision = joint_decision([bundle.decision for bundle in bundles])
+    manifest = _counted(manifest, scores)
+    notes = [*of_the_models(bundles), *caveats(manifest)]
+    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
+    named = ", ".join(str(bundle.place) for bundle in bundles)
+    facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
+    own, gallery = None, None
+    if len(bundles) == 1:  # several have no one test of their own, and no one last convolution
+        own = bundles[0].evaluations["test"]
+        gallery = make_gallery(models[0], scores, shards, manifest, decision.threshold)
+    title = f"{args.bundle[0]} elsewhere" if own else f"The mean of {len(bundles)} models elsewhere"
+    report = Report(title, manifest, decision, evaluations, [], 0, facts, notes, own, len(bundles), gallery)
+    write_report(out, report, scores, shards)
+    write_predictions(out, scores)
+    (out / "metrics.json").write_json(as_json(evaluations))
+    left_out = len(fresh) - sum(fresh)
+    if left_out:
+        print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
+    if len(bundles) > 1:
+        print(f"ensemble   of {len(bundles)} models; threshold {decision.threshold:.3f}, {decision.rule}")
+    lines = [*result_lines(evaluations), *([comparison_line(own, evaluations["test"])] if own else [])]
+    lines += [f"CAVEAT     {line}" for line in notes]
+    print("\n".join([*lines, f"report     {out / 'report.html'}"]))
+
+
+def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -> tuple[Place, Manifest, list[bool]]:
+    """The shards that `--shards` names or that are made of `--data`, and of each row of test whether it is new.
+
+    A radiograph or patient of which one of the models has seen a file is not new.
+    """
+    from fracture.errors import UsageError
+    from fracture.input.shards import read_index, read_manifest
     from fracture.storage import place
     from fracture.training.driver import start_ray
 
-    bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
     image_size = _image_size(bundles)
     shards = place(args.shards) if args.shards else out / "shards"
     if args.labels and not args.data:
@@ -60,31 +101,7 @@ def main(args: argparse.Namespace) -> None:
         )
     known = set().union(*(bundle.groups_seen(shards) for bundle in bundles))
     groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
-    fresh = [group not in known for group in groups]
-    if not any(fresh):
-        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    model = Ensemble([bundle.model() for bundle in bundles], args.flips)
-    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
-    decision = joint_decision([bundle.decision for bundle in bundles])
-    manifest = _counted(manifest, scores)
-    notes = [*_of_the_models(bundles), *caveats(manifest)]
-    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
-    named = ", ".join(str(bundle.place) for bundle in bundles)
-    facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
-    own = bundles[0].evaluations["test"] if len(bundles) == 1 else None
-    title = f"{args.bundle[0]} elsewhere" if own else f"The mean of {len(bundles)} models elsewhere"
-    report = Report(title, manifest, decision, evaluations, [], 0, facts, notes, own, len(bundles))
-    write_report(out, report, scores, shards)
-    write_predictions(out, scores)
-    (out / "metrics.json").write_json(as_json(evaluations))
-    left_out = len(fresh) - sum(fresh)
-    if left_out:
-        print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
-    if len(bundles) > 1:
-        print(f"ensemble   of {len(bundles)} models; threshold {decision.threshold:.3f}, {decision.rule}")
-    lines = [*result_lines(evaluations), *([comparison_line(own, evaluations["test"])] if own else [])]
-    lines += [f"CAVEAT     {line}" for line in notes]
-    print("\n".join([*lines, f"report     {out / 'report.html'}"]))
+    return shards, manifest, [group not in known for group in groups]
 
 
 def _image_size(bundles: Sequence[Bundle]) -> int:
@@ -100,7 +117,7 @@ def _image_size(bundles: Sequence[Bundle]) -> int:
     return first.image_size
 
 
-def _of_the_models(bundles: Sequence[Bundle]) -> list[str]:
+def of_the_models(bundles: Sequence[Bundle]) -> list[str]:
     synthetic = sum(bundle.synthetic for bundle in bundles)
     if not synthetic:
         return []
@@ -120,6 +137,13 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     return manifest.model_copy(update={"counts": counts, "groups": groups})
 
 
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--data", metavar="DIR", action="append", help="folder or URI of radiographs; repeated: several")
+    which.add_argument("--shards", metavar="SHARDS", help="folder or URI of shards that hold a test split")
+    parser.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+
+
 if __name__ == "__main__":
     parser = _cli.parser(__doc__)
     parser.add_argument(
@@ -130,9 +154,6 @@ if __name__ == "__main__":
         help="folder or URI of a finished run's bundle; repeated: the mean of several",
     )
     parser.add_argument("--flips", action="store_true", help="the mean over each image and its mirror image")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--data", metavar="DIR", action="append", help="folder or URI of radiographs; repeated: several")
-    which.add_argument("--shards", metavar="SHARDS", help="folder or URI of shards that hold a test split")
-    parser.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+    add_data_flags(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
     _cli.run(main, parser.parse_args())

@@ -206,6 +206,7 @@ def _test(
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
     from fracture.config import flatten
     from fracture.evaluation.calibration import decide
+    from fracture.evaluation.gallery import read_gallery
     from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.release.bundle import versions, write_bundle
@@ -227,7 +228,8 @@ def _test(
     facts |= versions() | dict(flatten(config.model_dump(mode="json")))
     title = f"Run {run.name}"
     told = caveats(manifest)
-    report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts, told)
+    history, best_epoch, gallery = outcome.history, outcome.best_epoch, read_gallery(run)
+    report = Report(title, manifest, decision, evaluations, history, best_epoch, facts, told, gallery=gallery)
     write_report(run / "report", report, scores, shards)
     write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations, initial)
     return evaluations

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fracture.evaluation.calibration import Decision
+from fracture.evaluation.gallery import Gallery, surest
 from fracture.evaluation.metrics import Evaluation, Metrics, by_radiograph, compute_metrics
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
@@ -94,6 +95,7 @@ class Report:
     caveats: Sequence[str]  # what has to stand beside every figure
     own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
     models: int = 1  # whose probabilities were averaged
+    gallery: Gallery | None = None  # of test
 
 
 def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place) -> None:
@@ -136,21 +138,13 @@ def plot_scores(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics,
 
 def _mistakes(test: pa.Table, report: Report, shards: Place) -> list[dict[str, Any]]:
     """The worst of each kind, one a radiograph, with their pictures."""
-    threshold = report.decision.threshold
+    worst = surest(test, report.decision.threshold, _WORST)
     shown = []
-    for label, sign in ((1, 1), (0, -1)):
-        called_wrong = (pc.less if label else pc.greater_equal)(test["probability"], threshold)
-        wrong = test.filter(pc.and_(pc.equal(test["label"], label), called_wrong)).to_pylist()
-        films: set[int] = set()
-        for row in sorted(wrong, key=lambda row: sign * row["probability"]):
-            if row["film"] in films or len(films) == _WORST:
-                continue
-            films.add(row["film"])
-            pixels = images_of(
-                read_rows(shards, report.manifest, "test", row["row"], row["row"] + 1), report.manifest.image_size
-            )
-            what = f"{CLASS_NAMES[label]}, probability of a fracture {row['probability']:.2f}"
-            shown.append({"picture": picture(pixels[0, ..., 0]), "what": what, "path": row["source"]})
+    for row in (*worst["false negatives"], *worst["false positives"]):
+        block = read_rows(shards, report.manifest, "test", row["row"], row["row"] + 1)
+        pixels = images_of(block, report.manifest.image_size)
+        what = f"{CLASS_NAMES[row['label']]}, probability of a fracture {row['probability']:.2f}"
+        shown.append({"picture": picture(pixels[0, ..., 0]), "what": what, "path": row["source"]})
     return shown
 
 

@@ -112,12 +112,17 @@ def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.
 def gather_scores(run: Place, manifest: Manifest, workers: int, decision: Decision) -> pa.Table:
     """Validation and test, calibrated, as one table in row order, also written as `predictions.parquet`."""
     gathered = pa.concat_tables([read_scores(run, manifest, split, workers) for split in SPLITS[1:]])
-    calibrated = decision.calibrate(gathered["probability"].to_numpy())
-    column = gathered.schema.get_field_index("probability")
-    gathered = gathered.set_column(column, _SCHEMA.field("probability"), pa.array(calibrated, pa.float32()))
+    gathered = calibrate(gathered, decision)
     write_predictions(run, gathered)
     (run / "scores").delete()
     return gathered
+
+
+def calibrate(scores: pa.Table, decision: Decision) -> pa.Table:
+    """The same rows with calibrated probabilities."""
+    calibrated = pa.array(decision.calibrate(scores["probability"].to_numpy()), pa.float32())
+    field = _SCHEMA.field("probability")
+    return scores.set_column(scores.schema.get_field_index(field.name), field, calibrated)
 
 
 def write_predictions(folder: Place, scores: pa.Table) -> None:

@@ -448,7 +448,8 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     from ray.train.collective import barrier
 
     from fracture.evaluation.calibration import decide
-    from fracture.evaluation.scores import read_scores, score_blocks, write_scores
+    from fracture.evaluation.gallery import make_gallery, write_gallery
+    from fracture.evaluation.scores import calibrate, read_scores, score_blocks, write_scores
     from fracture.models import build_model
     from fracture.release.bundle import export_model
 
@@ -468,4 +469,10 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     if rank == 0:
         watchdog.busy("exporting the model", more=4 * sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
         val = read_scores(assignment.run, manifest, "val", workers)
-        export_model(model, decide(val, assignment.config.evaluation), assignment.run / "bundle")
+        decision = decide(val, assignment.config.evaluation)
+        export_model(model, decision, assignment.run / "bundle")
+        explaining = partial(watchdog.busy, "explaining test")
+        explaining()
+        test = calibrate(read_scores(assignment.run, manifest, "test", workers), decision)
+        gallery = make_gallery(model, test, assignment.shards, manifest, decision.threshold, each=explaining)
+        write_gallery(assignment.run, gallery)

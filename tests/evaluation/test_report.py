@@ -5,6 +5,7 @@ import pyarrow as pa
 from PIL import Image
 
 from fracture.evaluation.calibration import Decision
+from fracture.evaluation.gallery import GROUPS, Example, Gallery
 from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
 from fracture.input.shards import Leak
 from fracture.storage import place
@@ -104,6 +105,7 @@ def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     assert "fracture, probability of a fracture 0.40" in page
     assert "Not a medical device" in page
     assert "test was read once" in page
+    assert "What the network looks at" not in page
 
 
 def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_path):
@@ -121,14 +123,20 @@ def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 7
 
 
-def test_the_report_of_data_from_elsewhere_claims_no_training(shard_folder, tmp_path):
+def test_the_report_of_data_from_elsewhere_has_a_gallery_and_claims_no_training(shard_folder, tmp_path):
     folder, manifest = shard_folder()
     evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
     own = evaluations["val"]
-    write_report(
-        place(tmp_path), Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own), SCORES, folder
-    )
+    example = Example(path="<b>.png", label="normal", probability=0.7, radiograph="data:,a", explained="data:,b")
+    groups = {name: [example] if name == "false positives" else [] for name in GROUPS}
+    gallery = Gallery(groups=groups, likeness=[0.1, 0.6])
+    report = Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own, gallery=gallery)
+    write_report(place(tmp_path), report, SCORES, folder)
     page = (tmp_path / "report.html").read_text()
+    assert "<h2>What the network looks at</h2>" in page
+    assert [page.count(f"<h3>{name.capitalize()}: ") for name in GROUPS] == [1] * 4
+    assert "<br>&lt;b&gt;.png" in page
+    assert '<div class="notice bad">SANITY: do not believe these maps. Of 2 copies' in page
     assert "AUC per radiograph 1.000 on its own test, 0.500 on these" in page
     assert "All of that was chosen when the model was trained, on data of its own." in page
     assert not any(words in page for words in ("test was read once", "job/evaluate.py", "best was epoch"))

@@ -195,7 +195,9 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     assert tried.returncode == 0, tried.stderr
     assert "compare    AUC per radiograph" in tried.stdout
     assert "CAVEAT     SYNTHETIC MODEL: it was trained on drawn sample radiographs" in tried.stdout
-    assert "SYNTHETIC MODEL" in (run.parent / "out/report.html").read_text()
+    page = (run.parent / "out/report.html").read_text()
+    assert "SYNTHETIC MODEL" in page
+    assert "What the network looks at" in page
     assert {p.name for p in (run.parent / "out").iterdir()} >= {"report.html", "predictions.parquet", "metrics.json"}
     write_shards(others, {"test": 20})
     known = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
@@ -213,6 +215,7 @@ def _check_that_the_numbers_alone_give_the_same(run: Path, shards: Place, manife
 
 def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> None:
     assert {p.name for p in (run / "report").iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
+    assert "What the network looks at" in (run / "report/report.html").read_text()
     left = {p.name for p in (run / "bundle").iterdir()}
     assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet", "weights.npz"}
     bundle = json.loads((run / "bundle/bundle.json").read_text())
