@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-# For local-train, submit and audit: DATA=folder; for local-train and submit: CONFIG=file.yaml WORKERS=n RUN=name
+# For local-train, tune, submit and audit: DATA=folder; for local-train, tune and submit: CONFIG=file.yaml WORKERS=n
+# RUN=name; for tune: TRIALS=n
 # For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
+TRIALS  ?=
 REGISTRY ?=
 EVERY   ?=
 NOTIFY  ?=
@@ -25,7 +27,7 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train cluster-up submit cluster-down schedule audit data test test-long bench soak check \
+.PHONY: help setup local-train tune cluster-up submit cluster-down schedule audit data test test-long bench soak check \
   lint format lock clean
 
 help: ## list the targets
@@ -41,6 +43,9 @@ $(VENV)/installed: requirements.lock
 
 local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN= (no DATA: sample radiographs)
 	@$(PY) job/train.py $(FLAGS)
+
+tune: setup ## search for better settings on this machine; DATA= CONFIG= TRIALS= RUN= WORKERS= (the same RUN goes on)
+	@$(PY) job/tune.py $(FLAGS) $(if $(TRIALS),--trials $(TRIALS))
 
 # One process holds all of this Ray, so that cluster-down ends it and no other; `ray stop` would end every Ray here.
 # Port 8266, since a job of local-train holds the default, 52365, and without it no job can be submitted.

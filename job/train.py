@@ -46,7 +46,7 @@ _taken_over = threading.Event()  # by another job, which took this one for dead
 def main(args: argparse.Namespace) -> None:
     from fracture.storage import place
 
-    _check_names(args)
+    check_names(args)
     storage = place(args.storage or _cli.default_storage())
     if args.status:
         from fracture.training.status import status_lines
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     run = storage / "runs" / args.run
-    with _locked(run):
+    with locked(run):
         lines = _prepare_and_train(args, config, storage, run)
     print("\n".join(lines), flush=True)
 
@@ -70,7 +70,7 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place,
     from fracture.storage import place
     from fracture.training.driver import with_data_of
 
-    shards = place(args.shards) if args.shards else _shards(args, config, storage)
+    shards = place(args.shards) if args.shards else prepared_shards(args, config, storage)
     manifest = read_manifest(shards)
     config = with_data_of(config, manifest)
     if not manifest.folds and "train" not in manifest.shards:
@@ -87,7 +87,7 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place,
 
 
 @contextmanager
-def _locked(run: Place) -> Iterator[None]:
+def locked(run: Place) -> Iterator[None]:
     """Keeps other jobs out of the run, unless it is finished and will only be shown.
 
     Raises:
@@ -224,7 +224,7 @@ def _test(
         "initial_weights": initial_weights(initial),
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
-    facts |= versions() | dict(flatten(config.model_dump(mode="json")))
+    facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
     title = f"Run {run.name}"
     told = caveats(manifest)
     report = Report(title, manifest, decision, evaluations, outcome.history, outcome.best_epoch, facts, told)
@@ -241,7 +241,7 @@ def _told(evaluations: dict[str, Evaluation], run: Place) -> list[str]:
     return [*lines, f"report     {run / 'report' / 'report.html'}"]
 
 
-def _shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
+def prepared_shards(args: argparse.Namespace, config: Config, storage: Place) -> Place:
     """Prepares the named data, or sample radiographs where none is named; where the shards are."""
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
@@ -284,7 +284,7 @@ def compute_settings(args: argparse.Namespace) -> list[str]:
     return flags + (["compute.gpu=true"] if args.gpu else [])
 
 
-def _check_names(args: argparse.Namespace) -> None:
+def check_names(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
 
     if args.labels and not args.data:
@@ -292,13 +292,12 @@ def _check_names(args: argparse.Namespace) -> None:
     for flag in ("data", "shards", "storage", "labels"):
         if "" in (getattr(args, flag), *(args.data or [])):
             raise UsageError(f"--{flag} is empty: name a folder, or leave the flag out")
-    for flag, name in {"run": args.run, "status": args.status}.items():
+    for flag, name in {"run": args.run, "status": getattr(args, "status", None)}.items():
         if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UsageError(f"--{flag} {name!r}: a run's name is letters, digits, '.', '_' and '-', such as 2026-w48")
 
 
-if __name__ == "__main__":
-    parser = _cli.parser(__doc__)
+def add_data_choice(parser: argparse.ArgumentParser, *, folds: bool = True) -> None:
     data = parser.add_argument_group("data")
     which = data.add_mutually_exclusive_group()
     which.add_argument(
@@ -308,7 +307,10 @@ if __name__ == "__main__":
         help="folder or URI of radiographs, repeated: several origins; left out: synthetic samples",
     )
     which.add_argument("--shards", metavar="SHARDS", help="folder or URI that job/preprocess.py wrote")
-    _cli.add_data_flags(data)
+    _cli.add_data_flags(data, folds=folds)
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     where = parser.add_argument_group("run")
     where.add_argument("--storage", metavar="DIR", help="folder or URI that all workers reach, for shards and runs")
     where.add_argument(
@@ -317,6 +319,13 @@ if __name__ == "__main__":
         default=datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
         help="name of the run; one that was begun is resumed (default: the time)",
     )
-    where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
     add_compute_flags(where)
+    return where
+
+
+if __name__ == "__main__":
+    parser = _cli.parser(__doc__)
+    add_data_choice(parser)
+    where = add_run_flags(parser)
+    where.add_argument("--status", metavar="NAME", help="say how that run goes, and end; needs only --storage")
     _cli.run(main, parser.parse_args())

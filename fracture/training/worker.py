@@ -34,10 +34,11 @@ class Assignment:
     run: Place
     messages: Any  # the Ray actor of messages.py
     initial: Any = None  # the Bundle whose weights training begins with, if any
+    score: bool = True  # validation and test in the end, and export the model
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch, then scores validation and test with the best weights."""
+    """Trains until early stopping or the last epoch; then, if asked, scores validation and test with the best weights."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
@@ -234,6 +235,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             raise _plain(error) from error
         raise
 
+    if not assignment.score:
+        return
     if rank == 0:
         tell(event="scoring", workers=workers)
     _score_and_export(assignment, state, rank, workers, watchdog)
