@@ -229,14 +229,14 @@ def _checked_range(name: str, draw: Range) -> Range:
     if len(draw) != 1 or not draw.keys() <= set(_DRAWS):
         raise ValueError(f"{name} has {', '.join(draw) or 'nothing'}; give one of {', '.join(_DRAWS)}")
     ((kind, values),) = draw.items()
+    values = [_number(value) if isinstance(value, str) else value for value in values]
     if kind == "choice":
         if not values:
             raise ValueError(f"{name}: a choice of nothing; list the values")
-        return draw
-    bounds = [_number(value) if isinstance(value, str) else value for value in values]
-    if len(bounds) != 2 or not all(type(bound) in (int, float) and isfinite(bound) for bound in bounds):
+        return {kind: values}
+    if len(values) != 2 or not all(type(bound) in (int, float) and isfinite(bound) for bound in values):
         raise ValueError(f"{name}: {kind} of {values!r}; give the least and the most, two numbers")
-    least, most = map(float, bounds)
+    least, most = map(float, values)
     if least >= most or (kind == "loguniform" and least <= 0):
         above = " above 0" if kind == "loguniform" else ""
         raise ValueError(f"{name}: {kind} of {values!r}; the least comes first, below the most{above}")

@@ -94,10 +94,8 @@ def _search(
     at_once = min(runs_at_once(config), config.tune.concurrent or config.tune.trials)
     trials, done = config.tune.trials, f", of which {len(results)} are done" if results else ""
     each = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
-    print(
-        f"starting   {trials} trials of at most {config.training.epochs} epochs{done}; {at_once} at a time, each on {each}",
-        flush=True,
-    )
+    most = f"at most {config.training.epochs} epochs"
+    print(f"starting   {trials} trials of {most}{done}; {at_once} at a time, each on {each}", flush=True)
     run_trials(config, shards, manifest, run, results, at_once)
 
 

@@ -65,14 +65,15 @@ class Trial(tune.Trainable):
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._ask = threading.Semaphore(0)
         self._last: dict[str, Any] = {"epoch": 0, "val_loss": float("inf")}
-        self._stopped = False
+        self._asked = self._stopped = False
         self._screen = Screen(self._config, StringIO())  # the search has its own
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def step(self) -> dict[str, Any]:
-        if self._last["epoch"]:
+        if self._asked:  # the first it has on its own
             self._ask.release()
+        self._asked = True
         return self._reports.get()
 
     def cleanup(self) -> None:

@@ -38,7 +38,7 @@ class Assignment:
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch; then, if asked, scores validation and test with the best weights."""
+    """Trains until early stopping or the last epoch; if asked, scores validation and test with the best weights."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
