@@ -7,6 +7,7 @@ trials: those that are done only tell again what they gave, and the one that was
 
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from fracture.config import Config, with_settings
 from fracture.errors import RunError, UsageError
 from fracture.input.shards import Manifest
-from fracture.storage import Place
+from fracture.storage import Place, disk_full, store_failed
 from fracture.training.checkpoint import SNAPSHOT
 from fracture.training.driver import POLL, patience, read_history, stop_soon, train
 from fracture.training.failure import last_line
@@ -164,7 +165,7 @@ class TrialScreen(Screen):
     """A line when a trial begins and one an epoch, each with the trial's number."""
 
     def __init__(self, config: Config, number: int) -> None:
-        super().__init__(config)
+        super().__init__(config, sys.stdout)
         self._number = number
 
     def _show_start(self, event: Mapping[str, Any]) -> None:
@@ -209,7 +210,15 @@ def run_trials(
     book = _Book(config, manifest, run, results)
     (run / _NOTES).delete()
     tuner = _tuner(Search(config, shards, manifest, run, dict(results), messages), at_once)
-    thread = threading.Thread(target=tuner.fit, daemon=True)  # in the main thread it would take over SIGINT
+    failure: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        except Exception as error:  # handed to the main thread
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)  # in the main thread it would take over SIGINT
     thread.start()
     leave_by: float | None = None
     with patience() as stopping:
@@ -224,6 +233,9 @@ def run_trials(
             if leave_by is not None and (not book.under_way or time.monotonic() > leave_by):
                 raise KeyboardInterrupt
             thread.join(POLL)
+    if failure:
+        known = disk_full(failure[0], run) or store_failed(failure[0], run)
+        raise known or RunError(f"Ray Tune gave up: {last_line(failure[0])}. Run again with -v for the traces")
     (run / _NOTES).delete()
 
 
