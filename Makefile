@@ -3,13 +3,14 @@ PYTHON ?= python3.11
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
-# For local-train, submit, compare and audit: DATA=folder; for the first three: CONFIG=file.yaml WORKERS=n RUN=name
-# For compare: MODELS=file.yaml too, of contenders as in job/contenders.yaml
+# For local-train, compare, tune, submit and audit: DATA=folder; for all but the last: CONFIG=file.yaml WORKERS=n RUN=name
+# For compare: MODELS=file.yaml too, of contenders as in job/contenders.yaml; for tune: TRIALS=n
 # For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=
 WORKERS ?=
 RUN     ?=
+TRIALS  ?=
 REGISTRY ?=
 EVERY   ?=
 MODELS  ?=
@@ -27,8 +28,8 @@ RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train compare cluster-up submit cluster-down schedule audit data test test-long bench soak \
-  check lint format lock clean
+.PHONY: help setup local-train compare tune cluster-up submit cluster-down schedule audit data test test-long bench \
+  soak check lint format lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +47,9 @@ local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN
 
 compare: setup ## train models on the same folds, and say which is better; DATA= MODELS= RUN= WORKERS= CONFIG=
 	@$(PY) job/compare.py $(FLAGS) $(if $(MODELS),--models "$(MODELS)")
+
+tune: setup ## search for better settings on this machine; DATA= CONFIG= TRIALS= RUN= WORKERS= (the same RUN goes on)
+	@$(PY) job/tune.py $(FLAGS) $(if $(TRIALS),--trials $(TRIALS))
 
 # One process holds all of this Ray, so that cluster-down ends it and no other; `ray stop` would end every Ray here.
 # Port 8266, since a job of local-train holds the default, 52365, and without it no job can be submitted.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -246,6 +247,56 @@ class GateConfig(Settings):
     )
 
 
+Range = dict[str, list[Any]]  # one kind of draw, and what it draws from
+_DRAWS = ("uniform", "loguniform", "choice")
+
+
+class TuneConfig(Settings):
+    """The search of `job/tune.py` for better settings."""
+
+    trials: Positive = Field(12, description="trainings, of which the first has the settings as they are")
+    concurrent: Positive | None = Field(
+        None, description="trials at a time at most; None: as many as there is room for"
+    )
+    grace_epochs: Positive = Field(2, description="that every trial trains before it may be stopped early")
+    reduction_factor: int = Field(
+        3, ge=2, description="at grace_epochs, and at each multiple by this factor, the best one in so many goes on"
+    )
+    space: dict[str, Range] = Field(
+        {
+            "training.learning_rate": {"loguniform": [0.0003, 0.01]},
+            "training.weight_decay": {"loguniform": [0.001, 0.1]},
+            "model.dropout": {"uniform": [0.2, 0.6]},
+            "model.dense": {"choice": [[128], [256]]},
+            "augment.rotation_degrees": {"uniform": [5.0, 30.0]},
+        },
+        description="setting: {uniform: [least, most]}, {loguniform: [least, most]} or {choice: [one, another, ...]}",
+    )
+
+    @field_validator("space")
+    @classmethod
+    def _can_be_drawn_from(cls, space: dict[str, Range]) -> dict[str, Range]:
+        return {key: _checked_range(f"tune.space: {key}", draw) for key, draw in space.items()}
+
+
+def _checked_range(name: str, draw: Range) -> Range:
+    if len(draw) != 1 or not draw.keys() <= set(_DRAWS):
+        raise ValueError(f"{name} has {', '.join(draw) or 'nothing'}; give one of {', '.join(_DRAWS)}")
+    ((kind, values),) = draw.items()
+    values = [_number(value) if isinstance(value, str) else value for value in values]
+    if kind == "choice":
+        if not values:
+            raise ValueError(f"{name}: a choice of nothing; list the values")
+        return {kind: values}
+    if len(values) != 2 or not all(type(bound) in (int, float) and isfinite(bound) for bound in values):
+        raise ValueError(f"{name}: {kind} of {values!r}; give the least and the most, two numbers")
+    least, most = map(float, values)
+    if least >= most or (kind == "loguniform" and least <= 0):
+        above = " above 0" if kind == "loguniform" else ""
+        raise ValueError(f"{name}: {kind} of {values!r}; the least comes first, below the most{above}")
+    return {kind: [least, most]}
+
+
 class RegistryConfig(Settings):
     keep: Positive = Field(5, description="newest versions and runs kept, beside every version that was ever in use")
 
@@ -264,10 +315,11 @@ class Config(Settings):
     recovery: RecoveryConfig = RecoveryConfig()
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
+    tune: TuneConfig = TuneConfig()
 
     def recipe(self) -> dict[str, Any]:
         """The settings that make a model what it is, as plain values."""
-        others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry"}
+        others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry", "tune"}
         return self.model_dump(mode="json", exclude=others)
 
     @property
@@ -327,6 +379,22 @@ def load_config(path: str | Path | None = None, assignments: Sequence[str] = ())
         _merge(tree, read_yaml(Path(path)))
     for assignment in assignments:
         _merge(tree, _parse_assignment(assignment))
+    return _validated(tree)
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The settings with those of `section.name` laid on top.
+
+    Raises:
+        UsageError: as `load_config`.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        _merge(tree, _nested(key, value))
+    return _validated(tree)
+
+
+def _validated(tree: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -373,9 +441,14 @@ def _parse_assignment(text: str) -> dict[str, Any]:
         raise UsageError(f"--set {text!r}: {value!r} is not readable as YAML") from None
     if isinstance(parsed, str):
         parsed = _number(parsed)
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    return parsed
+    return _nested(key.strip(), parsed)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """`a.b` and 1 as `{"a": {"b": 1}}`."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def _number(text: str) -> str | float:

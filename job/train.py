@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
     config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     run = storage / "runs" / args.run
-    with _locked(run):
+    with locked(run):
         lines = _prepare_and_train(args, config, storage, run)
     print("\n".join(lines), flush=True)
 
@@ -86,7 +86,7 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place,
 
 
 @contextmanager
-def _locked(run: Place) -> Iterator[None]:
+def locked(run: Place) -> Iterator[None]:
     """Keeps other jobs out of the run, unless it is finished and will only be shown.
 
     Raises:
@@ -225,7 +225,7 @@ def _test(
         "initial_weights": initial_weights(config, initial),
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
-    facts |= versions() | dict(flatten(config.model_dump(mode="json")))
+    facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
     title = f"Run {run.name}"
     told = caveats(manifest)
     history, best_epoch, gallery = outcome.history, outcome.best_epoch, read_gallery(run)
@@ -273,7 +273,7 @@ def _sample(config: Config, storage: Place) -> Place:
     return folder
 
 
-def add_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_flags(parser: argparse.ArgumentParser, *, folds: bool = True) -> argparse._ArgumentGroup:
     """What every training is asked with; the group of those about the run."""
     data = parser.add_argument_group("data")
     which = data.add_mutually_exclusive_group()
@@ -284,7 +284,7 @@ def add_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         help="folder or URI of radiographs, repeated: several origins; left out: synthetic samples",
     )
     which.add_argument("--shards", metavar="SHARDS", help="folder or URI that job/preprocess.py wrote")
-    _cli.add_data_flags(data)
+    _cli.add_data_flags(data, folds=folds)
     where = parser.add_argument_group("run")
     where.add_argument("--storage", metavar="DIR", help="folder or URI that all workers reach, for shards and runs")
     where.add_argument(

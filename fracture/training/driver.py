@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ _OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a co
 _stopping = threading.Event()  # a signal came
 _patient = threading.Event()  # whoever is at work looks at `_stopping` itself
 _alone = threading.Event()  # Ray is of this job alone, and ends with it
-_POLL = 0.2  # seconds between two looks at what the workers say
+POLL = 0.2  # seconds between two looks at what the workers say
 _LOOK_FOR_MACHINES = 30.0  # seconds
 _GROW_AFTER = (
     30.0  # seconds that an elastic group trains before it may restart with more; Ray knows what is free to 20 s
@@ -117,6 +117,21 @@ def _stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
 
+@contextmanager
+def patience() -> Iterator[threading.Event]:
+    """Within, the first signal only sets this event, at which whoever is at work has to look."""
+    _patient.set()
+    try:
+        yield _stopping
+    finally:
+        _patient.clear()
+
+
+def stop_soon() -> None:
+    """From any thread: as a first Ctrl-C would, with a last checkpoint."""
+    _stopping.set()
+
+
 def stop_at_once() -> None:
     """From any thread: as a second Ctrl-C would, without a last checkpoint."""
     _stopping.set()
@@ -140,6 +155,12 @@ def check_capacity(config: Config) -> None:
         has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
         fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
         raise UsageError(f"{fewest} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}.")
+
+
+def runs_at_once(config: Config) -> int:
+    """How many runs of so many workers the machines hold that are there now; one at least."""
+    each = _each(config)
+    return max(1, sum(_room(node, each) for node in _nodes()) // config.compute.workers)
 
 
 def _each(config: Config) -> dict[str, int]:
@@ -255,12 +276,14 @@ def train(
     screen: Screen,
     tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
     initial: "Bundle | None" = None,
+    score: bool = True,
 ) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
 
     Args:
         tell: gets each event that the screen gets.
         initial: a finished model of this network, whose weights training begins with.
+        score: in the end, validation and test, and export the model.
 
     Raises:
         UsageError: `transfer.weights` is no file of the backbone's weights.
@@ -292,7 +315,7 @@ def train(
     trainer = Trainer(
         train_worker,
         alone=_alone.is_set(),
-        train_loop_config=Assignment(config, shards, manifest, run, messages, initial),
+        train_loop_config=Assignment(config, shards, manifest, run, messages, initial, score),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
@@ -348,22 +371,20 @@ def _fit_and_show(
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     watch = _Watch(messages, config, run, screen, tell)
-    _patient.set()
-    try:
-        alive = True
-        while alive:
-            alive = thread.is_alive()  # asked before the last events are taken
-            watch.look()
-            thread.join(_POLL)
-        if watch.left:  # not before Ray Train has taken the last checkpoint into its list
-            raise KeyboardInterrupt
-    except BaseException:
-        if watch.controller is not None:  # on a Ray that others use too, it would go on
-            with suppress(Exception):
-                ray.get(watch.controller.abort.remote(), timeout=10)
-        raise
-    finally:
-        _patient.clear()
+    with patience():
+        try:
+            alive = True
+            while alive:
+                alive = thread.is_alive()  # asked before the last events are taken
+                watch.look()
+                thread.join(POLL)
+            if watch.left:  # not before Ray Train has taken the last checkpoint into its list
+                raise KeyboardInterrupt
+        except BaseException:
+            if watch.controller is not None:  # on a Ray that others use too, it would go on
+                with suppress(Exception):
+                    ray.get(watch.controller.abort.remote(), timeout=10)
+            raise
     if failure:
         raise failure[0]
 
@@ -438,9 +459,14 @@ class _Watch:
             self._show({"event": "waiting", "room": room, "seconds": now - since})
 
 
+def read_history(run: Place) -> list[dict[str, float]]:
+    """One record an epoch; none where there is no log yet."""
+    log = run / "metrics.jsonl"
+    return [json.loads(line) for line in log.read_bytes().decode().splitlines()] if log.is_file() else []
+
+
 def _outcome(run: Place, screen: Screen) -> Outcome:
-    lines = (run / "metrics.jsonl").read_bytes().decode().splitlines()
-    history = [json.loads(line) for line in lines]
+    history = read_history(run)
     best = min(history, key=lambda record: record["val_loss"])
     return Outcome(history, int(best["epoch"]), screen.precision, screen.workers)
 

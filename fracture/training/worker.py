@@ -36,10 +36,11 @@ class Assignment:
     run: Place
     messages: Any  # the Ray actor of messages.py
     initial: Any = None  # the Bundle whose weights training begins with, if any
+    score: bool = True  # validation and test in the end, and export the model
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch, then scores validation and test with the best weights."""
+    """Trains until early stopping or the last epoch; if asked, scores validation and test with the best weights."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()

@@ -21,7 +21,8 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize(
-    "name", ["train.py", "compare.py", "preprocess.py", "evaluate.py", "explain.py", "predict.py", "download.py"]
+    "name",
+    ["train.py", "compare.py", "tune.py", "preprocess.py", "evaluate.py", "explain.py", "predict.py", "download.py"],
 )
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
