@@ -61,6 +61,8 @@ def test_what_nothing_can_be_drawn_from(draw: object, message: str):
         ("data__image_size", {"choice": [64]}, r"'data.image_size' cannot be searched; settings of model, training,"),
         ("model", {"choice": [64]}, r"'model' cannot be searched"),
         ("training__epochs", {"choice": [3]}, r"'training.epochs' cannot be searched: all trials train as long"),
+        ("transfer__unfreeze", {"choice": [3]}, r"'transfer.unfreeze' cannot be searched: all trials train as long"),
+        ("model__name", {"choice": ["qnn"]}, r"'model.name' cannot be searched: it is not tuned, but compared"),
         ("training__seed", {"choice": [3]}, r"'training.seed' cannot be searched: a lucky seed is no better"),
         ("training__sampling", {"choice": ["image"]}, r"'training.sampling' cannot be searched: it says what counts"),
         ("training__rate", {"choice": [3]}, r"tune.space: unknown setting 'training.rate' = 3. Allowed here: epochs"),
