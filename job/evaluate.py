@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
+    import pyarrow as pa
+
     from fracture.errors import UsageError
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import score_blocks, write_predictions
-    from fracture.input.shards import read_index, read_manifest
+    from fracture.input.shards import read_manifest
     from fracture.release.bundle import read_bundle, versions
     from fracture.storage import place
     from fracture.training.driver import start_ray
@@ -49,12 +51,10 @@ def main(args: argparse.Namespace) -> None:
             f"{shards}: the model takes a test split of images of {bundle.image_size} pixels; these shards have "
             f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
         )
-    known = bundle.groups_seen(shards)
-    groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
-    fresh = [group not in known for group in groups]
-    if not any(fresh):
+    fresh = bundle.fresh(shards, manifest, ["test"])["test"]
+    if not fresh.any():
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
-    scores = score_blocks(bundle.model(), shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    scores = score_blocks(bundle.model(), shards, manifest, "test", rank=0, workers=1).filter(pa.array(fresh))
     manifest = _counted(manifest, scores)
     notes = [*_of_the_model(bundle), *caveats(manifest)]
     evaluations = evaluate_run(scores, shards, manifest, bundle.decision.threshold)
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
     (out / "metrics.json").write_json(as_json(evaluations))
-    left_out = len(fresh) - sum(fresh)
+    left_out = int((~fresh).sum())
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     print("\n".join([*result_lines(evaluations), comparison_line(own, evaluations["test"])]))
