@@ -6,6 +6,7 @@ stands beside it in `export.json`, which is written last, says what it takes and
 """
 
 import hashlib
+import logging
 import os
 import tempfile
 import warnings
@@ -186,14 +187,15 @@ def _load_keras(path: Path) -> Probabilities:
 def _load_tensorflow(path: Path) -> Probabilities:
     import tensorflow as tf
 
-    serve = tf.saved_model.load(str(path)).serve
-    return lambda images: serve(images).numpy()
+    loaded = tf.saved_model.load(str(path))  # without it, its functions lose their weights
+    return lambda images: loaded.serve(images).numpy()
 
 
 def _write_onnx(model: Any, path: Path) -> None:
     import tensorflow as tf
 
     try:
+        import onnx
         import onnxruntime  # noqa: F401 - to compare
         import tf2onnx
     except ModuleNotFoundError as error:
@@ -202,10 +204,13 @@ def _write_onnx(model: Any, path: Path) -> None:
         ) from None
     images = tf.TensorSpec(model.input_shape, tf.float32, name="images")
     function = tf.function(lambda images: {"probability": model(images, training=False)}, input_signature=[images])
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # it only logs what it cannot convert, and writes the rest
+    made, _ = tf2onnx.convert.from_function(function, [images], opset=_OPSET)
     try:
-        tf2onnx.convert.from_function(function, [images], opset=_OPSET, output_path=str(path))
-    except (ValueError, RuntimeError, NotImplementedError) as error:
+        onnx.checker.check_model(made)
+    except onnx.checker.ValidationError as error:
         raise _not_convertible("ONNX", error) from None
+    onnx.save(made, path)
 
 
 def _load_onnx(path: Path) -> Probabilities:
@@ -266,25 +271,23 @@ class Lite:
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated")  # TensorFlow is pinned
-            self._interpreter = tf.lite.Interpreter(model_content=file.read_bytes(), num_threads=os.cpu_count())
+            self.interpreter = tf.lite.Interpreter(model_content=file.read_bytes(), num_threads=os.cpu_count())
         self._shape: tuple[int, ...] = ()
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        [taken], [given] = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        [taken], [given] = self.interpreter.get_input_details(), self.interpreter.get_output_details()
         if images.shape != self._shape:
-            self._interpreter.resize_tensor_input(taken["index"], images.shape)
-            self._interpreter.allocate_tensors()
+            self.interpreter.resize_tensor_input(taken["index"], images.shape)
+            self.interpreter.allocate_tensors()
             self._shape = images.shape
-        self._interpreter.set_tensor(taken["index"], images.astype(taken["dtype"]))
-        self._interpreter.invoke()
-        return self._interpreter.get_tensor(given["index"])
+        self.interpreter.set_tensor(taken["index"], images.astype(taken["dtype"]))
+        self.interpreter.invoke()
+        return self.interpreter.get_tensor(given["index"])
 
 
 FORMS = {
     "keras": Form("model.keras", _write_keras, _load_keras, "keras.saving.load_model({!r})", ("keras",)),
-    "savedmodel": Form(
-        "saved_model", save_for_tensorflow, _load_tensorflow, "tensorflow.saved_model.load({!r}).serve", ()
-    ),
+    "savedmodel": Form("saved_model", save_for_tensorflow, _load_tensorflow, "tensorflow.saved_model.load({!r})", ()),
     "onnx": Form(
         "model.onnx", _write_onnx, _load_onnx, "onnxruntime.InferenceSession({!r})", ("tf2onnx", "onnx", "onnxruntime")
     ),
