@@ -17,7 +17,6 @@ those that it has not test it, beside the float one and the bundle's. Without th
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,6 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError("--shards are for --to tflite, whose int8 form they calibrate and test. Leave them out.")
     bundle = read_bundle(place(args.bundle))
     out = place(args.out or f"exports/{_name(bundle.place)}/{args.to}")
-    os.environ |= {"TF_USE_LEGACY_KERAS": "1"}
     with nullcontext() if args.verbose else _cli.python_alone_on_stderr():
         from fracture.release.export import export
 

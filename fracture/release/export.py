@@ -226,10 +226,13 @@ def _write_tflite(model: Any, path: Path) -> None:
 
 def _converter(model: Any) -> Any:
     import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     images = tf.TensorSpec(model.input_shape, tf.float32, name="images")
-    function = tf.function(lambda images: model(images, training=False), input_signature=[images])
-    return tf.lite.TFLiteConverter.from_concrete_functions([function.get_concrete_function()], model)
+    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
+    # With its weights as constants, else each layer of the model is traced anew, which takes longer than all else.
+    constant = convert_variables_to_constants_v2(function)
+    return tf.lite.TFLiteConverter.from_concrete_functions([constant], tf.Module())
 
 
 def _convert(converter: Any) -> bytes:
@@ -242,8 +245,8 @@ def _convert(converter: Any) -> bytes:
 
 
 def _not_convertible(what: str, error: Exception) -> UsageError:
-    said = str(error).strip().partition("\n")[0]
-    return UsageError(f"{what} has no counterpart of an operation of this network: {said} Take --to savedmodel.")
+    said = str(error).strip().partition("\n")[0].rstrip(".")
+    return UsageError(f"{what} has no counterpart of an operation of this network ({said}). Take --to savedmodel.")
 
 
 def _int8(model: Any, images: np.ndarray) -> bytes:

@@ -20,7 +20,7 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "evaluate.py", "predict.py", "download.py"])
+@pytest.mark.parametrize("name", ["train.py", "preprocess.py", "evaluate.py", "predict.py", "export.py", "download.py"])
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
     assert shown.returncode == 0
