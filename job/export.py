@@ -7,8 +7,7 @@
 
 All take images [N, S, S, 1] in [0, 255], grey, and give calibrated probabilities [N, 1] float32: normalisation and
 calibration are within, the threshold is in export.json. They take float32, the int8 form uint8; the SavedModel takes
-both (serve, serve_uint8). What is written is loaded anew; if it differs by over 1e-5 from the bundle's model, it is not
-kept.
+both (serve, serve_uint8). One whose probabilities on drawn images differ by over 1e-5 from the bundle's is not kept.
 
 SHARDS are those that the model was trained on, of any split or folds: images that it has seen calibrate the int8 form,
 those that it has not test it, beside the float one and the bundle's. Without them only model.tflite is written.

@@ -63,8 +63,11 @@ def export_model(model: Any, decision: Decision, bundle: Place) -> None:
         bundle.upload(Path(folder))
 
 
-def save_for_tensorflow(model: Any, folder: Path) -> None:
-    """A SavedModel that takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`."""
+def save_for_tensorflow(model: Any, folder: Path) -> Any:
+    """Writes a SavedModel, and gives the module that it holds.
+
+    It takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    """
     import tensorflow as tf
 
     module = tf.Module()
@@ -73,6 +76,7 @@ def save_for_tensorflow(model: Any, folder: Path) -> None:
         images = tf.TensorSpec(model.input_shape, dtype, name="images")
         setattr(module, name, tf.function(lambda images: _probabilities(model, images), input_signature=[images]))
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+    return module
 
 
 def _probabilities(model: Any, images: Any) -> Any:

@@ -1,8 +1,11 @@
 """A bundle's model in the forms that other programs read.
 
 Each is made of the bundle's numbers alone, takes images in [0, 255] and gives calibrated probabilities: normalisation
-and calibration are within. Each is loaded anew and compared with the bundle's model before it is handed over; what
-stands beside it in `export.json`, which is written last, says what it takes and gives.
+and calibration are within. Each is compared with the bundle's model before it is handed over; `export.json` beside it,
+which is written last, says what it takes and gives.
+
+ONNX and TFLite files are loaded for that. A SavedModel and a `.keras` file may hold programs, and no code here loads
+any, not even its own: the model that they were saved from is compared, and the tests load the files.
 """
 
 import hashlib
@@ -43,8 +46,7 @@ class Form:
     """One way to hand a model over."""
 
     file: str  # or folder
-    write: Callable[[Any, Path], None]
-    load: Callable[[Path], Probabilities]
+    write: Callable[[Any, Path], Probabilities]  # writes the model, and gives what is compared
     line: str  # of Python that loads the file
     packages: tuple[str, ...]  # whose versions matter beside those of a bundle
 
@@ -69,8 +71,7 @@ def export(bundle: Bundle, to: str, out: Place, shards: Place | None = None) -> 
     form, model = FORMS[to], bundle.model()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        form.write(model, folder / form.file)
-        apart = _apart(model, form.load(folder / form.file), bundle.image_size)
+        apart = _apart(model, form.write(model, folder / form.file), bundle.image_size)
         if not apart <= _MOST_APART:
             raise RunError(
                 f"{form.file} gives probabilities up to {apart:.1e} from the bundle's, over the limit of "
@@ -172,31 +173,25 @@ def _apart(model: Any, probabilities: Probabilities, size: int) -> float:
     return float(np.abs(probabilities(images) - model.predict_on_batch(images)).max())
 
 
-def _write_keras(model: Any, path: Path) -> None:
+def _write_keras(model: Any, path: Path) -> Probabilities:
     from fracture.release.keras3 import to_keras3
 
-    to_keras3(model).save(path)
+    twin = to_keras3(model)
+    twin.save(path)
+    return twin.predict_on_batch
 
 
-def _load_keras(path: Path) -> Probabilities:
-    import keras
-
-    return keras.saving.load_model(path, compile=False, safe_mode=True).predict_on_batch
-
-
-def _load_tensorflow(path: Path) -> Probabilities:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))  # without it, its functions lose their weights
-    return lambda images: loaded.serve(images).numpy()
+def _write_tensorflow(model: Any, path: Path) -> Probabilities:
+    module = save_for_tensorflow(model, path)
+    return lambda images: module.serve(images).numpy()
 
 
-def _write_onnx(model: Any, path: Path) -> None:
+def _write_onnx(model: Any, path: Path) -> Probabilities:
     import tensorflow as tf
 
     try:
         import onnx
-        import onnxruntime  # noqa: F401 - to compare
+        import onnxruntime
         import tf2onnx
     except ModuleNotFoundError as error:
         raise UsageError(
@@ -211,17 +206,13 @@ def _write_onnx(model: Any, path: Path) -> None:
     except onnx.checker.ValidationError as error:
         raise _not_convertible("ONNX", error) from None
     onnx.save(made, path)
-
-
-def _load_onnx(path: Path) -> Probabilities:
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path)
     return lambda images: session.run(["probability"], {"images": images})[0]
 
 
-def _write_tflite(model: Any, path: Path) -> None:
+def _write_tflite(model: Any, path: Path) -> Probabilities:
     path.write_bytes(_convert(_converter(model)))
+    return Lite(path).predict_on_batch
 
 
 def _converter(model: Any) -> Any:
@@ -289,16 +280,8 @@ class Lite:
 
 
 FORMS = {
-    "keras": Form("model.keras", _write_keras, _load_keras, "keras.saving.load_model({!r})", ("keras",)),
-    "savedmodel": Form("saved_model", save_for_tensorflow, _load_tensorflow, "tensorflow.saved_model.load({!r})", ()),
-    "onnx": Form(
-        "model.onnx", _write_onnx, _load_onnx, "onnxruntime.InferenceSession({!r})", ("tf2onnx", "onnx", "onnxruntime")
-    ),
-    "tflite": Form(
-        "model.tflite",
-        _write_tflite,
-        lambda path: Lite(path).predict_on_batch,
-        "tensorflow.lite.Interpreter({!r})",
-        (),
-    ),
+    "keras": Form("model.keras", _write_keras, "keras.saving.load_model({!r})", ("keras",)),
+    "savedmodel": Form("saved_model", _write_tensorflow, "tensorflow.saved_model.load({!r})", ()),
+    "onnx": Form("model.onnx", _write_onnx, "onnxruntime.InferenceSession({!r})", ("tf2onnx", "onnx", "onnxruntime")),
+    "tflite": Form("model.tflite", _write_tflite, "tensorflow.lite.Interpreter({!r})", ()),
 }

@@ -1,9 +1,12 @@
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pytest
 import tensorflow as tf
@@ -27,12 +30,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return read_bundle(place(quick_bundle(tmp_path_factory.mktemp("quick"), *TINY)))
 
 
+def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """As a person with the file and the format's own library does."""
+    if to == "keras":
+        return keras.saving.load_model(file, compile=False, safe_mode=True).predict_on_batch
+    if to == "savedmodel":
+        loaded = tf.saved_model.load(str(file))
+        return lambda images: loaded.serve(images).numpy()
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(file)
+        return lambda images: session.run(["probability"], {"images": images})[0]
+    return Lite(file).predict_on_batch
+
+
 @pytest.mark.parametrize("to", FORMS)
 def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
     content = export(bundle, to, place(tmp_path))
     form = FORMS[to]
     expected = bundle.model().predict_on_batch(IMAGES)
-    assert np.abs(form.load(tmp_path / form.file)(IMAGES) - expected).max() < 1e-5
+    assert np.abs(load(to, tmp_path / form.file)(IMAGES) - expected).max() < 1e-5
     assert np.ptp(expected) > 1e-4, "images are told apart"
     assert content["largest_difference"] < 1e-5
     assert content == json.loads((tmp_path / "export.json").read_text())
@@ -135,7 +151,7 @@ def assert_alike_in_keras_3(model: tf_keras.Model, file: Path) -> None:
     expected = model(IMAGES).numpy()
     assert 0.001 < expected.min() < expected.max() < 0.999
     assert np.ptp(expected) > 1e-4, "images are told apart"
-    assert np.abs(FORMS["keras"].load(file)(IMAGES) - expected).max() < 1e-5
+    assert np.abs(load("keras", file)(IMAGES) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -201,4 +217,4 @@ def test_a_layer_that_only_tensorflow_has(tmp_path, to: str, message: str):
     with pytest.raises(UsageError, match=rf"{message}.* Take --to savedmodel"):
         FORMS[to].write(model, tmp_path / "file")
     FORMS["savedmodel"].write(model, tmp_path / "saved_model")
-    assert np.allclose(FORMS["savedmodel"].load(tmp_path / "saved_model")(IMAGES), model(IMAGES))
+    assert np.allclose(load("savedmodel", tmp_path / "saved_model")(IMAGES), model(IMAGES))
