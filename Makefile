@@ -84,10 +84,14 @@ $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older pytho
 	@$(VENV)-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/object_store.lock
 	@touch $@
 
-test: setup $(VENV)-s3/installed ## run all tests but the longest (make test-long), also those that train on Ray
+$(VENV)/pennylane: tests/pennylane.lock $(VENV)/installed # what tests compare the quantum circuit with: 220 MB
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/pennylane.lock
+	@touch $@
+
+test: setup $(VENV)/pennylane $(VENV)-s3/installed ## run all tests but the longest (make test-long), also those that train on Ray
 	@$(PY) -m pytest
 
-test-long: setup ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
+test-long: setup $(VENV)/pennylane ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
 	@$(PY) -m pytest -m long -rPs
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting

@@ -9,7 +9,8 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -89,6 +90,21 @@ def _leave(message: str, code: int, verbose: bool) -> None:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     sys.exit(code)
+
+
+@contextmanager
+def python_alone_on_stderr() -> Iterator[None]:
+    """Keeps the C++ sides of Ray and TensorFlow, which no logger holds, from writing there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(kept), "w", buffering=1) as stream:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            with redirect_stderr(stream):
+                yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def default_storage() -> str:

@@ -26,6 +26,7 @@ from preprocess import find, prepare
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
     from pyarrow import Table
 
     from fracture.input.shards import Manifest
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
+    import pyarrow as pa
+
     from fracture.errors import UsageError
     from fracture.evaluation.calibration import joint_decision
     from fracture.evaluation.gallery import make_gallery
@@ -45,11 +48,11 @@ def main(args: argparse.Namespace) -> None:
 
     bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
     shards, manifest, fresh = find_test(args, bundles, out)
-    if not any(fresh):
+    if not fresh.any():
         raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
     models = [bundle.model() for bundle in bundles]
     model = Ensemble(models, args.flips)
-    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(fresh)
+    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(pa.array(fresh))
     decision = joint_decision([bundle.decision for bundle in bundles])
     manifest = _counted(manifest, scores)
     notes = [*of_the_models(bundles), *caveats(manifest)]
@@ -65,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
     (out / "metrics.json").write_json(as_json(evaluations))
-    left_out = len(fresh) - sum(fresh)
+    left_out = int((~fresh).sum())
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     if len(bundles) > 1:
@@ -75,13 +78,15 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join([*lines, f"report     {out / 'report.html'}"]))
 
 
-def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -> tuple[Place, Manifest, list[bool]]:
+def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -> tuple[Place, Manifest, np.ndarray]:
     """The shards that `--shards` names or that are made of `--data`, and of each row of test whether it is new.
 
     A radiograph or patient of which one of the models has seen a file is not new.
     """
+    import numpy as np
+
     from fracture.errors import UsageError
-    from fracture.input.shards import read_index, read_manifest
+    from fracture.input.shards import read_manifest
     from fracture.storage import place
     from fracture.training.driver import start_ray
 
@@ -99,9 +104,8 @@ def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -
             f"{shards}: the model takes a test split of images of {image_size} pixels; these shards have "
             f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
         )
-    known = set().union(*(bundle.groups_seen(shards) for bundle in bundles))
-    groups = read_index(shards, manifest, "test", ["group"])["group"].to_pylist()
-    return shards, manifest, [group not in known for group in groups]
+    fresh = [bundle.fresh(shards, manifest, ["test"])["test"] for bundle in bundles]
+    return shards, manifest, np.logical_and.reduce(fresh)
 
 
 def _image_size(bundles: Sequence[Bundle]) -> int:

@@ -16,17 +16,15 @@ FILE that is there is replaced, when all is done.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import _cli
 from preprocess import Bars
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from fracture.release.bundle import Bundle
 
@@ -44,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
     started = time.monotonic()
     start_ray(args.verbose)
-    with nullcontext() if args.verbose else _python_alone_on_stderr(), Bars() as bars:
+    with nullcontext() if args.verbose else _cli.python_alone_on_stderr(), Bars() as bars:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started
@@ -66,21 +64,6 @@ def _bundle(args: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
     bundle = Registry(place(args.registry)).champion_bundle() if args.registry else read_bundle(place(args.bundle))
     facts = {"bundle": str(bundle.place), "threshold": f"{bundle.decision.threshold!r}"}
     return bundle, facts | ({"version": str(int(bundle.place.name))} if args.registry else {})
-
-
-@contextmanager
-def _python_alone_on_stderr() -> Iterator[None]:
-    """Keeps Ray's C++ side, which no logger holds, from warning there of every process that Ray Data starts."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(kept), "w", buffering=1) as stream:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            with redirect_stderr(stream):
-                yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:

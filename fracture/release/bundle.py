@@ -8,7 +8,7 @@ this program reads only its numbers and settings, all checked, and builds the ne
 
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from fracture.config import Config
 from fracture.errors import UsageError
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.metrics import Evaluation, as_json
-from fracture.input.shards import FILES, Manifest, read_seen
+from fracture.input.shards import FILES, Manifest, read_index, read_seen
 from fracture.labels import CLASS_NAMES
 from fracture.storage import Place
 
@@ -33,6 +33,11 @@ FORMAT_VERSION = 5
 CARD = "bundle.json"
 WEIGHTS = "weights.npz"
 TRAINED_ON = "trained_on.parquet"
+IMAGES = {
+    "range": [0, 255],
+    "colour": "grey",
+    "resize": "bilinear with antialiasing to the square; the aspect is not kept",
+}
 _TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
 _MOST_CARD = 2**24  # bytes; ours have some 20,000
 _MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 27 million
@@ -42,29 +47,36 @@ _ANEW = "Fetch the bundle anew from where it was trained, or train anew."
 def export_model(model: Any, decision: Decision, bundle: Place) -> None:
     """Writes the model into the bundle's folder, thrice.
 
-    `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone. The
-    SavedModel takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone.
 
     Args:
         decision: its calibration goes into the last layer's weights, so that all give calibrated probabilities.
     """
-    import tensorflow as tf
-
     logit = model.get_layer("logit")
     kernel, bias = logit.get_weights()
     logit.set_weights([kernel / decision.temperature, bias / decision.temperature + decision.offset])
+    with tempfile.TemporaryDirectory() as folder:
+        names, values = [weight.name for weight in model.weights], model.get_weights()
+        save_arrays(Path(folder) / WEIGHTS, values, names)
+        model.save(Path(folder) / "model.keras")
+        save_for_tensorflow(model, Path(folder) / "saved_model")
+        bundle.upload(Path(folder))
+
+
+def save_for_tensorflow(model: Any, folder: Path) -> Any:
+    """Writes a SavedModel, and gives the module that it holds.
+
+    It takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    """
+    import tensorflow as tf
 
     module = tf.Module()
     module.model = model
     for name, dtype in (("serve", tf.float32), ("serve_uint8", tf.uint8)):
         images = tf.TensorSpec(model.input_shape, dtype, name="images")
         setattr(module, name, tf.function(lambda images: _probabilities(model, images), input_signature=[images]))
-    with tempfile.TemporaryDirectory() as folder:
-        names, values = [weight.name for weight in model.weights], model.get_weights()
-        save_arrays(Path(folder) / WEIGHTS, values, names)
-        model.save(Path(folder) / "model.keras")
-        tf.saved_model.save(module, f"{folder}/saved_model", signatures={"serving_default": module.serve})
-        bundle.upload(Path(folder))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+    return module
 
 
 def _probabilities(model: Any, images: Any) -> Any:
@@ -95,11 +107,9 @@ def write_bundle(
         "class_names": list(CLASS_NAMES),
         "input": {
             "shape": [None, manifest.image_size, manifest.image_size, 1],
-            "range": [0, 255],
-            "colour": "grey",
+            **IMAGES,
             "pixel_mean": manifest.pixel_mean,  # the network subtracts it,
             "pixel_std": manifest.pixel_std,  # and divides by this
-            "resize": "bilinear with antialiasing to the square; the aspect is not kept",
         },
         "output": "probability of a fracture, calibrated",
         "decision": decision.model_dump(),
@@ -185,6 +195,12 @@ class Bundle:
         batches = (shards / FILES).parquet_batches(columns)
         known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
         return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
+
+    def fresh(self, shards: Place, manifest: Manifest, splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Split -> [rows] bool: those that can test the model, which knows nothing of their group."""
+        known = list(self.groups_seen(shards))
+        groups = {split: read_index(shards, manifest, split, ["group"])["group"].to_numpy() for split in splits}
+        return {split: ~np.isin(numbers, known) for split, numbers in groups.items()}
 
     def model(self) -> Any:
         """The Keras model of uint8 or float images [N, S, S, 1] in [0, 255] to calibrated probabilities [N, 1].

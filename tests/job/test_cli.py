@@ -20,10 +20,10 @@ def job(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["train.py", "compare.py", "tune.py", "preprocess.py", "evaluate.py", "explain.py", "predict.py", "download.py"],
-)
+JOBS = ("train", "compare", "tune", "preprocess", "evaluate", "explain", "export", "predict", "download")
+
+
+@pytest.mark.parametrize("name", [f"{job}.py" for job in JOBS])
 def test_help_is_worth_reading(name: str):
     shown = job(name, "--help")
     assert shown.returncode == 0
