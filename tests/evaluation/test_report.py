@@ -24,7 +24,7 @@ SCORES = pa.table(
 )
 HISTORY = [
     {f"{prefix}{name}": 0.5 for prefix in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")}
-    | {"epoch": epoch}
+    | {"epoch": epoch, "phase": epoch}
     for epoch in (1, 2)
 ]
 DECISION = Decision(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
