@@ -21,7 +21,7 @@ from tests.cluster.hosts import DASHBOARD, ROOT, Host, environment, switch, wait
 from tests.conftest import TINY, write_shards
 from tests.integration.conftest import ROWS, assert_same_history
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.long]
 
 EPOCHS = 12  # of about a second: enough to be disturbed twice
 CALM = re.compile(  # what a submitted job may say, and `ray job logs` around it
@@ -150,7 +150,6 @@ def test_the_log_of_a_job_is_calm(undisturbed):
     assert [int(line[:5]) for line in lines if re.match(r" *\d+  \d", line)] == list(range(1, EPOCHS + 1))
 
 
-@pytest.mark.long
 def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturbed):
     head, second = hosts
     run = training("lost")
@@ -164,7 +163,6 @@ def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturb
     _finish_as_undisturbed(run, job, undisturbed)
 
 
-@pytest.mark.long
 def test_a_host_that_is_cut_off_costs_time_and_nothing_else(hosts, training, undisturbed):
     _, second = hosts
     run = training("cut")
@@ -185,7 +183,6 @@ def _finish_as_undisturbed(run: Training, job: subprocess.Popen, undisturbed: tu
     assert [line for line in log.splitlines() if not (CALM.match(line) or NEWS.match(line))] == []
 
 
-@pytest.mark.long
 def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts, training):
     _, second = hosts
     run = training("elastic", workers="1:2", epochs=60)
@@ -213,7 +210,6 @@ def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts
         assert record["learning_rate"] == pytest.approx(expected, rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.long
 def test_a_job_whose_driver_was_killed_is_resumed_by_the_same_command(training, undisturbed):
     run = training("killed")
     job = run.begin()
@@ -224,7 +220,6 @@ def test_a_job_whose_driver_was_killed_is_resumed_by_the_same_command(training, 
     _finish_as_undisturbed(run, job, undisturbed)
 
 
-@pytest.mark.long
 def test_a_job_that_was_stopped_has_saved_and_is_resumed_by_the_same_command(training, undisturbed):
     run = training("stopped")
     job = run.begin()
@@ -237,7 +232,6 @@ def test_a_job_that_was_stopped_has_saved_and_is_resumed_by_the_same_command(tra
     _finish_as_undisturbed(run, job, undisturbed)
 
 
-@pytest.mark.long
 def test_a_machine_that_is_taken_away_with_notice_has_saved(hosts, training, undisturbed):
     """As `cluster/spot_notice.py` does it; the machine goes, and another comes."""
     _, second = hosts

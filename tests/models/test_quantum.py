@@ -167,6 +167,7 @@ def test_saved_and_loaded(circuit: str, tmp_path: Path):
     assert tf.saved_model.load(tmp_path / "saved").serve(features).numpy() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("circuit", ["quantum", "classical"])
 def test_learns_under_a_strategy(circuit: str):
     keras.utils.set_random_seed(0)
