@@ -39,14 +39,15 @@ _ENVIRONMENT = {  # of every process
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
 }
+_ALONE = "FRACTURE_RAY_ALONE"
 _OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a core a second or more to start
+    _ALONE: "1",  # all processes of that Ray inherit it; Ray ends with the job
     "RAY_prestart_worker_first_driver": "0",  # they would be of another environment than ours
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away and says so before
 }
 
 _stopping = threading.Event()  # a signal came
 _patient = threading.Event()  # whoever is at work looks at `_stopping` itself
-_alone = threading.Event()  # Ray is of this job alone, and ends with it
 POLL = 0.2  # seconds between two looks at what the workers say
 _LOOK_FOR_MACHINES = 30.0  # seconds
 _GROW_AFTER = (
@@ -81,7 +82,6 @@ def start_ray(verbose: bool) -> None:
     submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
     environment: dict[str, Any] = {"env_vars": ours}
     if not submitted and not joining:
-        _alone.set()
         environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
         os.environ.update({**_OF_OUR_OWN, **os.environ})
     elif not submitted:  # other machines have no folder of ours: the code goes along
@@ -314,7 +314,7 @@ def train(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     trainer = Trainer(
         train_worker,
-        alone=_alone.is_set(),
+        alone=_ALONE in os.environ,
         train_loop_config=Assignment(config, shards, manifest, run, messages, initial, score),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,

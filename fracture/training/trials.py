@@ -49,10 +49,6 @@ class Search:
     messages: Any  # the Ray actor of messages.py
 
 
-class _Ended(Exception):
-    """Tune has stopped this trial."""
-
-
 class Trial(tune.Trainable):
     """Trains in a thread, which waits after each epoch until Tune asks for the next.
 
@@ -79,7 +75,9 @@ class Trial(tune.Trainable):
         return self._reports.get()
 
     def cleanup(self) -> None:
+        """Workers are asked to leave, as by Ctrl-C: a run that is cut off may keep its CPUs from the next trial."""
         self._stopped = True
+        stop_soon()
         self._ask.release()
         self._thread.join()
         self._put(event="gone", trial=self._number)
@@ -88,12 +86,13 @@ class Trial(tune.Trainable):
         """Ends without a last report where the search is about to end: there is nothing that Tune should do then."""
         try:
             self._train()
-        except _Ended:
-            return
         except KeyboardInterrupt:
-            self._put(event="halted", trial=self._number)
+            if not self._stopped:
+                self._put(event="halted", trial=self._number)
             return
         except Exception as error:
+            if self._stopped:
+                return
             known = isinstance(error, RunError | UsageError)
             self._fail(error if known else RunError(f"{type(error).__name__}: {last_line(error)}"))
             return
@@ -108,26 +107,26 @@ class Trial(tune.Trainable):
             return
         self._put(event="began", trial=self._number)
         self._report()  # what it had done before the search, or its process, was killed
+        if self._stopped:
+            return
         search = self._search
         try:
             train(self._config, search.shards, search.manifest, self._run, self._screen, self._hear, score=False)
         except RunError:
             if not self._screen.diverged:
                 raise
+        if self._stopped:
+            return
         self._report()
         self._put(event="ended", trial=self._number, diverged=bool(self._screen.diverged))
 
     def _hear(self, event: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            _Ended: Tune has stopped this trial; workers end with it.
-        """
+        if self._stopped:
+            return
         if self._put(**event, trial=self._number):
             stop_soon()
         if event["event"] == "epoch":
             self._report()
-        if self._stopped:
-            raise _Ended
 
     def _report(self, most: int | None = None) -> None:
         """Tells Tune of the epochs that the log has and Tune has not, and waits after each until it asks for more.
@@ -141,7 +140,7 @@ class Trial(tune.Trainable):
             self._reports.put(self._last)
             self._ask.acquire()
             if self._stopped:
-                raise _Ended
+                return
 
 
 class Teller(tune.Callback):
