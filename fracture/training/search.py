@@ -81,7 +81,7 @@ def check_space(config: Config) -> None:
 def draw_trials(config: Config) -> list[dict[str, Any]]:
     """The settings of each trial: the first as they are, each other drawn from training.seed and its number alone."""
     tree = dict(flatten(config.model_dump(mode="json")))
-    as_they_are = {key: tree[key] for key in config.tune.space}
+    as_they_are = {key: tree[key] for key in sorted(config.tune.space)}
     return [as_they_are, *(_draw(config, number) for number in range(2, config.tune.trials + 1))]
 
 

@@ -6,15 +6,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 
 from fracture.config import load_config
-from fracture.storage import place
+from fracture.input.shards import Manifest
+from fracture.storage import Place, place
 from fracture.training.driver import with_data_of
-from fracture.training.search import read_results, table
+from fracture.training.search import Result, draw_trials, read_results, trial_run
 from tests.conftest import TINY, shell
 from tests.integration.conftest import wait_for_epochs
 
@@ -43,79 +45,81 @@ def wait_until_free() -> float:
     return free
 
 
-def test_a_search_trains_stops_and_compares(data, tmp_path, capsys):
+def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_path: Path, capsys):
     from fracture.training.trials import run_trials
 
     shards, manifest = data
-    config = with_data_of(load_config(None, SEARCH), manifest)
-    run, results = place(tmp_path / "x"), {}
+    one_rate = ["tune.trials=2", "tune.grace_epochs=1", "tune.space={training.learning_rate: {choice: [1e-6]}}"]
+    config = with_data_of(load_config(None, [*SEARCH, *one_rate]), manifest)
+    run, history = place(tmp_path / "x"), [{"epoch": n, "val_loss": 0.001, "val_auc": 1.0} for n in (1, 2, 3)]
+    log = trial_run(run, 1) / "metrics.jsonl"
+    log.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode())
+    done = Result.of(1, draw_trials(config)[0], "ended", history)
+    results = {1: done}
     run_trials(config, shards, manifest, run, results, at_once=1)
-    print("\n".join(table([results[number] for number in sorted(results)])))
+    assert results[1] == done
+    assert (results[2].state, results[2].epochs, results[2].best_epoch) == ("stopped early", 1, 1)
     assert read_results(run, config, manifest) == results
-    told = [(number, results[number].state, results[number].epochs) for number in sorted(results)]
-    assert told == [(1, "ended", 3), (2, "diverged", 0), (3, "stopped early", 2)]
-    history = [json.loads(line) for line in (tmp_path / "x/trial-00001/metrics.jsonl").read_text().splitlines()]
-    assert results[1].val_loss == min(record["val_loss"] for record in history)
     left = {path.name for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert not any("test" in name or name.endswith((".npz", ".pkl")) for name in left), left
+    assert not any(name.endswith((".npz", ".pkl", ".parquet")) for name in left), (
+        "no checkpoints, notes, scores of test"
+    )
     assert wait_until_free() == ray.cluster_resources()["CPU"], "no run keeps its CPUs"
-    shown = capsys.readouterr().out
-    assert "trial   1  learning_rate 0.01" in shown
-    assert "trial   1  epoch   3  loss" in shown
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "trial   2  learning_rate 1e-06"
+    assert shown[1].startswith("trial   2  epoch   1  loss 0.")
+    assert shown[2:] == ["trial   2  stopped early after 1 epoch"]
+
+
+def command(data: tuple[Place, Manifest], storage: Path) -> list[str]:
+    told = [sys.executable, "job/tune.py", "--shards", str(data[0]), "--storage", str(storage), "--run", "x"]
+    return [*told, "--concurrent", "1", *(part for setting in SEARCH for part in ("--set", setting))]
+
+
+def finish(data: tuple[Place, Manifest], storage: Path) -> tuple[str, dict[str, Any]]:
+    """What the search shows, and its file of results."""
+    done = subprocess.run(command(data, storage), env=shell(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, json.loads((storage / "runs/x/trials.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def undisturbed_search(data, tmp_path_factory) -> dict[str, Any]:
+    return finish(data, tmp_path_factory.mktemp("undisturbed"))[1]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_search_that_is_ended_goes_on_to_the_same_results(data, tmp_path, how):
-    shards, _ = data
-
-    def command(storage: str) -> list[str]:
-        told = [sys.executable, "job/tune.py", "--shards", str(shards), "--storage", str(tmp_path / storage)]
-        return [*told, "--run", "x", "--concurrent", "1", *(part for a in SEARCH for part in ("--set", a))]
-
-    run = tmp_path / "ended/runs/x"
+def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_search, tmp_path: Path, how: int):
+    told = [(trial["state"], trial["epochs"]) for trial in undisturbed_search["trials"]]
+    assert told == [("ended", 3), ("diverged", 0), ("stopped early", 2)]
     first = subprocess.Popen(
-        command("ended"), env=shell(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command(data, tmp_path), env=shell(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    wait_for_epochs(run / "trial-00001", 2)
+    wait_for_epochs(tmp_path / "runs/x/trial-00001", 2)
     started = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(how)
     _, told = first.communicate(timeout=60)
     assert first.returncode == (1 if how == signal.SIGTERM else -9)
-    if how == signal.SIGTERM:
-        assert told.strip().startswith(
-            "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same"
-        )
-    psutil.wait_procs(started, timeout=30)
+    stopped = "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x"
+    assert how == signal.SIGKILL or told.strip().startswith(stopped)
+    psutil.wait_procs(started, timeout=60)
     assert not [process for process in started if process.is_running() and process.status() != "zombie"]
 
-    for storage in ("ended", "undisturbed"):
-        done = subprocess.run(command(storage), env=shell(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-    found = [json.loads((tmp_path / s / "runs/x/trials.json").read_text()) for s in ("ended", "undisturbed")]
-    assert found[0]["settings"] == found[1]["settings"]
-    for ours, expected in zip(*(f["trials"] for f in found), strict=True):
-        figures = {"val_loss", "val_auc"}
-        assert {k: v for k, v in ours.items() if k not in figures} == {
-            k: v for k, v in expected.items() if k not in figures
-        }
-        assert [ours[k] for k in figures] == pytest.approx([expected[k] for k in figures], rel=1e-4)
-    assert load_config(run / "best.yaml").training.learning_rate == 0.01
-    again = subprocess.run(command("ended"), env=shell(), capture_output=True, text=True, check=True)
-    assert "starting" not in again.stdout, "all of it is done"
+    shown, found = finish(data, tmp_path)
+    assert "trial   1  resuming after epoch" in shown
+    assert found["settings"] == undisturbed_search["settings"]
+    for ours, expected in zip(found["trials"], undisturbed_search["trials"], strict=True):
+        for figure in ("val_loss", "val_auc"):
+            assert (ours.pop(figure) or 0) == pytest.approx(expected[figure] or 0, rel=1e-4)
+        assert ours.items() <= expected.items()
+    assert load_config(tmp_path / "runs/x/best.yaml").training.learning_rate == 0.01
+    assert "starting" not in finish(data, tmp_path)[0], "all of it is done"
 
 
 def test_one_name_is_one_search_or_one_run(data, tmp_path: Path):
     (tmp_path / "runs/x").mkdir(parents=True)
     (tmp_path / "runs/x/run.json").write_text("{}")
-    told = subprocess.run(
-        [sys.executable, "job/tune.py", "--shards", str(data[0]), "--storage", str(tmp_path), "--run", "x"]
-        + [part for a in SEARCH for part in ("--set", a)],
-        env=shell(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    told = subprocess.run(command(data, tmp_path), env=shell(), capture_output=True, text=True, check=False)
     assert told.returncode == 2
     assert f"error: {tmp_path}/runs/x holds other things than a search. Give another --run name." in told.stderr
