@@ -90,7 +90,7 @@ def test_the_log_has_the_promised_keys(undisturbed):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == history
     measured = {"images_per_second", "seconds", "learning_rate", "memory_gb", "trained_parameters"}
-    assert set(lines[0]) == {"epoch", *MEASURES, *measured}
+    assert set(lines[0]) == {"epoch", "phase", *MEASURES, *measured}
     assert 0.1 < lines[0]["memory_gb"] < 8
     assert [r["epoch"] for r in lines] == list(range(1, len(lines) + 1))
     assert len(list((run / "tensorboard").iterdir())) == 1
