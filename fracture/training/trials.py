@@ -172,6 +172,9 @@ class TrialScreen(Screen):
         if event["steps_done"] or event["epochs_done"]:
             self._line(f"resuming after epoch {event['epochs_done']}, from its checkpoint")
 
+    def _show_phase(self, event: Mapping[str, Any]) -> None:
+        self.precision = event["precision"]
+
     def _show_epoch(self, event: Mapping[str, Any]) -> None:
         r = event["record"]
         best = "*" if event["best_epoch"] == r["epoch"] else " "

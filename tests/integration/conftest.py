@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,10 @@ def start(config: Config, data: tuple[Place, Manifest], run: Path, screen: Scree
 
 def training_workers() -> list[psutil.Process]:
     """The newest group; those of an earlier one may not be gone yet. In no order of their ranks."""
-    ours = psutil.Process().children(recursive=True)
-    workers = [process for process in ours if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just gone, or is not quite gone yet
+            workers += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
     newest = max(process.create_time() for process in workers)
     return [process for process in workers if newest - process.create_time() < 3]
 
