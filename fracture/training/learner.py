@@ -24,7 +24,8 @@ layers = keras.layers
 @dataclass(frozen=True)
 class Learner:
     model: AugmentingModel
-    metrics: list[Any]  # that it is compiled with
+    metrics: list[Any]  # that it is compiled with, for training
+    weighted: Any  # the one that only validation is asked for
     train: Share
     val: Share
     augment: AugmentConfig
@@ -80,7 +81,7 @@ def make_learner(
             val = replace(val, images=val.images[:, 0])
     keras.utils.set_random_seed(config.training.seed)
     with strategy.scope():
-        model, metrics = _compiled(config, manifest, phase, train.steps, width)
+        model, metrics, weighted = _compiled(config, manifest, phase, train.steps, width)
     if state.weights:
         model.set_weights(state.weights[-len(model.weights) :])  # a head's are the last
     elif backbone:
@@ -90,7 +91,7 @@ def make_learner(
     if state.optimizer:
         for variable, value in zip(optimizer_state(model.optimizer), state.optimizer, strict=True):
             variable.assign(value)
-    return Learner(model, metrics, train, val, augment)
+    return Learner(model, metrics, weighted, train, val, augment)
 
 
 def _mirroring(augment: AugmentConfig) -> AugmentConfig:
@@ -101,8 +102,8 @@ def _mirroring(augment: AugmentConfig) -> AugmentConfig:
 
 def _compiled(
     config: Config, manifest: Manifest, phase: Phase, steps: int, width: int
-) -> tuple[AugmentingModel, list[Any]]:
-    """The network, and the metrics it is compiled with."""
+) -> tuple[AugmentingModel, list[Any], Any]:
+    """The network, the metrics it is compiled with, and the one of them that weighs each row."""
     training = config.training
     optimizer = keras.optimizers.Adam(_schedule(config, phase, steps), weight_decay=training.weight_decay or None)
     if phase.by_features:
@@ -121,14 +122,15 @@ def _compiled(
         keras.metrics.Recall(name="recall"),
         keras.metrics.AUC(name="auc"),
     ]
+    weighted = keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")
     model.compile(
         optimizer,
         loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),
         metrics=metrics,
-        weighted_metrics=[keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")],
+        weighted_metrics=[weighted],
     )
     model.optimizer.build(model.trainable_variables)
-    return model, metrics
+    return model, metrics, weighted
 
 
 def _freeze(network: keras.Model, unfrozen: int | str) -> None:

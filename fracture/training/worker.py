@@ -200,6 +200,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
     tallies = [variable for metric in learner.metrics for variable in metric.variables]
     nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
     tally, results = reducer(strategy, "sum", tallies), _results(strategy, learner.metrics)
+    results_of_validation = _results(strategy, [*learner.metrics, learner.weighted])
     averages = learner.moving_averages()
     mean_averages = reducer(strategy, "mean", averages)
 
@@ -268,13 +269,13 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
             tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
         save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
         progress.begin(epoch + 1, train.steps, train.steps, save)
-        validated = model.evaluate(
+        model.evaluate(
             on_each_worker(strategy, evaluation_batches(val, val_weights)),
             steps=val.steps,
             callbacks=[progress],
-            return_dict=True,
             verbose=0,
         )
+        validated = results_of_validation()
         if not np.isfinite(validated["weighted_cross_entropy"]):
             if rank == 0:
                 tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)

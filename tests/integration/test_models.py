@@ -89,6 +89,7 @@ def both_phases(folder: Path, data) -> tuple[Config, Path, Meddler]:
     return config, folder / "both", screen
 
 
+@pytest.mark.long
 def test_the_head_learns_first_and_then_the_last_layers(both_phases):
     _, run, screen = both_phases
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -101,6 +102,7 @@ def test_the_head_learns_first_and_then_the_last_layers(both_phases):
     assert not (run / BACKBONE).exists()
 
 
+@pytest.mark.long
 def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
     """By the weights in the bundle, whose order is backbone, then head."""
     from fracture.models.transfer import build_backbone
