@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import tf_keras as keras
 
 from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
 from fracture.config import Config
@@ -55,6 +54,8 @@ def _expected(config: Config) -> list[Expected]:
 
 
 def _downloaded(config: Config) -> list[np.ndarray]:
+    import tf_keras as keras  # not before fracture.models, which keeps TensorFlow quiet as it loads
+
     keras.utils.disable_interactive_logging()  # its progress bar
     try:
         return build_backbone(config, "imagenet").get_weights()
