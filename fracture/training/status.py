@@ -96,6 +96,8 @@ class StatusWriter:
                 self._told_first = (0, 0)
                 self._change(state="training", epoch=event["epochs_done"] + 1, step=0, restarts=restarts)
                 self._change(steps=event["steps"])
+            case "phase":
+                self._epoch_seconds = []  # those of another phase take another time
             case "step":
                 if self._told_first[0] != event["epoch"]:  # the first of all compiles, and says nothing of the others
                     self._told_first, self._began = (event["epoch"], event["step"]), self._clock()
@@ -118,7 +120,7 @@ class StatusWriter:
                 self._change(state="scoring", seconds_left=None)
 
     def _left(self) -> float | None:
-        """By the mean epoch of this job; in its first by the steps so far, which leaves out the validation."""
+        """By the mean epoch of this phase; in its first by the steps so far, which leaves out the validation."""
         status, here, first = self._status, self._clock() - self._began, self._told_first[1]
         if self._epoch_seconds:
             return max(self._mean() - here, 0) + self._mean() * (status.epochs - status.epoch)

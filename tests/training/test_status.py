@@ -92,6 +92,14 @@ def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
         assert read(run).updated == clock.now()
 
 
+def test_the_time_left_is_by_the_epochs_of_the_phase_under_way(tmp_path: Path):
+    run, clock = place(tmp_path) / "x", Clock()
+    with writer(run, clock) as status:
+        for event in [START, {"event": "phase"}, epoch(1, 1.0), epoch(2, 1.0), {"event": "phase"}, epoch(3, 60.0)]:
+            status.show(event)
+        assert read(run).seconds_left == 60
+
+
 def test_the_time_left_is_that_of_the_epochs_left(tmp_path: Path):
     clock, run = Clock(), place(tmp_path / "x")
     with writer(run, clock) as status:
