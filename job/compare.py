@@ -2,12 +2,12 @@
 
   python job/compare.py --data DIR --run NAME          the contenders of job/contenders.yaml, 5 folds each
   python job/compare.py --run NAME                     the same on sample radiographs, with the quick recipe
-  python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME
+  python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME   trains these alone
 
 FILE is YAML: a title, and the settings in which that contender differs, such as `cnn: {}` and `wide: {model: {filters:
 [128, 256]}}`. The first is the baseline. --config and --set are for all; what a contender sets, --set may not. The
-same command again goes on where it was stopped, and takes finished folds as they are. It costs contenders times folds
-times what one training costs. Leaves in STORAGE/runs/NAME:
+same command again goes on where it was stopped, and takes finished folds as they are. The page has all contenders of
+FILE that are finished. It costs contenders times folds times what one training costs. Leaves in STORAGE/runs/NAME:
 
   comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
   CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
@@ -27,7 +27,7 @@ import _cli
 from train import add_flags, check_names, compute_settings, held, shards_of, train_folds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from fracture.config import Config
     from fracture.evaluation.comparison import Contender
@@ -47,7 +47,8 @@ def main(args: argparse.Namespace) -> None:
     from fracture.training.status import LOCK
 
     check_names(args)
-    contenders = choose(read_contenders(Path(args.models)), args.only)
+    contenders = read_contenders(Path(args.models))
+    chosen = choose(contenders, args.only)
     configs = {title: _config(args, title, settings) for title, settings in contenders.items()}
     run = place(args.storage or _cli.default_storage()) / "runs" / args.run
     if (run / "run.json").is_file() or "fold-1" in run.folders():
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     try:
         with held(run / LOCK, f"comparison {run.name!r}", f"see job/train.py --status {run.name}"):
-            lines = _train_and_compare(args, contenders, configs, run)
+            lines = _train_and_compare(args, contenders, configs, chosen, run)
     except HeldError as error:
         raise UsageError(f"{error}. Wait for it to end, stop that job, or give another --run name.") from None
     print("\n".join(lines), flush=True)
@@ -85,21 +86,28 @@ def _config(args: argparse.Namespace, title: str, settings: Settings) -> Config:
 
 @contextmanager
 def _named(title: str) -> Iterator[None]:
-    """Names the contender in errors about its settings."""
-    from fracture.errors import UsageError
+    """Names the contender in errors."""
+    from fracture.errors import RunError, UsageError
 
     try:
         yield
     except UsageError as error:
         raise UsageError(f"contender {title!r}: {error}") from None
+    except RunError as error:
+        raise RunError(f"contender {title!r}: {error}. The others go on without it: --only TITLE ...") from None
 
 
 def _train_and_compare(
-    args: argparse.Namespace, contenders: dict[str, Settings], configs: dict[str, Config], run: Place
+    args: argparse.Namespace,
+    contenders: dict[str, Settings],
+    configs: dict[str, Config],
+    chosen: Collection[str],
+    run: Place,
 ) -> list[str]:
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import folder_of
     from fracture.input.shards import read_manifest
+    from fracture.release.bundle import is_bundle
     from fracture.storage import place
     from fracture.training.driver import check_batches, check_run, with_data_of
 
@@ -107,18 +115,30 @@ def _train_and_compare(
     shards = shards_of(args, next(iter(configs.values())), storage)
     manifest = read_manifest(shards)
     if not manifest.folds:
-        raise UsageError(f"{shards} has no folds to compare on. Preprocess with --folds 5, or name --data here.")
+        raise UsageError(f"{shards} has no folds to compare on: make 5, here or in job/preprocess.py, with --folds 5.")
     configs = {title: with_data_of(config, manifest) for title, config in configs.items()}
+    finished = set()
     for title, config in configs.items():  # before hours of training, and not after
-        for number in range(1, len(manifest.folds) + 1):
-            with _named(title):
+        folds = [run / folder_of(title) / f"fold-{number}" for number in range(1, len(manifest.folds) + 1)]
+        if all(is_bundle(fold / "bundle") for fold in folds):
+            finished.add(title)
+        elif title not in chosen:
+            continue
+        with _named(title):
+            for number, fold in enumerate(folds, 1):
                 check_batches(config, manifest.fold(number))
-                check_run(run / folder_of(title) / f"fold-{number}", config, manifest.fold(number))
-    for number, (title, config) in enumerate(configs.items(), 1):
-        print(f"contender  {number} of {len(configs)}: {title}", flush=True)
-        lines = train_folds(config, shards, manifest, run / folder_of(title), args.verbose)
+                check_run(fold, config, manifest.fold(number))
+            if config.pretrained and title not in finished:
+                from fracture.training.pretrained import check_backbone  # loads TensorFlow
+
+                check_backbone(config)
+    for number, title in enumerate(chosen, 1):
+        print(f"contender  {number} of {len(chosen)}: {title}", flush=True)
+        with _named(title):
+            lines = train_folds(configs[title], shards, manifest, run / folder_of(title), args.verbose)
         print("\n".join(lines), flush=True)
-    return _compare(contenders, shards, manifest, run)
+    shown = {title: settings for title, settings in contenders.items() if title in finished or title in chosen}
+    return _compare(shown, shards, manifest, run)
 
 
 def _compare(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[str]:
@@ -134,7 +154,7 @@ def _compare(contenders: dict[str, Settings], shards: Place, manifest: Manifest,
 
 
 def _measured(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
-    from fracture.evaluation.comparison import Contender, differences, prediction_speeds, read_costs
+    from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
     from fracture.evaluation.contenders import folder_of
     from fracture.evaluation.folds import pool_folds
     from fracture.input.shards import images_of, read_rows
@@ -152,6 +172,7 @@ def _measured(contenders: dict[str, Settings], shards: Place, manifest: Manifest
             folder=folder_of(title),
             settings=settings,
             pooled=pooled[title],
+            figures=figures(pooled[title]),
             costs=read_costs(folders[title], len(manifest.folds), models[title].count_params(), speeds[title]),
             differences={} if title == baseline else differences(pooled[title], pooled[baseline], len(contenders) - 1),
         )
@@ -166,5 +187,5 @@ if __name__ == "__main__":
     which.add_argument(
         "--models", metavar="FILE", default=str(_CONTENDERS), help="YAML of contenders (default: job/contenders.yaml)"
     )
-    which.add_argument("--only", metavar="TITLE", nargs="+", help="these contenders alone; the baseline is the first")
+    which.add_argument("--only", metavar="TITLE", nargs="+", help="train these contenders alone")
     _cli.run(main, parser.parse_args())

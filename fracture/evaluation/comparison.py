@@ -12,15 +12,22 @@ from typing import Any
 import numpy as np
 
 from fracture.evaluation.folds import Pooled
-from fracture.evaluation.metrics import Figure, as_json, auc_differences, by_radiograph, rate_differences
+from fracture.evaluation.metrics import (
+    Figure,
+    as_json,
+    auc_differences,
+    auc_within_folds,
+    by_radiograph,
+    rate_differences,
+)
 from fracture.evaluation.plots import plot_rocs
-from fracture.evaluation.report import text
+from fracture.evaluation.report import figure_text
 from fracture.evaluation.scores import AT_ONCE, score
 from fracture.input.shards import Manifest
 from fracture.page import png, render
 from fracture.storage import Place
 
-NAMES = {"auc": "AUC", "recall": "sensitivity", "specificity": "specificity"}
+COMPARED = {"auc": "AUC", "recall": "sensitivity", "specificity": "specificity"}
 _RESAMPLES = 4000  # the tails are thin where many are compared
 _ROUNDS = 5
 
@@ -35,6 +42,7 @@ class Costs:
     epochs: int  # of all folds together, as are
     training_seconds: float  # with validation, without the workers' start
     memory_gb: float  # the most that the first worker of a training held
+    trained_on: str  # "2 workers, mixed_bfloat16"; of several if its folds differ
     images_per_second: float  # of prediction
 
 
@@ -47,20 +55,30 @@ class Contender:
     settings: Mapping[str, Any]  # that differ from the others'
     pooled: Pooled
     costs: Costs
-    differences: Mapping[str, Figure]  # of its figures per radiograph to the baseline's; empty of the baseline
+    figures: Mapping[str, Figure]  # per radiograph, each of COMPARED
+    differences: Mapping[str, Figure]  # of these to the baseline's; empty of the baseline
 
     def verdict(self, baseline: str) -> str:
         """What the difference in AUC comes to."""
         difference = self.differences["auc"]
         if difference.value is None:
             return f"not to be compared with {baseline}: test has one class only"
-        if difference.low <= 0 <= difference.high:
+        if difference.low is None or difference.low <= 0 <= difference.high:
             return f"not to be told apart from {baseline}"
-        return f"surely {'better' if difference.value > 0 else 'worse'} than {baseline}"
+        return f"{'better' if difference.value > 0 else 'worse'} than {baseline} on these radiographs"
+
+
+def figures(pooled: Pooled) -> dict[str, Figure]:
+    """AUC within the folds, and sensitivity and specificity at the folds' own thresholds, per radiograph."""
+    radiographs = _radiographs(pooled)
+    whole = pooled.whole["radiograph"].figures
+    return {name: whole[name] for name in COMPARED} | {
+        "auc": auc_within_folds(radiographs.labels, radiographs.probabilities, radiographs.groups, radiographs.folds)
+    }
 
 
 def differences(pooled: Pooled, baseline: Pooled, others: int) -> dict[str, Figure]:
-    """Of AUC, sensitivity and specificity per radiograph, this model's minus the baseline's.
+    """Of `figures`, this model's minus the baseline's; without an interval where nothing varies.
 
     The intervals are paired: both models meet the same groups in each resample.
 
@@ -69,27 +87,38 @@ def differences(pooled: Pooled, baseline: Pooled, others: int) -> dict[str, Figu
             together with 95 % (Bonferroni; Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """
     assert pooled.scores.select(["fold", "row"]).equals(baseline.scores.select(["fold", "row"]))
-    labels, groups, ours, ours_called = _radiographs(pooled)
-    _, _, theirs, theirs_called = _radiographs(baseline)
-    drawn = rate_differences(labels, ours_called, theirs_called, groups, _RESAMPLES)
-    drawn |= {"auc": auc_differences(labels, ours, theirs, groups, _RESAMPLES)}
-    found = {}
-    for name in NAMES:
-        values = [part.whole["radiograph"][name] for part in (pooled, baseline)]
-        if None in values:
+    ours, theirs = _radiographs(pooled), _radiographs(baseline)
+    labels, groups, folds = ours.labels, ours.groups, ours.folds
+    drawn = rate_differences(labels, ours.called, theirs.called, groups, _RESAMPLES)
+    drawn["auc"] = auc_differences(labels, ours.probabilities, theirs.probabilities, groups, _RESAMPLES, folds)
+    found, (own, its) = {}, (figures(pooled), figures(baseline))
+    for name in COMPARED:
+        if own[name].value is None:
             found[name] = Figure(value=None)
             continue
+        found[name] = difference = Figure(value=own[name].value - its[name].value)
         low, high = np.percentile(drawn[name], [2.5 / others, 100 - 2.5 / others]).tolist()
-        found[name] = Figure(value=values[0] - values[1], low=low, high=high)
+        if low < high:  # else resampling finds nothing that varies, which proves nothing
+            difference.low, difference.high = low, high
     return found
 
 
-def _radiographs(pooled: Pooled) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Label, group, probability, and whether a fracture is called, of each radiograph."""
-    names = ("label", "group", "film", "probability", "threshold")
-    labels, groups, films, *values = (pooled.scores[name].to_numpy() for name in names)
+@dataclass(frozen=True)
+class _Radiographs:
+    """All [N]."""
+
+    labels: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    probabilities: np.ndarray
+    called: np.ndarray  # bool, a fracture
+
+
+def _radiographs(pooled: Pooled) -> _Radiographs:
+    names = ("label", "group", "fold", "film", "probability", "threshold")
+    labels, groups, folds, films, *values = (pooled.scores[name].to_numpy() for name in names)
     first, (probabilities, thresholds) = by_radiograph(labels, films, *values)
-    return labels[first], groups[first], probabilities, probabilities >= thresholds
+    return _Radiographs(labels[first], groups[first], folds[first], probabilities, probabilities >= thresholds)
 
 
 def prediction_speeds(models: Mapping[str, Any], images: np.ndarray) -> dict[str, float]:
@@ -114,6 +143,8 @@ def read_costs(run: Place, folds: int, parameters: int, images_per_second: float
     logs = [(run / f"fold-{number}" / "metrics.jsonl").read_bytes() for number in range(1, folds + 1)]
     epochs = [json.loads(line) for log in logs for line in log.splitlines()]
     weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.npz"]
+    runs = [(run / f"fold-{number}" / "bundle" / "bundle.json").read_json()["run"] for number in range(1, folds + 1)]
+    machines = {f"{told['workers']} worker{'s' if told['workers'] > 1 else ''}, {told['precision']}" for told in runs}
     return Costs(
         parameters=parameters,
         trained_parameters=max(epoch["trained_parameters"] for epoch in epochs),
@@ -122,6 +153,7 @@ def read_costs(run: Place, folds: int, parameters: int, images_per_second: float
         training_seconds=sum(epoch["seconds"] for epoch in epochs),
         memory_gb=max(epoch["memory_gb"] for epoch in epochs),
         images_per_second=images_per_second,
+        trained_on=" or ".join(sorted(machines)),
     )
 
 
@@ -142,8 +174,8 @@ def write_comparison(run: Place, manifest: Manifest, contenders: Sequence[Conten
         }
     )
     (run / "comparison.md").write_bytes("".join(f"{line}\n" for line in table_lines(contenders)).encode())
-    labels, *_ = _radiographs(baseline.pooled)
-    curves = {contender.title: _radiographs(contender.pooled)[2] for contender in contenders}
+    labels = _radiographs(baseline.pooled).labels
+    curves = {contender.title: _radiographs(contender.pooled).probabilities for contender in contenders}
     page = render(
         "comparison.html",
         title=f"Comparison {run.name}",
@@ -152,7 +184,7 @@ def write_comparison(run: Place, manifest: Manifest, contenders: Sequence[Conten
         caveats=caveats,
         manifest=manifest,
         machine=machine,
-        names=NAMES,
+        alike=len({contender.costs.trained_on for contender in contenders}) == 1,
         roc=png(plot_rocs(labels, curves, "\n".join(caveats))) if len(np.unique(labels)) == 2 else "",
     )
     (run / "comparison.html").write_bytes(page)
@@ -162,6 +194,7 @@ def _plain(contender: Contender) -> dict[str, Any]:
     return {
         "settings": contender.settings,
         **as_json({"pooled": contender.pooled.whole}),
+        "figures": {name: figure.model_dump() for name, figure in contender.figures.items()},
         "differences": {name: figure.model_dump() for name, figure in contender.differences.items()},
         "auc_mean_and_deviation": contender.pooled.spread("auc"),
         "costs": asdict(contender.costs),
@@ -173,27 +206,27 @@ def comparison_lines(contenders: Sequence[Contender]) -> list[str]:
     baseline = contenders[0].title
     lines = []
     for contender in contenders:
-        m = contender.pooled.whole["radiograph"]
-        told = ", ".join(f"{word} {text(m, name)}" for name, word in NAMES.items())
-        lines += [f"contender  {contender.title}", f"           {m.count:,} radiographs: {told}"]
+        count = contender.pooled.whole["radiograph"].count
+        told = ", ".join(f"{word} {figure_text(contender.figures[name])}" for name, word in COMPARED.items())
+        lines += [f"contender  {contender.title}", f"           {count:,} radiographs: {told}"]
         if contender.differences:
-            told = ", ".join(f"{word} {signed(contender.differences[name])}" for name, word in NAMES.items())
+            told = ", ".join(f"{word} {signed(contender.differences[name])}" for name, word in COMPARED.items())
             lines.append(f"           {contender.verdict(baseline)}: {told}")
         c = contender.costs
         lines.append(
             f"           {c.parameters:,} parameters, {c.training_seconds / 60:.1f} min of training, "
-            f"{c.images_per_second:.0f} images/s predicted, {c.memory_gb:.1f} GB a worker"
+            f"{c.images_per_second:.0f} images/s predicted, {c.memory_gb:.1f} GB a worker ({c.trained_on})"
         )
     return lines
 
 
 def table_lines(contenders: Sequence[Contender]) -> list[str]:
     """The comparison as a table in Markdown."""
-    columns = [*NAMES.values(), "AUC, difference", "parameters", "training, min", "images/s", "memory, GB"]
+    columns = [*COMPARED.values(), "AUC, difference", "parameters", "training, min", "images/s", "memory, GB"]
     lines = [f"| per radiograph | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for contender in contenders:
-        c, m = contender.costs, contender.pooled.whole["radiograph"]
-        cells = [contender.title.replace("|", r"\|"), *(text(m, name) for name in NAMES)]
+        c = contender.costs
+        cells = [contender.title.replace("|", r"\|"), *(figure_text(contender.figures[name]) for name in COMPARED)]
         cells.append(signed(contender.differences["auc"]) if contender.differences else "")
         cells += [f"{c.parameters:,}", f"{c.training_seconds / 60:.1f}", f"{c.images_per_second:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{c.memory_gb:.1f}'])} |")
@@ -204,4 +237,5 @@ def signed(difference: Figure) -> str:
     """A difference with its interval."""
     if difference.value is None:
         return "undefined"
-    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    interval = "" if difference.low is None else f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{difference.value:+.3f}{interval}"

@@ -43,6 +43,12 @@ def _check_folders(file: Path, titles: Sequence[str]) -> None:
         name = folder_of(title)
         if not name:
             raise UsageError(f"--models {file}: the title {title!r} has no letter a-z and no digit. Give it some.")
+        if re.fullmatch(r"fold-\d+", name):
+            raise UsageError(f"--models {file}: the title {title!r} would have the folder {name!r}, as a fold has.")
+        if not title.isprintable() or "$" in title or title.startswith("_"):  # which break tables and legends
+            raise UsageError(
+                f"--models {file}: the title {title!r} has a line break or a $, or begins with _. Leave it out."
+            )
         if name in owners:
             raise UsageError(
                 f"--models {file}: the titles {owners[name]!r} and {title!r} would both have the folder {name!r}. "

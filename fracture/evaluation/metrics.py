@@ -94,8 +94,37 @@ def by_radiograph(labels: np.ndarray, films: np.ndarray, *values: np.ndarray) ->
     return first, [np.bincount(position.ravel(), value) / count for value in values]
 
 
+def auc_within_folds(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, folds: np.ndarray, resamples: int = RESAMPLES
+) -> Figure:
+    """The AUC over pairs of one fold: a fracture and a normal that the same network scored.
+
+    Pairs across folds would compare the probabilities of two networks, whose calibrations differ by chance.
+
+    Args:
+        labels: [N] of 0 and 1.
+        probabilities: [N] in [0, 1].
+        groups: [N] int64, each within one fold.
+        folds: [N], which network scored each.
+    """
+    cases = _Folds(labels, probabilities, folds)
+    value = cases.auc(np.ones(len(labels)))
+    if value is None:
+        return Figure(value=None)
+    drawn = [auc for weights in _draws(groups, resamples) if (auc := cases.auc(weights)) is not None]
+    interval = dict(zip(("low", "high"), np.percentile(drawn, [2.5, 97.5]).tolist(), strict=True))
+    if value in (0, 1):
+        interval = _exact(value, min(len(np.unique(groups[labels == label])) for label in (0, 1)))
+    return Figure(value=value, **interval)
+
+
 def auc_differences(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
+    labels: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: np.ndarray,
+    resamples: int = RESAMPLES,
+    folds: np.ndarray | None = None,
 ) -> np.ndarray:
     """[resamples] of the first model's AUC minus the second's, on the same groups drawn with replacement.
 
@@ -107,10 +136,11 @@ def auc_differences(
         first: [N] probabilities of one model.
         second: [N] of the other.
         groups: [N] int64.
+        folds: [N], which of a contender's networks scored each, as of `auc_within_folds`; None: one scored all.
     """
-    nobody = np.zeros(len(labels), bool)
-    models = [_Cases(labels.astype(bool), nobody, p.astype(np.float64)) for p in (first, second)]
-    aucs = ([model.ranking(weights)["auc"] for model in models] for weights in _draws(groups, resamples))
+    folds = np.zeros(len(labels)) if folds is None else folds
+    models = [_Folds(labels, probabilities, folds) for probabilities in (first, second)]
+    aucs = ([model.auc(weights) for model in models] for weights in _draws(groups, resamples))
     return np.array([one - other for one, other in aucs if one is not None])
 
 
@@ -178,9 +208,7 @@ class _Cases:
         """Figures of the order alone, whatever the threshold."""
         names = ("auc", "average_precision")
         at = [(f"{a}_at_{b}_{c}", a, b / 100) for a, c in _OPPOSITES.items() for b in (90, 95)]
-        sorted_weights, truth = weights[self._order], self._sorted_truth
-        found_true = np.r_[0, np.cumsum(sorted_weights * truth)[self._ends]]  # down to each threshold
-        found_false = np.r_[0, np.cumsum(sorted_weights * ~truth)[self._ends]]
+        found_true, found_false = self.found(weights)
         if not (found_true[-1] and found_false[-1]):
             return dict.fromkeys([*names, *(name for name, _, _ in at)])
         true_rate, false_rate = found_true / found_true[-1], found_false / found_false[-1]
@@ -195,6 +223,30 @@ class _Cases:
             else:
                 found[name] = float(1 - false_rate[true_rate >= least - 1e-12].min())
         return found
+
+    def found(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How many fractures, and how many normals, are called down to each threshold, from none to all."""
+        sorted_weights, truth = weights[self._order], self._sorted_truth
+        return tuple(np.r_[0, np.cumsum(sorted_weights * which)[self._ends]] for which in (truth, ~truth))
+
+
+class _Folds:
+    """Cases of several folds, ranked within each."""
+
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> None:
+        """All [N]."""
+        self._rows = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+        truth, nobody, values = labels.astype(bool), np.zeros(len(labels), bool), probabilities.astype(np.float64)
+        self._cases = [_Cases(truth[rows], nobody[rows], values[rows]) for rows in self._rows]
+
+    def auc(self, weights: np.ndarray) -> float | None:
+        """The share of pairs whose fracture has the higher probability, equal ones by half; None without a pair."""
+        in_order = pairs = 0.0
+        for rows, cases in zip(self._rows, self._cases, strict=True):
+            found_true, found_false = cases.found(weights[rows])
+            in_order += np.trapezoid(found_true, found_false)
+            pairs += found_true[-1] * found_false[-1]
+        return round(float(in_order / pairs), 12) if pairs else None  # sums of thirds may miss 1 by a bit
 
 
 _OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from fracture.evaluation.calibration import Decision
 from fracture.evaluation.gallery import Gallery, surest
-from fracture.evaluation.metrics import Evaluation, Metrics, by_radiograph, compute_metrics
+from fracture.evaluation.metrics import Evaluation, Figure, Metrics, by_radiograph, compute_metrics
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
     plot_curves,
@@ -201,7 +201,10 @@ def result_lines(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def text(metrics: Metrics, name: str) -> str:
     """A figure with its interval, for the screen."""
-    figure = metrics.figures[name]
+    return figure_text(metrics.figures[name])
+
+
+def figure_text(figure: Figure) -> str:
     if figure.value is None:
         return "undefined"
     return f"{figure.value:.3f}" + (f" [{figure.low:.3f}, {figure.high:.3f}]" if figure.low is not None else "")

@@ -30,15 +30,15 @@ def keep_backbone(run: Place, config: Config, initial: "Bundle | None") -> None:
     if (run / BACKBONE).is_file():
         return
     expected = _expected(config)
-    if initial is not None:
-        arrays = initial.weights()[: len(expected)]
-    elif config.transfer.weights == "imagenet":
-        arrays = _downloaded(config)
-    else:
-        arrays = _from_file(config, place(config.transfer.weights))
+    arrays = _named_weights(config) if initial is None else initial.weights()[: len(expected)]
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(Path(folder) / BACKBONE, arrays, [array.name for array in expected])
         run.upload(Path(folder))
+
+
+def check_backbone(config: Config) -> None:
+    """Looks whether the weights that `transfer.weights` names can be had; raises as `keep_backbone`."""
+    _named_weights(config)
 
 
 def read_backbone(run: Place, config: Config) -> list[np.ndarray]:
@@ -46,6 +46,13 @@ def read_backbone(run: Place, config: Config) -> list[np.ndarray]:
     expected, file = _expected(config), run / BACKBONE
     fix = "Remove it; it is made anew."
     return load_arrays(file.read_bytes(most=file_bytes(expected)[1]), expected, file, fix)
+
+
+def _named_weights(config: Config) -> list[np.ndarray]:
+    """In the order of the backbone's."""
+    if config.transfer.weights == "imagenet":
+        return _downloaded(config)
+    return _from_file(config, place(config.transfer.weights))
 
 
 def _expected(config: Config) -> list[Expected]:

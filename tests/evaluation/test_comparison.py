@@ -11,6 +11,7 @@ from fracture.evaluation.comparison import (
     Contender,
     comparison_lines,
     differences,
+    figures,
     prediction_speeds,
     read_costs,
     table_lines,
@@ -31,7 +32,13 @@ def trained(tmp_path) -> Callable[..., Pooled]:
     """Three finished folds of a contender, whose test images are half fractures; it has those of `wrong` reversed."""
     manifest = write_shards(place(tmp_path / "shards"), FOLDS)
 
-    def write(name: str, wrong: tuple[int, ...] = (), label: int | None = None) -> Pooled:
+    def write(
+        name: str,
+        wrong: tuple[int, ...] = (),
+        label: int | None = None,
+        workers: int = 2,
+        scale: float = 1,
+    ) -> Pooled:
         for number in (1, 2, 3):
             fold, labels = place(tmp_path / "runs/x" / name / f"fold-{number}"), np.arange(8) % 2
             films = np.arange(10 * number, 10 * number + 8)
@@ -41,11 +48,12 @@ def trained(tmp_path) -> Callable[..., Pooled]:
                 "film": films,
                 "group": films,
                 "label": labels if label is None else np.full(8, label),
-                "probability": np.where(labels == (number not in wrong), 0.9, 0.1),
+                "probability": np.where(labels == (number not in wrong), 0.9, 0.1) * (scale if number == 3 else 1),
             }
             write_predictions(fold, pa.table(table))
             decision = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
-            (fold / "bundle/bundle.json").write_json({"decision": decision})
+            trained_on = {"workers": workers, "precision": "float32"}
+            (fold / "bundle/bundle.json").write_json({"decision": decision, "run": trained_on})
             (fold / "bundle/weights.npz").write_bytes(bytes(2_000_000))
             epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
             (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())
@@ -57,13 +65,13 @@ def trained(tmp_path) -> Callable[..., Pooled]:
 def contender(title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None) -> Contender:
     costs = read_costs(place(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
     found = {} if baseline is None else differences(pooled, baseline, others=2)
-    return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, found)
+    return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, figures(pooled), found)
 
 
 def test_differences_are_of_the_same_radiographs(trained):
-    """A third of the fractures missed, a third of the normals called; of 144 pairs 64 in order and 64 ties."""
+    """A third of the fractures missed, a third of the normals called; of 48 pairs within folds 32 in order."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
-    assert wrong.whole["radiograph"]["auc"] == pytest.approx((64 + 64 / 2) / 144)
+    assert figures(wrong)["auc"].value == pytest.approx(32 / 48)
     found = differences(right, wrong, others=1)
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         dict.fromkeys(("auc", "recall", "specificity"), 1 / 3)
@@ -72,18 +80,29 @@ def test_differences_are_of_the_same_radiographs(trained):
     recall = found["recall"]
     assert (recall.high - recall.low) / 2 == pytest.approx(1.96 * 0.136, rel=0.1)
     same = differences(wrong, wrong, others=1)["auc"]
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert (same.value, same.low, same.high) == (0, None, None), "what does not vary has no interval, and proves none"
 
 
-def test_intervals_of_many_contenders_are_wider(trained):
+def test_a_fold_whose_probabilities_are_all_lower_changes_no_auc(trained):
+    """Pooled, its 4 fractures come after the 8 normals of the other folds: 32 of 144 pairs."""
+    base, lower = trained("base"), trained("lower", scale=0.1)
+    assert lower.whole["radiograph"]["auc"] == pytest.approx(112 / 144)
+    assert figures(lower)["auc"].value == 1
+    assert differences(lower, base, others=1)["auc"].value == 0
+
+
+def test_intervals_of_several_contenders_hold_for_all_together(trained):
+    """Of ten, each has 99.5 %: of a normal distribution 2.81 / 1.96 times as wide."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
     one, ten = (differences(right, wrong, others=n)["recall"] for n in (1, 10))
     assert ten.low < one.low < one.value < one.high < ten.high
+    assert (ten.high - ten.low) / (one.high - one.low) == pytest.approx(2.81 / 1.96, rel=0.15)
 
 
 def test_costs_are_those_of_all_folds(trained, tmp_path):
     costs = contender("right", trained("right"), tmp_path).costs
     assert (costs.epochs, costs.training_seconds, costs.memory_gb) == (6, 360, 1.5)
+    assert costs.trained_on == "2 workers, float32"
     assert (costs.parameters, costs.trained_parameters, costs.weights_bytes) == (1234, 7, 2_000_000)
 
 
@@ -104,7 +123,7 @@ def test_models_take_turns_when_predictions_are_timed():
 
 
 def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path):
-    base, better, same = trained("base", wrong=(3,)), trained("b-better-b"), trained("same", wrong=(2,))
+    base, better, same = trained("base", wrong=(2, 3)), trained("b-better-b"), trained("same", wrong=(1, 2))
     contenders = [
         contender("base", base, tmp_path),
         contender("<b>better</b>", better, tmp_path, base),
@@ -113,17 +132,17 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
     run = place(tmp_path / "runs/x")
     write_comparison(run, write_shards(place(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
     page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
-    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is surely better than base: AUC +0.333" in page
+    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is better than base on these radiographs: AUC +0.667" in page
     assert "<b>same</b> is not to be told apart from base: AUC +0.000" in page
     assert "With 2 contenders beside the baseline they are widened (Bonferroni)" in page
     assert '<a href="b-better-b/folds.html">' in page
     assert page.count("data:image/png;base64,") == 1
     assert "SYNTHETIC: x" in page
     told = "\n".join(comparison_lines(contenders))
-    assert "surely better than base: AUC +0.333 [" in told
-    assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker" in told
+    assert "better than base on these radiographs: AUC +0.667 [" in told
+    assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker (2 workers, float32)" in told
     assert (tmp_path / "runs/x/comparison.md").read_text().splitlines() == table_lines(contenders)
-    assert table_lines(contenders)[2].startswith("| base | 0.667 [")
+    assert table_lines(contenders)[2].startswith("| base | 0.333 [")
     written = json.loads((tmp_path / "runs/x/comparison.json").read_text())
     assert written["baseline"] == "base"
     assert written["contenders"]["same"]["differences"]["auc"]["value"] == 0
@@ -131,8 +150,8 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
 
 
 def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
-    good, bad = trained("good"), trained("bad", wrong=(3,))
-    assert contender("bad", bad, tmp_path, good).verdict("good") == "surely worse than good"
+    good, bad = trained("good"), trained("bad", wrong=(2, 3))
+    assert contender("bad", bad, tmp_path, good).verdict("good") == "worse than good on these radiographs"
     alone = trained("alone", label=1)
     one_class = contender("alone", alone, tmp_path, alone)
     assert one_class.differences["specificity"].value is None
@@ -141,6 +160,15 @@ def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
     manifest = write_shards(place(tmp_path / "shards"), FOLDS)
     write_comparison(place(tmp_path / "runs/x"), manifest, [contender("alone", alone, tmp_path), one_class], [])
     assert "undefined" in (tmp_path / "runs/x/comparison.html").read_text()
+
+
+def test_the_page_says_where_trainings_are_not_alike(trained, tmp_path):
+    base, other = trained("base"), trained("other", wrong=(3,), workers=1)
+    told = "They were not all trained on as many workers"
+    for pooled, title, expected in ((base, "base", False), (other, "other", True)):
+        contenders = [contender("base", base, tmp_path), contender(title, pooled, tmp_path, base)]
+        write_comparison(place(tmp_path / "runs/x"), write_shards(place(tmp_path / "shards"), FOLDS), contenders, [])
+        assert (told in (tmp_path / "runs/x/comparison.html").read_text()) == expected
 
 
 def test_every_model_has_its_curve():
@@ -174,6 +202,10 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
         ),
         ("a b: {}\nA-B: {}", r"the titles 'a b' and 'A-B' would both have the folder 'a-b'. Change a word of one"),
         ("'+': {}", r"the title '\+' has no letter a-z and no digit. Give it some"),
+        ("Fold 1: {}", r"the title 'Fold 1' would have the folder 'fold-1', as a fold has"),
+        ('"a\\nb": {}', r"the title 'a\\nb' has a line break or a \$, or begins with _. Leave it out"),
+        ("_cnn: {}", r"the title '_cnn' has a line break"),
+        ("5 $: {}", r"the title '5 \$' has a line break"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, text: str, message: str):

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from fracture.evaluation.metrics import auc_differences, by_radiograph, compute_metrics, rate_differences
+from fracture.evaluation.metrics import (
+    auc_differences,
+    auc_within_folds,
+    by_radiograph,
+    compute_metrics,
+    rate_differences,
+)
 
 LABELS = np.array([1, 1, 1, 0, 0, 0, 0])
 PROBABILITIES = np.array([0.9, 0.6, 0.2, 0.7, 0.5, 0.3, 0.1])
@@ -135,6 +141,19 @@ def test_two_models_are_compared_on_the_same_resamples():
     of_groups = auc_differences(LABELS, perfect, slipped, np.array([0, 0, 0, 1, 1, 2, 2]))
     assert of_groups == pytest.approx(1 / 3), "all fractures are drawn together"
     assert len(of_groups) < 1000, "without fractures there is no AUC"
+
+
+def test_an_auc_within_folds_leaves_out_pairs_across_them():
+    """Fold a has 2 of 2 pairs in order, fold b 1 and a tie of 2; across them every normal of a is ahead."""
+    labels = np.array([1, 0, 0, 1, 1, 0])
+    probabilities = np.array([0.9, 0.8, 0.8, 0.3, 0.2, 0.2])
+    folds = np.array(["a", "a", "a", "b", "b", "b"])
+    figure = auc_within_folds(labels, probabilities, np.arange(6), folds)
+    assert figure.value == (2 + 1.5) / 4
+    assert figure.low < figure.value < figure.high
+    best = auc_within_folds(labels, labels * 1.0, np.arange(6), folds)
+    assert (best.value, best.low, best.high) == (1, 0.025 ** (1 / 3), 1), "of 3 groups with a fracture, 3 without"
+    assert auc_within_folds(labels, probabilities, np.arange(6), labels).value is None, "no fold has a pair"
 
 
 def test_sensitivity_and_specificity_are_compared_in_pairs():

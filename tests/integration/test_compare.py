@@ -28,7 +28,8 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
         return done
 
     alone = run("--only", "no dropout").stdout
-    assert "than" not in alone, "there is nothing to compare it with"
+    assert "contender  no dropout" in alone
+    assert "small" not in alone, "there is nothing to compare it with"
     first = run().stdout
     assert first.count("finished   earlier") == 3
     assert "CAVEAT     SYNTHETIC" in first
@@ -41,3 +42,20 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
     assert (tmp_path / "runs/c/no-dropout/folds.html").exists()
     assert not (tmp_path / "runs/c/lock").exists()
     assert run().stdout.count("finished   earlier") == 6
+    again = run("--only", "no dropout").stdout
+    assert "1 of 1: no dropout" in again
+    assert "contender  small" in again, "the page has all that are finished"
+
+
+def test_weights_that_are_not_there_are_told_before_anything_is_trained(tmp_path):
+    shards = place(tmp_path / "shards")
+    write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
+    models = tmp_path / "models.yaml"
+    models.write_text("cnn: {}\npretrained: {model: {name: mobilenetv2}, transfer: {weights: nowhere.h5}}\n")
+    command = [sys.executable, "job/compare.py", "--shards", str(shards), "--storage", str(tmp_path)]
+    command += ["--run", "c", "--models", str(models), "--set", "training.batch_size=8"]
+    done = subprocess.run(command, env=shell(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "contender 'pretrained': transfer.weights = " in done.stderr
+    assert "nowhere.h5': no such file ending in .h5" in done.stderr
+    assert done.stdout == ""

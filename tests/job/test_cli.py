@@ -82,7 +82,11 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
             ["--run", "trained"],
             "/runs/trained is a run of job/train.py, and no comparison. Give another --run",
         ),
-        ("a: {}", ["--shards", "shards"], "shards has no folds to compare on. Preprocess with --folds 5, or name"),
+        (
+            "a: {}",
+            ["--shards", "shards"],
+            "shards has no folds to compare on: make 5, here or in job/preprocess.py, with --folds 5",
+        ),
         (
             "a: {training: {batch_size: 8}}\nb: {training: {batch_size: 99}}",
             ["--shards", "folds"],
