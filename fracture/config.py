@@ -23,6 +23,7 @@ Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
 MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer") | {"qnn": "quantum", "qnn_transfer": "transfer"}
 
 _MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
+_MOST_STATES = 2**31  # bytes of a circuit's states for all of a worker's images
 
 
 class Settings(BaseModel):
@@ -129,16 +130,6 @@ class QuantumConfig(Settings):
         "quantum", description="classical: the control, a map of as many parameters between the same layers"
     )
     backbone: Backbone = Field("mobilenetv2", description="of qnn_transfer")
-
-    @model_validator(mode="after")
-    def _fits_in_memory(self) -> "QuantumConfig":
-        needed = circuit_bytes(self.qubits, self.layers)
-        if self.circuit == "quantum" and needed > _MOST_ACTIVATIONS:
-            raise ValueError(
-                f"quantum.qubits: {self.qubits} qubits in {self.layers} layers take {needed / 2**30:,.1f} GB for one "
-                f"image, over the limit of {_MOST_ACTIVATIONS / 2**30:.0f}; use fewer"
-            )
-        return self
 
 
 def circuit_bytes(qubits: int, layers: int) -> int:
@@ -334,10 +325,30 @@ class Config(Settings):
         """Whether training begins with a backbone that knows something."""
         return self.backbone is not None and self.transfer.weights != "none"
 
+    @property
+    def without_effect(self) -> set[str]:
+        """Settings that this model, or the way it learns, does not ask for: "model.dense"."""
+        quantum = self.model.name in ("qnn", "qnn_transfer")
+        idle = {"quantum": set() if quantum else {*QuantumConfig.model_fields}}
+        if self.backbone is None:
+            idle |= {"transfer": {*TransferConfig.model_fields}, "model": {"head", "dense"} if quantum else set()}
+            idle["quantum"] |= {"backbone"}
+        else:
+            idle["model"] = {"filters", "block", "head", "dense", "batch_norm", "sync_batch_norm"}
+            if not self.pretrained:
+                idle["transfer"] = {*TransferConfig.model_fields} - {"weights"}
+            elif not self.transfer.unfreeze:
+                idle |= {"transfer": {"learning_rate"}, "training": {"epochs"}}
+                if self.transfer.features == "once":
+                    idle["augment"] = {*AugmentConfig.model_fields} - {"horizontal_flip"}
+        return {f"{section}.{name}" for section, names in idle.items() for name in names}
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
         if self.backbone is None:
             self._check_filters()
+        if self.model.name.startswith("qnn") and self.quantum.circuit == "quantum":
+            self._check_circuit()
         if self.compute.workers > self.training.batch_size:
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "
@@ -351,6 +362,17 @@ class Config(Settings):
         if self.model.sync_batch_norm and not self.model.batch_norm:
             raise ValueError("model.sync_batch_norm: needs model.batch_norm; set it to true, or drop this key")
         return self
+
+    def _check_circuit(self) -> None:
+        qubits, layers, images = self.quantum.qubits, self.quantum.layers, self.training.batch_size
+        each = -(-images // self.compute.fewest)  # of a worker
+        needed = circuit_bytes(qubits, layers) * each
+        if needed > _MOST_STATES:
+            raise ValueError(
+                f"quantum.qubits: {qubits} qubits in {layers} layers take {needed / 2**30:,.1f} GB for a worker's "
+                f"{each} images of a step, over the limit of {_MOST_STATES / 2**30:.0f}; use fewer, or a smaller "
+                "training.batch_size"
+            )
 
     def _check_filters(self) -> None:
         smallest = 2 ** len(self.model.filters)
@@ -461,7 +483,7 @@ def _number(text: str) -> str | float:
 
 def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
     for key, value in delta.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict) and key != "space":  # which is one value
             _merge(tree[key], value)
         else:
             tree[key] = dict(value) if isinstance(value, Mapping) else value

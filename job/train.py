@@ -58,9 +58,25 @@ def main(args: argparse.Namespace) -> None:
     config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     run = storage / "runs" / args.run
+    check_weights(config, run)
+    asked = {assignment.partition("=")[0].strip() for assignment in args.assignments}
+    if idle := sorted(asked & config.without_effect):
+        print(f"no effect  {', '.join(idle)}: not on {config.model.name} as it learns here", flush=True)
     with locked(run):
         lines = _prepare_and_train(args, config, storage, run)
     print("\n".join(lines), flush=True)
+
+
+def check_weights(config: Config, run: Place) -> None:
+    """Before the long look at the data: a file of weights is there, unless the run has begun, and may have its own.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from fracture.training.driver import check_weights_file
+
+    if config.pretrained and not run.folders():
+        check_weights_file(config)
 
 
 def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
@@ -210,6 +226,7 @@ def _test(
     from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.release.bundle import versions, write_bundle
+    from fracture.training.checkpoint import BACKBONE
     from fracture.training.driver import initial_weights
 
     workers = outcome.workers
@@ -232,6 +249,7 @@ def _test(
     report = Report(title, manifest, decision, evaluations, history, best_epoch, facts, told, gallery=gallery)
     write_report(run / "report", report, scores, shards)
     write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations, initial)
+    (run / BACKBONE).delete()  # all of it is in the bundle
     return evaluations
 
 

@@ -20,7 +20,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import _cli
-from train import add_flags, check_names, compute_settings, locked, shards_of
+from train import add_flags, check_names, check_weights, compute_settings, locked, shards_of
 
 if TYPE_CHECKING:
     from fracture.config import Config
@@ -41,8 +41,9 @@ def main(args: argparse.Namespace) -> None:
     config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
     check_space(config)
     storage = place(args.storage or _cli.default_storage())
-    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     run = storage / "runs" / args.run
+    check_weights(config, run)
+    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     with locked(run):
         lines = _prepare_and_search(args, config, storage, run)
     print("\n".join(lines), flush=True)
@@ -66,6 +67,8 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place
     write_results(run, config, manifest, results)
     numbers = range(1, config.tune.trials + 1)
     print(f"search     {run}", flush=True)
+    if idle := sorted(config.tune.space.keys() & config.without_effect):
+        print(f"left out   {', '.join(idle)}: without effect on {config.model.name} as it learns here", flush=True)
     if not results.keys() >= set(numbers):
         _search(args, config, shards, manifest, run, results)
     shown = [results[number] for number in numbers]

@@ -18,7 +18,7 @@ from fracture.config import Config, DataConfig, flatten
 from fracture.errors import RunError, UsageError
 from fracture.input.lanes import Lanes
 from fracture.input.shards import Manifest
-from fracture.storage import Place, disk_full, store_failed
+from fracture.storage import Place, disk_full, place, store_failed
 from fracture.training.checkpoint import BACKBONE, FILE, SNAPSHOT
 from fracture.training.failure import explain, last_line
 from fracture.training.recovery import Recovery
@@ -254,11 +254,23 @@ def initial_weights(config: Config, initial: "Bundle | None") -> str:
     return config.transfer.weights if config.pretrained else _SCRATCH
 
 
+def check_weights_file(config: Config) -> None:
+    """Raises UsageError where `transfer.weights` names neither `imagenet` nor a file."""
+    weights = config.transfer.weights
+    if weights != "imagenet" and not (weights.endswith(".h5") and place(weights).is_file()):
+        raise UsageError(
+            f"transfer.weights = {weights!r}: no such file ending in .h5. Name imagenet, none, or a file of the "
+            f"weights of {config.backbone} without top, as tf_keras.applications writes them."
+        )
+
+
 def check_initial(config: Config, initial: "Bundle") -> None:
     """Raises UsageError where the bundle's network is another than the settings describe."""
     from fracture.models import weight_shapes
 
     wanted, there = weight_shapes(config), weight_shapes(initial.config)
+    for which, shapes in ((config, wanted), (initial.config, there)):
+        shapes["quantum.circuit"] = which.quantum.circuit  # a circuit and its control have weights of one shape
     differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if differing:
         name = differing[0]
@@ -276,14 +288,15 @@ def train(
     screen: Screen,
     tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
     initial: "Bundle | None" = None,
-    score: bool = True,
+    search: Place | None = None,
 ) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
 
     Args:
         tell: gets each event that the screen gets.
         initial: a finished model of this network, whose weights training begins with.
-        score: in the end, validation and test, and export the model.
+        search: that this is a trial of, which keeps the weights of the backbone for all of them. No trial is scored
+            and exported.
 
     Raises:
         UsageError: `transfer.weights` is no file of the backbone's weights.
@@ -300,9 +313,11 @@ def train(
     from fracture.training.backend import Reporter, Trainer
     from fracture.training.worker import Assignment, train_worker
 
-    if config.pretrained:  # else not loaded: it brings TensorFlow
-        from fracture.training.pretrained import keep_backbone
+    if config.pretrained and search is None:
+        from fracture.training.pretrained import keep_backbone  # not loaded else: it brings TensorFlow
 
+        if not (run / _CARD).is_file():  # of a start that did not come to say whose they are
+            (run / BACKBONE).delete()
         keep_backbone(run, config, initial)
     began_with = initial_weights(config, initial)
     card = {"dataset": manifest.fingerprint, "recipe": config.recipe(), "initial_weights": began_with}
@@ -315,7 +330,7 @@ def train(
     trainer = Trainer(
         train_worker,
         alone=_ALONE in os.environ,
-        train_loop_config=Assignment(config, shards, manifest, run, messages, initial, score),
+        train_loop_config=Assignment(config, shards, manifest, run, messages, initial, search),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
@@ -342,7 +357,6 @@ def train(
         screen.close()
     if screen.diverged:
         raise RunError(screen.diverged)
-    (run / BACKBONE).delete()  # all of it is in the bundle
     return _outcome(run, screen)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from fracture.input.pipeline import Share
 
 _AT_ONCE = 32
+_BLOCK = 1024
 
 
 def compute_features(backbone: Any, share: Share, mirrored: bool, each_part: Callable[[int, int], None]) -> Share:
@@ -41,7 +42,16 @@ def mean_and_variance(share: Share, add: Callable[[list[float]], list[float]]) -
         add: adds up F numbers over all workers, and is called by all.
     """
     rows = share.draws.rows(0)[share.lanes.start : share.lanes.stop] - share.first
-    drawn = share.images[rows].astype(np.float64)
-    count = share.draws.count * drawn.shape[1]
-    mean = np.array(add((drawn.sum(axis=(0, 1)) / count).tolist()))
-    return mean, np.array(add((((drawn - mean) ** 2).sum(axis=(0, 1)) / count).tolist()))
+    views = share.images.shape[1]
+    times = np.bincount(rows, minlength=len(share.images)) / (
+        share.draws.count * views
+    )  # each row is drawn, as a share
+
+    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """[F], over all workers; by blocks, since float64 is twice the features."""
+        starts = range(0, len(times), _BLOCK)
+        sums = (np.einsum("n,nkf->f", times[at : at + _BLOCK], of(share.images[at : at + _BLOCK])) for at in starts)
+        return np.array(add(np.sum(list(sums), axis=0).tolist()))
+
+    mean = total(lambda features: features.astype(np.float64))
+    return mean, total(lambda features: (features - mean) ** 2)

@@ -72,7 +72,8 @@ def make_learner(
         knowing = build_backbone(config)
         knowing.set_weights(backbone)
         width = knowing.output_shape[-1]
-        features = compute_features(knowing, train, augment.horizontal_flip, each_part)
+        mirrored = phase.by_features and augment.horizontal_flip
+        features = compute_features(knowing, train, mirrored, each_part)
         if drawn:
             moments = mean_and_variance(features, agreement(strategy, width))
         if phase.by_features:

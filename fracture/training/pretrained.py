@@ -12,6 +12,7 @@ from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
 from fracture.storage import Place, place
 from fracture.training.checkpoint import BACKBONE
+from fracture.training.driver import check_weights_file
 
 if TYPE_CHECKING:
     from fracture.release.bundle import Bundle
@@ -52,7 +53,7 @@ def _named_weights(config: Config) -> list[np.ndarray]:
     """In the order of the backbone's."""
     if config.transfer.weights == "imagenet":
         return _downloaded(config)
-    return _from_file(config, place(config.transfer.weights))
+    return _from_file(config)
 
 
 def _expected(config: Config) -> list[Expected]:
@@ -77,12 +78,9 @@ def _downloaded(config: Config) -> list[np.ndarray]:
         keras.utils.enable_interactive_logging()
 
 
-def _from_file(config: Config, file: Place) -> list[np.ndarray]:
-    if not file.name.endswith(".h5") or not file.is_file():
-        raise UsageError(
-            f"transfer.weights = {str(file)!r}: no such file ending in .h5. Name imagenet, none, or a file of the "
-            f"weights of {config.backbone} without top, as tf_keras.applications writes them."
-        )
+def _from_file(config: Config) -> list[np.ndarray]:
+    check_weights_file(config)
+    file = place(config.transfer.weights)
     backbone = build_backbone(config)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "weights.h5"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from fracture.config import Config
-from fracture.training.phases import Phase, most_epochs
+from fracture.training.phases import Phase, most_epochs, phases
 
 _HEADER = (
     "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s      lr   time  left"
 )
 SILENCE = 300  # seconds after which a file, too, is told how far it is
-_LEGEND = "           * lowest validation loss so far; left: at most, if nothing stops it early"
+_LEGEND = "           * lowest validation loss so far; left: at most, if nothing stops it early{phase}"
 
 
 class Screen:
@@ -27,7 +27,8 @@ class Screen:
         self._last_line = time.monotonic()
         self._waiting_told = float("-inf")
         self._phase: Phase | None = None
-        self.precision = ""
+        self._last = 0  # epoch that it can have
+        self.precision = ""  # of what is handed over
         self.workers = config.compute.workers  # at work now
         self.diverged = ""
 
@@ -43,7 +44,7 @@ class Screen:
         compute, training = self._config.compute, self._config.training
         unit = "GPU" if compute.gpu else "CPU"
         each = 1 if compute.gpu else compute.cpus_per_worker
-        self.workers = event["workers"]
+        self.workers, self.precision = event["workers"], event["precision"]
         plural = "s" if self.workers > 1 else ""
         self._line(
             f"training   {self.workers} worker{plural} × {each} {unit} · {event['steps']} steps of "
@@ -60,12 +61,12 @@ class Screen:
 
     def _show_phase(self, event: Mapping[str, Any]) -> None:
         config, phase, count, learning = self._config, event["phase"], event["parameters"], event["learning"]
-        self.precision = event["precision"]
+        self._last = event["last"]
         self._epoch_seconds = []  # those of another phase take another time
         if phase == self._phase:  # the workers began again
             return
         self._phase = phase
-        told = f"network    {config.model.name}, {self.precision} · "
+        told = f"network    {config.model.name}, {event['precision']} · "
         if phase.learns == "all":
             self._line(f"{told}{count:,} parameters")
         else:
@@ -77,7 +78,7 @@ class Screen:
             both = " and its mirror image" if config.augment.horizontal_flip else ""
             self._line(f"           on features of the frozen backbone, computed once for each image{both}")
         if not self._headed:
-            self._line(_LEGEND)
+            self._line(_LEGEND.format(phase=", in this phase" if len(phases(config)) > 1 else ""))
             self._line(_HEADER)
             self._headed = True
 
@@ -99,7 +100,7 @@ class Screen:
         r = event["record"]
         self._epoch_seconds.append(r["seconds"])
         mean = sum(self._epoch_seconds) / len(self._epoch_seconds)
-        at_most = mean * (most_epochs(self._config) - r["epoch"])
+        at_most = mean * (self._last - r["epoch"])
         best = "*" if event["best_epoch"] == r["epoch"] else " "
         train, val = (
             "  ".join(f"{r[prefix + name]:5.3f}" for name in ("accuracy", "precision", "recall", "auc"))
@@ -144,9 +145,11 @@ class Screen:
         self._status("scoring validation and test with the best weights")
 
     def _show_diverged(self, event: Mapping[str, Any]) -> None:
+        layers = self._phase is not None and self._phase.learns == "layers"
+        key, section = ("transfer", self._config.transfer) if layers else ("training", self._config.training)
         self.diverged = (
             f"the loss is not finite: epoch {event['epoch']}, step {event['step']} of {event['steps']}. "
-            f"Lower training.learning_rate ({self._config.training.learning_rate:g}) and start a new run"
+            f"Lower {key}.learning_rate ({section.learning_rate:g}) and start a new run"
         )
 
     def _line(self, text: str) -> None:

@@ -25,6 +25,8 @@ _FIXED = {
     "training.epochs": "all trials train as long; set training.epochs itself",
     "transfer.head_epochs": "all trials train as long; set transfer.head_epochs itself",
     "transfer.unfreeze": "all trials train as long; search once with it and once without",
+    "transfer.weights": "all trials begin alike; search once with each",
+    "quantum.backbone": "all trials begin alike; search once with each",
     "model.name": "it is not tuned, but compared: job/compare.py",
     "training.seed": "a lucky seed is no better setting",
     "training.sampling": "it says what counts in the validation loss, by which trials are compared",
@@ -58,8 +60,6 @@ def check_space(config: Config) -> None:
         UsageError: a setting that no search may draw, or a value that it cannot have.
     """
     tune = config.tune
-    if not tune.space:
-        raise UsageError("tune.space is empty: name settings and what to draw them from.")
     if tune.grace_epochs > most_epochs(config):
         raise UsageError(
             f"tune.grace_epochs = {tune.grace_epochs} is more than the {most_epochs(config)} epochs of a training. "
@@ -76,18 +76,27 @@ def check_space(config: Config) -> None:
                 with_settings(config, {key: value})
             except UsageError as error:
                 raise UsageError(f"tune.space: {error}") from None
+    if tune.space.keys() <= config.without_effect:
+        raise UsageError(
+            f"tune.space has nothing that has an effect on {config.model.name}: name settings and what to draw them "
+            "from."
+        )
 
 
 def draw_trials(config: Config) -> list[dict[str, Any]]:
-    """The settings of each trial: the first as they are, each other drawn from training.seed and its number alone."""
+    """The settings of each trial: the first as they are, each other drawn from training.seed and its number alone.
+
+    What has no effect on this model is left as it is.
+    """
     tree = dict(flatten(config.model_dump(mode="json")))
-    as_they_are = {key: tree[key] for key in sorted(config.tune.space)}
-    return [as_they_are, *(_draw(config, number) for number in range(2, config.tune.trials + 1))]
+    keys = sorted(config.tune.space.keys() - config.without_effect)
+    as_they_are = {key: tree[key] for key in keys}
+    return [as_they_are, *(_draw(config, keys, number) for number in range(2, config.tune.trials + 1))]
 
 
-def _draw(config: Config, number: int) -> dict[str, Any]:
+def _draw(config: Config, keys: Sequence[str], number: int) -> dict[str, Any]:
     generator = np.random.default_rng([config.training.seed, number])
-    return {key: _drawn(config.tune.space[key], generator) for key in sorted(config.tune.space)}
+    return {key: _drawn(config.tune.space[key], generator) for key in keys}
 
 
 def _drawn(draw: Mapping[str, list[Any]], generator: np.random.Generator) -> Any:
@@ -153,10 +162,10 @@ def best_of(results: Sequence[Result]) -> Result:
     Raises:
         RunError: there is none.
     """
-    measured = [result for result in results if result.val_loss is not None]
-    if not measured:
-        raise RunError("the loss of every trial diverged in its first epoch. Lower the learning rates in tune.space")
-    return min(measured, key=lambda result: result.val_loss)
+    sound = [result for result in results if result.state != "diverged"]  # else the recipe would diverge again
+    if not sound:
+        raise RunError("the loss of every trial diverged. Lower the learning rates in tune.space")
+    return min(sound, key=lambda result: result.val_loss)
 
 
 def write_best(run: Place, config: Config, results: Sequence[Result]) -> None:
@@ -186,11 +195,11 @@ def in_words(settings: Mapping[str, Any]) -> str:
 
 def table(results: Sequence[Result]) -> list[str]:
     """The trials on a screen, one a line, the lowest validation loss marked."""
-    best = min((result.val_loss for result in results if result.val_loss is not None), default=None)
+    best = best_of(results)
     keys = sorted(results[0].settings)
     rows = [["trial", "epochs", "val loss", "", "val AUC", *map(_name, keys), ""]]
     for result in results:
-        figures = [_figure(result.val_loss), "*" if result.val_loss == best else "", _figure(result.val_auc)]
+        figures = [_figure(result.val_loss), "*" if result == best else "", _figure(result.val_auc)]
         settings = [_text(result.settings[key]) for key in keys]
         state = "" if result.state == "ended" else result.state
         rows.append([str(result.trial), str(result.epochs), *figures, *settings, state])

@@ -36,7 +36,7 @@ class Status(BaseModel):
     epoch: int = 0  # the one under way
     step: int = 0
     steps: int = 0
-    seconds_left: float | None = None  # if nothing stops it early
+    seconds_left: float | None = None  # of the phase under way, if nothing stops it early
     restarts: int = 0  # of workers, by this job
     reason: str = ""  # of the last
 
@@ -63,6 +63,7 @@ class StatusWriter:
         self._status = Status(updated=now(), epochs=epochs)
         self._written = self._began = clock()
         self._told_first = (0, 0)  # epoch and step, at `_began`
+        self._last = epochs  # of the phase under way
         self._epoch_seconds: list[float] = []
         self._starts = 0
 
@@ -97,6 +98,7 @@ class StatusWriter:
                 self._change(state="training", epoch=event["epochs_done"] + 1, step=0, restarts=restarts)
                 self._change(steps=event["steps"])
             case "phase":
+                self._last = event["last"]
                 self._epoch_seconds = []  # those of another phase take another time
             case "step":
                 if self._told_first[0] != event["epoch"]:  # the first of all compiles, and says nothing of the others
@@ -108,7 +110,7 @@ class StatusWriter:
             case "epoch":
                 self._epoch_seconds.append(event["record"]["seconds"])
                 self._change(epoch=event["record"]["epoch"], step=self._status.steps)
-                self._change(seconds_left=self._mean() * (self._status.epochs - event["record"]["epoch"]))
+                self._change(seconds_left=self._mean() * (self._last - event["record"]["epoch"]))
             case "failure":
                 restarts = max(self._status.restarts, event["failures"])
                 self._change(state="restarting", restarts=restarts, reason=str(event["reason"]))
@@ -123,11 +125,11 @@ class StatusWriter:
         """By the mean epoch of this phase; in its first by the steps so far, which leaves out the validation."""
         status, here, first = self._status, self._clock() - self._began, self._told_first[1]
         if self._epoch_seconds:
-            return max(self._mean() - here, 0) + self._mean() * (status.epochs - status.epoch)
+            return max(self._mean() - here, 0) + self._mean() * (self._last - status.epoch)
         if status.step <= first:
             return None
         each = here / (status.step - first)
-        return each * (status.steps * (status.epochs - status.epoch + 1) - status.step)
+        return each * (status.steps * (self._last - status.epoch + 1) - status.step)
 
     def _mean(self) -> float:
         return sum(self._epoch_seconds) / len(self._epoch_seconds)

@@ -24,7 +24,7 @@ from fracture.config import Config, with_settings
 from fracture.errors import RunError, UsageError
 from fracture.input.shards import Manifest
 from fracture.storage import Place, disk_full, store_failed
-from fracture.training.checkpoint import SNAPSHOT
+from fracture.training.checkpoint import BACKBONE, SNAPSHOT
 from fracture.training.driver import POLL, patience, read_history, stop_soon, train
 from fracture.training.failure import last_line
 from fracture.training.messages import start_messages, teller
@@ -111,7 +111,7 @@ class Trial(tune.Trainable):
             return
         search = self._search
         try:
-            train(self._config, search.shards, search.manifest, self._run, self._screen, self._hear, score=False)
+            train(self._config, search.shards, search.manifest, self._run, self._screen, self._hear, search=search.run)
         except RunError:
             if not self._screen.diverged:
                 raise
@@ -173,7 +173,7 @@ class TrialScreen(Screen):
             self._line(f"resuming after epoch {event['epochs_done']}, from its checkpoint")
 
     def _show_phase(self, event: Mapping[str, Any]) -> None:
-        self.precision = event["precision"]
+        """Not of each trial."""
 
     def _show_epoch(self, event: Mapping[str, Any]) -> None:
         r = event["record"]
@@ -209,6 +209,10 @@ def run_trials(
         RunError, UsageError: a trial failed in a way that would fail the others.
         KeyboardInterrupt: a signal came; the trials under way have saved what they could.
     """
+    if config.pretrained:
+        from fracture.training.pretrained import keep_backbone  # loads TensorFlow
+
+        keep_backbone(run, config, None)
     messages = start_messages()
     book = _Book(config, manifest, run, results)
     (run / _NOTES).delete()
@@ -240,6 +244,7 @@ def run_trials(
         known = disk_full(failure[0], run) or store_failed(failure[0], run)
         raise known or RunError(f"Ray Tune gave up: {last_line(failure[0])}. Run again with -v for the traces")
     (run / _NOTES).delete()
+    (run / BACKBONE).delete()
 
 
 def _tuner(search: Search, at_once: int) -> tune.Tuner:

@@ -36,11 +36,11 @@ class Assignment:
     run: Place
     messages: Any  # the Ray actor of messages.py
     initial: Any = None  # the Bundle whose weights training begins with, if any
-    score: bool = True  # validation and test in the end, and export the model
+    search: Place | None = None  # that this is a trial of: it is not scored and exported
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch; if asked, scores validation and test with the best weights."""
+    """Trains until early stopping or the last epoch; then scores validation and test with the best weights."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
@@ -82,7 +82,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     strategy = make_strategy(config)
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
-    from ray.train.collective import broadcast_from_rank_zero
+    from ray.train.collective import barrier, broadcast_from_rank_zero
 
     from fracture.input.draws import row_weights
     from fracture.training.callbacks import Left, Progress
@@ -112,6 +112,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             steps_done=state.steps_done,
             workers=workers,
             steps=shares[0].steps,
+            precision="float32" if phases(config)[-1].by_features else state.precision,
         )
         log = _EventLog(assignment.run / "tensorboard", state.history)
         if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
@@ -126,7 +127,10 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     worker = _Worker(assignment, strategy, rank, workers, tell, watchdog, progress, log)
 
     def computed(done: int, count: int) -> None:
-        watchdog.busy("computing features")
+        if done < count:
+            watchdog.busy("computing features")
+        else:
+            watchdog.rest("waiting for the others' features")
         if rank == 0:
             tell(event="features", done=done, count=count)
 
@@ -136,6 +140,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                 watchdog.busy("building the network")
                 began = time.monotonic()
                 learner = make_learner(strategy, config, manifest, phase, state, backbone, shares, computed)
+                watchdog.rest("waiting for the others to build the network")
+                barrier()
                 if phase.by_features:  # it has the images once for all epochs: part of the next one's time
                     state.seconds += time.monotonic() - began
                 if rank == 0:
@@ -143,6 +149,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                     tell(
                         event="phase",
                         phase=phase,
+                        last=state.phase_began + phase.epochs,
                         parameters=learner.model.count_params() + frozen,
                         learning=learner.learning,
                         precision=learner.precision,
@@ -160,6 +167,8 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             raise _plain(error) from error
         raise
 
+    if assignment.search is not None:  # none of its trials looks at test
+        return
     if rank == 0:
         tell(event="scoring", workers=workers)
     _score_and_export(assignment, state, rank, workers, watchdog)
@@ -171,7 +180,7 @@ def _backbone(assignment: Assignment) -> Arrays:
         return []
     from fracture.training.pretrained import read_backbone
 
-    return read_backbone(assignment.run, assignment.config)
+    return read_backbone(assignment.search or assignment.run, assignment.config)
 
 
 def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_weights: np.ndarray) -> bool:

@@ -11,9 +11,9 @@ from fracture.training.screen import Screen
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
 RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
 RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
-START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "steps": 9}
+START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "steps": 9, "precision": "float32"}
 PHASE = {"event": "phase", "phase": Phase("all", 5, 1e-3), "parameters": 1684289, "learning": 1683300}
-PHASE |= {"precision": "float32"}
+PHASE |= {"precision": "float32", "last": 5}
 
 
 class Terminal(io.StringIO):
@@ -49,6 +49,28 @@ def test_each_phase_says_what_learns_for_how_long_and_on_what():
         "network    mobilenetv2, float32 · the last 30 layers of the backbone learn too, 731,521 of 2,261,825 "
         "parameters, for at most 5 epochs",
     ]
+
+
+def test_the_time_left_is_that_of_the_phase():
+    settings = ("model.name=mobilenetv2", "transfer.unfreeze=30", "transfer.head_epochs=4")
+    head = PHASE | {"phase": Phase("head", 4, 1e-3, by_features=True), "last": 4}
+    layers = PHASE | {"phase": Phase("layers", 5, 1e-5), "last": 9}
+    epoch = {"event": "epoch", "record": RECORD | {"seconds": 1.0}, "best_epoch": 3}
+    text = shown(START, head, epoch, layers, epoch | {"record": RECORD | {"epoch": 5}}, settings=settings)
+    assert "left: at most, if nothing stops it early, in this phase" in text
+    assert re.findall("≤ (.*)", text) == ["1s", "4m20s"]
+
+
+def test_a_loss_that_is_not_finite_names_the_rate_that_was_too_high():
+    diverged = {"event": "diverged", "epoch": 3, "step": 1, "steps": 9}
+    for phase, told in (
+        (Phase("all", 5, 1e-3), r"Lower training.learning_rate (0.001) and"),
+        (Phase("layers", 5, 1e-5), r"Lower transfer.learning_rate (1e-05) and"),
+    ):
+        screen = Screen(load_config(None, ["model.name=mobilenetv2"]), io.StringIO())
+        for event in (START, PHASE | {"phase": phase}, diverged):
+            screen.show(event)
+        assert told in screen.diverged
 
 
 def test_going_on_inside_an_epoch():

@@ -62,6 +62,8 @@ def test_what_nothing_can_be_drawn_from(draw: object, message: str):
         ("model", {"choice": [64]}, r"'model' cannot be searched"),
         ("training__epochs", {"choice": [3]}, r"'training.epochs' cannot be searched: all trials train as long"),
         ("transfer__unfreeze", {"choice": [3]}, r"'transfer.unfreeze' cannot be searched: all trials train as long"),
+        ("transfer__weights", {"choice": ["none"]}, r"'transfer.weights' cannot be searched: all trials begin alike"),
+        ("quantum__backbone", {"choice": ["resnet50"]}, r"'quantum.backbone' cannot be searched: all trials begin al"),
         ("model__name", {"choice": ["qnn"]}, r"'model.name' cannot be searched: it is not tuned, but compared"),
         ("training__seed", {"choice": [3]}, r"'training.seed' cannot be searched: a lucky seed is no better"),
         ("training__sampling", {"choice": ["image"]}, r"'training.sampling' cannot be searched: it says what counts"),
@@ -81,8 +83,11 @@ def test_what_cannot_be_searched_is_said_before_anything_trains(key: str, draw: 
 
 
 def test_a_search_of_nothing_and_one_whose_trials_are_shorter_than_their_grace():
-    with pytest.raises(UsageError, match=r"tune.space is empty: name settings and what to draw them from"):
+    nothing = r"tune.space has nothing that has an effect on cnn: name settings and what to draw them from"
+    with pytest.raises(UsageError, match=nothing):
         check_space(searching())
+    with pytest.raises(UsageError, match=nothing):
+        check_space(searching(quantum__qubits={"choice": [4, 6]}))
     with pytest.raises(
         UsageError, match=r"tune.grace_epochs = 9 is more than the 8 epochs of a training. Use fewer, or"
     ):
@@ -121,6 +126,11 @@ def test_the_first_trial_is_the_recipe_and_the_others_follow_from_the_seed():
     below = sum(rate < 0.0017 for rate in rates)  # half of them, on a logarithmic scale: 0.0003 × 5.8, × 5.8
     assert 70 < below < 130
     assert {tuple(trial["model.dense"]) for trial in drawn} == {(128,), (256,)}
+
+
+def test_what_has_no_effect_on_the_model_is_not_drawn():
+    first, second = draw_trials(load_config(None, ["tune.trials=2", "model.name=mobilenetv2"]))
+    assert list(first) == list(second) == ["model.dropout", "training.learning_rate", "training.weight_decay"]
 
 
 def test_more_trials_begin_with_the_same():
@@ -173,8 +183,14 @@ def test_the_best_settings_are_a_file_that_gives_them_again(tmp_path: Path):
 
 
 def test_no_trial_is_best_where_all_diverged():
-    with pytest.raises(RunError, match=r"every trial diverged in its first epoch. Lower the learning rates in tune.sp"):
+    with pytest.raises(RunError, match=r"the loss of every trial diverged. Lower the learning rates in tune.space"):
         best_of(results(None, None))
+
+
+def test_a_trial_that_diverged_in_the_end_is_not_the_best():
+    ended, diverged = Result(1, RATE, "ended", 8, 7, 0.5, 0.8), Result(2, RATE, "diverged", 4, 4, 0.3, 0.9)
+    assert best_of([ended, diverged]) == ended
+    assert [line.count("*") for line in table([ended, diverged])] == [0, 1, 0]
 
 
 def test_the_table_marks_the_lowest_loss():

@@ -95,7 +95,11 @@ def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
 def test_the_time_left_is_by_the_epochs_of_the_phase_under_way(tmp_path: Path):
     run, clock = place(tmp_path) / "x", Clock()
     with writer(run, clock) as status:
-        for event in [START, {"event": "phase"}, epoch(1, 1.0), epoch(2, 1.0), {"event": "phase"}, epoch(3, 60.0)]:
+        head, layers = {"event": "phase", "last": 3}, {"event": "phase", "last": 4}
+        for event in [START, head, epoch(1, 1.0)]:
+            status.show(event)
+        assert read(run).seconds_left == 2
+        for event in [epoch(2, 1.0), layers, epoch(3, 60.0)]:
             status.show(event)
         assert read(run).seconds_left == 60
 
