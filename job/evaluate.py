@@ -49,7 +49,11 @@ def main(args: argparse.Namespace) -> None:
     bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
     shards, manifest, fresh = find_test(args, bundles, out)
     if not fresh.any():
-        raise UsageError(f"the model was trained on every one of these {len(fresh)} images: they cannot test it")
+        which = "the model was" if len(bundles) == 1 else "one model or another was"
+        raise UsageError(
+            f"{which} trained on every one of these {len(fresh)} images, or on others of their radiograph or patient: "
+            "they cannot test it. Name radiographs that are new to it."
+        )
     models = [bundle.model() for bundle in bundles]
     model = Ensemble(models, args.flips)
     scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(pa.array(fresh))
@@ -60,10 +64,11 @@ def main(args: argparse.Namespace) -> None:
     named = ", ".join(str(bundle.place) for bundle in bundles)
     facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
     own, gallery = None, None
-    if len(bundles) == 1:  # several have no one test of their own, and no one last convolution
+    if len(bundles) == 1 and not args.flips:  # else it is not this model alone whose test and maps these would be
         own = bundles[0].evaluations["test"]
         gallery = make_gallery(models[0], scores, shards, manifest, decision.threshold)
-    title = f"{args.bundle[0]} elsewhere" if own else f"The mean of {len(bundles)} models elsewhere"
+    flips = ", each image with its mirror image" if args.flips else ""
+    title = f"{args.bundle[0] if len(bundles) == 1 else f'The mean of {len(bundles)} models'} elsewhere{flips}"
     report = Report(title, manifest, decision, evaluations, [], 0, facts, notes, own, len(bundles), gallery)
     write_report(out, report, scores, shards)
     write_predictions(out, scores)
@@ -87,9 +92,12 @@ def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -
 
     from fracture.errors import UsageError
     from fracture.input.shards import read_manifest
+    from fracture.release.bundle import is_bundle
     from fracture.storage import place
     from fracture.training.driver import start_ray
 
+    if (out / "run.json").is_file() or is_bundle(out):
+        raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")
     image_size = _image_size(bundles)
     shards = place(args.shards) if args.shards else out / "shards"
     if args.labels and not args.data:
@@ -112,7 +120,9 @@ def _image_size(bundles: Sequence[Bundle]) -> int:
     from fracture.errors import UsageError
 
     first = bundles[0]
-    for bundle in bundles:
+    for number, bundle in enumerate(bundles):
+        if bundle.place in [other.place for other in bundles[:number]]:
+            raise UsageError(f"--bundle {bundle.place} is named twice, and would count double. Name it once.")
         if bundle.image_size != first.image_size:
             raise UsageError(
                 f"{bundle.place} takes images of {bundle.image_size} pixels, and {first.place} of {first.image_size}: "
@@ -138,7 +148,8 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     of_class = {name: [group for label, group in rows if label == i] for i, name in enumerate(CLASS_NAMES)}
     counts = {"test": {name: len(groups) for name, groups in of_class.items()}}
     groups = {"test": {name: len(set(groups)) for name, groups in of_class.items()}}
-    return manifest.model_copy(update={"counts": counts, "groups": groups})
+    # Its leakage is that of its own training, and what this model has seen of it is left out.
+    return manifest.model_copy(update={"counts": counts, "groups": groups, "leakage": {}})
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

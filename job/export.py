@@ -7,7 +7,8 @@
 
 All take images [N, S, S, 1] in [0, 255], grey, and give calibrated probabilities [N, 1] float32: normalisation and
 calibration are within, the threshold is in export.json. They take float32, the int8 form uint8; the SavedModel takes
-both (serve, serve_uint8). One whose probabilities on drawn images differ by over 1e-5 from the bundle's is not kept.
+both (serve, serve_uint8). An ONNX or TFLite file in float32 whose probabilities on drawn images differ by over 1e-5
+from the bundle's is not kept, nor a SavedModel or .keras file if the model that it is saved from does.
 
 SHARDS are those that the model was trained on, of any split or folds: images that it has seen calibrate the int8 form,
 those that it has not test it, beside the float one and the bundle's. Without them only model.tflite is written.
@@ -46,9 +47,13 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _name(bundle: Place) -> str:
-    """NAME of runs/NAME/bundle, NAME-fold-1 of runs/NAME/fold-1/bundle, REGISTRY-0003 of REGISTRY/versions/0003."""
-    parts = [part for part in bundle.path.split("/")[-3:] if part not in ("runs", "versions", "bundle")]
-    return "-".join(parts[-2:])
+    """NAME of runs/NAME/bundle, NAME-cnn-fold-1 of runs/NAME/cnn/fold-1/bundle, REGISTRY-0003 of a version.
+
+    Of a bundle elsewhere, its folder's name and that of the folder above.
+    """
+    parts = bundle.path.split("/")
+    after = parts[len(parts) - parts[::-1].index("runs") :] if "runs" in parts else parts[-3:]
+    return "-".join([part for part in after if part not in ("versions", "bundle")])
 
 
 def _lines(content: dict[str, Any], out: Place) -> list[str]:

@@ -62,11 +62,11 @@ def export(bundle: Bundle, to: str, out: Place, shards: Place | None = None) -> 
         What `export.json` says.
 
     Raises:
-        UsageError: `out` is a bundle, a layer or operation has no counterpart, or the shards do not fit.
+        UsageError: `out` is a bundle or holds something of another's, a layer or operation has no counterpart, or the
+            shards do not fit.
         RunError: what was written gives other probabilities.
     """
-    if is_bundle(out):
-        raise UsageError(f"--out {out} is a bundle, which is never changed. Name another folder.")
+    _check_out(out)
     trial = None if shards is None else _Trial.of(bundle, shards)
     form, model = FORMS[to], bundle.model()
     with tempfile.TemporaryDirectory() as scratch:
@@ -80,13 +80,30 @@ def export(bundle: Bundle, to: str, out: Place, shards: Place | None = None) -> 
         content = _content(bundle, to) | {"largest_difference": apart}
         if trial is not None:
             (folder / INT8).write_bytes(_int8(model, trial.to_calibrate()))
+            content["input"][INT8] = {"dtype": "uint8"}
             content |= {"test": as_json(trial.results(model, [folder / form.file, folder / INT8]))}
         content["files"] = {path.name: _bytes(path) for path in sorted(folder.iterdir())}
-        for name in (CARD, INT8, *(other.file for other in FORMS.values())):
+        for name in _names():
             (out / name).delete()
         out.upload(folder)
     (out / CARD).write_json(content)
     return content
+
+
+def _names() -> list[str]:
+    """Of all that an export may leave."""
+    return [CARD, INT8, *(form.file for form in FORMS.values())]
+
+
+def _check_out(out: Place) -> None:
+    if is_bundle(out):
+        raise UsageError(f"--out {out} is a bundle, which is never changed. Name another folder.")
+    there = [name for name in _names() if (out / name).is_file() or (out / name).is_dir()]
+    if there and not (out / CARD).is_file():
+        raise UsageError(
+            f"--out {out} holds {there[0]}, and no {CARD} says that it is an export, which would be replaced. Name "
+            "another folder."
+        )
 
 
 @dataclass(frozen=True)
@@ -147,6 +164,7 @@ def _content(bundle: Bundle, to: str) -> dict[str, Any]:
     named = {package: version(package) for package in FORMS[to].packages}
     return {
         "format": to,
+        "bundle": str(bundle.place),
         "synthetic": bundle.synthetic,
         "class_names": list(CLASS_NAMES),
         "input": {"shape": [None, size, size, 1], "dtype": "float32", **IMAGES},

@@ -53,6 +53,8 @@ def test_a_person_with_keras_3_alone_runs_the_line_that_the_screen_gives(bundle,
     [
         ("/x/runs/first/bundle", "first"),
         ("/x/runs/first/fold-1/bundle", "first-fold-1"),
+        ("/x/runs/first/cnn/fold-1/bundle", "first-cnn-fold-1"),
+        ("/x/y/first/bundle", "y-first"),
         ("/x/registry/versions/0003", "registry-0003"),
     ],
 )

@@ -62,11 +62,19 @@ def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: s
 
 
 def test_an_export_is_replaced_whole_and_what_is_not_of_it_stays(bundle, tmp_path):
-    (tmp_path / "saved_model").mkdir()
-    for name in ("saved_model/old", "model-int8.tflite", "notes.txt"):
+    export(bundle, "savedmodel", place(tmp_path))
+    for name in ("model-int8.tflite", "notes.txt"):
         (tmp_path / name).write_text("of before")
     export(bundle, "tflite", place(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.tflite", "notes.txt"]
+
+
+def test_files_that_no_export_has_left_are_not_replaced(bundle, tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model/mine").write_text("of another program")
+    with pytest.raises(UsageError, match=r"--out .* holds saved_model, and no export.json says that it is an export"):
+        export(bundle, "tflite", place(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*")] == ["saved_model", "mine"]
 
 
 def test_a_bundle_is_never_written_to(bundle):
@@ -113,6 +121,7 @@ def test_tflite_in_8_bits_is_tested_beside_the_others_on_what_the_model_has_not_
     int8 = Lite(tmp_path / "out/model-int8.tflite")
     [taken] = int8.interpreter.get_input_details()
     assert taken["dtype"] == np.uint8
+    assert content["input"]["model-int8.tflite"] == {"dtype": "uint8"}
     assert taken["quantization"] == (1.0, 0), "a step is a grey level"
     exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.model(), int8))
     assert np.allclose(exact, quantised, atol=0.03)
