@@ -204,6 +204,21 @@ def test_backbones_in_keras_3(tmp_path, name: str):
     assert_alike_in_keras_3(drawn(tf_keras.Model(images, x)), tmp_path / "x.keras")
 
 
+@pytest.mark.parametrize("to", ["savedmodel", "onnx", "tflite"])
+@pytest.mark.parametrize("name", ["qnn", pytest.param("qnn_transfer", marks=pytest.mark.long)])
+def test_networks_with_a_circuit_in_the_other_forms(tiny_config, tmp_path, name: str, to: str):
+    model = drawn(build_model(tiny_config(f"model.name={name}"), 90.0, 50.0))
+    FORMS[to].write(model, tmp_path / FORMS[to].file)
+    expected = model(IMAGES).numpy()
+    assert np.ptp(expected) > 1e-4, "images are told apart"
+    assert np.abs(load(to, tmp_path / FORMS[to].file)(IMAGES) - expected).max() < 1e-5
+
+
+def test_a_circuit_is_not_for_keras_3(tiny_config, tmp_path):
+    with pytest.raises(UsageError, match=r"layer 'circuit' is a Circuit, which Keras 3 does not have"):
+        FORMS["keras"].write(build_model(tiny_config("model.name=qnn"), 90.0, 50.0), tmp_path / "x.keras")
+
+
 class Spectrum(layers.Layer):
     """No form but TensorFlow's has its operation."""
 
