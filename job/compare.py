@@ -5,9 +5,10 @@
   python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME   trains these alone
 
 FILE is YAML: a title, and the settings in which that contender differs, such as `cnn: {}` and `wide: {model: {filters:
-[128, 256]}}`. The first is the baseline. --config and --set are for all; what a contender sets, --set may not. The
-same command again goes on where it was stopped, and takes finished folds as they are. The page has all contenders of
-FILE that are finished. It costs contenders times folds times what one training costs. Leaves in STORAGE/runs/NAME:
+[128, 256]}}`. The first is the baseline; `against: TITLE` compares a contender with another one, too. --config and
+--set are for all; what a contender sets, --set may not. The same command again goes on where it was stopped, and takes
+finished folds as they are. The page has all contenders of FILE that are finished. It costs contenders times folds times
+what one training costs. Leaves in STORAGE/runs/NAME:
 
   comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
   CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
@@ -21,7 +22,7 @@ import argparse
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import _cli
 from train import add_flags, check_names, compute_settings, held, shards_of, train_folds
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from fracture.config import Config
     from fracture.evaluation.comparison import Contender
-    from fracture.evaluation.contenders import Settings
+    from fracture.evaluation.contenders import Entry
     from fracture.input.shards import Manifest
     from fracture.storage import Place
 
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     check_names(args)
     contenders = read_contenders(Path(args.models))
     chosen = choose(contenders, args.only)
-    configs = {title: _config(args, title, settings) for title, settings in contenders.items()}
+    configs = {title: _config(args, title, entry.settings) for title, entry in contenders.items()}
     run = place(args.storage or _cli.default_storage()) / "runs" / args.run
     if (run / "run.json").is_file() or "fold-1" in run.folders():
         raise UsageError(f"{run} is a run of job/train.py, and no comparison. Give another --run name.")
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _config(args: argparse.Namespace, title: str, settings: Settings) -> Config:
+def _config(args: argparse.Namespace, title: str, settings: dict[str, Any]) -> Config:
     """Of the file, of the contender and of the flags; 5 folds where nobody says how many."""
     from fracture.errors import UsageError
 
@@ -99,7 +100,7 @@ def _named(title: str) -> Iterator[None]:
 
 def _train_and_compare(
     args: argparse.Namespace,
-    contenders: dict[str, Settings],
+    contenders: dict[str, Entry],
     configs: dict[str, Config],
     chosen: Collection[str],
     run: Place,
@@ -137,11 +138,11 @@ def _train_and_compare(
         with _named(title):
             lines = train_folds(configs[title], shards, manifest, run / folder_of(title), args.verbose)
         print("\n".join(lines), flush=True)
-    shown = {title: settings for title, settings in contenders.items() if title in finished or title in chosen}
+    shown = {title: entry for title, entry in contenders.items() if title in finished or title in chosen}
     return _compare(shown, shards, manifest, run)
 
 
-def _compare(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[str]:
+def _compare(contenders: dict[str, Entry], shards: Place, manifest: Manifest, run: Place) -> list[str]:
     """Writes the page; what there is to say."""
     from fracture.evaluation.comparison import comparison_lines, table_lines, write_comparison
     from fracture.evaluation.report import caveats
@@ -153,7 +154,7 @@ def _compare(contenders: dict[str, Settings], shards: Place, manifest: Manifest,
     return [*lines, f"comparison {run / 'comparison.html'} (comparison.md: the table; comparison.json: all figures)"]
 
 
-def _measured(contenders: dict[str, Settings], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
+def _measured(contenders: dict[str, Entry], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
     from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
     from fracture.evaluation.contenders import folder_of
     from fracture.evaluation.folds import pool_folds
@@ -165,18 +166,23 @@ def _measured(contenders: dict[str, Settings], shards: Place, manifest: Manifest
     images = images_of(read_rows(shards, manifest, "fold-1", 0, _IMAGES), manifest.image_size)
     speeds = prediction_speeds(models, images)
     pooled = {title: pool_folds(place, manifest) for title, place in folders.items()}
-    baseline = next(iter(contenders))
+    baseline = next(iter(contenders))  # the first of those that are there
+    others = {
+        title: [other for other in (baseline, entry.against) if other in contenders and other != title]
+        for title, entry in contenders.items()
+    }
+    pairs = sum(map(len, others.values()))
     return [
         Contender(
             title=title,
             folder=folder_of(title),
-            settings=settings,
+            settings=entry.settings,
             pooled=pooled[title],
             figures=figures(pooled[title]),
             costs=read_costs(folders[title], len(manifest.folds), models[title].count_params(), speeds[title]),
-            differences={} if title == baseline else differences(pooled[title], pooled[baseline], len(contenders) - 1),
+            differences={other: differences(pooled[title], pooled[other], pairs) for other in others[title]},
         )
-        for title, settings in contenders.items()
+        for title, entry in contenders.items()
     ]
 
 

@@ -56,16 +56,16 @@ class Contender:
     pooled: Pooled
     costs: Costs
     figures: Mapping[str, Figure]  # per radiograph, each of COMPARED
-    differences: Mapping[str, Figure]  # of these to the baseline's; empty of the baseline
+    differences: Mapping[str, Mapping[str, Figure]]  # of these to another's, by its title: the baseline's first
 
-    def verdict(self, baseline: str) -> str:
+    def verdict(self, other: str) -> str:
         """What the difference in AUC comes to."""
-        difference = self.differences["auc"]
+        difference = self.differences[other]["auc"]
         if difference.value is None:
-            return f"not to be compared with {baseline}: test has one class only"
+            return f"not to be compared with {other}: test has one class only"
         if difference.low is None or difference.low <= 0 <= difference.high:
-            return f"not to be told apart from {baseline}"
-        return f"{'better' if difference.value > 0 else 'worse'} than {baseline} on these radiographs"
+            return f"not to be told apart from {other}"
+        return f"{'better' if difference.value > 0 else 'worse'} than {other} on these radiographs"
 
 
 def figures(pooled: Pooled) -> dict[str, Figure]:
@@ -77,27 +77,27 @@ def figures(pooled: Pooled) -> dict[str, Figure]:
     }
 
 
-def differences(pooled: Pooled, baseline: Pooled, others: int) -> dict[str, Figure]:
-    """Of `figures`, this model's minus the baseline's; without an interval where nothing varies.
+def differences(pooled: Pooled, other: Pooled, pairs: int) -> dict[str, Figure]:
+    """Of `figures`, this model's minus the other's; without an interval where nothing varies.
 
     The intervals are paired: both models meet the same groups in each resample.
 
     Args:
-        others: contenders that are compared with the baseline. The intervals of one figure hold for all of them
-            together with 95 % (Bonferroni; Dunn 1961, doi:10.1080/01621459.1961.10482090).
+        pairs: that are compared in all. The intervals of one figure hold for all of them together with 95 %
+            (Bonferroni; Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """
-    assert pooled.scores.select(["fold", "row"]).equals(baseline.scores.select(["fold", "row"]))
-    ours, theirs = _radiographs(pooled), _radiographs(baseline)
+    assert pooled.scores.select(["fold", "row"]).equals(other.scores.select(["fold", "row"]))
+    ours, theirs = _radiographs(pooled), _radiographs(other)
     labels, groups, folds = ours.labels, ours.groups, ours.folds
     drawn = rate_differences(labels, ours.called, theirs.called, groups, _RESAMPLES)
     drawn["auc"] = auc_differences(labels, ours.probabilities, theirs.probabilities, groups, _RESAMPLES, folds)
-    found, (own, its) = {}, (figures(pooled), figures(baseline))
+    found, (own, its) = {}, (figures(pooled), figures(other))
     for name in COMPARED:
         if own[name].value is None:
             found[name] = Figure(value=None)
             continue
         found[name] = difference = Figure(value=own[name].value - its[name].value)
-        low, high = np.percentile(drawn[name], [2.5 / others, 100 - 2.5 / others]).tolist()
+        low, high = np.percentile(drawn[name], [2.5 / pairs, 100 - 2.5 / pairs]).tolist()
         if low < high:  # else resampling finds nothing that varies, which proves nothing
             difference.low, difference.high = low, high
     return found
@@ -185,6 +185,7 @@ def write_comparison(run: Place, manifest: Manifest, contenders: Sequence[Conten
         manifest=manifest,
         machine=machine,
         alike=len({contender.costs.trained_on for contender in contenders}) == 1,
+        pairs=sum(len(contender.differences) for contender in contenders),
         roc=png(plot_rocs(labels, curves, "\n".join(caveats))) if len(np.unique(labels)) == 2 else "",
     )
     (run / "comparison.html").write_bytes(page)
@@ -195,7 +196,10 @@ def _plain(contender: Contender) -> dict[str, Any]:
         "settings": contender.settings,
         **as_json({"pooled": contender.pooled.whole}),
         "figures": {name: figure.model_dump() for name, figure in contender.figures.items()},
-        "differences": {name: figure.model_dump() for name, figure in contender.differences.items()},
+        "differences": {
+            other: {name: figure.model_dump() for name, figure in found.items()}
+            for other, found in contender.differences.items()
+        },
         "auc_mean_and_deviation": contender.pooled.spread("auc"),
         "costs": asdict(contender.costs),
     }
@@ -203,15 +207,14 @@ def _plain(contender: Contender) -> dict[str, Any]:
 
 def comparison_lines(contenders: Sequence[Contender]) -> list[str]:
     """The comparison on a screen."""
-    baseline = contenders[0].title
     lines = []
     for contender in contenders:
         count = contender.pooled.whole["radiograph"].count
         told = ", ".join(f"{word} {figure_text(contender.figures[name])}" for name, word in COMPARED.items())
         lines += [f"contender  {contender.title}", f"           {count:,} radiographs: {told}"]
-        if contender.differences:
-            told = ", ".join(f"{word} {signed(contender.differences[name])}" for name, word in COMPARED.items())
-            lines.append(f"           {contender.verdict(baseline)}: {told}")
+        for other, found in contender.differences.items():
+            told = ", ".join(f"{word} {signed(found[name])}" for name, word in COMPARED.items())
+            lines.append(f"           {contender.verdict(other)}: {told}")
         c = contender.costs
         lines.append(
             f"           {c.parameters:,} parameters, {c.training_seconds / 60:.1f} min of training, "
@@ -222,14 +225,27 @@ def comparison_lines(contenders: Sequence[Contender]) -> list[str]:
 
 def table_lines(contenders: Sequence[Contender]) -> list[str]:
     """The comparison as a table in Markdown."""
-    columns = [*COMPARED.values(), "AUC, difference", "parameters", "training, min", "images/s", "memory, GB"]
+    columns = [
+        *COMPARED.values(),
+        f"AUC, to {contenders[0].title}",
+        "parameters",
+        "training, min",
+        "images/s",
+        "memory, GB",
+    ]
     lines = [f"| per radiograph | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for contender in contenders:
         c = contender.costs
         cells = [contender.title.replace("|", r"\|"), *(figure_text(contender.figures[name]) for name in COMPARED)]
-        cells.append(signed(contender.differences["auc"]) if contender.differences else "")
+        found = contender.differences.get(contenders[0].title)
+        cells.append(signed(found["auc"]) if found else "")
         cells += [f"{c.parameters:,}", f"{c.training_seconds / 60:.1f}", f"{c.images_per_second:.0f}"]
         lines.append(f"| {' | '.join([*cells, f'{c.memory_gb:.1f}'])} |")
+    for contender in contenders:
+        for other, found in contender.differences.items():
+            if other != contenders[0].title:
+                told = ", ".join(f"{word} {signed(found[name])}" for name, word in COMPARED.items())
+                lines += ["", f"{contender.title} is {contender.verdict(other)}: {told}."]
     return lines
 
 

@@ -2,29 +2,44 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fracture.config import flatten, read_yaml
 from fracture.errors import UsageError
 
-Settings = dict[str, Any]  # "model.name" -> value
+
+@dataclass(frozen=True)
+class Entry:
+    settings: dict[str, Any]  # that it has of its own: "model.name" -> value
+    against: str | None  # title of another that it is compared with, beside the first
 
 
-def read_contenders(file: Path) -> dict[str, Settings]:
+def read_contenders(file: Path) -> dict[str, Entry]:
     """The contenders of a YAML file by their titles, in its order.
 
     Raises:
         UsageError: there are none, or one cannot be compared with the others.
     """
-    contenders: dict[str, Settings] = {}
-    for title, delta in read_yaml(file, "--models").items():
+    contenders: dict[str, Entry] = {}
+    tree = read_yaml(file, "--models")
+    titles = list(map(str, tree))
+    for title, delta in zip(titles, tree.values(), strict=True):
         if not isinstance(delta, dict):
             raise UsageError(
                 f"--models {file}: contender {title!r} must hold settings such as {{model: {{name: cnn}}}}, or {{}} "
                 f"for none; it holds {delta!r}"
             )
-        contenders[str(title)] = settings = dict(flatten(delta))
+        against = delta.pop("against", None)
+        others = [other for other in titles[1:] if other != title]
+        if against is not None and (against not in others or title == titles[0]):
+            raise UsageError(
+                f"--models {file}: contender {title!r} has against: {against!r}. All but the first are compared with "
+                f"the first, and may name another, too: {', '.join(others)}."
+            )
+        settings = dict(flatten(delta))
+        contenders[title] = Entry(settings, against)
         for key in settings:
             if key.split(".")[0] == "data":
                 raise UsageError(
@@ -57,7 +72,7 @@ def _check_folders(file: Path, titles: Sequence[str]) -> None:
         owners[name] = title
 
 
-def choose(contenders: dict[str, Settings], only: Sequence[str] | None) -> dict[str, Settings]:
+def choose(contenders: dict[str, Entry], only: Sequence[str] | None) -> dict[str, Entry]:
     """Those that are named; None: all.
 
     Raises:
@@ -66,7 +81,7 @@ def choose(contenders: dict[str, Settings], only: Sequence[str] | None) -> dict[
     for title in only or ():
         if title not in contenders:
             raise UsageError(f"--only {title!r}: there is no such contender. There are: {', '.join(contenders)}.")
-    return {title: settings for title, settings in contenders.items() if only is None or title in only}
+    return {title: entry for title, entry in contenders.items() if only is None or title in only}
 
 
 def folder_of(title: str) -> str:

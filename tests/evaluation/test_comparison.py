@@ -17,7 +17,7 @@ from fracture.evaluation.comparison import (
     table_lines,
     write_comparison,
 )
-from fracture.evaluation.contenders import choose, folder_of, read_contenders
+from fracture.evaluation.contenders import Entry, choose, folder_of, read_contenders
 from fracture.evaluation.folds import Pooled, pool_folds
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.scores import write_predictions
@@ -62,9 +62,11 @@ def trained(tmp_path) -> Callable[..., Pooled]:
     return write
 
 
-def contender(title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None) -> Contender:
+def contender(
+    title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None, base: str = "base"
+) -> Contender:
     costs = read_costs(place(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
-    found = {} if baseline is None else differences(pooled, baseline, others=2)
+    found = {} if baseline is None else {base: differences(pooled, baseline, pairs=2)}
     return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, figures(pooled), found)
 
 
@@ -72,14 +74,14 @@ def test_differences_are_of_the_same_radiographs(trained):
     """A third of the fractures missed, a third of the normals called; of 48 pairs within folds 32 in order."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
     assert figures(wrong)["auc"].value == pytest.approx(32 / 48)
-    found = differences(right, wrong, others=1)
+    found = differences(right, wrong, pairs=1)
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         dict.fromkeys(("auc", "recall", "specificity"), 1 / 3)
     )
     # Of 12 fractures each is in the fold that was missed with a chance of a third: √(⅓ · ⅔ / 12) = .136.
     recall = found["recall"]
     assert (recall.high - recall.low) / 2 == pytest.approx(1.96 * 0.136, rel=0.1)
-    same = differences(wrong, wrong, others=1)["auc"]
+    same = differences(wrong, wrong, pairs=1)["auc"]
     assert (same.value, same.low, same.high) == (0, None, None), "what does not vary has no interval, and proves none"
 
 
@@ -88,13 +90,13 @@ def test_a_fold_whose_probabilities_are_all_lower_changes_no_auc(trained):
     base, lower = trained("base"), trained("lower", scale=0.1)
     assert lower.whole["radiograph"]["auc"] == pytest.approx(112 / 144)
     assert figures(lower)["auc"].value == 1
-    assert differences(lower, base, others=1)["auc"].value == 0
+    assert differences(lower, base, pairs=1)["auc"].value == 0
 
 
 def test_intervals_of_several_contenders_hold_for_all_together(trained):
     """Of ten, each has 99.5 %: of a normal distribution 2.81 / 1.96 times as wide."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
-    one, ten = (differences(right, wrong, others=n)["recall"] for n in (1, 10))
+    one, ten = (differences(right, wrong, pairs=n)["recall"] for n in (1, 10))
     assert ten.low < one.low < one.value < one.high < ten.high
     assert (ten.high - ten.low) / (one.high - one.low) == pytest.approx(2.81 / 1.96, rel=0.15)
 
@@ -129,12 +131,14 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
         contender("<b>better</b>", better, tmp_path, base),
         contender("same", same, tmp_path, base),
     ]
+    contenders[2].differences["<b>better</b>"] = differences(same, better, pairs=2)
     run = place(tmp_path / "runs/x")
     write_comparison(run, write_shards(place(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
     page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
     assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is better than base on these radiographs: AUC +0.667" in page
     assert "<b>same</b> is not to be told apart from base: AUC +0.000" in page
-    assert "With 2 contenders beside the baseline they are widened (Bonferroni)" in page
+    assert "<b>same</b> is worse than &lt;b&gt;better&lt;/b&gt; on these radiographs: AUC -0.667" in page
+    assert "They are widened (Bonferroni) to hold for all 3 pairs together" in page
     assert '<a href="b-better-b/folds.html">' in page
     assert page.count("data:image/png;base64,") == 1
     assert "SYNTHETIC: x" in page
@@ -143,18 +147,19 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
     assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker (2 workers, float32)" in told
     assert (tmp_path / "runs/x/comparison.md").read_text().splitlines() == table_lines(contenders)
     assert table_lines(contenders)[2].startswith("| base | 0.333 [")
+    assert table_lines(contenders)[-1].startswith("same is worse than <b>better</b> on these radiographs: AUC -0.667 [")
     written = json.loads((tmp_path / "runs/x/comparison.json").read_text())
     assert written["baseline"] == "base"
-    assert written["contenders"]["same"]["differences"]["auc"]["value"] == 0
+    assert written["contenders"]["same"]["differences"]["base"]["auc"]["value"] == 0
     assert written["contenders"]["same"]["costs"]["training_seconds"] == 360
 
 
 def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
     good, bad = trained("good"), trained("bad", wrong=(2, 3))
-    assert contender("bad", bad, tmp_path, good).verdict("good") == "worse than good on these radiographs"
+    assert contender("bad", bad, tmp_path, good, "good").verdict("good") == "worse than good on these radiographs"
     alone = trained("alone", label=1)
-    one_class = contender("alone", alone, tmp_path, alone)
-    assert one_class.differences["specificity"].value is None
+    one_class = contender("alone", alone, tmp_path, alone, "alone")
+    assert one_class.differences["alone"]["specificity"].value is None
     assert one_class.verdict("alone") == "not to be compared with alone: test has one class only"
     assert "AUC undefined, sensitivity +0.000" in comparison_lines([one_class])[2]
     manifest = write_shards(place(tmp_path / "shards"), FOLDS)
@@ -180,13 +185,20 @@ def test_every_model_has_its_curve():
 
 def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
     file = tmp_path / "models.yaml"
-    file.write_text("cnn: {}\n'wide, no dropout': {model: {filters: [8, 16], dropout: 0.0}}\n")
+    file.write_text(
+        "cnn: {}\n'wide, no dropout': {model: {filters: [8, 16], dropout: 0.0}}\nwide: {against: 'wide, no dropout'}\n"
+    )
     found = read_contenders(file)
-    assert found == {"cnn": {}, "wide, no dropout": {"model.filters": [8, 16], "model.dropout": 0.0}}
+    wide = {"model.filters": [8, 16], "model.dropout": 0.0}
+    assert found == {
+        "cnn": Entry({}, None),
+        "wide, no dropout": Entry(wide, None),
+        "wide": Entry({}, "wide, no dropout"),
+    }
     assert folder_of("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
     assert list(choose(found, ["wide, no dropout"])) == ["wide, no dropout"]
-    with pytest.raises(UsageError, match=r"--only 'wide': there is no such contender. There are: cnn, wide, no dro"):
-        choose(found, ["wide"])
+    with pytest.raises(UsageError, match=r"--only 'deep': there is no such contender. There are: cnn, wide, no dro"):
+        choose(found, ["deep"])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,9 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
         ("'+': {}", r"the title '\+' has no letter a-z and no digit. Give it some"),
         ("Fold 1: {}", r"the title 'Fold 1' would have the folder 'fold-1', as a fold has"),
         ('"a\\nb": {}', r"the title 'a\\nb' has a line break or a \$, or begins with _. Leave it out"),
+        ("a: {}\nb: {against: c}\nd: {}", r"'b' has against: 'c'. All but the first are .* may name another, too: d"),
+        ("a: {against: b}\nb: {}", r"contender 'a' has against: 'b'. All but the first are compared with the first"),
+        ("a: {}\nb: {against: a}", r"contender 'b' has against: 'a'. All but the first are compared with the first"),
         ("_cnn: {}", r"the title '_cnn' has a line break"),
         ("5 $: {}", r"the title '5 \$' has a line break"),
     ],
