@@ -42,7 +42,7 @@ class Costs:
     epochs: int  # of all folds together, as are
     training_seconds: float  # with validation, without the workers' start
     memory_gb: float  # the most that the first worker of a training held
-    trained_on: str  # "2 workers, mixed_bfloat16"; of several if its folds differ
+    trained_on: tuple[str, ...]  # "2 workers, mixed_bfloat16"; several if its folds differ
     images_per_second: float  # of prediction
 
 
@@ -64,8 +64,8 @@ class Contender:
         if difference.value is None:
             return f"not to be compared with {other}: test has one class only"
         if difference.low is None or difference.low <= 0 <= difference.high:
-            return f"not to be told apart from {other}"
-        return f"{'better' if difference.value > 0 else 'worse'} than {other} on these radiographs"
+            return f"by AUC not to be told apart from {other}"
+        return f"by AUC {'better' if difference.value > 0 else 'worse'} than {other} on these radiographs"
 
 
 def figures(pooled: Pooled) -> dict[str, Figure]:
@@ -153,7 +153,7 @@ def read_costs(run: Place, folds: int, parameters: int, images_per_second: float
         training_seconds=sum(epoch["seconds"] for epoch in epochs),
         memory_gb=max(epoch["memory_gb"] for epoch in epochs),
         images_per_second=images_per_second,
-        trained_on=" or ".join(sorted(machines)),
+        trained_on=tuple(sorted(machines)),
     )
 
 
@@ -184,11 +184,17 @@ def write_comparison(run: Place, manifest: Manifest, contenders: Sequence[Conten
         caveats=caveats,
         manifest=manifest,
         machine=machine,
-        alike=len({contender.costs.trained_on for contender in contenders}) == 1,
+        alike=_alike(contenders),
         pairs=sum(len(contender.differences) for contender in contenders),
         roc=png(plot_rocs(labels, curves, "\n".join(caveats))) if len(np.unique(labels)) == 2 else "",
     )
     (run / "comparison.html").write_bytes(page)
+
+
+def _alike(contenders: Sequence[Contender]) -> bool:
+    """Whether all folds were trained on as many workers, and those of each contender in one precision."""
+    machines = [contender.costs.trained_on for contender in contenders]
+    return {len(each) for each in machines} == {1} and len({each[0].partition(",")[0] for each in machines}) == 1
 
 
 def _plain(contender: Contender) -> dict[str, Any]:
@@ -218,7 +224,7 @@ def comparison_lines(contenders: Sequence[Contender]) -> list[str]:
         c = contender.costs
         lines.append(
             f"           {c.parameters:,} parameters, {c.training_seconds / 60:.1f} min of training, "
-            f"{c.images_per_second:.0f} images/s predicted, {c.memory_gb:.1f} GB a worker ({c.trained_on})"
+            f"{c.images_per_second:.0f} images/s predicted, {c.memory_gb:.1f} GB a worker ({' or '.join(c.trained_on)})"
         )
     return lines
 

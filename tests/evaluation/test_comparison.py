@@ -104,7 +104,7 @@ def test_intervals_of_several_contenders_hold_for_all_together(trained):
 def test_costs_are_those_of_all_folds(trained, tmp_path):
     costs = contender("right", trained("right"), tmp_path).costs
     assert (costs.epochs, costs.training_seconds, costs.memory_gb) == (6, 360, 1.5)
-    assert costs.trained_on == "2 workers, float32"
+    assert costs.trained_on == ("2 workers, float32",)
     assert (costs.parameters, costs.trained_parameters, costs.weights_bytes) == (1234, 7, 2_000_000)
 
 
@@ -135,9 +135,9 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
     run = place(tmp_path / "runs/x")
     write_comparison(run, write_shards(place(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
     page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
-    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is better than base on these radiographs: AUC +0.667" in page
-    assert "<b>same</b> is not to be told apart from base: AUC +0.000" in page
-    assert "<b>same</b> is worse than &lt;b&gt;better&lt;/b&gt; on these radiographs: AUC -0.667" in page
+    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is by AUC better than base on these radiographs: AUC +0.667" in page
+    assert "<b>same</b> is by AUC not to be told apart from base: AUC +0.000" in page
+    assert "<b>same</b> is by AUC worse than &lt;b&gt;better&lt;/b&gt; on these radiographs: AUC -0.667" in page
     assert "They are widened (Bonferroni) to hold for all 3 pairs together" in page
     assert '<a href="b-better-b/folds.html">' in page
     assert page.count("data:image/png;base64,") == 1
@@ -147,7 +147,9 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
     assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker (2 workers, float32)" in told
     assert (tmp_path / "runs/x/comparison.md").read_text().splitlines() == table_lines(contenders)
     assert table_lines(contenders)[2].startswith("| base | 0.333 [")
-    assert table_lines(contenders)[-1].startswith("same is worse than <b>better</b> on these radiographs: AUC -0.667 [")
+    assert table_lines(contenders)[-1].startswith(
+        "same is by AUC worse than <b>better</b> on these radiographs: AUC -0.667 ["
+    )
     written = json.loads((tmp_path / "runs/x/comparison.json").read_text())
     assert written["baseline"] == "base"
     assert written["contenders"]["same"]["differences"]["base"]["auc"]["value"] == 0
@@ -156,7 +158,9 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
 
 def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
     good, bad = trained("good"), trained("bad", wrong=(2, 3))
-    assert contender("bad", bad, tmp_path, good, "good").verdict("good") == "worse than good on these radiographs"
+    assert (
+        contender("bad", bad, tmp_path, good, "good").verdict("good") == "by AUC worse than good on these radiographs"
+    )
     alone = trained("alone", label=1)
     one_class = contender("alone", alone, tmp_path, alone, "alone")
     assert one_class.differences["alone"]["specificity"].value is None
@@ -169,7 +173,7 @@ def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
 
 def test_the_page_says_where_trainings_are_not_alike(trained, tmp_path):
     base, other = trained("base"), trained("other", wrong=(3,), workers=1)
-    told = "They were not all trained on as many workers"
+    told = "They were not all trained on as many workers, or"
     for pooled, title, expected in ((base, "base", False), (other, "other", True)):
         contenders = [contender("base", base, tmp_path), contender(title, pooled, tmp_path, base)]
         write_comparison(place(tmp_path / "runs/x"), write_shards(place(tmp_path / "shards"), FOLDS), contenders, [])
