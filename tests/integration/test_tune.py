@@ -81,6 +81,9 @@ def finish(data: tuple[Place, Manifest], storage: Path) -> tuple[str, dict[str, 
     """What the search shows, and its file of results."""
     done = subprocess.run(command(data, storage), env=shell(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not [*(storage / "runs/x").rglob("*.parquet"), *(storage / "runs/x").rglob("bundle")], (
+        "test is not looked at"
+    )
     return done.stdout, json.loads((storage / "runs/x/trials.json").read_text())
 
 
@@ -117,6 +120,22 @@ def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_se
         assert ours.items() <= expected.items()
     assert load_config(tmp_path / "runs/x/best.yaml").training.learning_rate == 0.01
     assert "starting" not in finish(data, tmp_path)[0], "all of it is done"
+
+
+@pytest.mark.long
+def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
+    from fracture.models.transfer import build_backbone
+    from fracture.training.trials import run_trials
+
+    shards, manifest = data
+    file = tmp_path / "weights.h5"
+    few = ["model.name=mobilenetv2", f"transfer.weights={file}", "transfer.head_epochs=2", "tune.trials=2"]
+    config = with_data_of(load_config(None, [*SEARCH, *few]), manifest)
+    build_backbone(config).save_weights(file)
+    run, results = place(tmp_path / "x"), {}
+    run_trials(config, shards, manifest, run, results, at_once=1)
+    assert [results[number].epochs for number in (1, 2)] == [2, 2]
+    assert not [*(tmp_path / "x").rglob("*.npz"), *(tmp_path / "x").rglob("*.parquet")]
 
 
 def test_one_name_is_one_search_or_one_run(data, tmp_path: Path):
