@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _cli
-from train import add_flags, check_names, compute_settings, held, shards_of, train_folds
+from train import add_flags, check_names, compute_settings, held, shards_of, storage_of, train_folds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -44,14 +44,13 @@ def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import choose, read_contenders
     from fracture.lease import HeldError
-    from fracture.storage import place
     from fracture.training.status import LOCK
 
     check_names(args)
     contenders = read_contenders(Path(args.models))
     chosen = choose(contenders, args.only)
     configs = {title: _config(args, title, entry.settings) for title, entry in contenders.items()}
-    run = place(args.storage or _cli.default_storage()) / "runs" / args.run
+    run = storage_of(args) / "runs" / args.run
     if (run / "run.json").is_file() or "fold-1" in run.folders():
         raise UsageError(f"{run} is a run of job/train.py, and no comparison. Give another --run name.")
     args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
@@ -109,11 +108,9 @@ def _train_and_compare(
     from fracture.evaluation.contenders import folder_of
     from fracture.input.shards import read_manifest
     from fracture.release.bundle import is_bundle
-    from fracture.storage import place
     from fracture.training.driver import check_batches, check_run, with_data_of
 
-    storage = place(args.storage or _cli.default_storage())
-    shards = shards_of(args, next(iter(configs.values())), storage)
+    shards = shards_of(args, next(iter(configs.values())), storage_of(args))
     manifest = read_manifest(shards)
     if not manifest.folds:
         raise UsageError(f"{shards} has no folds to compare on: make 5, here or in job/preprocess.py, with --folds 5.")

@@ -31,7 +31,7 @@ import _cli
 from preprocess import Bars, find, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from fracture.config import Config
     from fracture.evaluation.metrics import Evaluation
@@ -44,39 +44,48 @@ _taken_over = threading.Event()  # by another job, which took this one for dead
 
 
 def main(args: argparse.Namespace) -> None:
-    from fracture.storage import place
-
-    check_names(args)
-    storage = place(args.storage or _cli.default_storage())
     if args.status:
         from fracture.training.status import status_lines
 
-        print("\n".join(status_lines(storage / "runs", args.status, datetime.now(UTC))))
+        check_names(args)
+        print("\n".join(status_lines(storage_of(args) / "runs", args.status, datetime.now(UTC))))
         return
-    sample = args.data is None and args.shards is None
-    flags = _cli.data_settings(args) + compute_settings(args)
-    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
-    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
-    run = storage / "runs" / args.run
-    check_weights(config, run)
-    asked = {assignment.partition("=")[0].strip() for assignment in args.assignments}
-    if idle := sorted(asked & config.without_effect):
-        print(f"no effect  {', '.join(idle)}: not on {config.model.name} as it learns here", flush=True)
+    config, storage, run = begin(args)
     with locked(run):
         lines = _prepare_and_train(args, config, storage, run)
     print("\n".join(lines), flush=True)
 
 
-def check_weights(config: Config, run: Place) -> None:
-    """Before the long look at the data: a file of weights is there, unless the run has begun, and may have its own.
+def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, Place, Place]:
+    """The settings that are asked for, the storage, and the run's folder in it.
+
+    Args:
+        more: assignments of settings, of other flags.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: what is asked for cannot be.
     """
     from fracture.training.driver import check_weights_file
 
-    if config.pretrained and not run.folders():
+    check_names(args)
+    sample = args.data is None and args.shards is None
+    flags = [*_cli.data_settings(args), *compute_settings(args), *more]
+    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
+    storage = storage_of(args)
+    run = storage / "runs" / args.run
+    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
+    if config.pretrained and not run.folders():  # before the long look at the data; a run that has begun has its own
         check_weights_file(config)
+    asked = {assignment.partition("=")[0].strip() for assignment in args.assignments}
+    if idle := sorted(asked & config.without_effect):
+        print(f"no effect  {', '.join(idle)}: not on {config.model.name} as it learns here", flush=True)
+    return config, storage, run
+
+
+def storage_of(args: argparse.Namespace) -> Place:
+    from fracture.storage import place
+
+    return place(args.storage or _cli.default_storage())
 
 
 def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:

@@ -20,7 +20,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 import _cli
-from train import add_flags, check_names, check_weights, compute_settings, locked, shards_of
+from train import add_flags, begin, locked, shards_of
 
 if TYPE_CHECKING:
     from fracture.config import Config
@@ -30,20 +30,11 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
-    from fracture.storage import place
     from fracture.training.search import check_space
 
-    check_names(args)
-    sample = args.data is None and args.shards is None
-    flags = _cli.data_settings(args) + compute_settings(args)
     asked = {"tune.trials": args.trials, "tune.concurrent": args.concurrent}
-    flags += [f"{key}={value}" for key, value in asked.items() if value is not None]
-    config = _cli.settings(args, flags, _cli.CONFIGS / "quick.yaml" if sample else None)
+    config, storage, run = begin(args, [f"{key}={value}" for key, value in asked.items() if value is not None])
     check_space(config)
-    storage = place(args.storage or _cli.default_storage())
-    run = storage / "runs" / args.run
-    check_weights(config, run)
-    args.resume_hint = f"the same command with --run {args.run} (make: RUN={args.run})"
     with locked(run):
         lines = _prepare_and_search(args, config, storage, run)
     print("\n".join(lines), flush=True)

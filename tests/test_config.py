@@ -137,3 +137,28 @@ def test_settings_survive_a_round_trip_through_yaml(tmp_path: Path):
 
 def test_flatten_names_each_leaf():
     assert dict(flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3})) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+@pytest.mark.parametrize(
+    ("assignments", "idle", "active"),
+    [
+        ([], {"transfer.weights", "quantum.qubits"}, {"model.dense", "augment.zoom", "training.epochs"}),
+        (
+            ["model.name=qnn"],
+            {"model.dense", "quantum.backbone", "transfer.weights"},
+            {"model.filters", "quantum.qubits"},
+        ),
+        (
+            ["model.name=resnet50"],
+            {"model.filters", "training.epochs", "augment.zoom", "transfer.learning_rate", "quantum.qubits"},
+            {"model.dropout", "transfer.head_epochs", "augment.horizontal_flip"},
+        ),
+        (["model.name=resnet50", "transfer.features=augmented"], {"training.epochs"}, {"augment.zoom"}),
+        (["model.name=resnet50", "transfer.unfreeze=3"], set(), {"training.epochs", "augment.zoom"}),
+        (["model.name=qnn_transfer", "transfer.weights=none"], {"transfer.unfreeze"}, {"quantum.backbone"}),
+    ],
+)
+def test_settings_that_a_model_does_not_ask_for(assignments: list[str], idle: set[str], active: set[str]):
+    without_effect = load_config(None, assignments).without_effect
+    assert idle <= without_effect
+    assert not active & without_effect

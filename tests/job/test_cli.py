@@ -49,6 +49,10 @@ def test_help_is_worth_reading(name: str):
         (["--status", "a/b"], "error: --status 'a/b': a run's name is letters, digits"),
         (["--status", "x"], "error: there is no run 'x' in {cwd}/runs. There are none; check --storage."),
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
+        (
+            ["--data", "a", "--set", "model.name=resnet50", "--set", "transfer.weights=no.h5"],
+            "error: transfer.weights = 'no.h5': no such file ending in .h5. Name imagenet, none, or a file of the",
+        ),
         (["--data", "a", "--shards", "b"], "not allowed with argument"),
         (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
     ],
@@ -59,6 +63,12 @@ def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments:
     assert message.format(cwd=tmp_path) in told.stderr
     assert "Traceback" not in told.stderr
     assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_settings_without_effect_are_told(tmp_path: Path):
+    asked = ["--set", "model.name=mobilenetv2", "--set", "training.epochs=3", "--set", "augment.zoom=0"]
+    told = job("train.py", "--shards", "nowhere", *asked, "--storage", str(tmp_path), cwd=tmp_path)
+    assert told.stdout == "no effect  augment.zoom, training.epochs: not on mobilenetv2 as it learns here\n"
 
 
 @pytest.mark.parametrize(
