@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
-    import pyarrow as pa
-
     from fracture.errors import UsageError
     from fracture.evaluation.calibration import joint_decision
     from fracture.evaluation.gallery import make_gallery
@@ -56,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         )
     models = [bundle.model() for bundle in bundles]
     model = Ensemble(models, args.flips)
-    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1).filter(pa.array(fresh))
+    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1, only=fresh)
     decision = joint_decision([bundle.decision for bundle in bundles])
     manifest = _counted(manifest, scores)
     notes = [*of_the_models(bundles), *caveats(manifest)]

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from fracture.errors import UsageError
-
-_AT_ONCE = 16  # images, as in scoring
+from fracture.evaluation.scores import AT_ONCE
 
 
 def maps(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
@@ -46,9 +45,9 @@ def evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray
 
     places = keras.Model(model.inputs, [_last_with_places(model).output, model.get_layer("logit").output])
     parts = []
-    for at in range(0, len(images), _AT_ONCE):
-        inputs = tf.cast(images[at : at + _AT_ONCE], tf.float32)
-        signs = np.where(fracture[at : at + _AT_ONCE], 1, -1).astype(np.float32)
+    for at in range(0, len(images), AT_ONCE):
+        inputs = tf.cast(images[at : at + AT_ONCE], tf.float32)
+        signs = np.where(fracture[at : at + AT_ONCE], 1, -1).astype(np.float32)
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # a tape follows what is watched and trainable, and a backbone may be frozen
             channels, logits = places(inputs, training=False)
