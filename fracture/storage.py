@@ -28,6 +28,7 @@ from pyarrow import fs
 from fracture.errors import RunError, UsageError
 
 _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
+_LISTINGS = 20  # of a folder that others empty meanwhile
 _BATCH_ROWS = 65536
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
@@ -77,17 +78,21 @@ class Place:
 
     def files(self) -> list[fs.FileInfo]:
         """Every file at any depth, sorted by path; empty where the folder does not exist."""
-        selector = fs.FileSelector(self.path, recursive=True, allow_not_found=True)
-        with self._named_in_errors("read"):
-            found = [info for info in self.filesystem.get_file_info(selector) if info.type == fs.FileType.File]
+        found = [info for info in self._listed(recursive=True) if info.type == fs.FileType.File]
         return sorted(found, key=lambda info: info.path)
 
     def folders(self) -> list[str]:
         """Names of the folders in this one, sorted; empty where it does not exist."""
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        with self._named_in_errors("read"):
-            found = self.filesystem.get_file_info(selector)
+        found = self._listed(recursive=False)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+
+    def _listed(self, recursive: bool) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        with self._named_in_errors("read"):
+            for _ in range(_LISTINGS):
+                with suppress(FileNotFoundError):  # a folder was there, and gone when Arrow looked into it
+                    return self.filesystem.get_file_info(selector)
+            return self.filesystem.get_file_info(selector)
 
     def read_bytes(self, most: int | None = None) -> bytes:
         """

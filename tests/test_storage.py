@@ -276,3 +276,24 @@ def test_a_bucket_of_google_is_a_place():
     there = place("gs://bucket/a b")
     assert str(there) == "gs://bucket/a b"
     assert str(pickle.loads(pickle.dumps(there)) / "c") == "gs://bucket/a b/c"
+
+
+def test_a_folder_that_comes_and_goes_is_empty_or_not_but_no_error(tmp_path: Path):
+    """Arrow asks whether it is there, and then looks into it."""
+    folder, ended = tmp_path / "x" / "y", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            folder.mkdir(parents=True)
+            folder.rmdir()
+            folder.parent.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(5000):
+            assert place(tmp_path / "x").files() == []
+            assert place(tmp_path / "x").folders() in ([], ["y"])
+    finally:
+        ended.set()
+        thread.join()
