@@ -34,6 +34,7 @@ def history(run: Place) -> list[int]:
     return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_bytes().splitlines()]
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     image_folder, bucket: str, object_store, monkeypatch
 ):

@@ -101,6 +101,7 @@ def hospital(first_week, tmp_path: Path) -> tuple[Path, Path]:
         file.unlink()
 
 
+@pytest.mark.long
 def test_four_weeks(hospital, capsys):
     folder, registry = hospital
     assert decision(registry, "2026-w45")["decision"] == "promoted"
@@ -158,6 +159,7 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
         shutil.copy(folder / row["path"], folder / other / f"copy-of-{row['label']}-{Path(row['path']).name}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("poison", "rule", "told"),
     [

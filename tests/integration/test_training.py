@@ -97,6 +97,7 @@ def test_the_log_has_the_promised_keys(undisturbed):
     assert len(list(run.glob("checkpoint_*/"))) == 2
 
 
+@pytest.mark.long
 def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, tmp_path):
     config, run, _ = undisturbed
     tables = []
