@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from export import _name, main
+from export import _lines, _name, main
 
+from fracture.evaluation.metrics import compute_metrics
 from fracture.storage import place
 from tests.conftest import TINY, quick_bundle
 
@@ -37,6 +39,23 @@ def test_the_screen_says_what_was_written_and_how_to_load_it(bundle, tmp_path, m
     assert int8 == "int8       not written: name the shards that the model was trained on with --shards"
     assert caveat.startswith("CAVEAT     SYNTHETIC MODEL")
     assert (out / "export.json").is_file()
+
+
+@pytest.mark.parametrize(("slipped", "told"), [(0, False), (1, True)])
+def test_what_8_bits_cost_is_told(slipped: int, told: bool):
+    """Of 40 × 40 pairs one fracture below all normals is 0.025 of the AUC."""
+    labels, groups = np.repeat([1, 0], 40), np.arange(80)
+    exact = np.repeat([0.9, 0.1], 40)
+    quantised = exact.copy()
+    quantised[:slipped] = 0.05
+    test = {
+        name: {"radiograph": compute_metrics(labels, scores, groups, 0.5).model_dump()}
+        for name, scores in {"bundle": exact, "model.tflite": exact, "model-int8.tflite": quantised}.items()
+    }
+    content = {"format": "tflite", "input": {"shape": [None, 32, 32, 1]}, "threshold": 0.5, "test": test}
+    lines = _lines(content | {"files": {}, "largest_difference": 0.0}, place("exports"))
+    caveat = "CAVEAT     INT8: its AUC is 0.025 below the bundle's. Take the float form."
+    assert (lines[-1] == caveat) == told
 
 
 @pytest.mark.long
