@@ -167,8 +167,8 @@ def caveats(manifest: Manifest) -> list[str]:
     if manifest.shortcuts:
         told = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]
         lines.append(
-            f"SHORTCUTS: in this data, {', '.join(told)} alone tell{'s' if len(told) == 1 else ''} the classes apart; a "
-            f"model may use {'it' if len(told) == 1 else 'them'} too."
+            f"SHORTCUTS: in this data, {', '.join(told)} alone {'tells' if len(told) == 1 else 'tell'} the classes "
+            f"apart; a model may use {'it' if len(told) == 1 else 'them'} too."
         )
     return lines
 

@@ -163,8 +163,8 @@ def test_what_predicts_the_label_beside_the_anatomy_stands_beside_the_figures(sh
     _, manifest = shard_folder()
     real = manifest.model_copy(update={"synthetic": False, "shortcuts": {"size": 0.926, "aspect": 0.85}})
     assert caveats(real) == [
-        "SHORTCUTS: in this data, size (AUC 0.93), aspect (AUC 0.85) alone tell the classes apart; a model may use them "
-        "too."
+        "SHORTCUTS: in this data, size (AUC 0.93), aspect (AUC 0.85) alone tell the classes apart; a model may use "
+        "them too."
     ]
     one = manifest.model_copy(update={"synthetic": False, "shortcuts": {"file size": 0.65}})
     assert caveats(one) == [
