@@ -130,6 +130,7 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     shards, manifest = data
     file = tmp_path / "weights.h5"
     few = ["model.name=mobilenetv2", f"transfer.weights={file}", "transfer.head_epochs=2", "tune.trials=2"]
+    few += ["tune.space={training.learning_rate: {choice: [0.001]}}"]
     config = with_data_of(load_config(None, [*SEARCH, *few]), manifest)
     build_backbone(config).save_weights(file)
     run, results = place(tmp_path / "x"), {}
