@@ -368,10 +368,10 @@ class Config(Settings):
         each = -(-images // self.compute.fewest)  # of a worker
         needed = circuit_bytes(qubits, layers) * each
         if needed > _MOST_STATES:
+            smaller = ", or a smaller training.batch_size" if needed / each <= _MOST_STATES else ""
             raise ValueError(
                 f"quantum.qubits: {qubits} qubits in {layers} layers take {needed / 2**30:,.1f} GB for a worker's "
-                f"{each} images of a step, over the limit of {_MOST_STATES / 2**30:.0f}; use fewer, or a smaller "
-                "training.batch_size"
+                f"{each} images of a step, over the limit of {_MOST_STATES / 2**30:.0f}; use fewer{smaller}"
             )
 
     def _check_filters(self) -> None:

@@ -1,7 +1,7 @@
 """Which models a comparison has: a file of titles, and the settings that each has of its own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def read_contenders(file: Path) -> dict[str, Entry]:
         if against is not None and (against not in others or title == titles[0]):
             raise UsageError(
                 f"--models {file}: contender {title!r} has against: {against!r}. All but the first are compared with "
-                f"the first, and may name another, too: {', '.join(others)}."
+                f"the first, and may name another, too: {_quoted(others)}."
             )
         settings = dict(flatten(delta))
         contenders[title] = Entry(settings, against)
@@ -80,8 +80,13 @@ def choose(contenders: dict[str, Entry], only: Sequence[str] | None) -> dict[str
     """
     for title in only or ():
         if title not in contenders:
-            raise UsageError(f"--only {title!r}: there is no such contender. There are: {', '.join(contenders)}.")
+            raise UsageError(f"--only {title!r}: there is no such contender. There are: {_quoted(contenders)}.")
     return {title: entry for title, entry in contenders.items() if only is None or title in only}
+
+
+def _quoted(titles: Iterable[str]) -> str:
+    """Some of them have commas."""
+    return ", ".join(map(repr, titles))
 
 
 def folder_of(title: str) -> str:

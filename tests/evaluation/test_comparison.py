@@ -201,7 +201,7 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
     }
     assert folder_of("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
     assert list(choose(found, ["wide, no dropout"])) == ["wide, no dropout"]
-    with pytest.raises(UsageError, match=r"--only 'deep': there is no such contender. There are: cnn, wide, no dro"):
+    with pytest.raises(UsageError, match=r"--only 'deep': there is no such contender. There are: 'cnn', 'wide, no dro"):
         choose(found, ["deep"])
 
 
@@ -220,7 +220,7 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
         ("'+': {}", r"the title '\+' has no letter a-z and no digit. Give it some"),
         ("Fold 1: {}", r"the title 'Fold 1' would have the folder 'fold-1', as a fold has"),
         ('"a\\nb": {}', r"the title 'a\\nb' has a line break or a \$, or begins with _. Leave it out"),
-        ("a: {}\nb: {against: c}\nd: {}", r"'b' has against: 'c'. All but the first are .* may name another, too: d"),
+        ("a: {}\nb: {against: c}\nd: {}", r"'b' has against: 'c'. All but the first are .* may name another, too: 'd'"),
         ("a: {against: b}\nb: {}", r"contender 'a' has against: 'b'. All but the first are compared with the first"),
         ("a: {}\nb: {against: a}", r"contender 'b' has against: 'a'. All but the first are compared with the first"),
         ("_cnn: {}", r"the title '_cnn' has a line break"),

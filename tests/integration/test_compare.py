@@ -57,5 +57,5 @@ def test_weights_that_are_not_there_are_told_before_anything_is_trained(tmp_path
     done = subprocess.run(command, env=shell(), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "contender 'pretrained': transfer.weights = " in done.stderr
-    assert "nowhere.h5': no such file ending in .h5" in done.stderr
+    assert "nowhere.h5': there is no such file, or it does not end in .h5" in done.stderr
     assert done.stdout == ""

@@ -51,7 +51,7 @@ def test_help_is_worth_reading(name: str):
         (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
         (
             ["--data", "a", "--set", "model.name=resnet50", "--set", "transfer.weights=no.h5"],
-            "error: transfer.weights = 'no.h5': no such file ending in .h5. Name imagenet, none, or a file of the",
+            "error: transfer.weights = 'no.h5': there is no such file, or it does not end in .h5. Name",
         ),
         (["--data", "a", "--shards", "b"], "not allowed with argument"),
         (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
@@ -85,7 +85,7 @@ def test_settings_without_effect_are_told(tmp_path: Path):
             ["--set", "model={dropout: 0.1}"],
             "error: contender 'a': model={dropout: 0.1} is asked for all, and this one has its own model: it would not",
         ),
-        ("a: {}", ["--only", "b"], "error: --only 'b': there is no such contender. There are: a."),
+        ("a: {}", ["--only", "b"], "error: --only 'b': there is no such contender. There are: 'a'."),
         ("a: {}", ["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (
             "a: {}",
