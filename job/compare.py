@@ -165,7 +165,7 @@ def _measured(contenders: dict[str, Entry], shards: Place, manifest: Manifest, r
     pooled = {title: pool_folds(place, manifest) for title, place in folders.items()}
     baseline = next(iter(contenders))  # the first of those that are there
     others = {
-        title: [other for other in (baseline, entry.against) if other in contenders and other != title]
+        title: [other for other in dict.fromkeys((baseline, entry.against)) if other in contenders and other != title]
         for title, entry in contenders.items()
     }
     pairs = sum(map(len, others.values()))

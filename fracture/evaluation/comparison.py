@@ -219,8 +219,7 @@ def comparison_lines(contenders: Sequence[Contender]) -> list[str]:
         told = ", ".join(f"{word} {figure_text(contender.figures[name])}" for name, word in COMPARED.items())
         lines += [f"contender  {contender.title}", f"           {count:,} radiographs: {told}"]
         for other, found in contender.differences.items():
-            told = ", ".join(f"{word} {signed(found[name])}" for name, word in COMPARED.items())
-            lines.append(f"           {contender.verdict(other)}: {told}")
+            lines.append(f"           {contender.verdict(other)}: {_in_words(found)}")
         c = contender.costs
         lines.append(
             f"           {c.parameters:,} parameters, {c.training_seconds / 60:.1f} min of training, "
@@ -250,9 +249,12 @@ def table_lines(contenders: Sequence[Contender]) -> list[str]:
     for contender in contenders:
         for other, found in contender.differences.items():
             if other != contenders[0].title:
-                told = ", ".join(f"{word} {signed(found[name])}" for name, word in COMPARED.items())
-                lines += ["", f"{contender.title} is {contender.verdict(other)}: {told}."]
+                lines += ["", f"{contender.title} is {contender.verdict(other)}: {_in_words(found)}."]
     return lines
+
+
+def _in_words(found: Mapping[str, Figure]) -> str:
+    return ", ".join(f"{word} {signed(found[name])}" for name, word in COMPARED.items())
 
 
 def signed(difference: Figure) -> str:
