@@ -4,7 +4,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 
 # For local-train, compare, tune, submit and audit: DATA=folder; for all but the last: CONFIG=file.yaml WORKERS=n RUN=name
-# For compare: MODELS=file.yaml too, of contenders as in job/contenders.yaml; for tune: TRIALS=n
+# For compare: MODELS=file.yaml too, of contenders as in fracture/configs/comparisons/default.yaml; for tune: TRIALS=n
 # For schedule: DATA=, CONFIG= and WORKERS= too, REGISTRY=folder or URI, EVERY=week, NOTIFY=URL
 DATA    ?=
 CONFIG  ?=

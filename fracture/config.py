@@ -1,4 +1,4 @@
-"""The one tree of settings: defaults here are `job/configs/default.yaml`; YAML and `--set` are deltas on it."""
+"""The one tree of settings: defaults here are `fracture/configs/default.yaml`; YAML and `--set` are deltas on it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

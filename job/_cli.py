@@ -22,7 +22,7 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error.name} is not installed here. Use .venv/bin/python, which `make setup` makes.")
 
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it
-CONFIGS = Path(__file__).resolve().parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "fracture/configs"
 
 
 def parser(documentation: str) -> argparse.ArgumentParser:
@@ -32,7 +32,7 @@ def parser(documentation: str) -> argparse.ArgumentParser:
     settings.add_argument(
         "--config",
         metavar="FILE",
-        help="YAML of settings that differ from the default recipe; or a name in job/configs",
+        help="YAML of settings that differ from the default recipe; or a name in fracture/configs",
     )
     settings.add_argument(
         "--set",

@@ -1,6 +1,6 @@
 """Compare models: train each on the same grouped folds, and tell on one page which is better, and how sure that is.
 
-  python job/compare.py --data DIR --run NAME          the contenders of job/contenders.yaml, 5 folds each
+  python job/compare.py --data DIR --run NAME          the contenders of fracture/configs/comparisons/default.yaml, 5 folds each
   python job/compare.py --run NAME                     the same on sample radiographs, with the quick recipe
   python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME   trains these alone
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from fracture.config import Config
+    from fracture.dataset.format import Manifest
     from fracture.evaluation.comparison import Contender
     from fracture.evaluation.contenders import Entry
-    from fracture.input.shards import Manifest
     from fracture.storage import Place
 
-_CONTENDERS = Path(__file__).with_name("contenders.yaml")
+_CONTENDERS = _cli.CONFIGS / "comparisons/default.yaml"
 _IMAGES = 64  # that prediction is timed with
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import choose, read_contenders
-    from fracture.lease import HeldError
-    from fracture.training.status import LOCK
+    from fracture.lock import HeldError
+    from fracture.progress.status import LOCK
 
     check_names(args)
     contenders = read_contenders(Path(args.models))
@@ -104,11 +104,11 @@ def _train_and_compare(
     chosen: Collection[str],
     run: Place,
 ) -> list[str]:
+    from fracture.dataset.format import read_manifest
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import folder_of
-    from fracture.input.shards import read_manifest
-    from fracture.release.bundle import is_bundle
-    from fracture.training.driver import check_batches, check_run, with_data_of
+    from fracture.inference.bundle import is_bundle
+    from fracture.training.launch import check_batches, check_run, with_data_of
 
     shards = shards_of(args, next(iter(configs.values())), storage_of(args))
     manifest = read_manifest(shards)
@@ -152,11 +152,11 @@ def _compare(contenders: dict[str, Entry], shards: Place, manifest: Manifest, ru
 
 
 def _measured(contenders: dict[str, Entry], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
+    from fracture.dataset.format import images_of, read_rows
     from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
     from fracture.evaluation.contenders import folder_of
     from fracture.evaluation.folds import pool_folds
-    from fracture.input.shards import images_of, read_rows
-    from fracture.release.bundle import read_bundle
+    from fracture.inference.bundle import read_bundle
 
     folders = {title: run / folder_of(title) for title in contenders}
     models = {title: read_bundle(place / "fold-1" / "bundle").model() for title, place in folders.items()}
@@ -188,7 +188,7 @@ if __name__ == "__main__":
     add_flags(parser)
     which = parser.add_argument_group("contenders")
     which.add_argument(
-        "--models", metavar="FILE", default=str(_CONTENDERS), help="YAML of contenders (default: job/contenders.yaml)"
+        "--models", metavar="FILE", default=str(_CONTENDERS), help="YAML of contenders (default: fracture/configs/comparisons/default.yaml)"
     )
     which.add_argument("--only", metavar="TITLE", nargs="+", help="train these contenders alone")
     _cli.run(main, parser.parse_args())

@@ -29,19 +29,19 @@ if TYPE_CHECKING:
     import numpy as np
     from pyarrow import Table
 
-    from fracture.input.shards import Manifest
-    from fracture.release.bundle import Bundle
+    from fracture.dataset.format import Manifest
+    from fracture.inference.bundle import Bundle
     from fracture.storage import Place
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.evaluation.calibration import joint_decision
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
+    from fracture.evaluation.operating_point import joint_decision
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
-    from fracture.release.bundle import read_bundle, versions
+    from fracture.inference.bundle import read_bundle, versions
     from fracture.storage import place
 
     bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
@@ -88,11 +88,11 @@ def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -
     """
     import numpy as np
 
+    from fracture.dataset.format import read_manifest
     from fracture.errors import UsageError
-    from fracture.input.shards import read_manifest
-    from fracture.release.bundle import is_bundle
+    from fracture.inference.bundle import is_bundle
     from fracture.storage import place
-    from fracture.training.driver import start_ray
+    from fracture.training.launch import start_ray
 
     if (out / "run.json").is_file() or is_bundle(out):
         raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")

@@ -27,8 +27,8 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.report import caveats
     from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
+    from fracture.inference.bundle import read_bundle
     from fracture.page import render
-    from fracture.release.bundle import read_bundle
     from fracture.storage import place
 
     if args.count < 1:

@@ -25,13 +25,13 @@ import _cli
 if TYPE_CHECKING:
     from fracture.storage import Place
 
-_FORMATS = ("keras", "savedmodel", "onnx", "tflite")  # of fracture.release.export, which takes seconds to import
+_FORMATS = ("keras", "savedmodel", "onnx", "tflite")  # of fracture.inference.export, which takes seconds to import
 _WORSE = 0.02  # AUC that 8 bits may cost without a word
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.release.bundle import read_bundle
+    from fracture.inference.bundle import read_bundle
     from fracture.storage import place
 
     if args.shards and args.to != "tflite":
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     bundle = read_bundle(place(args.bundle))
     out = place(args.out or f"exports/{_name(bundle.place)}/{args.to}")
     with nullcontext() if args.verbose else _cli.python_alone_on_stderr():
-        from fracture.release.export import export
+        from fracture.inference.export import export
 
         content = export(bundle, args.to, out, place(args.shards) if args.shards else None)
     print("\n".join(_lines(content, out)))
@@ -60,7 +60,7 @@ def _name(bundle: Place) -> str:
 def _lines(content: dict[str, Any], out: Place) -> list[str]:
     from fracture.evaluation.metrics import Metrics
     from fracture.evaluation.report import text
-    from fracture.release.export import CARD, FORMS, INT8
+    from fracture.inference.export import CARD, FORMS, INT8
 
     form, (_, size, _, _) = FORMS[content["format"]], content["input"]["shape"]
     lines = [f"written    {out / file} ({count / 1e6:.1f} MB)" for file, count in content["files"].items()]

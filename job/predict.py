@@ -26,13 +26,13 @@ from preprocess import Bars
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fracture.release.bundle import Bundle
+    from fracture.inference.bundle import Bundle
 
 
 def main(args: argparse.Namespace) -> None:
-    from fracture.release.predict import check_out, find_inputs, formulas, predict, summary, write_results
+    from fracture.inference.predict import check_out, find_inputs, formulas, predict, summary, write_results
     from fracture.storage import place
-    from fracture.training.driver import start_ray
+    from fracture.training.launch import start_ray
 
     bundle, facts = _bundle(args)
     out = place(args.out)
@@ -57,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
 
 def _bundle(args: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
     """The bundle, and what a result says of where it comes from."""
-    from fracture.release.bundle import read_bundle
-    from fracture.release.registry import Registry
+    from fracture.inference.bundle import read_bundle
+    from fracture.registry.registry import Registry
     from fracture.storage import place
 
     bundle = Registry(place(args.registry)).champion_bundle() if args.registry else read_bundle(place(args.bundle))

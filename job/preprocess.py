@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.storage import place
-    from fracture.training.driver import start_ray
+    from fracture.training.launch import start_ray
 
     config = _cli.settings(args, _cli.data_settings(args))
     source = find(args, [place(data) for data in args.data], config)
@@ -68,7 +68,7 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
 def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import check_apart, examine_source, write_audit
-    from fracture.training.driver import start_ray
+    from fracture.training.launch import start_ray
 
     check_apart(source, out)
     start_ray(verbose)

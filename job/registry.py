@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import _cli
 
 if TYPE_CHECKING:
-    from fracture.release.registry import Entry, Registry
+    from fracture.registry.registry import Entry, Registry
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.release.registry import Registry
+    from fracture.registry.registry import Registry
     from fracture.storage import place
 
     registry = Registry(place(args.registry), _cli.who())

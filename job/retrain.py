@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fracture.config import Config
-    from fracture.input.shards import Manifest
+    from fracture.dataset.format import Manifest
     from fracture.preparation.source import Source
-    from fracture.release.registry import Entry, Registry, State, Version
-    from fracture.release.retraining_page import Retraining
+    from fracture.registry.registry import Entry, Registry, State, Version
+    from fracture.registry.retraining_page import Retraining
     from fracture.storage import Place
 
 REJECTED = 10  # exit code
@@ -46,9 +46,9 @@ _CHANGES = 3  # of the champion by hand, while it is being judged, that are foll
 
 
 def main(args: argparse.Namespace) -> int:
-    from fracture.lease import HeldError
-    from fracture.release.notify import check_url
-    from fracture.release.registry import Registry
+    from fracture.lock import HeldError
+    from fracture.registry.registry import Registry
+    from fracture.registry.webhook import check_url
     from fracture.storage import place
 
     tick = _tick(args, datetime.now(UTC))
@@ -81,7 +81,7 @@ def _source(args: argparse.Namespace, config: Config, registry: Registry) -> Sou
 
 def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick: str, source: Source) -> int:
     from fracture.errors import RunError
-    from fracture.lease import HeldError
+    from fracture.lock import HeldError
 
     try:
         registry.settle()
@@ -103,7 +103,7 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
         return 0
     if state is None:
         state = _begun(registry, tick, asked, recipe, source, config, args.warm_start)
-    from fracture.training.driver import check_initial, with_data_of
+    from fracture.training.launch import check_initial, with_data_of
 
     shards, manifest = _prepared(args, config, registry, tick, state, source)
     config = with_data_of(config, manifest)
@@ -157,8 +157,8 @@ def _known(registry: Registry, asked: str) -> str:
 
 def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
     """How far the tick is, if it can go on; what cannot is removed, and begins anew."""
+    from fracture.dataset.format import read_manifest
     from fracture.errors import UsageError
-    from fracture.input.shards import read_manifest
 
     state = registry.state(tick)
     if state is None:
@@ -177,7 +177,7 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
 
 def _begun(registry: Registry, tick: str, asked: str, recipe: str, source: Source, config: Config, warm: bool) -> State:
     from fracture.preparation.preprocess import shards_name
-    from fracture.release.registry import State
+    from fracture.registry.registry import State
 
     champion = registry.champion()
     if warm and champion is None:
@@ -197,8 +197,8 @@ def _prepared(
     args: argparse.Namespace, config: Config, registry: Registry, tick: str, state: State, source: Source
 ) -> tuple[Place, Manifest]:
     """The shards of this tick; those it was begun with, if it goes on."""
-    from fracture.input.shards import read_manifest
-    from fracture.training.driver import check_capacity, start_ray
+    from fracture.dataset.format import read_manifest
+    from fracture.training.launch import check_capacity, start_ray
 
     def start() -> None:
         start_ray(args.verbose)
@@ -218,7 +218,7 @@ def _prepared(
 
 def _version(number: int, tick: str, state: State, manifest: Manifest) -> Version:
     from fracture.labels import CLASS_NAMES
-    from fracture.release.registry import Version
+    from fracture.registry.registry import Version
 
     groups = manifest.groups.values()
     return Version(
@@ -235,8 +235,8 @@ def _version(number: int, tick: str, state: State, manifest: Manifest) -> Versio
 def _decide(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Entry:
     """Judges the version beside the champion, writes the page, and then the decision."""
     from fracture.errors import RunError
-    from fracture.lease import HeldError
-    from fracture.release.registry import ChampionChanged
+    from fracture.lock import HeldError
+    from fracture.registry.registry import ChampionChanged
 
     for _ in range(_CHANGES):
         told = _judged(registry, version, shards, manifest, config)
@@ -252,11 +252,11 @@ def _decide(registry: Registry, version: Version, shards: Place, manifest: Manif
 
 
 def _judged(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Retraining:
+    from fracture.dataset.format import FILES
     from fracture.evaluation.report import caveats
-    from fracture.input.shards import FILES
-    from fracture.release.arrivals import arrivals
-    from fracture.release.gate import compare, judge
-    from fracture.release.retraining_page import Retraining, retraining_page
+    from fracture.registry.data_changes import arrivals
+    from fracture.registry.gate import compare, judge
+    from fracture.registry.retraining_page import Retraining, retraining_page
 
     number = registry.champion()
     print("gate       scoring both models on test", flush=True)
@@ -311,7 +311,7 @@ def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry:
 
 
 def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
-    from fracture.release.notify import notify
+    from fracture.registry.webhook import notify
 
     if args.notify and (why := notify(args.notify, message)):
         print(f"notify     nobody was told: {why}", flush=True)

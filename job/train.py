@@ -34,18 +34,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fracture.config import Config
+    from fracture.dataset.format import Manifest
     from fracture.evaluation.metrics import Evaluation
-    from fracture.input.shards import Manifest
-    from fracture.release.bundle import Bundle
+    from fracture.inference.bundle import Bundle
     from fracture.storage import Place
-    from fracture.training.driver import Outcome
+    from fracture.training.launch import Outcome
 
 _taken_over = threading.Event()  # by another job, which took this one for dead
 
 
 def main(args: argparse.Namespace) -> None:
     if args.status:
-        from fracture.training.status import status_lines
+        from fracture.progress.status import status_lines
 
         check_names(args)
         print("\n".join(status_lines(storage_of(args) / "runs", args.status, datetime.now(UTC))))
@@ -65,7 +65,7 @@ def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, P
     Raises:
         UsageError: what is asked for cannot be.
     """
-    from fracture.training.driver import check_weights_file
+    from fracture.training.launch import check_weights_file
 
     check_names(args)
     sample = args.data is None and args.shards is None
@@ -90,9 +90,9 @@ def storage_of(args: argparse.Namespace) -> Place:
 
 def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
     """What there is to say of the finished run."""
+    from fracture.dataset.format import read_manifest
     from fracture.errors import UsageError
-    from fracture.input.shards import read_manifest
-    from fracture.training.driver import with_data_of
+    from fracture.training.launch import with_data_of
 
     shards = shards_of(args, config, storage)
     manifest = read_manifest(shards)
@@ -119,9 +119,9 @@ def locked(run: Place) -> Iterator[None]:
         RunError: another job took it over.
     """
     from fracture.errors import UsageError
-    from fracture.lease import HeldError
-    from fracture.release.bundle import is_bundle
-    from fracture.training.status import LOCK
+    from fracture.inference.bundle import is_bundle
+    from fracture.lock import HeldError
+    from fracture.progress.status import LOCK
 
     if is_bundle(run / "bundle"):
         yield
@@ -145,8 +145,8 @@ def held(lock: Place, name: str, where: str) -> Iterator[None]:
         RunError: another job took it over.
     """
     from fracture.errors import RunError
-    from fracture.lease import Lease, claim_of_this_process
-    from fracture.training.driver import stop_at_once, stop_by_signals
+    from fracture.lock import Lease, claim_of_this_process
+    from fracture.training.launch import stop_at_once, stop_by_signals
 
     def give_up() -> None:
         _taken_over.set()
@@ -182,8 +182,8 @@ def train_once(
     Args:
         initial: a finished model whose weights training begins with.
     """
-    from fracture.release.bundle import is_bundle, read_bundle
-    from fracture.training.driver import check_batches, check_run
+    from fracture.inference.bundle import is_bundle, read_bundle
+    from fracture.training.launch import check_batches, check_run
 
     check_batches(config, manifest)
     check_run(run, config, manifest, initial)
@@ -210,10 +210,10 @@ def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, v
 def _train_and_test(
     config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None
 ) -> dict[str, Evaluation]:
-    from fracture.training.driver import check_capacity, start_ray, train
+    from fracture.progress.console import Screen
+    from fracture.progress.status import StatusWriter
+    from fracture.training.launch import check_capacity, start_ray, train
     from fracture.training.phases import most_epochs
-    from fracture.training.screen import Screen
-    from fracture.training.status import StatusWriter
 
     with StatusWriter(run, most_epochs(config), may_write=lambda: not _taken_over.is_set()) as status:
         start_ray(verbose)
@@ -230,13 +230,13 @@ def _test(
     """Writes report and bundle."""
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
     from fracture.config import flatten
-    from fracture.evaluation.calibration import decide
     from fracture.evaluation.gallery import read_gallery
+    from fracture.evaluation.operating_point import decide
     from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
-    from fracture.release.bundle import versions, write_bundle
+    from fracture.inference.bundle import versions, write_bundle
     from fracture.training.checkpoint import BACKBONE
-    from fracture.training.driver import initial_weights
+    from fracture.training.launch import initial_weights
 
     workers = outcome.workers
     decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
@@ -274,7 +274,7 @@ def shards_of(args: argparse.Namespace, config: Config, storage: Place) -> Place
     """The named shards; else prepares the named data, or sample radiographs where none is named."""
     from fracture.preparation.preprocess import shards_name
     from fracture.storage import place
-    from fracture.training.driver import check_capacity, start_ray
+    from fracture.training.launch import check_capacity, start_ray
 
     if args.shards:
         return place(args.shards)

@@ -24,13 +24,13 @@ from train import add_flags, begin, locked, shards_of
 
 if TYPE_CHECKING:
     from fracture.config import Config
-    from fracture.input.shards import Manifest
+    from fracture.dataset.format import Manifest
     from fracture.storage import Place
-    from fracture.training.search import Result
+    from fracture.tuning.space import Result
 
 
 def main(args: argparse.Namespace) -> None:
-    from fracture.training.search import check_space
+    from fracture.tuning.space import check_space
 
     asked = {"tune.trials": args.trials, "tune.concurrent": args.concurrent}
     config, storage, run = begin(args, [f"{key}={value}" for key, value in asked.items() if value is not None])
@@ -42,11 +42,11 @@ def main(args: argparse.Namespace) -> None:
 
 def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
     """What there is to say of the finished search."""
+    from fracture.dataset.format import read_manifest
     from fracture.errors import UsageError
     from fracture.evaluation.report import caveats
-    from fracture.input.shards import read_manifest
-    from fracture.training.driver import with_data_of
-    from fracture.training.search import BEST, check_trials, read_results, table, write_best, write_results
+    from fracture.training.launch import with_data_of
+    from fracture.tuning.space import BEST, check_trials, read_results, table, write_best, write_results
 
     shards = shards_of(args, config, storage)
     manifest = read_manifest(shards)
@@ -78,12 +78,12 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place
 def _search(
     args: argparse.Namespace, config: Config, shards: Place, manifest: Manifest, run: Place, results: dict[int, Result]
 ) -> None:
-    from fracture.training.driver import check_capacity, runs_at_once, start_ray
+    from fracture.training.launch import check_capacity, runs_at_once, start_ray
     from fracture.training.phases import most_epochs
 
     start_ray(args.verbose)
     check_capacity(config)
-    from fracture.training.trials import run_trials
+    from fracture.tuning.trials import run_trials
 
     at_once = min(runs_at_once(config), config.tune.concurrent or config.tune.trials)
     trials, done = config.tune.trials, f", of which {len(results)} are done" if results else ""

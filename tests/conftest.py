@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from fracture.config import Config, load_config
-from fracture.input.shards import MANIFEST, SCHEMA_VERSION, Leak, Manifest, Pixels, Shard, encode_shard
+from fracture.dataset.format import MANIFEST, SCHEMA_VERSION, Leak, Manifest, Pixels, Shard, encode_shard
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import Place, place
 
@@ -136,10 +136,10 @@ def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
 def quick_bundle(folder: Path, *assignments: str) -> Path:
     """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others."""
     from fracture.arrays import save_arrays
-    from fracture.evaluation.calibration import Decision
     from fracture.evaluation.metrics import compute_metrics
+    from fracture.evaluation.operating_point import Decision
+    from fracture.inference.bundle import WEIGHTS, write_bundle
     from fracture.models import build_model
-    from fracture.release.bundle import WEIGHTS, write_bundle
 
     config, shards, bundle = load_config(None, [*assignments]), place(folder / "seen"), folder / "bundle"
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 16}, image_size=config.data.image_size)
@@ -162,7 +162,7 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
 
 def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
-    from fracture.training import driver
+    from fracture.training import launch as driver
 
     ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *driver._ENVIRONMENT, *driver._OF_OUR_OWN}
     return {name: value for name, value in os.environ.items() if name not in ours}
@@ -233,7 +233,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all integration tests, promised more CPUs than there are, so that 3 workers fit on 2 cores."""
     import ray
 
-    from fracture.training.driver import start_ray
+    from fracture.training.launch import start_ray
 
     os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 4}'
     start_ray(verbose=False)

@@ -6,7 +6,7 @@ import yaml
 from fracture.config import Config, flatten, load_config
 from fracture.errors import UsageError
 
-CONFIGS = Path(__file__).parents[1] / "job" / "configs"
+CONFIGS = Path(__file__).parents[1] / "fracture" / "configs"
 
 
 def test_default_yaml_is_what_no_config_gives():

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fracture.dataset.format import read_rows
 from fracture.errors import RunError, UsageError
-from fracture.input.shards import read_rows
 from fracture.storage import Place, disk_full, place
 from tests.conftest import SECRET, write_shards
 

@@ -133,10 +133,10 @@ def _place(name: str, value: str) -> str:
 
 
 def _config(value: str) -> str:
-    if not value or (ROOT / f"job/configs/{value.removesuffix('.yaml')}.yaml").is_file():
+    if not value or (ROOT / f"fracture/configs/{value.removesuffix('.yaml')}.yaml").is_file():
         return value
     if not Path(value).expanduser().is_file():
-        raise UsageError(f"CONFIG is a file, or a name in job/configs, not '{value}': give CONFIG=seed, or a path")
+        raise UsageError(f"CONFIG is a file, or a name in fracture/configs, not '{value}': give CONFIG=seed, or a path")
     return str(Path(value).expanduser().absolute())
 
 
@@ -168,7 +168,7 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="", help="folder or URI of the radiographs")
     parser.add_argument("--registry", default="", help="folder or URI of the registry of models")
     parser.add_argument("--every", default="week", help=", ".join(TURNS))
-    parser.add_argument("--config", default="", help="YAML of settings, or a name in job/configs")
+    parser.add_argument("--config", default="", help="YAML of settings, or a name in fracture/configs")
     parser.add_argument("--workers", default="", help="N or MIN:MAX")
     parser.add_argument("--notify", default="", metavar="URL", help="is told how it went")
     parser.add_argument("--into", type=Path, default=ROOT / "schedule", help="folder for what is written")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fracture.dataset.format import Manifest
 from fracture.evaluation.folds import Pooled
 from fracture.evaluation.metrics import (
     Figure,
@@ -23,7 +24,6 @@ from fracture.evaluation.metrics import (
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.report import figure_text
 from fracture.evaluation.scores import AT_ONCE, score
-from fracture.input.shards import Manifest
 from fracture.page import png, render
 from fracture.storage import Place
 

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.evaluation.calibration import Decision
+from fracture.dataset.format import Manifest
 from fracture.evaluation.metrics import Evaluation, as_json
+from fracture.evaluation.operating_point import Decision
 from fracture.evaluation.report import NAMES, evaluate, plot_scores, text
 from fracture.evaluation.scores import write_predictions
-from fracture.input.shards import Manifest
 from fracture.page import png, render
 from fracture.storage import Place
 

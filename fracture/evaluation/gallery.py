@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from fracture.input.shards import Manifest, images_of, read_rows
+from fracture.dataset.format import Manifest, images_of, read_rows
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.page import picture
 from fracture.storage import Place

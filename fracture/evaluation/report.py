@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.evaluation.calibration import Decision
+from fracture.dataset.format import Manifest, images_of, read_rows, read_seen
 from fracture.evaluation.gallery import Gallery, surest
 from fracture.evaluation.metrics import Evaluation, Figure, Metrics, by_radiograph, compute_metrics
+from fracture.evaluation.operating_point import Decision
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
     plot_curves,
@@ -19,7 +20,6 @@ from fracture.evaluation.plots import (
     plot_reliability,
     plot_roc,
 )
-from fracture.input.shards import Manifest, images_of, read_rows, read_seen
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
 from fracture.storage import Place

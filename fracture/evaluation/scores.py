@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fracture.dataset.format import Manifest, images_of, read_rows
 from fracture.errors import RunError
-from fracture.evaluation.calibration import Decision
-from fracture.input.shards import Manifest, images_of, read_rows
+from fracture.evaluation.operating_point import Decision
 from fracture.labels import SPLITS
 from fracture.storage import Place
 

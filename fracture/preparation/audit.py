@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from fracture.input.shards import Leak, Rejection
+from fracture.dataset.format import Leak, Rejection
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.preparation.grouping import COPY_KINDS, KINDS, first_of_each, group_numbers
+from fracture.preparation.duplicates.grouping import COPY_KINDS, KINDS, first_of_each, group_numbers
 
 _EXTENSIONS = {
     "JPEG": {"jpg", "jpeg", "jpe", "jfif"},

@@ -8,8 +8,8 @@ import pyarrow as pa
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, render
 from fracture.preparation.audit import Audit, Pair, alarms, support
-from fracture.preparation.grouping import KINDS
-from fracture.preparation.signature import SIDE
+from fracture.preparation.duplicates.grouping import KINDS
+from fracture.preparation.duplicates.signature import SIDE
 from fracture.preparation.source import Source
 
 _CONFLICTS = 12

@@ -10,8 +10,9 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.preparation import alignment, decode, examine, signature
-from fracture.preparation.alignment import Likeness
+from fracture.preparation import decode, examine
+from fracture.preparation.duplicates import alignment, signature
+from fracture.preparation.duplicates.alignment import Likeness
 from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named, pixels_hash
 from fracture.preparation.source import Source
 from fracture.storage import Place

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.preparation.alignment import SCALES
 from fracture.preparation.decode import Rejected, decode, too_large
-from fracture.preparation.signature import HARMONICS, RINGS, SIDE, shrink, signatures
+from fracture.preparation.duplicates.alignment import SCALES
+from fracture.preparation.duplicates.signature import HARMONICS, RINGS, SIDE, shrink, signatures
 from fracture.preparation.source import ImageFile
 
 RING_LENGTH, SPECTRUM_LENGTH = RINGS // 2 * HARMONICS, RINGS * HARMONICS

@@ -22,8 +22,7 @@ import pyarrow as pa
 from pyarrow import csv, fs
 
 from fracture.config import DataConfig
-from fracture.errors import RunError, UsageError
-from fracture.input.shards import (
+from fracture.dataset.format import (
     FILES,
     LEDGER,
     MANIFEST,
@@ -38,14 +37,15 @@ from fracture.input.shards import (
     read_manifest_alone,
     read_rows,
 )
+from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.preparation.alignment import Likeness, compare_pairs
 from fracture.preparation.audit import Audit, alarming, alarms, leakage, make_audit
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.cache import COMPARED, EXAMINED, Cache, code_key, view_hashes
 from fracture.preparation.decode import decode, too_large
+from fracture.preparation.duplicates.alignment import Likeness, compare_pairs
+from fracture.preparation.duplicates.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.examine import FACTS, examine, pixels_hash, stack_views
-from fracture.preparation.grouping import COPY_KINDS, KINDS, find_links, first_of_each, group_numbers
 from fracture.preparation.source import ImageFile, Source, keyed_hash
 from fracture.preparation.split import RETIRED, assign, assign_by_source, first_lack, shares_of
 from fracture.storage import Place

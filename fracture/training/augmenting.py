@@ -5,7 +5,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras as keras
 
-from fracture.input.augment import augment
+from fracture.dataset.augment import augment
 
 
 class AugmentingModel(keras.Model):

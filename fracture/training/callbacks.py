@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import tf_keras as keras
 
-from fracture.training.messages import Tell
-from fracture.training.watchdog import Watchdog
+from fracture.runtime.channel import Tell
+from fracture.runtime.watchdog import Watchdog
 
 _BETWEEN = 1.0  # seconds between two agreements, and between two steps that are told
 

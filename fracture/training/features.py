@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fracture.input.pipeline import Share
+from fracture.dataset.pipeline import Share
 
 _AT_ONCE = 32
 _BLOCK = 1024

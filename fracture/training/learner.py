@@ -8,8 +8,8 @@ import numpy as np
 import tf_keras as keras
 
 from fracture.config import AugmentConfig, Config
-from fracture.input.pipeline import Share
-from fracture.input.shards import Manifest
+from fracture.dataset.format import Manifest
+from fracture.dataset.pipeline import Share
 from fracture.models import build_model
 from fracture.models.transfer import build_backbone, build_head
 from fracture.training.augmenting import AugmentingModel, MirroringModel

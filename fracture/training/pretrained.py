@@ -12,10 +12,10 @@ from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
 from fracture.storage import Place, place
 from fracture.training.checkpoint import BACKBONE
-from fracture.training.driver import check_weights_file
+from fracture.training.launch import check_weights_file
 
 if TYPE_CHECKING:
-    from fracture.release.bundle import Bundle
+    from fracture.inference.bundle import Bundle
 
 
 def keep_backbone(run: Place, config: Config, initial: "Bundle | None") -> None:

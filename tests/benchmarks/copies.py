@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.config import DataConfig, SampleConfig
-from fracture.preparation.alignment import compare_pairs
 from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.duplicates.alignment import compare_pairs
+from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, group_numbers
 from fracture.preparation.examine import FACTS, examine, stack_views
-from fracture.preparation.grouping import COPY_KINDS, find_links, group_numbers
 from fracture.preparation.preprocess import examine_source
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile, find_source
 from fracture.storage import place
-from fracture.training.driver import start_ray
+from fracture.training.launch import start_ray
 from tests.benchmarks.measure import Part
 from tests.preparation.planted import EDITS, encoded
 

@@ -18,7 +18,7 @@ from fracture.config import DataConfig
 from fracture.preparation.preprocess import examine_source, preprocess
 from fracture.preparation.source import find_source
 from fracture.storage import place
-from fracture.training.driver import start_ray
+from fracture.training.launch import start_ray
 from tests.benchmarks.measure import Part
 
 SIDE, STEP = 40, 5  # pixels; degrees

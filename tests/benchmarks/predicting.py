@@ -81,9 +81,9 @@ def _child(what: str, bundle: str, folder: str) -> Any:
 
 def ours(bundle: str, folder: str) -> tuple[float, float, float]:
     """Images a second, steady; the same, whole; and images for each second of a core, steady."""
-    from fracture.release.bundle import read_bundle
-    from fracture.release.predict import find_inputs, predict
-    from fracture.training.driver import start_ray
+    from fracture.inference.bundle import read_bundle
+    from fracture.inference.predict import find_inputs, predict
+    from fracture.training.launch import start_ray
 
     read = read_bundle(place(bundle))
     start_ray(verbose=False)
@@ -116,7 +116,7 @@ def _cores() -> float:
 
 
 def keras_alone(bundle: str, folder: str) -> tuple[float, float]:
-    from fracture.input.shards import images_of, read_manifest, read_rows
+    from fracture.dataset.format import images_of, read_manifest, read_rows
 
     model, manifest = _model(bundle), read_manifest(place(folder))
     rows = manifest.rows("test") // 2  # as steady in half the time
@@ -150,7 +150,7 @@ def loop(bundle: str, folder: str, at_once: int) -> tuple[float, float]:
 
 
 def _model(bundle: str) -> Any:
-    from fracture.release.bundle import read_bundle
+    from fracture.inference.bundle import read_bundle
 
     return read_bundle(place(bundle)).model()
 

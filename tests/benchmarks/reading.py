@@ -72,10 +72,10 @@ def _timed(epochs: Iterable[Iterable[object]], images: int) -> float:
 
 
 def _share(folder: str, memory: int) -> Any:
-    from fracture.input.draws import Draws
-    from fracture.input.lanes import Lanes
-    from fracture.input.pipeline import load_share
-    from fracture.input.shards import read_index, read_manifest
+    from fracture.dataset.format import read_index, read_manifest
+    from fracture.dataset.pipeline import load_share
+    from fracture.dataset.sampler import Draws
+    from fracture.dataset.sharding import Lanes
 
     shards = place(folder)
     manifest = read_manifest(shards)
@@ -88,8 +88,8 @@ def ours(folder: str, how: str) -> float:
     """Reading the shards is part of the first epoch only, as in training; so it is counted in, a ninth of it each."""
     import tensorflow as tf
 
-    from fracture.input.augment import augment
-    from fracture.input.pipeline import evaluation_batches, training_batches
+    from fracture.dataset.augment import augment
+    from fracture.dataset.pipeline import evaluation_batches, training_batches
 
     started = time.monotonic()
     share = _share(folder, 10**10)
@@ -133,7 +133,7 @@ def ray_data(folder: str) -> float:
 def write_records(folder: str, file: str) -> float:
     import tensorflow as tf
 
-    from fracture.input.shards import images_of, read_blocks, read_manifest
+    from fracture.dataset.format import images_of, read_blocks, read_manifest
 
     manifest = read_manifest(place(folder))
     with tf.io.TFRecordWriter(file) as writer:
@@ -163,7 +163,7 @@ def records(file: str) -> float:
 
 def memory(folder: str, held: str) -> tuple[float, float]:
     """(MB of images, MB of memory that nothing but this process's end gives back), after two epochs of batches."""
-    from fracture.input.pipeline import training_batches
+    from fracture.dataset.pipeline import training_batches
 
     share = _share(folder, 0)  # warms up all that is loaded with the first batch
     next(iter(training_batches(share, 0, 0, AugmentConfig())))

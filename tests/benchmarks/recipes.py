@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fracture.config import Config, load_config
+from fracture.dataset.format import images_of, read_manifest, read_rows
 from fracture.evaluation.metrics import Metrics, by_radiograph, compute_metrics
-from fracture.input.shards import images_of, read_manifest, read_rows
 from fracture.preparation.preprocess import shards_name
 from fracture.preparation.source import find_source
 from fracture.storage import place

@@ -46,7 +46,7 @@ NAMES = {"kill": "SIGKILL of a worker", "stop": "SIGSTOP of a worker", "term": "
 
 def job() -> None:
     """The job, telling each event as a line of JSON."""
-    from fracture.training import screen
+    from fracture.progress import console as screen
 
     class Telling(screen.Screen):
         def show(self, event: dict[str, Any]) -> None:

@@ -213,7 +213,7 @@ def test_the_timer_makes_up_for_a_start_that_was_missed():
         ({"data": "/no/such"}, r"DATA is a folder or a URI, and '/no/such' is neither: give the folder"),
         ({"every": "fortnight"}, r"EVERY is one of minute, .*, month, not 'fortnight': give EVERY=week"),
         ({"workers": "two"}, r"WORKERS is a number such as 2, or MIN:MAX, not 'two': give WORKERS so"),
-        ({"config": "sed"}, r"CONFIG is a file, or a name in job/configs, not 'sed': give CONFIG=seed, or a path"),
+        ({"config": "sed"}, r"CONFIG is a file, or a name in fracture/configs, not 'sed': give CONFIG=seed, or a path"),
         ({"notify": "me"}, r"NOTIFY is a URL such as https://example.org/hook, not 'me'"),
         ({"registry": "a\nb"}, r"neither systemd nor cron takes a line break or backslash, as in '.*a\\nb': rename"),
     ],

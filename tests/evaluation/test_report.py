@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from fracture.evaluation.calibration import Decision
+from fracture.dataset.format import Leak
 from fracture.evaluation.gallery import GROUPS, Example, Gallery
+from fracture.evaluation.operating_point import Decision
 from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
-from fracture.input.shards import Leak
 from fracture.storage import place
 
 SCORES = pa.table(

@@ -3,7 +3,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.errors import RunError
-from fracture.evaluation.calibration import Decision
+from fracture.evaluation.operating_point import Decision
 from fracture.evaluation.scores import Ensemble, gather_scores, read_scores, score, score_blocks, write_scores
 from fracture.storage import place
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from fracture.config import Config, load_config
-from fracture.input.shards import Manifest
+from fracture.dataset.format import Manifest
+from fracture.progress.console import Screen
 from fracture.storage import Place, place
-from fracture.training.driver import check_run, train, with_data_of
-from fracture.training.screen import Screen
+from fracture.training.launch import check_run, train, with_data_of
 from tests.conftest import TINY, write_shards
 
 ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything

@@ -12,7 +12,7 @@ import pytest
 from fracture.config import Config, flatten, load_config
 from fracture.errors import RunError, UsageError
 from fracture.storage import place
-from fracture.training import worker as worker_module
+from fracture.training import loop as worker_module
 from fracture.training.checkpoint import FILE, SNAPSHOT, LoopState
 from tests.conftest import small_disk, write_shards
 from tests.integration.conftest import ROWS, Meddler, assert_same_history, start, training_workers
@@ -84,7 +84,7 @@ def dies(assignment: Any) -> None:
 
 def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(data, undisturbed, tmp_path, monkeypatch):
     config, _, expected = undisturbed
-    monkeypatch.setattr("fracture.training.worker.train_worker", dies)
+    monkeypatch.setattr("fracture.training.loop.train_worker", dies)
     saved, killed = [], []
 
     def kill_once(event: dict[str, Any]) -> None:
@@ -141,7 +141,7 @@ def stuck(assignment: Any) -> None:
 def test_a_worker_that_is_alive_but_stuck_is_found_out_and_replaced(data, undisturbed, tmp_path, monkeypatch):
     """By a step that never returns, by a collective that a rank skips, by SIGSTOP."""
     config, _, expected = undisturbed
-    monkeypatch.setattr("fracture.training.worker.train_worker", stuck)
+    monkeypatch.setattr("fracture.training.loop.train_worker", stuck)
     stopped = []
 
     def stop_once(event: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_aga
 ):
     config, _, expected = undisturbed
     with monkeypatch.context() as stopped:
-        stopped.setattr("fracture.training.worker.train_worker", leaves_while_validating)
+        stopped.setattr("fracture.training.loop.train_worker", leaves_while_validating)
         with pytest.raises(KeyboardInterrupt):
             start(config, data, tmp_path / "run")
     screen = Meddler(config)
@@ -204,7 +204,7 @@ def breaks(assignment: Any) -> None:
 
 @pytest.mark.long
 def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr("fracture.training.worker.train_worker", breaks)
+    monkeypatch.setattr("fracture.training.loop.train_worker", breaks)
     with pytest.raises(
         RunError, match=r"again and again at the same place \(epoch 2, step 3\): worker \d failed: a bug of ours"
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fracture.release.registry import Registry
+from fracture.registry.registry import Registry
 from fracture.storage import place
 from tests.conftest import ROOT
 from tests.integration.test_retraining import SETTINGS, films, retraining, watched

@@ -9,10 +9,10 @@ import pytest
 from train import train_once
 
 from fracture.config import Config, load_config
-from fracture.release.bundle import read_bundle
+from fracture.inference.bundle import read_bundle
 from fracture.storage import place
 from fracture.training.checkpoint import BACKBONE, LoopState
-from fracture.training.driver import check_initial, with_data_of
+from fracture.training.launch import check_initial, with_data_of
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
 
@@ -76,7 +76,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     last = 3 if "qnn" in name else 2  # of circuit and logit
     for before, after in zip(first.weights[-last:], second.weights[-last:], strict=True):
         assert not np.array_equal(before, after), "it learns"
-    from fracture.input.shards import images_of, read_rows
+    from fracture.dataset.format import images_of, read_rows
 
     images = images_of(read_rows(shards, manifest, "test", 0, manifest.rows("test")), manifest.image_size)
     table = pq.read_table(run / "predictions.parquet").to_pylist()

@@ -13,9 +13,9 @@ import pytest
 
 from fracture.config import DataConfig
 from fracture.evaluation.scores import score_blocks
+from fracture.inference.bundle import read_bundle
 from fracture.preparation.preprocess import examine_source, preprocess
 from fracture.preparation.source import find_source
-from fracture.release.bundle import read_bundle
 from fracture.storage import place
 from tests.conftest import TINY, official_paths, quick_bundle
 

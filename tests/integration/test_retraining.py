@@ -15,8 +15,8 @@ import pytest
 import retrain
 from PIL import Image
 
-from fracture.release.bundle import read_bundle
-from fracture.release.registry import Registry
+from fracture.inference.bundle import read_bundle
+from fracture.registry.registry import Registry
 from fracture.storage import place
 from tests.conftest import TINY
 

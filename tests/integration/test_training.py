@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from fracture.dataset.format import Manifest
+from fracture.dataset.sampler import row_weights
 from fracture.errors import RunError
-from fracture.evaluation.calibration import Decision
+from fracture.evaluation.operating_point import Decision
 from fracture.evaluation.scores import gather_scores, score_blocks
-from fracture.input.draws import row_weights
-from fracture.input.shards import Manifest
-from fracture.release.bundle import read_bundle
+from fracture.inference.bundle import read_bundle
 from fracture.storage import Place, place
 from tests.conftest import TINY, shell, write_shards
 from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs

@@ -13,10 +13,10 @@ import pytest
 import ray
 
 from fracture.config import load_config
-from fracture.input.shards import Manifest
+from fracture.dataset.format import Manifest
 from fracture.storage import Place, place
-from fracture.training.driver import with_data_of
-from fracture.training.search import Result, draw_trials, read_results, trial_run
+from fracture.training.launch import with_data_of
+from fracture.tuning.space import Result, draw_trials, read_results, trial_run
 from tests.conftest import TINY, shell
 from tests.integration.conftest import wait_for_epochs
 
@@ -47,7 +47,7 @@ def wait_until_free() -> float:
 
 
 def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_path: Path, capsys):
-    from fracture.training.trials import run_trials
+    from fracture.tuning.trials import run_trials
 
     shards, manifest = data
     one_rate = ["tune.trials=2", "tune.grace_epochs=1", "tune.space={training.learning_rate: {choice: [1e-6]}}"]
@@ -125,7 +125,7 @@ def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_se
 @pytest.mark.long
 def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     from fracture.models.transfer import build_backbone
-    from fracture.training.trials import run_trials
+    from fracture.tuning.trials import run_trials
 
     shards, manifest = data
     file = tmp_path / "weights.h5"

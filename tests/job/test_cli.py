@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fracture.lease import holder
+from fracture.lock import holder
 from fracture.storage import place
 from tests.conftest import official_paths, write_shards
 

@@ -5,7 +5,7 @@ import pytest
 from evaluate import find_test
 
 from fracture.errors import UsageError
-from fracture.release.bundle import Bundle, read_bundle
+from fracture.inference.bundle import Bundle, read_bundle
 from fracture.storage import place
 from tests.conftest import TINY, quick_bundle
 

@@ -10,8 +10,8 @@ import pytest
 import retrain
 
 from fracture.errors import UsageError
-from fracture.lease import Lease, claim_of_this_process
-from fracture.release.registry import Entry, Registry, State
+from fracture.lock import Lease, claim_of_this_process
+from fracture.registry.registry import Entry, Registry, State
 from fracture.storage import place
 from tests.conftest import ROOT, official_paths
 
@@ -120,8 +120,8 @@ def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path, 
     script = """
 import os, sys, time
 sys.path.insert(0, "job")
-import fracture.lease, retrain
-fracture.lease._machine = lambda: sys.argv[1]
+import fracture.lock, retrain
+fracture.lock._machine = lambda: sys.argv[1]
 def work(*arguments):
     os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where the other is at work
     print("at work", flush=True)

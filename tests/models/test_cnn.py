@@ -13,7 +13,7 @@ def kinds(model: keras.Model) -> list[str]:
 
 
 def test_the_reference_network_to_the_letter():
-    model = build_model(load_config("job/configs/seed.yaml"), 59.0, 56.0)
+    model = build_model(load_config("fracture/configs/seed.yaml"), 59.0, 56.0)
     block = ["Conv2D", "BatchNormalization", "ReLU", "MaxPooling2D"]
     assert kinds(model) == ["InputLayer", "Rescaling", *block * 4, "Flatten", "Dense", "Dropout", "Dense", "Activation"]
     assert [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)] == [64, 128, 256, 512]

@@ -122,7 +122,7 @@ def test_weights_that_do_not_fit_are_refused(drawn: keras.Model, tmp_path: Path)
 
 
 def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_path: Path):
-    from fracture.release.bundle import read_bundle
+    from fracture.inference.bundle import read_bundle
 
     small = ["model.name=mobilenetv2", "data.image_size=32", "transfer.weights=/gone.h5"]
     probabilities = read_bundle(place(quick_bundle(tmp_path, *small))).model()(IMAGES)

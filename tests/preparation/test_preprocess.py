@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.config import DataConfig
+from fracture.dataset.format import MANIFEST, Manifest, images_of, read_manifest, read_rows
 from fracture.errors import RunError, UsageError
-from fracture.input.shards import MANIFEST, Manifest, images_of, read_manifest, read_rows
 from fracture.preparation.audit import audit_lines
 from fracture.preparation.decode import decode
 from fracture.preparation.preprocess import (

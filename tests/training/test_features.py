@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fracture.input.draws import Draws
-from fracture.input.lanes import Lanes
-from fracture.input.pipeline import Share
+from fracture.dataset.pipeline import Share
+from fracture.dataset.sampler import Draws
+from fracture.dataset.sharding import Lanes
 from fracture.training.features import mean_and_variance
 
 

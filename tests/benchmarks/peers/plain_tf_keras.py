@@ -12,10 +12,10 @@ import tensorflow as tf
 import tf_keras as keras
 
 from fracture.config import load_config
-from fracture.input.draws import Draws
-from fracture.input.lanes import Lanes
-from fracture.input.pipeline import load_share, training_batches
-from fracture.input.shards import read_index, read_manifest
+from fracture.dataset.format import read_index, read_manifest
+from fracture.dataset.pipeline import load_share, training_batches
+from fracture.dataset.sampler import Draws
+from fracture.dataset.sharding import Lanes
 from fracture.models import build_model
 from fracture.storage import place
 from fracture.training.augmenting import AugmentingModel

@@ -1,0 +1,277 @@
+"""What a run hands over: one folder with the model and everything needed to judge and use it.
+
+`bundle.json` is written last: a folder without it is not a bundle.
+
+A SavedModel is a program, and `model.keras` may hold one; both are there for others. A bundle may come from anyone, so
+this program reads only its numbers and settings, all checked, and builds the network of them itself.
+"""
+
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import from_json
+
+from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
+from fracture.config import Config
+from fracture.dataset.format import FILES, Manifest, read_index, read_seen
+from fracture.errors import UsageError
+from fracture.evaluation.metrics import Evaluation, as_json
+from fracture.evaluation.operating_point import Decision
+from fracture.labels import CLASS_NAMES
+from fracture.storage import Place
+
+FORMAT_VERSION = 5
+CARD = "bundle.json"
+WEIGHTS = "weights.npz"
+TRAINED_ON = "trained_on.parquet"
+IMAGES = {
+    "range": [0, 255],
+    "colour": "grey",
+    "resize": "bilinear with antialiasing to the square; the aspect is not kept",
+}
+_TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
+_MOST_CARD = 2**24  # bytes; ours have some 20,000
+_MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 27 million
+_ANEW = "Fetch the bundle anew from where it was trained, or train anew."
+
+
+def export_model(model: Any, decision: Decision, bundle: Place) -> None:
+    """Writes the model into the bundle's folder, thrice.
+
+    `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone.
+
+    Args:
+        decision: its calibration goes into the last layer's weights, so that all give calibrated probabilities.
+    """
+    logit = model.get_layer("logit")
+    kernel, bias = logit.get_weights()
+    logit.set_weights([kernel / decision.temperature, bias / decision.temperature + decision.offset])
+    with tempfile.TemporaryDirectory() as folder:
+        names, values = [weight.name for weight in model.weights], model.get_weights()
+        save_arrays(Path(folder) / WEIGHTS, values, names)
+        model.save(Path(folder) / "model.keras")
+        save_for_tensorflow(model, Path(folder) / "saved_model")
+        bundle.upload(Path(folder))
+
+
+def save_for_tensorflow(model: Any, folder: Path) -> Any:
+    """Writes a SavedModel, and gives the module that it holds.
+
+    It takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.model = model
+    for name, dtype in (("serve", tf.float32), ("serve_uint8", tf.uint8)):
+        images = tf.TensorSpec(model.input_shape, dtype, name="images")
+        setattr(module, name, tf.function(lambda images: _probabilities(model, images), input_signature=[images]))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve})
+    return module
+
+
+def _probabilities(model: Any, images: Any) -> Any:
+    import tensorflow as tf
+
+    return model(tf.cast(images, tf.float32), training=False)
+
+
+def write_bundle(
+    bundle: Place,
+    config: Config,
+    manifest: Manifest,
+    shards: Place,
+    run: Mapping[str, Any],
+    decision: Decision,
+    evaluations: Mapping[str, Evaluation],
+    initial: "Bundle | None" = None,
+) -> None:
+    """Adds `bundle.json` to an exported model, and the hashes of the files that it has seen.
+
+    Args:
+        initial: whose weights it began with, and which has seen files too.
+        run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
+    """
+    content = {
+        "format_version": FORMAT_VERSION,
+        "synthetic": manifest.synthetic,
+        "class_names": list(CLASS_NAMES),
+        "input": {
+            "shape": [None, manifest.image_size, manifest.image_size, 1],
+            **IMAGES,
+            "pixel_mean": manifest.pixel_mean,  # the network subtracts it,
+            "pixel_std": manifest.pixel_std,  # and divides by this
+        },
+        "output": "probability of a fracture, calibrated",
+        "decision": decision.model_dump(),
+        "metrics": as_json(evaluations),
+        "dataset": {
+            "fingerprint": manifest.fingerprint,
+            "counts": manifest.counts,
+            "groups": manifest.groups,
+            "split": manifest.split,
+            "split_reason": manifest.split_reason,
+            "leakage": {split: leak.model_dump() for split, leak in manifest.leakage.items()},
+            "alarms": manifest.alarms,
+        },
+        "run": run,
+        "config": config.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    seen = pa.Table.from_arrays([read_seen(shards, manifest, "sha256")], schema=_TRAINED_ON)
+    if initial is not None:
+        seen = pa.concat_tables([seen, pa.table([list(initial.trained_on())], schema=_TRAINED_ON)])
+    (bundle / TRAINED_ON).write_parquet(seen)
+    (bundle / CARD).write_json(content)
+
+
+def versions() -> dict[str, str]:
+    named = {name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow", "numpy")}
+    return {"python": platform.python_version()} | named
+
+
+class _Input(BaseModel):
+    shape: tuple[None, int, int, Literal[1]]
+    pixel_mean: float = Field(ge=0, le=255)
+    pixel_std: float = Field(ge=0, le=255)
+
+
+class _Card(BaseModel):
+    """What this program reads of `bundle.json`."""
+
+    synthetic: bool
+    input: _Input
+    decision: Decision
+    metrics: dict[str, Evaluation]
+    config: Config
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "_Card":
+        size = self.config.data.image_size
+        if self.input.shape[1:3] != (size, size):
+            raise ValueError(f"input.shape is {self.input.shape}, and config.data.image_size {size}")
+        if not 0 <= self.decision.threshold <= 1:
+            raise ValueError(f"decision.threshold is {self.decision.threshold}, not in 0 to 1")
+        for unit in ("image", "radiograph"):
+            if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
+                raise ValueError(f"metrics.test.{unit} has no AUC")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A finished bundle, as read."""
+
+    place: Place
+    config: Config
+    pixel_mean: float  # of the training images, in [0, 255]
+    pixel_std: float
+    synthetic: bool  # trained on drawings
+    decision: Decision
+    evaluations: dict[str, Evaluation]
+
+    @property
+    def image_size(self) -> int:
+        return self.config.data.image_size
+
+    def trained_on(self) -> set[bytes]:
+        """SHA-256 of the files that training or validation has seen."""
+        batches = (self.place / TRAINED_ON).parquet_batches(_TRAINED_ON)
+        return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
+
+    def groups_seen(self, shards: Place) -> set[int]:
+        """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
+        seen = pa.array(self.trained_on(), pa.binary(32))
+        columns = pa.schema([pa.field("sha256", seen.type), pa.field("group", pa.int64())])
+        batches = (shards / FILES).parquet_batches(columns)
+        known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
+        return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
+
+    def fresh(self, shards: Place, manifest: Manifest, splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Split -> [rows] bool: those that can test the model, which knows nothing of their group."""
+        known = list(self.groups_seen(shards))
+        groups = {split: read_index(shards, manifest, split, ["group"])["group"].to_numpy() for split in splits}
+        return {split: ~np.isin(numbers, known) for split, numbers in groups.items()}
+
+    def model(self) -> Any:
+        """The Keras model of uint8 or float images [N, S, S, 1] in [0, 255] to calibrated probabilities [N, 1].
+
+        Raises:
+            UsageError: see `weights`.
+        """
+        arrays = self.weights()
+
+        import tf_keras as keras
+
+        from fracture.models import build_model
+
+        keras.mixed_precision.set_global_policy("float32")  # as when it was exported
+        model = build_model(self.config, self.pixel_mean, self.pixel_std)
+        model.set_weights(arrays)
+        return model
+
+    def weights(self) -> list[np.ndarray]:
+        """In the order of `model.weights`, calibration within.
+
+        Raises:
+            UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
+        """
+        from fracture.models import weight_shapes
+
+        shapes = weight_shapes(self.config)
+        expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
+        file = self.place / WEIGHTS
+        if not file.is_file():
+            raise UsageError(f"{file} is missing. {_ANEW}")
+        most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
+        return load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
+
+
+def is_bundle(place: Place) -> bool:
+    return (place / CARD).is_file()
+
+
+def read_bundle(place: Place) -> Bundle:
+    """
+    Raises:
+        UsageError: no bundle there, one of another format, or one whose `bundle.json` is damaged.
+    """
+    if not is_bundle(place):
+        raise UsageError(f"{place} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
+    text = (place / CARD).read_bytes(most=_MOST_CARD)
+    try:
+        content = from_json(text)
+    except ValueError:
+        raise UsageError(f"{place / CARD} is damaged: not JSON. {_ANEW}") from None
+    format_version = content.get("format_version") if isinstance(content, dict) else None
+    if format_version != FORMAT_VERSION:
+        raise UsageError(
+            f"{place} is of bundle format {format_version!r:.20}, and this program reads {FORMAT_VERSION}. "
+            "Read it with the version that wrote it, or train anew under another --run name."
+        )
+    try:
+        card = _Card.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UsageError(
+            f"{place / CARD} is damaged{f' at {where!r:.100}' if where else ''}: {first['msg']}. {_ANEW}"
+        ) from None
+    return Bundle(
+        place=place,
+        config=card.config,
+        pixel_mean=card.input.pixel_mean,
+        pixel_std=card.input.pixel_std,
+        synthetic=card.synthetic,
+        decision=card.decision,
+        evaluations=card.metrics,
+    )

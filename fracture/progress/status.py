@@ -1,0 +1,266 @@
+"""How a run goes, told by `status.json` beside it: written while the job runs, read by anybody at any time.
+
+Reading imports neither TensorFlow nor Ray, nor what draws reports.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from pydantic import BaseModel
+
+from fracture.errors import RunError, UsageError
+from fracture.lock import Claim, holder, is_gone
+from fracture.storage import Place
+
+STATUS = "status.json"
+LOCK = "lock"  # folder of a run's lease, whose beats are signs of life too
+EVERY = 15.0  # seconds at least between two writings that only say how far it is
+SILENCE = 60.0  # seconds without a sign of life after which it is said
+_FINAL = ("finished", "stopped")
+_FIGURES = {"AUC": "auc", "sensitivity": "recall", "specificity": "specificity"}
+
+
+class Status(BaseModel):
+    """What a job last said of its run."""
+
+    updated: datetime
+    state: str = "starting"  # training, validating, waiting, scoring, finished, stopped
+    message: str = ""  # why it stopped
+    epochs: int  # at most
+    epoch: int = 0  # the one under way
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None  # of the phase under way, if nothing stops it early
+    restarts: int = 0  # of workers, by this job
+    reason: str = ""  # of the last
+
+
+class StatusWriter:
+    """Keeps `status.json` while within: at once when the state changes or an epoch ends, else every 15 s at most.
+
+    A failure to write is nobody's business: the training goes on.
+    """
+
+    def __init__(
+        self,
+        run: Place,
+        epochs: int,
+        may_write: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """
+        Args:
+            may_write: false once another job has taken over the run.
+        """
+        self._file, self._may_write, self._clock, self._now = run / STATUS, may_write, clock, now
+        self._status = Status(updated=now(), epochs=epochs)
+        self._written = self._began = clock()
+        self._told_first = (0, 0)  # epoch and step, at `_began`
+        self._last = epochs  # of the phase under way
+        self._epoch_seconds: list[float] = []
+        self._starts = 0
+
+    def __enter__(self) -> Self:
+        self._write()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self._change(state="finished")
+        elif isinstance(error, KeyboardInterrupt):
+            self._change(state="stopped", message="by Ctrl-C or SIGTERM; every finished epoch is kept")
+        else:
+            known = isinstance(error, UsageError | RunError)
+            self._change(state="stopped", message=str(error) if known else f"{kind.__name__}: {error}")
+        self._write()
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Takes the events that the screen gets; what it does not know, it leaves."""
+        state = self._status.state
+        self._take(event)
+        told_at_once = event["event"] in ("start", "failure", "epoch") or self._status.state != state
+        if told_at_once or self._clock() - self._written >= EVERY:
+            self._write()
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
+            case "start":
+                self._starts += 1
+                restarts = max(self._status.restarts, self._starts - 1)
+                self._told_first = (0, 0)
+                self._change(state="training", epoch=event["epochs_done"] + 1, step=0, restarts=restarts)
+                self._change(steps=event["steps"])
+            case "phase":
+                self._last = event["last"]
+                self._epoch_seconds = []  # those of another phase take another time
+            case "step":
+                if self._told_first[0] != event["epoch"]:  # the first of all compiles, and says nothing of the others
+                    self._told_first, self._began = (event["epoch"], event["step"]), self._clock()
+                self._change(state="training", epoch=event["epoch"], step=event["step"], steps=event["steps"])
+                self._change(seconds_left=self._left())
+            case "validating":
+                self._change(state="validating", epoch=event["epoch"], step=0)
+            case "epoch":
+                self._epoch_seconds.append(event["record"]["seconds"])
+                self._change(epoch=event["record"]["epoch"], step=self._status.steps)
+                self._change(seconds_left=self._mean() * (self._last - event["record"]["epoch"]))
+            case "failure":
+                restarts = max(self._status.restarts, event["failures"])
+                self._change(state="restarting", restarts=restarts, reason=str(event["reason"]))
+            case "resizing":
+                self._change(state="restarting")
+            case "waiting":
+                self._change(state="waiting")
+            case "scoring":
+                self._change(state="scoring", seconds_left=None)
+
+    def _left(self) -> float | None:
+        """By the mean epoch of this phase; in its first by the steps so far, which leaves out the validation."""
+        status, here, first = self._status, self._clock() - self._began, self._told_first[1]
+        if self._epoch_seconds:
+            return max(self._mean() - here, 0) + self._mean() * (self._last - status.epoch)
+        if status.step <= first:
+            return None
+        each = here / (status.step - first)
+        return each * (status.steps * (self._last - status.epoch + 1) - status.step)
+
+    def _mean(self) -> float:
+        return sum(self._epoch_seconds) / len(self._epoch_seconds)
+
+    def _change(self, **fields: Any) -> None:
+        self._status = self._status.model_copy(update=fields)
+
+    def _write(self) -> None:
+        if not self._may_write():
+            return
+        self._written = self._clock()
+        self._change(updated=self._now())
+        with suppress(OSError, UsageError, RunError):
+            self._file.write_bytes(self._status.model_dump_json(indent=1).encode())
+
+
+def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
+    """How the run goes, as lines for a person: of a run in folds, or of a comparison, one a fold.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    folders = runs.folders()
+    if name not in folders:
+        there = f"There are: {', '.join(folders)}." if folders else "There are none; check --storage."
+        raise UsageError(f"there is no run {name!r} in {runs}. {there}")
+    run = runs / name
+    folds = _folds(run)
+    if not folds and not (run / "bundle").is_dir():  # as in a comparison's
+        folds = [f"{contender}/{fold}" for contender in run.folders() for fold in _folds(run / contender)]
+    held = holder(run / LOCK)
+    with ThreadPoolExecutor(8) as threads:  # a bucket takes its time for each
+        told = list(threads.map(lambda part: _told(part, held, now), [run / fold for fold in folds] or [run]))
+    lines = [f"run        {run}"]
+    if folds:
+        lines += [f"{fold:<10} {_in_a_line(facts)}" for fold, facts in zip(folds, told, strict=True)]
+    else:
+        lines += [f"{label:<10} {text}" for label, text in told[0].items()]
+    return lines + ([f"job        {held[0]}"] if held else [])
+
+
+def _folds(run: Place) -> list[str]:
+    """Names of its folds' folders, in their order."""
+    folds = [folder for folder in run.folders() if re.fullmatch(r"fold-\d+", folder)]
+    return sorted(folds, key=lambda fold: int(fold.removeprefix("fold-")))
+
+
+def _in_a_line(facts: Mapping[str, str]) -> str:
+    return " · ".join(f"best {text}" if label == "best" else text for label, text in facts.items())
+
+
+def _told(run: Place, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
+    """What is known of one training, by the label of its line."""
+    bundle, status = _json(run / "bundle/bundle.json"), _status(run)
+    if bundle is not None:
+        return {
+            "state": f"finished: {bundle['run']['epochs']} epochs, the best was {bundle['run']['best_epoch']}",
+            "test": _figures(bundle["metrics"]["test"]["radiograph"]),
+        }
+    facts = {"state": _state(status, held, now)} | _best(run)
+    if status is not None:
+        if status.seconds_left is not None and facts["state"].startswith(("training", "validating")):
+            left = status.seconds_left - (now - status.updated).total_seconds()
+            facts["left"] = f"about {_duration(left)} left, less if it stops early"
+        if status.restarts:
+            facts["restarts"] = f"{status.restarts} restart{'s' if status.restarts > 1 else ''} of workers"
+            facts["restarts"] += f", the last since {status.reason}" if status.reason else ""
+    return facts
+
+
+def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: datetime) -> str:
+    claim, beat = held or (None, None)
+    seen = [moment for moment in (status and status.updated, beat) if moment]
+    if not seen:
+        return "begun; no job is at work on it"
+    old = status is None or (claim is not None and claim.since > status.updated)  # an earlier job said it
+    if status and status.state in _FINAL and not old:
+        return f"{status.state}: {status.message}" if status.message else status.state
+    silent = (now - max(seen)).total_seconds()
+    was = f"; it was {status.state}{_progress(status)}" if status else ""
+    if is_gone(claim):
+        return f"killed: its process has ended without a word, {_duration(silent)} ago{was}"
+    if silent > SILENCE:
+        return f"no sign of life for {_duration(silent)}{was}"
+    if old:
+        return "starting: preparing the data"
+    return f"{'waiting for machines' if status.state == 'waiting' else status.state}{_progress(status)}"
+
+
+def _progress(status: Status) -> str:
+    if not status.epoch or status.state == "scoring":
+        return ""
+    step = f", step {status.step} of {status.steps}" if status.step else ""
+    return f": epoch {status.epoch} of {status.epochs}{step}"
+
+
+def _best(run: Place) -> dict[str, str]:
+    try:
+        history = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
+    except (FileNotFoundError, ValueError):
+        return {}
+    best = min(history, key=lambda record: record["val_loss"])
+    return {"best": f"epoch {best['epoch']}: validation loss {best['val_loss']:.3f}, AUC {best['val_auc']:.3f}"}
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    told = [f"{word} {_figure(metrics['figures'][name])}" for word, name in _FIGURES.items()]
+    return f"{metrics['count']:,} {metrics['unit']}s: {', '.join(told)}"
+
+
+def _figure(figure: Mapping[str, float | None]) -> str:
+    if figure["value"] is None:
+        return "undefined"
+    interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure["low"] is not None else ""
+    return f"{figure['value']:.3f}{interval}"
+
+
+def _status(run: Place) -> Status | None:
+    content = _json(run / STATUS)
+    return None if content is None else Status.model_validate(content)
+
+
+def _json(file: Place) -> Any:
+    try:
+        return file.read_json()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _duration(seconds: float) -> str:
+    seconds = max(seconds, 0)  # clocks of two machines differ
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,489 @@
+"""The training loop, as every Ray Train worker runs it."""
+
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fracture.config import Config
+from fracture.dataset.format import Manifest, read_index
+from fracture.dataset.sharding import Lanes
+from fracture.errors import RunError
+from fracture.runtime.channel import Tell, teller
+from fracture.runtime.failures import PeerLost
+from fracture.runtime.watchdog import Watchdog
+from fracture.storage import Place
+from fracture.training.checkpoint import Arrays, Damaged, LoopState
+from fracture.training.phases import Phase, most_epochs, phases
+
+_SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver hands to every worker."""
+
+    config: Config
+    shards: Place
+    manifest: Manifest  # of the shards, or of one fold of them
+    run: Place
+    messages: Any  # the Ray actor of messages.py
+    initial: Any = None  # the Bundle whose weights training begins with, if any
+    search: Place | None = None  # that this is a trial of: it is not scored and exported
+
+
+def train_worker(assignment: Assignment) -> None:
+    """Trains until early stopping or the last epoch; then scores validation and test with the best weights."""
+    import ray.train
+
+    rank = ray.train.get_context().get_world_rank()
+    tell = teller(assignment.messages)
+    stuck_seconds = assignment.config.recovery.stuck_seconds
+    watchdog = Watchdog(str(assignment.run), f"worker-{rank}", None if stuck_seconds == "auto" else stuck_seconds)
+    try:
+        _train(assignment, watchdog, tell)
+    finally:
+        watchdog.close()
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What one worker has throughout."""
+
+    assignment: Assignment
+    strategy: Any
+    rank: int
+    workers: int
+    tell: Tell
+    watchdog: Watchdog
+    progress: Any  # the callback
+    log: "_EventLog | None"  # rank 0's
+
+
+def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
+    """Phase by phase, then scores and exports."""
+    import ray.train
+
+    config, manifest = assignment.config, assignment.manifest
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        tell(event="placed", workers=workers)
+
+    from fracture.training.strategy import agreement, make_strategy
+
+    strategy = make_strategy(config)
+    assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
+
+    from ray.train.collective import barrier, broadcast_from_rank_zero
+
+    from fracture.dataset.sampler import row_weights
+    from fracture.training.callbacks import Left, Progress
+    from fracture.training.learner import make_learner
+    from fracture.training.precision import choose_precision
+
+    films = {split: _films(assignment, split) for split in ("train", "val")}
+    shares = _load_shares(assignment, films, rank, workers, watchdog)
+    # What stops the training must count as the training does, or one film's hundred copies decide.
+    val_weights = row_weights(*films["val"], config.training.sampling)
+
+    # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
+    # named; 3. else from a backbone's that knows something; 4. else start from scratch.
+    state = _latest_state(rank, tell, watchdog)
+    if state is None:
+        state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
+        if assignment.initial is not None:
+            state.weights = assignment.initial.weights()
+    watchdog.busy("reading the backbone's weights")
+    backbone = _backbone(assignment)
+
+    log = None
+    if rank == 0:
+        tell(
+            event="start",
+            epochs_done=state.epochs_done,
+            steps_done=state.steps_done,
+            workers=workers,
+            steps=shares[0].steps,
+            precision="float32" if phases(config)[-1].by_features else state.precision,
+        )
+        log = _EventLog(assignment.run / "tensorboard", state.history)
+        if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
+            _write_log(assignment.run, state)
+    progress = Progress(
+        tell if rank == 0 else None,
+        watchdog,
+        agreement(strategy, 3),
+        lambda: ray.train.get_preemption_info() is not None,  # rank 0 tells the others
+        60 * config.checkpoint.every_minutes,
+    )
+    worker = _Worker(assignment, strategy, rank, workers, tell, watchdog, progress, log)
+
+    def computed(done: int, count: int) -> None:
+        if done < count:
+            watchdog.busy("computing features")
+        else:
+            watchdog.rest("waiting for the others' features")
+        if rank == 0:
+            tell(event="features", done=done, count=count)
+
+    try:
+        for phase in phases(config)[state.phase :]:
+            if not state.finished(phase.epochs, config.training.patience):  # else it was killed just then
+                watchdog.busy("building the network")
+                began = time.monotonic()
+                learner = make_learner(strategy, config, manifest, phase, state, backbone, shares, computed)
+                watchdog.rest("waiting for the others to build the network")
+                barrier()
+                if phase.by_features:  # it has the images once for all epochs: part of the next one's time
+                    state.seconds += time.monotonic() - began
+                if rank == 0:
+                    frozen = sum(array.size for array in backbone) if phase.by_features else 0
+                    tell(
+                        event="phase",
+                        phase=phase,
+                        last=state.phase_began + phase.epochs,
+                        parameters=learner.model.count_params() + frozen,
+                        learning=learner.learning,
+                        precision=learner.precision,
+                    )
+                if not _learn(worker, phase, learner, state, val_weights):
+                    return
+            state.end_phase(backbone if phase.by_features else [])
+    except Left:
+        if rank == 0:
+            tell(event="left", epoch=progress.epoch, step=state.steps_done)
+        return
+    except Exception as error:
+        tell(event="broke", epoch=progress.epoch, step=progress.step)
+        if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
+            raise _plain(error) from error
+        raise
+
+    if assignment.search is not None:  # none of its trials looks at test
+        return
+    if rank == 0:
+        tell(event="scoring", workers=workers)
+    _score_and_export(assignment, state, rank, workers, watchdog)
+
+
+def _backbone(assignment: Assignment) -> Arrays:
+    """Weights of the backbone as the run began, where it knew something."""
+    if not assignment.config.pretrained:
+        return []
+    from fracture.training.pretrained import read_backbone
+
+    return read_backbone(assignment.search or assignment.run, assignment.config)
+
+
+def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_weights: np.ndarray) -> bool:
+    """One phase, to its end; False where the loss diverged.
+
+    Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
+    checkpoint, one report) is the part that has to be right.
+    """
+    import tf_keras as keras
+
+    from fracture.dataset.pipeline import evaluation_batches, training_batches
+    from fracture.training.callbacks import StopOnDivergence
+    from fracture.training.learner import learning_rate, optimizer_state
+    from fracture.training.strategy import local_arrays, local_variables, on_each_worker, reducer
+
+    strategy, rank, tell, watchdog, progress = (
+        worker.strategy,
+        worker.rank,
+        worker.tell,
+        worker.watchdog,
+        worker.progress,
+    )
+    config, manifest, run = worker.assignment.config, worker.assignment.manifest, worker.assignment.run
+    model, train, val, seed = learner.model, learner.train, learner.val, config.training.seed
+    slots = optimizer_state(model.optimizer)
+    tallies = [variable for metric in learner.metrics for variable in metric.variables]
+    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
+    tally, results = reducer(strategy, "sum", tallies), _results(strategy, learner.metrics)
+    results_of_validation = _results(strategy, [*learner.metrics, learner.weighted])
+    averages = learner.moving_averages()
+    mean_averages = reducer(strategy, "mean", averages)
+
+    def share_moving_averages() -> None:
+        """Sets each worker's moving averages of batch norm to their mean.
+
+        Each gathers its own. Without this, workers would validate different models, none of them the one saved.
+        Doing it more often changes nothing: the average of means is the mean of averages.
+        """
+        for variable, mean in zip(local_variables(strategy, averages), mean_averages(), strict=True):
+            variable.assign(mean)
+
+    def report(record: dict[str, float]) -> None:
+        if rank == 0:
+            watchdog.busy("saving", more=sum(array.nbytes for array in state.arrays()) / _SLOW_STORE)
+        else:
+            watchdog.rest("waiting for rank 0 to save")
+        _report(state, record, rank)
+        watchdog.busy("going on after a checkpoint")
+        progress.saved()
+
+    def pause(seconds: Callable[[], float], tallied: Callable[[], Arrays], step: int) -> None:
+        """Saves inside an epoch."""
+        share_moving_averages()
+        weights = local_arrays(strategy, model.weights)
+        state.pause(step, seconds(), weights, local_arrays(strategy, slots), tallied())
+        report({"epoch": state.epochs_done, "step": step})
+        if rank == 0:
+            tell(event="saved", epoch=progress.epoch, step=step, steps=train.steps)
+
+    def set_tallies(values: Arrays) -> None:
+        """As if rank 0 had counted it all."""
+        for variable, value in zip(local_variables(strategy, tallies), values, strict=True):
+            variable.assign(value if rank == 0 else np.zeros_like(value))
+
+    while not state.finished(phase.epochs, config.training.patience):
+        epoch, first = state.epochs_done, state.steps_done
+        started = time.monotonic() - state.seconds
+        if first < train.steps:
+            save = partial(pause, lambda started=started: time.monotonic() - started, tally)
+            progress.begin(epoch + 1, first, train.steps, save)
+            divergence = StopOnDivergence()
+            # Keras has set them to zero when an epoch begins.
+            restore = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
+            )
+            model.fit(
+                on_each_worker(strategy, training_batches(train, seed, epoch, learner.augment, first)),
+                epochs=1,
+                steps_per_epoch=train.steps - first,
+                callbacks=[restore, divergence, progress],
+                verbose=0,
+            )
+            if divergence.step is not None:
+                if rank == 0:
+                    tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
+                return False
+        else:
+            set_tallies(state.tallies)
+        trained, tallied, measured = time.monotonic() - started, tally(), results()
+        set_tallies(nothing)  # before its first batch Keras does not know of the metrics
+
+        share_moving_averages()
+        watchdog.busy("going to validate")
+        if rank == 0:
+            tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
+        save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
+        progress.begin(epoch + 1, train.steps, train.steps, save)
+        model.evaluate(
+            on_each_worker(strategy, evaluation_batches(val, val_weights)),
+            steps=val.steps,
+            callbacks=[progress],
+            verbose=0,
+        )
+        validated = results_of_validation()
+        if not np.isfinite(validated["weighted_cross_entropy"]):
+            if rank == 0:
+                tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
+            return False
+        steps_done = model.optimizer.iterations.numpy()  # of this phase
+        rate = learning_rate(config, phase, train.steps, steps_done - 1)  # of the last step
+        record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
+        record |= {"phase": state.phase + 1, "seconds": round(time.monotonic() - started, 3)}
+        record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
+        record["trained_parameters"] = learner.learning
+        state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
+        report(record)
+        if worker.log is not None:
+            _write_log(run, state)
+            worker.log.add(record)
+            tell(event="epoch", record=record, best_epoch=state.best_epoch)
+        progress.between_epochs()
+    return True
+
+
+def _plain(error: Exception) -> Exception:
+    """TensorFlow's error without TensorFlow."""
+    name = type(error).__name__
+    if name in ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError"):
+        return PeerLost(name)
+    lines = [line.partition(" [Op:")[0].strip() for line in str(error).splitlines()]
+    return RuntimeError(f"{name}: {next((line for line in reversed(lines) if line and line[:2] != '[['), '')}")
+
+
+def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(film, label) of each row."""
+    index = read_index(assignment.shards, assignment.manifest, split, ["film", "label"])
+    return index["film"].to_numpy(), index["label"].to_numpy()
+
+
+def _load_shares(
+    assignment: Assignment, films: dict[str, tuple[np.ndarray, np.ndarray]], rank: int, workers: int, watchdog: Watchdog
+) -> list[Any]:
+    """This worker's rows of training and validation; they divide the memory by their number."""
+    from fracture.dataset.pipeline import load_share
+    from fracture.dataset.sampler import Draws
+
+    config, manifest = assignment.config, assignment.manifest
+    training, seen = config.training, sum(manifest.rows(split) for split in films)
+    return [
+        load_share(
+            assignment.shards,
+            manifest,
+            split,
+            Lanes(manifest.rows(split), training.batch_size, rank, workers),
+            Draws(*films[split], sampling, training.seed),
+            epochs,
+            memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
+            each_block=lambda: watchdog.busy("loading images"),
+        )
+        for split, sampling, epochs in (("train", training.sampling, most_epochs(config)), ("val", "image", 1))
+    ]
+
+
+def _results(strategy: Any, metrics: list[Any]) -> Callable[[], dict[str, float]]:
+    """A function, to be called by all workers, that gives what the metrics say of all of them."""
+    import tensorflow as tf
+
+    @tf.function
+    def compute() -> list[Any]:
+        return strategy.run(lambda: [metric.result() for metric in metrics])
+
+    return lambda: {
+        metric.name: float(strategy.experimental_local_results(value)[0])
+        for metric, value in zip(metrics, compute(), strict=True)
+    }
+
+
+def _record(
+    epoch: int, trained: dict[str, float], validated: dict[str, float], images_per_second: float, rate: float
+) -> dict[str, float]:
+    record: dict[str, float] = {"epoch": epoch}
+    same = {name: name for name in ("accuracy", "precision", "recall", "auc")}
+    record |= {name: trained[key] for name, key in ({"loss": "cross_entropy"} | same).items()}
+    validation = {"loss": "weighted_cross_entropy"} | same
+    record |= {f"val_{name}": float(validated[key]) for name, key in validation.items()}
+    return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
+
+
+def _latest_state(rank: int, tell: Tell, watchdog: Watchdog) -> LoopState | None:
+    """Of the newest checkpoint that is whole, the same on all workers; None where there is none yet.
+
+    Raises:
+        RunError: there are some, and none is whole.
+    """
+    from ray.train.collective import broadcast_from_rank_zero
+
+    checkpoints = {reported.checkpoint.path: reported.checkpoint for reported in _reported()}
+    chosen, state = "", None
+    for path in reversed(checkpoints) if rank == 0 else ():
+        watchdog.busy("reading a checkpoint")
+        try:
+            chosen, state = path, _load(checkpoints[path])
+            break
+        except Damaged as error:
+            tell(event="damaged", checkpoint=path.rsplit("/", 1)[-1], reason=str(error))
+    if checkpoints and rank == 0 and state is None:
+        folder = next(iter(checkpoints)).rsplit("/", 1)[0]
+        raise RunError(
+            f"no checkpoint of this run can be read, and starting anew would throw its epochs away. Bring back the "
+            f"folders checkpoint_* in {folder}, or give another --run name"
+        )
+    watchdog.rest("waiting for the others to load")
+    chosen = broadcast_from_rank_zero(chosen)
+    watchdog.busy("reading a checkpoint")
+    return _load(checkpoints[chosen]) if chosen and rank != 0 else state
+
+
+def _reported() -> list[Any]:
+    """Checkpoints that Ray Train knows of, oldest first."""
+    import ray.train
+
+    return ray.train.get_all_reported_checkpoints()
+
+
+def _load(checkpoint: Any) -> LoopState:
+    try:
+        with checkpoint.as_directory() as folder:
+            return LoopState.load(Path(folder))
+    except FileNotFoundError as error:
+        raise Damaged(str(error)) from error
+
+
+def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
+    """A barrier of all workers. Ray Train copies the folder to the run and only then names it the newest."""
+    import ray.train
+
+    if rank != 0:
+        ray.train.report(record)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder))
+        ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _write_log(run: Place, state: LoopState) -> None:
+    (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
+
+
+class _EventLog:
+    """TensorBoard events, written locally and copied to the run, which may be in a bucket."""
+
+    def __init__(self, place: Place, history: list[dict[str, float]]) -> None:
+        from tensorboardX import SummaryWriter
+
+        place.delete()
+        self._place = place
+        self._folder = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._folder.name)
+        for record in history:
+            self._write(record)
+
+    def add(self, record: dict[str, float]) -> None:
+        self._write(record)
+        self._writer.flush()
+        self._place.upload(Path(self._folder.name))
+
+    def _write(self, record: dict[str, float]) -> None:
+        for name, value in record.items():
+            metric, split = (name[4:], "validation") if name.startswith("val_") else (name, "training")
+            if name != "epoch":
+                self._writer.add_scalar(f"{metric}/{split}", value, int(record["epoch"]))
+
+
+def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int, watchdog: Watchdog) -> None:
+    import tf_keras as keras
+    from ray.train.collective import barrier
+
+    from fracture.evaluation.gallery import make_gallery, write_gallery
+    from fracture.evaluation.operating_point import decide
+    from fracture.evaluation.scores import calibrate, read_scores, score_blocks, write_scores
+    from fracture.inference.bundle import export_model
+    from fracture.models import build_model
+
+    manifest = assignment.manifest
+    # The model handed over computes in float32 everywhere, and it is this one that is scored.
+    keras.mixed_precision.set_global_policy("float32")
+    model = build_model(assignment.config, manifest.pixel_mean, manifest.pixel_std)
+    model.set_weights(state.best_weights)
+    for split in ("val", "test"):
+        told = f"scoring {split}"
+        blocks = score_blocks(
+            model, assignment.shards, manifest, split, rank, workers, lambda told=told: watchdog.busy(told)
+        )
+        write_scores(assignment.run, blocks, split, rank, workers)
+    watchdog.rest("waiting for the others to score")
+    barrier()
+    if rank == 0:
+        watchdog.busy("exporting the model", more=4 * sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
+        val = read_scores(assignment.run, manifest, "val", workers)
+        decision = decide(val, assignment.config.evaluation)
+        export_model(model, decision, assignment.run / "bundle")
+        explaining = partial(watchdog.busy, "explaining test")
+        explaining()
+        test = calibrate(read_scores(assignment.run, manifest, "test", workers), decision)
+        gallery = make_gallery(model, test, assignment.shards, manifest, decision.threshold, each=explaining)
+        write_gallery(assignment.run, gallery)

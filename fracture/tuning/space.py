@@ -1,0 +1,219 @@
+"""A search for better settings: which trials it has, what they gave, and the best of them as a file of settings.
+
+Validation alone decides; no trial is tried on test. `trials.py` runs them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from fracture.config import Config, flatten, with_settings
+from fracture.dataset.format import Manifest
+from fracture.errors import RunError, UsageError
+from fracture.progress.status import LOCK
+from fracture.storage import Place
+from fracture.training.launch import check_batches
+from fracture.training.phases import most_epochs
+
+RESULTS = "trials.json"
+BEST = "best.yaml"
+_SECTIONS = ("model", "training", "augment", "transfer", "quantum")
+_FIXED = {
+    "training.epochs": "all trials train as long; set training.epochs itself",
+    "transfer.head_epochs": "all trials train as long; set transfer.head_epochs itself",
+    "transfer.unfreeze": "all trials train as long; search once with it and once without",
+    "transfer.weights": "all trials begin alike; search once with each",
+    "quantum.backbone": "all trials begin alike; search once with each",
+    "model.name": "it is not tuned, but compared: job/compare.py",
+    "training.seed": "a lucky seed is no better setting",
+    "training.sampling": "it says what counts in the validation loss, by which trials are compared",
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial gave, at the epoch with its lowest validation loss."""
+
+    trial: int  # from 1
+    settings: dict[str, Any]
+    state: Literal["ended", "stopped early", "diverged"]
+    epochs: int  # done
+    best_epoch: int | None = None  # None, as the figures: it diverged in its first epoch
+    val_loss: float | None = None
+    val_auc: float | None = None  # per image
+
+    @classmethod
+    def of(cls, trial: int, settings: dict[str, Any], state: Any, history: list[dict[str, float]]) -> "Result":
+        if not history:
+            return cls(trial, settings, state, 0)
+        best = min(history, key=lambda record: record["val_loss"])
+        return cls(trial, settings, state, len(history), int(best["epoch"]), best["val_loss"], best["val_auc"])
+
+
+def check_space(config: Config) -> None:
+    """Tries the ends of each range, and each choice, on the settings.
+
+    Raises:
+        UsageError: a setting that no search may draw, or a value that it cannot have.
+    """
+    tune = config.tune
+    if tune.grace_epochs > most_epochs(config):
+        raise UsageError(
+            f"tune.grace_epochs = {tune.grace_epochs} is more than the {most_epochs(config)} epochs of a training. "
+            "Use fewer, or train longer."
+        )
+    for key, draw in tune.space.items():
+        section, _, name = key.partition(".")
+        if section not in _SECTIONS or not name:
+            raise UsageError(f"tune.space: {key!r} cannot be searched; settings of {', '.join(_SECTIONS)} can.")
+        if key in _FIXED:
+            raise UsageError(f"tune.space: {key!r} cannot be searched: {_FIXED[key]}.")
+        for value in next(iter(draw.values())):
+            try:
+                with_settings(config, {key: value})
+            except UsageError as error:
+                raise UsageError(f"tune.space: {error}") from None
+    if tune.space.keys() <= config.without_effect:
+        raise UsageError(
+            f"tune.space has nothing that has an effect on {config.model.name}: name settings and what to draw them "
+            "from."
+        )
+
+
+def draw_trials(config: Config) -> list[dict[str, Any]]:
+    """The settings of each trial: the first as they are, each other drawn from training.seed and its number alone.
+
+    What has no effect on this model is left as it is.
+    """
+    tree = dict(flatten(config.model_dump(mode="json")))
+    keys = sorted(config.tune.space.keys() - config.without_effect)
+    as_they_are = {key: tree[key] for key in keys}
+    return [as_they_are, *(_draw(config, keys, number) for number in range(2, config.tune.trials + 1))]
+
+
+def _draw(config: Config, keys: Sequence[str], number: int) -> dict[str, Any]:
+    generator = np.random.default_rng([config.training.seed, number])
+    return {key: _drawn(config.tune.space[key], generator) for key in keys}
+
+
+def _drawn(draw: Mapping[str, list[Any]], generator: np.random.Generator) -> Any:
+    ((kind, values),) = draw.items()
+    if kind == "choice":
+        return values[generator.integers(len(values))]
+    least, most = values
+    drawn = generator.uniform(least, most) if kind == "uniform" else np.exp(generator.uniform(*np.log(values)))
+    return min(max(float(f"{drawn:.3g}"), least), most)  # as it is shown, so that it can be typed again
+
+
+def check_trials(config: Config, manifest: Manifest) -> None:
+    """
+    Raises:
+        UsageError: what is possible one by one is not possible together, or on this data.
+    """
+    for number, settings in enumerate(draw_trials(config), 1):
+        try:
+            check_batches(with_settings(config, settings), manifest)
+        except UsageError as error:
+            raise UsageError(f"tune.space, trial {number} ({in_words(settings)}): {error}") from None
+
+
+def trial_run(run: Place, number: int) -> Place:
+    return run / f"trial-{number:05d}"
+
+
+def read_results(run: Place, config: Config, manifest: Manifest) -> dict[int, Result]:
+    """What the trials gave that are done, by number: nothing, in a folder that holds nothing.
+
+    Raises:
+        UsageError: the search was begun with other settings or data, or the folder is somebody else's.
+    """
+    if not (run / RESULTS).is_file():
+        if any(not info.base_name.endswith(".part") and f"/{LOCK}/" not in info.path for info in run.files()):
+            raise UsageError(f"{run} holds other things than a search. Give another --run name.")
+        return {}
+    told = (run / RESULTS).read_json()
+    before, now = dict(flatten(told["settings"])), dict(flatten(_settings(config)))
+    changed = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in before | now if before.get(k) != now.get(k)]
+    if changed:
+        raise UsageError(
+            f"search {run.name!r} was begun with other settings: {'; '.join(changed)}. "
+            "Give the same settings to go on with it, or another --run name."
+        )
+    if told["dataset"] != manifest.fingerprint:
+        raise UsageError(f"search {run.name!r} was begun with other data. Give another --run name.")
+    return {result["trial"]: Result(**result) for result in told["trials"]}
+
+
+def write_results(run: Place, config: Config, manifest: Manifest, results: Mapping[int, Result]) -> None:
+    trials = [asdict(results[number]) for number in sorted(results)]
+    (run / RESULTS).write_json({"dataset": manifest.fingerprint, "settings": _settings(config), "trials": trials})
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All that its trials follow from; there may be more of them, and more at a time."""
+    return config.recipe() | {"tune": config.tune.model_dump(mode="json", exclude={"trials", "concurrent"})}
+
+
+def best_of(results: Sequence[Result]) -> Result:
+    """
+    Raises:
+        RunError: there is none.
+    """
+    sound = [result for result in results if result.state != "diverged"]  # else the recipe would diverge again
+    if not sound:
+        raise RunError("the loss of every trial diverged. Lower the learning rates in tune.space")
+    return min(sound, key=lambda result: result.val_loss)
+
+
+def write_best(run: Place, config: Config, results: Sequence[Result]) -> None:
+    """The best trial's settings as a file for `--config`: those of the space, and what else differs from the defaults.
+
+    Raises:
+        RunError: there is no best trial.
+    """
+    best = best_of(results)
+    recipe = dict(flatten(with_settings(config, best.settings).recipe()))
+    defaults = dict(flatten(Config().recipe()))
+    tree: dict[str, dict[str, Any]] = {}
+    for key, value in recipe.items():
+        if key in best.settings or value != defaults[key]:
+            section, _, name = key.partition(".")
+            tree.setdefault(section, {})[name] = value
+    about = (
+        f"# Trial {best.trial} of the search {run.name}: validation loss {best.val_loss:.4f} after epoch "
+        f"{best.best_epoch}.\n# Chosen among {len(results)} trials by that very loss, which is therefore optimistic.\n"
+    )
+    (run / BEST).write_bytes((about + yaml.safe_dump(tree, sort_keys=False)).encode())
+
+
+def in_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_name(key)} {_text(value)}" for key, value in settings.items())
+
+
+def table(results: Sequence[Result]) -> list[str]:
+    """The trials on a screen, one a line, the lowest validation loss marked."""
+    best = best_of(results)
+    keys = sorted(results[0].settings)
+    rows = [["trial", "epochs", "val loss", "", "val AUC", *map(_name, keys), ""]]
+    for result in results:
+        figures = [_figure(result.val_loss), "*" if result == best else "", _figure(result.val_auc)]
+        settings = [_text(result.settings[key]) for key in keys]
+        state = "" if result.state == "ended" else result.state
+        rows.append([str(result.trial), str(result.epochs), *figures, *settings, state])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.rjust, row, widths)).rstrip() for row in rows]
+
+
+def _name(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,89 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.special import expit
+
+from fracture.config import EvaluationConfig
+from fracture.evaluation.operating_point import (
+    Decision,
+    calibrate,
+    choose_threshold,
+    decide,
+    film_weights,
+    fit_calibration,
+    joint_decision,
+)
+
+EACH_ALONE = np.arange(10)
+LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+PROBABILITIES = np.array([0.1, 0.2, 0.3, 0.4, 0.55, 0.35, 0.6, 0.7, 0.8, 0.9])
+
+
+def test_a_model_that_is_too_sure_is_cooled_by_its_factor():
+    """Labels drawn with probability expit(z), told as expit(3 z): the temperature is 3."""
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, 20000)
+    labels = generator.random(20000) < expit(logits)
+    temperature, offset = fit_calibration(labels, expit(3 * logits), np.arange(20000))
+    assert temperature == pytest.approx(3, rel=0.05)
+    assert offset == pytest.approx(0, abs=0.05)
+
+
+def test_a_model_taught_with_equal_classes_learns_how_rare_one_is():
+    """Nine normals to a fracture, told as if they were as many: the offset is log(1 / 9)."""
+    generator = np.random.default_rng(0)
+    labels = generator.random(40000) < 0.1
+    evidence = np.where(labels, generator.normal(1, 2**0.5, 40000), generator.normal(-1, 2**0.5, 40000))
+    temperature, offset = fit_calibration(labels, expit(evidence), np.arange(40000))
+    assert temperature == pytest.approx(1, rel=0.05)
+    assert offset == pytest.approx(np.log(1 / 9), abs=0.06)
+
+
+def test_a_family_of_copies_counts_once():
+    labels, raw = np.array([1, 0, 1, 0]), np.array([0.8, 0.3, 0.6, 0.65])
+    alone = fit_calibration(labels, raw, np.arange(4))
+    copied = np.r_[np.zeros(50, int), 1, 2, 3]
+    assert fit_calibration(labels[copied], raw[copied], copied) == pytest.approx(alone, rel=1e-3, abs=1e-3)
+    assert film_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
+
+
+def test_a_small_validation_set_without_a_mistake_does_not_make_the_model_sure():
+    """15 of 15 right, at logits of ±1.5: no surer than (15 + 1) / (15 + 2)."""
+    labels = np.arange(30) % 2
+    temperature, offset = fit_calibration(labels, expit(np.where(labels, 1.5, -1.5)), np.arange(30))
+    assert calibrate(expit(np.array([1.5])), temperature, offset)[0] == pytest.approx(16 / 17, abs=0.005)
+
+
+def test_calibration_moves_logits_not_ranks():
+    assert calibrate(np.array([0.9]), 2.0, 1.0)[0] == pytest.approx(expit(np.log(9) / 2 + 1))
+    assert calibrate(np.array([0.0, 0.5, 1.0]), 1.0, 0.0).tolist() == pytest.approx([0, 0.5, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "threshold", "rule"),
+    [
+        (EvaluationConfig(), 0.35, "highest with a sensitivity of at least 0.95 on validation"),
+        (EvaluationConfig(min_sensitivity=0.8), 0.6, "highest with a sensitivity of at least 0.8 on validation"),
+        (EvaluationConfig(threshold_rule="youden"), 0.6, "highest sensitivity + specificity on validation (Youden)"),
+        (EvaluationConfig(threshold_rule="given", threshold=0.4), 0.4, "given: 0.4"),
+    ],
+)
+def test_the_threshold_follows_its_rule(config, threshold, rule):
+    assert choose_threshold(LABELS, PROBABILITIES, EACH_ALONE, config) == (pytest.approx(threshold), rule)
+
+
+def test_the_threshold_is_of_the_calibrated_probability():
+    scores = pa.table({"label": LABELS, "film": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
+    decision = decide(scores, EvaluationConfig())
+    calibrated = decision.calibrate(PROBABILITIES)
+    assert decision.threshold == pytest.approx(calibrated[5], rel=1e-5)
+    assert ((calibrated >= decision.threshold) & (LABELS == 1)).sum() == 5
+
+
+def test_models_that_are_averaged_decide_at_the_mean_of_their_thresholds():
+    one, other = (Decision(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
+    joint = joint_decision([one, other])
+    assert joint.threshold == pytest.approx(0.35)
+    assert joint.rule == "the mean of the 2 models' own: 0.200, 0.500"
+    assert joint.calibrate(np.array([0.3, 0.9])) == pytest.approx([0.3, 0.9]), "they are calibrated already"
+    assert joint_decision([one]) == one

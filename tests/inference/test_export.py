@@ -1,0 +1,244 @@
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnxruntime
+import pyarrow as pa
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from fracture.arrays import save_arrays
+from fracture.dataset.format import FILES
+from fracture.errors import RunError, UsageError
+from fracture.inference.bundle import Bundle, read_bundle
+from fracture.inference.export import FORMS, Lite, export
+from fracture.models import build_model
+from fracture.storage import Place, place
+from tests.conftest import TINY, quick_bundle, write_shards
+
+layers = tf_keras.layers
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return read_bundle(place(quick_bundle(tmp_path_factory.mktemp("quick"), *TINY)))
+
+
+def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """As a person with the file and the format's own library does."""
+    if to == "keras":
+        return keras.saving.load_model(file, compile=False, safe_mode=True).predict_on_batch
+    if to == "savedmodel":
+        loaded = tf.saved_model.load(str(file))
+        return lambda images: loaded.serve(images).numpy()
+    if to == "onnx":
+        session = onnxruntime.InferenceSession(file)
+        return lambda images: session.run(["probability"], {"images": images})[0]
+    return Lite(file).predict_on_batch
+
+
+@pytest.mark.parametrize("to", FORMS)
+def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
+    content = export(bundle, to, place(tmp_path))
+    form = FORMS[to]
+    expected = bundle.model().predict_on_batch(IMAGES)
+    assert np.abs(load(to, tmp_path / form.file)(IMAGES) - expected).max() < 1e-5
+    assert np.ptp(expected) > 1e-4, "images are told apart"
+    assert content["largest_difference"] < 1e-5
+    assert content == json.loads((tmp_path / "export.json").read_text())
+    assert content["format"] == to
+    assert content["input"]["shape"] == [None, 32, 32, 1]
+    assert content["threshold"] == 0.5
+    weights = Path(str(bundle.place / "weights.npz")).read_bytes()
+    assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert list(content["files"]) == [form.file]
+    assert set(form.packages) < set(content["versions"])
+
+
+def test_an_export_is_replaced_whole_and_what_is_not_of_it_stays(bundle, tmp_path):
+    export(bundle, "savedmodel", place(tmp_path))
+    for name in ("model-int8.tflite", "notes.txt"):
+        (tmp_path / name).write_text("of before")
+    export(bundle, "tflite", place(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.tflite", "notes.txt"]
+
+
+def test_files_that_no_export_has_left_are_not_replaced(bundle, tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    (tmp_path / "saved_model/mine").write_text("of another program")
+    with pytest.raises(UsageError, match=r"--out .* holds saved_model, and no export.json says that it is an export"):
+        export(bundle, "tflite", place(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*")] == ["saved_model", "mine"]
+
+
+def test_a_bundle_is_never_written_to(bundle):
+    with pytest.raises(UsageError, match=r"--out .* is a bundle, which is never changed. Name another folder"):
+        export(bundle, "keras", bundle.place)
+
+
+def test_what_gives_other_probabilities_is_not_kept(tmp_path):
+    """No number is near enough to NaN."""
+    made = quick_bundle(tmp_path / "quick", *TINY)
+    with np.load(made / "weights.npz") as arrays:
+        weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
+    save_arrays(made / "weights.npz", list(weights.values()), list(weights))
+    with pytest.raises(RunError, match=r"model.tflite gives probabilities up to nan from the bundle's, over the lim"):
+        export(read_bundle(place(made)), "tflite", place(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_onnx_without_its_packages(bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(UsageError, match="--to onnx needs tf2onnx, which is not installed here: pip install"):
+        export(bundle, "onnx", place(tmp_path))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def half_seen(tmp_path: Path) -> Place:
+    """Shards of 40 images that the model has seen, and 60 that it has not."""
+    shards = place(tmp_path / "shards")
+    write_shards(shards, {"fold-1": 40, "fold-2": 60})
+    files = (shards / FILES).read_parquet()
+    hashes = [bytes(32) if group < 1000 else bytes([7] * 32) for group in files["group"].to_pylist()]
+    (shards / FILES).write_parquet(files.set_column(0, "sha256", pa.array(hashes, pa.binary(32))))
+    return shards
+
+
+def test_tflite_in_8_bits_is_tested_beside_the_others_on_what_the_model_has_not_seen(bundle, half_seen, tmp_path):
+    content = export(bundle, "tflite", place(tmp_path / "out"), half_seen)
+    assert list(content["files"]) == ["model-int8.tflite", "model.tflite"]
+    assert list(content["test"]) == ["bundle", "model.tflite", "model-int8.tflite"]
+    exact, same, quantised = (evaluation["image"] for evaluation in content["test"].values())
+    assert exact["count"] == same["count"] == quantised["count"] == 60
+    assert exact["figures"]["auc"] == same["figures"]["auc"]
+    int8 = Lite(tmp_path / "out/model-int8.tflite")
+    [taken] = int8.interpreter.get_input_details()
+    assert taken["dtype"] == np.uint8
+    assert content["input"]["model-int8.tflite"] == {"dtype": "uint8"}
+    assert taken["quantization"] == (1.0, 0), "a step is a grey level"
+    exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.model(), int8))
+    assert np.allclose(exact, quantised, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("size", "hash_byte", "message"),
+    [
+        (64, 0, "the model takes images of 32 pixels; these shards have 64. Make others .* data.image_size=32"),
+        (32, 0, "the model has seen all of these 20 images, and int8 takes its ranges .* that it was trained and"),
+        (32, 7, "the model has seen none of these 20 images"),
+    ],
+)
+def test_shards_that_cannot_calibrate_and_test(bundle, tmp_path, size: int, hash_byte: int, message: str):
+    write_shards(place(tmp_path / "shards"), {"test": 20}, image_size=size, hash_byte=hash_byte)
+    with pytest.raises(UsageError, match=f"--shards .*: {message}"):
+        export(bundle, "tflite", place(tmp_path / "out"), place(tmp_path / "shards"))
+    assert not (tmp_path / "out").exists()
+
+
+def drawn(model: tf_keras.Model) -> tf_keras.Model:
+    """With weights that let the images through all layers."""
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        if "kernel" in weight.name:
+            inputs = np.prod(weight.shape[: 2 if "depthwise" in weight.name else -1])
+            value = generator.normal(0, (2 / inputs) ** 0.5, weight.shape)
+        else:
+            value = generator.uniform(0.5, 1.5, weight.shape) if "gamma" in weight.name else np.abs(weight) + 0.1
+        weight.assign(value)
+    return model
+
+
+def assert_alike_in_keras_3(model: tf_keras.Model, file: Path) -> None:
+    FORMS["keras"].write(model, file)
+    expected = model(IMAGES).numpy()
+    assert 0.001 < expected.min() < expected.max() < 0.999
+    assert np.ptp(expected) > 1e-4, "images are told apart"
+    assert np.abs(load("keras", file)(IMAGES) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["model.block=conv-bn-relu-pool", "model.head=flatten"],
+        ["model.batch_norm=false", "model.dropout=0", "model.dense=[]"],
+    ],
+)
+def test_variants_of_the_network_in_keras_3(tiny_config, tmp_path, assignments: list[str]):
+    assert_alike_in_keras_3(drawn(build_model(tiny_config(*assignments), 90.0, 50.0)), tmp_path / "x.keras")
+
+
+def test_layers_of_other_networks_in_keras_3(tmp_path):
+    x = images = layers.Input((32, 32, 1), name="images")
+    x = layers.Normalization(mean=[90.0], variance=[2500.0])(x)
+    x = layers.Concatenate()([x, x, x])
+    x = layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad/1")(x)
+    x = layers.Conv2D(6, 3, strides=2, activation="swish")(x)
+    x = layers.BatchNormalization(epsilon=1e-3)(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x))
+    x = layers.ReLU(6.0)(layers.SeparableConv2D(6, 3)(x))
+    squeezed = layers.Reshape((1, 1, 6))(layers.GlobalMaxPooling2D()(x))
+    x = layers.Multiply()([x, layers.Conv2D(6, 1, activation="sigmoid")(squeezed)])
+    x = layers.Add()([layers.AveragePooling2D(3, 1, padding="same")(x), x])
+    x = layers.Activation("relu6")(layers.MaxPooling2D()(x))
+    x = layers.LayerNormalization()(layers.Dropout(0.5)(layers.Flatten()(x)))
+    assert_alike_in_keras_3(
+        drawn(tf_keras.Model(images, layers.Dense(1, activation="sigmoid")(x))), tmp_path / "x.keras"
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "DenseNet121", "EfficientNetV2B0"])
+def test_backbones_in_keras_3(tmp_path, name: str):
+    images = layers.Input((32, 32, 1), name="images")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(images)
+    backbone = getattr(tf_keras.applications, name)
+    x = backbone(include_top=False, weights=None, input_tensor=layers.Concatenate()([x, x, x])).output
+    x = layers.LayerNormalization()(layers.GlobalAveragePooling2D()(x))
+    x = layers.Dense(1, activation="sigmoid")(x)
+    assert_alike_in_keras_3(drawn(tf_keras.Model(images, x)), tmp_path / "x.keras")
+
+
+@pytest.mark.parametrize("to", ["savedmodel", "onnx", "tflite"])
+@pytest.mark.parametrize("name", ["qnn", pytest.param("qnn_transfer", marks=pytest.mark.long)])
+def test_networks_with_a_circuit_in_the_other_forms(tiny_config, tmp_path, name: str, to: str):
+    model = drawn(build_model(tiny_config(f"model.name={name}"), 90.0, 50.0))
+    FORMS[to].write(model, tmp_path / FORMS[to].file)
+    expected = model(IMAGES).numpy()
+    assert np.ptp(expected) > 1e-4, "images are told apart"
+    assert np.abs(load(to, tmp_path / FORMS[to].file)(IMAGES) - expected).max() < 1e-5
+
+
+def test_a_circuit_is_not_for_keras_3(tiny_config, tmp_path):
+    with pytest.raises(UsageError, match=r"layer 'circuit' is a Circuit, which Keras 3 does not have"):
+        FORMS["keras"].write(build_model(tiny_config("model.name=qnn"), 90.0, 50.0), tmp_path / "x.keras")
+
+
+class Spectrum(layers.Layer):
+    """No form but TensorFlow's has its operation."""
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return tf.math.bessel_i0e(inputs)
+
+
+@pytest.mark.parametrize(
+    ("to", "message"),
+    [
+        ("keras", "layer 'own' is a Spectrum, which Keras 3 does not have"),
+        ("onnx", r"ONNX has no counterpart of an operation of this network \(.*BesselI0e.*\)."),
+        ("tflite", r"TFLite has no counterpart of an operation of this network \(.*BesselI0e.*\)."),
+    ],
+)
+def test_a_layer_that_only_tensorflow_has(tmp_path, to: str, message: str):
+    images = layers.Input((32, 32, 1), name="images")
+    x = Spectrum(name="own")(layers.GlobalAveragePooling2D()(images))
+    model = tf_keras.Model(images, layers.Dense(1)(x))
+    with pytest.raises(UsageError, match=rf"{message}.* Take --to savedmodel"):
+        FORMS[to].write(model, tmp_path / "file")
+    FORMS["savedmodel"].write(model, tmp_path / "saved_model")
+    assert np.allclose(load("savedmodel", tmp_path / "saved_model")(IMAGES), model(IMAGES))

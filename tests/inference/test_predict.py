@@ -1,0 +1,297 @@
+"""What needs no Ray: which files there are, how one is read, and how results are written."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from ray.exceptions import RayTaskError
+
+from fracture.errors import RunError, UsageError
+from fracture.inference import predict as prediction
+from fracture.inference.predict import (
+    RESULTS,
+    Input,
+    check_out,
+    find_inputs,
+    formulas,
+    read_file,
+    summary,
+    write_results,
+)
+from fracture.preparation import decode as decoding
+from fracture.preparation.decode import Rejected, decode
+from fracture.storage import place
+from tests.conftest import ROOT
+
+ROWS = [
+    {"path": "a.png", "probability": np.float32(0.1), "decision": "normal", "error": None},
+    {"path": 'b, "c"\n.png', "probability": np.float32(1 / 3), "decision": "normal", "error": None},
+    {"path": "=cmd.png", "probability": None, "decision": None, "error": "damaged: broken data, line 3"},
+    {"path": "ü.png", "probability": np.float32(0.99999994), "decision": "fracture", "error": None},
+    {"path": "z.txt", "probability": None, "decision": None, "error": "not an image"},
+]
+RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
+
+
+def paths(*folders: Path) -> list[str]:
+    found = find_inputs([place(folder) for folder in folders], 32)
+    return [one.prefix + path for one in found for path in one.files]
+
+
+def blocks(inputs: list[Input], block_rows: int) -> list[dict]:
+    return [row for work in prediction._work(inputs, block_rows) for row in work.to_pylist()]
+
+
+def test_every_file_in_any_layout_but_clutter(image_folder):
+    folder = image_folder("z.png", "a/b/c/1.png", "a/README.txt", "fractured/2.png", "Thumbs.db", ".git/3.png")
+    assert paths(folder) == ["a/README.txt", "a/b/c/1.png", "fractured/2.png", "z.png"]
+
+
+def test_one_file_and_several_folders(image_folder):
+    one, two = image_folder("1.png", root="one"), image_folder("1.png", root="two")
+    assert paths(one / "1.png") == ["1.png"]
+    assert paths(two, one / "1.png") == [f"{two}/1.png", f"{one}/1.png"], "whole paths, in the order of --data"
+
+
+def test_rows_of_shards_are_all_splits(shard_folder):
+    folder, _ = shard_folder(train=70, val=3, test=5)
+    [one] = find_inputs([folder], 32)
+    assert len(one) == 78
+    spans = [(block["split"], block["start"], block["stop"]) for block in blocks([one], 64)]
+    assert spans == [("train", 0, 64), ("train", 64, 70), ("val", 0, 3), ("test", 0, 5)]
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 64])
+def test_blocks_hold_every_file_once_in_order(tmp_path, block_rows: int):
+    files = {f"{number:03d}": number for number in range(70)}
+    found = blocks([Input(place(tmp_path), "", files), Input(place(tmp_path), "x/", {"y": 9})], block_rows)
+    listed = [
+        (block["input"], name, size)
+        for block in found
+        for name, size in zip(block["paths"], block["sizes"], strict=True)
+    ]
+    assert listed == [*((0, name, size) for name, size in files.items()), (1, "y", 9)]
+    assert max(len(block["paths"]) for block in found) <= block_rows
+
+
+def test_a_folder_with_a_manifest_of_somebody_else_is_images(image_folder):
+    folder = image_folder("1.png")
+    (folder / "dataset.json").write_text("{}")
+    assert paths(folder) == ["1.png", "dataset.json"]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (
+            lambda folder: None,
+            r"--data .*/x: no such folder. Name a folder, a file or a URI of radiographs, or",
+        ),
+        (lambda folder: folder.mkdir(), r"--data .*/x: the folder is empty. Name a folder, a file"),
+        (lambda folder: (folder.mkdir(), (folder / ".DS_Store").touch()), "the folder is empty"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "1.png").symlink_to("/etc/passwd")),
+            "'1.png' is a link to a file",
+        ),
+        (lambda folder: (folder.mkdir(), (folder / "up").symlink_to("..")), "'up' is a link to a folder"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path, arrange, message: str):
+    arrange(tmp_path / "x")
+    with pytest.raises(UsageError, match=message):
+        paths(tmp_path / "x")
+
+
+def test_a_file_that_is_named_twice(image_folder):
+    folder = image_folder("a/1.png")
+    for other in (folder, folder / "a", folder / "a/1.png"):
+        with pytest.raises(UsageError, match=r"'.*' is named twice. Name each folder once, and none inside another."):
+            paths(folder, other)
+
+
+def test_shards_of_another_size_or_named_twice(shard_folder):
+    folder, _ = shard_folder()
+    with pytest.raises(UsageError, match=r"takes images of 64 pixels; these shards have 32. Name the radiographs"):
+        find_inputs([folder], 64)
+    with pytest.raises(UsageError, match="shards' is named twice"):
+        find_inputs([folder, folder], 32)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("x.txt", r"--out .*x.txt: the name says the format: give it the ending .csv or .parquet."),
+        ("x", "the name says the format"),
+        ("folder.csv", r"folder.csv: is a folder. Name a file in it, such as .*folder.csv/predictions.csv"),
+        ("data/x.csv", "may not lie inside the data, .*, which is never written to. Name another place."),
+        ("data/deep/x.csv", "may not lie inside the data"),
+        ("link/x.csv", "may not lie inside the data"),
+    ],
+)
+def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
+    inputs = find_inputs([place(image_folder("1.png"))], 32)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(UsageError, match=message):
+        check_out(place(tmp_path / out), inputs)
+
+
+def test_an_out_beside_the_data_or_beside_one_file_is_fine(image_folder, tmp_path):
+    folder = image_folder("1.png", "2.csv")
+    check_out(place(tmp_path / "data.csv"), find_inputs([place(folder)], 32))
+    check_out(place(folder / "x.CSV"), find_inputs([place(folder / "1.png")], 32))
+    with pytest.raises(UsageError, match="may not lie inside the data"):
+        check_out(place(folder / "2.csv"), find_inputs([place(folder / "2.csv")], 32))
+
+
+def test_a_file_that_cannot_be_opened_is_its_own_fault_while_its_folder_can(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/folder").mkdir()
+    root = place(tmp_path / "data")
+    for name in ("gone.png", "folder"):
+        with pytest.raises(Rejected, match="cannot be opened"):
+            read_file(root, name, 9)
+    with pytest.raises(Rejected, match="1,000,000,001 bytes, over the limit of 1,000,000,000"):
+        read_file(root, "huge", 1_000_000_001)
+    with pytest.raises(RunError, match=r"elsewhere is no folder any more, or not on each of Ray's machines.* Mount it"):
+        read_file(place(tmp_path / "elsewhere"), "1.png", 9)
+
+
+def test_a_file_that_is_gone_or_denied_in_a_bucket_and_a_store_that_is_down(bucket: str, object_store, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    (place(bucket) / "data/1.png").write_bytes(b"x")
+    root = place(f"{bucket}/data")
+    assert read_file(root, "1.png", 1) == b"x"
+    with pytest.raises(Rejected, match="cannot be opened"):
+        read_file(root, "2.png", 1)
+    object_store.fail(times=1, status=403, code="AccessDenied")
+    with pytest.raises(Rejected, match="cannot be opened"):
+        read_file(root, "1.png", 1)
+    object_store.fail(times=99, status=403, code="AccessDenied")
+    with pytest.raises(UsageError, match=r"data cannot be read: the store denies it .* Check the credentials"):
+        read_file(root, "1.png", 1)
+    object_store.fail(times=99, status=503, code="SlowDown")
+    with pytest.raises(RunError, match="cannot be read: the store fails, also after 1 tries"):
+        read_file(root, "1.png", 1)
+
+
+def reader(folder: Path, *names: str) -> tuple[prediction._Reader, pa.Table]:
+    one = Input(place(folder), "", {name: (folder / name).stat().st_size for name in names})
+    [work] = prediction._work([one], 64)
+    return prediction._Reader([one], 32, "job"), work
+
+
+def test_unreadable_files_of_every_kind_keep_their_rows(image_folder, monkeypatch):
+    folder = image_folder("0.png", "1.png", "2.png", "gone.png")
+    (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:600])
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("hello")
+    buffer = io.BytesIO()
+    Image.new("L", (200, 100)).save(buffer, "png")
+    (folder / "wide.png").write_bytes(buffer.getvalue())
+    monkeypatch.setattr(decoding, "MAX_SIDE", 150)
+    names = ["0.png", "cut.png", "empty.png", "gone.png", "text.png", "wide.png", "2.png"]
+    read, work = reader(folder, *names)
+    (folder / "gone.png").unlink()
+    images = read(work)
+    assert images["path"].to_pylist() == names
+    assert images["error"].to_pylist() == [
+        None,
+        "truncated",
+        "empty file",
+        "cannot be opened",
+        "not an image",
+        "200 x 100 pixels, over the limit of 150 a side",
+        None,
+    ]
+    for row, name in ((0, "0.png"), (6, "2.png")):
+        assert images["image"][row].as_py() == decode((folder / name).read_bytes(), 32).pixels.tobytes()
+    assert images["image"].null_count == 5
+
+
+def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypatch):
+    def greedy(data: bytes, size: int):
+        raise MemoryError
+
+    monkeypatch.setattr(prediction, "decode", greedy)
+    read, work = reader(image_folder("1.png"), "1.png")
+    assert read(work)["error"].to_pylist() == ["takes more memory than there is"]
+
+
+DIES = """
+import os, sys
+from fracture.inference import predict
+from tests.inference.test_predict import place, reader
+decode = predict.decode
+predict.decode = lambda data, size: os._exit(9) if len(data) == 5 else decode(data, size)
+read, work = reader(predict.Path(sys.argv[1]), "0.png", "evil.png", "2.png")
+print(read(work)["error"].to_pylist())
+"""
+
+
+def test_a_file_that_ends_the_process_is_passed_over_the_third_time(image_folder, tmp_path):
+    """As Ray does it: the same block again, in a new process."""
+    folder = image_folder("0.png", "2.png")
+    (folder / "evil.png").write_text("crash")
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    environment = os.environ | {"TMPDIR": str(notes)}
+    command = [sys.executable, "-c", DIES, str(folder)]
+
+    def begin() -> subprocess.CompletedProcess:
+        return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert [begin().returncode for _ in range(2)] == [9, 9]
+    third = begin()
+    assert third.stdout == "[None, 'crashes the decoder', None]\n", third.stderr
+    assert not any(notes.iterdir())
+
+
+@pytest.mark.parametrize("ours", [RunError, UsageError])
+def test_our_errors_come_through_ray_as_one_line(ours):
+    raised = ours("weights.npz is damaged\nFailed to apply UDF transform after 1/1 attempts.")
+    told = prediction._told(RayTaskError("map", "a long trace", raised).as_instanceof_cause())
+    assert type(told) is ours
+    assert str(told) == "weights.npz is damaged"
+    assert prediction._told(ValueError("a bug")) is None
+
+
+def test_what_else_ends_ray_data_is_one_line_too():
+    told = prediction._told(RayTaskError("map", "a long trace", OSError("a node fell over")).as_instanceof_cause())
+    assert type(told) is RunError
+    assert str(told).startswith("Ray Data gave up: ")
+    assert str(told).endswith(". Nothing was written. Run again with -v for the traces")
+    assert "\n" not in str(told)
+
+
+def test_csv_and_parquet_say_the_same(tmp_path):
+    for name in ("x.csv", "x.parquet"):
+        write_results(place(tmp_path / "new" / name), RESULT, {"threshold": "0.5"})
+    options = pacsv.ConvertOptions(column_types=RESULTS, strings_can_be_null=True, quoted_strings_can_be_null=False)
+    parse = pacsv.ParseOptions(newlines_in_values=True)
+    as_csv = pacsv.read_csv(tmp_path / "new/x.csv", convert_options=options, parse_options=parse)
+    as_parquet = pq.read_table(tmp_path / "new/x.parquet")
+    assert as_csv.equals(as_parquet), "floats to their last bit"
+    assert as_parquet.to_pylist() == ROWS
+    assert as_parquet.schema.metadata[b"threshold"] == b"0.5"
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["x.csv", "x.parquet"]
+
+
+def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
+    assert formulas(RESULT) == 1
+
+
+def test_the_summary_counts_everything():
+    assert summary(RESULT, 0.5) == [
+        "called     1 fracture, 2 normal; a fracture from a probability of 0.5 on",
+        "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
+    ]
+    assert len(summary(RESULT.slice(0, 2), 0.5)) == 1
