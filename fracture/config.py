@@ -225,7 +225,9 @@ class GateConfig(Settings):
     )
     confidence: float = Field(0.9, gt=0.5, lt=1, description="... and how sure it must be that it is not further")
     min_sensitivity: float = Field(0.85, ge=0, le=1, description="at the model's own threshold")
-    max_calibration_error: float = Field(0.2, ge=0, le=1, description="expected calibration error; few films raise it")
+    max_calibration_error: float = Field(
+        0.2, ge=0, le=1, description="expected calibration error; few radiographs raise it"
+    )
     max_left_test: Fraction = Field(0.1, description="share of the earlier test that new images join to training")
     max_conflicts: Fraction = Field(
         0.02, description="share of the new radiographs under both labels, or another than before"

@@ -30,7 +30,7 @@ import psutil
 from pydantic import BaseModel
 
 from fracture.errors import RunError, UsageError
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 BEAT = 5.0  # seconds between two signs of life
 SILENCE = 30.0  # seconds without one after which another machine's holder is dead
@@ -96,7 +96,7 @@ def is_gone(claim: Claim | None) -> bool | None:
         return None
 
 
-def holder(folder: Place) -> tuple[Claim, datetime] | None:
+def holder(folder: StoragePath) -> tuple[Claim, datetime] | None:
     """Who holds the lock, dead or alive, and when it gave its last sign of life."""
     found = []
     for info in folder.files():
@@ -106,7 +106,7 @@ def holder(folder: Place) -> tuple[Claim, datetime] | None:
     return max(found, key=lambda pair: pair[1], default=None)
 
 
-def _read(file: Place) -> bytes | None:
+def _read(file: StoragePath) -> bytes | None:
     """None where it is gone since it was listed."""
     try:
         return file.read_bytes()
@@ -128,7 +128,7 @@ class Lease:
 
     def __init__(
         self,
-        folder: Place,
+        folder: StoragePath,
         claim: Claim,
         name: str,
         lost: Callable[[], None],
@@ -266,7 +266,7 @@ def _who(claims: Iterable[Claim | None]) -> str:
     return " and ".join(str(claim or "somebody whose claim cannot be read") for claim in claims) or "somebody else"
 
 
-def _missing(folder: Place) -> list[Path]:
+def _missing(folder: StoragePath) -> list[Path]:
     """The folders on a disk that are made for a claim and go with it, innermost first."""
     if not folder.is_local:
         return []

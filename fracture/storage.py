@@ -4,7 +4,7 @@ Writes are atomic: a local file is written beside its place and renamed; an obje
 object only when its upload is finished. What takes several files has one that is written last and says that all are
 there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
 
-Credentials are what the stores' own libraries find in the environment of each process. None is ever in a Place.
+Credentials are what the stores' own libraries find in the environment of each process. None is ever in a StoragePath.
 """
 
 import errno
@@ -44,14 +44,14 @@ _DENIED = re.compile(
 
 
 @dataclass(frozen=True)
-class Place:
+class StoragePath:
     """A file or folder, which may not exist yet. Travels to other processes."""
 
     filesystem: fs.FileSystem
     path: str
 
-    def __truediv__(self, name: str) -> "Place":
-        return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+    def __truediv__(self, name: str) -> "StoragePath":
+        return StoragePath(self.filesystem, f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         if self.is_local:
@@ -242,7 +242,7 @@ def _tries() -> int:
     return int(os.environ.get("AWS_MAX_ATTEMPTS", _TRIES))  # https://docs.aws.amazon.com/sdkref/latest/guide
 
 
-def place(uri: str | Path) -> Place:
+def storage_path(uri: str | Path) -> StoragePath:
     """The place that a path or URI names; relative paths start at the current folder.
 
     Raises:
@@ -252,7 +252,7 @@ def place(uri: str | Path) -> Place:
     text = str(uri)
     scheme, colon, rest = text.partition("://")
     if not colon:
-        return Place(fs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        return StoragePath(fs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
     if scheme in _CREDENTIALS:
         return _in_bucket(scheme, rest)
     try:
@@ -264,10 +264,10 @@ def place(uri: str | Path) -> Place:
         raise UsageError(
             f"{shown!r} is not a place that can be reached: {error}. Use a path, s3:// or gs://."
         ) from None
-    return Place(filesystem, path.rstrip("/"))
+    return StoragePath(filesystem, path.rstrip("/"))
 
 
-def _in_bucket(scheme: str, rest: str) -> Place:
+def _in_bucket(scheme: str, rest: str) -> StoragePath:
     """Names are taken literally, as `aws s3` does: a `%20` or `@` is just that. After a `?` come Arrow's options."""
     address, mark, options = rest.partition("?")
     bucket, _, path = address.partition("/")
@@ -288,7 +288,7 @@ def _in_bucket(scheme: str, rest: str) -> Place:
             store_failed(error, where, "reached")
             or UsageError(f"{where} is not a place that can be reached: {error}. Use a path, s3:// or gs://.")
         ) from None
-    return Place(filesystem, f"{bucket}/{path}".rstrip("/"))
+    return StoragePath(filesystem, f"{bucket}/{path}".rstrip("/"))
 
 
 def store_failed(error: BaseException | None, where: object, what: str = "used") -> RunError | UsageError | None:

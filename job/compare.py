@@ -1,6 +1,6 @@
 """Compare models: train each on the same grouped folds, and tell on one page which is better, and how sure that is.
 
-  python job/compare.py --data DIR --run NAME          the contenders of fracture/configs/comparisons/default.yaml, 5 folds each
+  python job/compare.py --data DIR --run NAME          the contenders of configs/comparisons, 5 folds each
   python job/compare.py --run NAME                     the same on sample radiographs, with the quick recipe
   python job/compare.py --shards SHARDS --models FILE --only cnn qnn --run NAME   trains these alone
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from fracture.config import Config
-    from fracture.dataset.format import Manifest
+    from fracture.dataset.format import Dataset
     from fracture.evaluation.comparison import Contender
-    from fracture.evaluation.contenders import Entry
-    from fracture.storage import Place
+    from fracture.evaluation.contenders import ContenderSettings
+    from fracture.storage import StoragePath
 
 _CONTENDERS = _cli.CONFIGS / "comparisons/default.yaml"
 _IMAGES = 64  # that prediction is timed with
@@ -99,33 +99,33 @@ def _named(title: str) -> Iterator[None]:
 
 def _train_and_compare(
     args: argparse.Namespace,
-    contenders: dict[str, Entry],
+    contenders: dict[str, ContenderSettings],
     configs: dict[str, Config],
     chosen: Collection[str],
-    run: Place,
+    run: StoragePath,
 ) -> list[str]:
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import folder_of
     from fracture.inference.bundle import is_bundle
     from fracture.training.launch import check_batches, check_run, with_data_of
 
     shards = shards_of(args, next(iter(configs.values())), storage_of(args))
-    manifest = read_manifest(shards)
-    if not manifest.folds:
+    dataset = read_dataset(shards)
+    if not dataset.manifest.folds:
         raise UsageError(f"{shards} has no folds to compare on: make 5, here or in job/preprocess.py, with --folds 5.")
-    configs = {title: with_data_of(config, manifest) for title, config in configs.items()}
+    configs = {title: with_data_of(config, dataset.manifest) for title, config in configs.items()}
     finished = set()
     for title, config in configs.items():  # before hours of training, and not after
-        folds = [run / folder_of(title) / f"fold-{number}" for number in range(1, len(manifest.folds) + 1)]
+        folds = [run / folder_of(title) / f"fold-{number}" for number in range(1, len(dataset.manifest.folds) + 1)]
         if all(is_bundle(fold / "bundle") for fold in folds):
             finished.add(title)
         elif title not in chosen:
             continue
         with _named(title):
             for number, fold in enumerate(folds, 1):
-                check_batches(config, manifest.fold(number))
-                check_run(fold, config, manifest.fold(number))
+                check_batches(config, dataset.fold(number))
+                check_run(fold, config, dataset.fold(number))
             if config.pretrained and title not in finished:
                 from fracture.training.pretrained import check_backbone  # loads TensorFlow
 
@@ -133,36 +133,36 @@ def _train_and_compare(
     for number, title in enumerate(chosen, 1):
         print(f"contender  {number} of {len(chosen)}: {title}", flush=True)
         with _named(title):
-            lines = train_folds(configs[title], shards, manifest, run / folder_of(title), args.verbose)
+            lines = train_folds(configs[title], dataset, run / folder_of(title), args.verbose)
         print("\n".join(lines), flush=True)
     shown = {title: entry for title, entry in contenders.items() if title in finished or title in chosen}
-    return _compare(shown, shards, manifest, run)
+    return _compare(shown, dataset, run)
 
 
-def _compare(contenders: dict[str, Entry], shards: Place, manifest: Manifest, run: Place) -> list[str]:
+def _compare(contenders: dict[str, ContenderSettings], dataset: Dataset, run: StoragePath) -> list[str]:
     """Writes the page; what there is to say."""
     from fracture.evaluation.comparison import comparison_lines, table_lines, write_comparison
     from fracture.evaluation.report import caveats
 
-    told = _measured(contenders, shards, manifest, run)
-    write_comparison(run, manifest, told, caveats(manifest))
+    told = _measured(contenders, dataset, run)
+    write_comparison(run, dataset.manifest, told, caveats(dataset.manifest))
     lines = [*comparison_lines(told), "", *table_lines(told), ""]
-    lines += [f"CAVEAT     {line}" for line in caveats(manifest)]
+    lines += [f"CAVEAT     {line}" for line in caveats(dataset.manifest)]
     return [*lines, f"comparison {run / 'comparison.html'} (comparison.md: the table; comparison.json: all figures)"]
 
 
-def _measured(contenders: dict[str, Entry], shards: Place, manifest: Manifest, run: Place) -> list[Contender]:
-    from fracture.dataset.format import images_of, read_rows
+def _measured(contenders: dict[str, ContenderSettings], dataset: Dataset, run: StoragePath) -> list[Contender]:
+    from fracture.dataset.format import images_of
     from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
     from fracture.evaluation.contenders import folder_of
     from fracture.evaluation.folds import pool_folds
     from fracture.inference.bundle import read_bundle
 
     folders = {title: run / folder_of(title) for title in contenders}
-    models = {title: read_bundle(place / "fold-1" / "bundle").model() for title, place in folders.items()}
-    images = images_of(read_rows(shards, manifest, "fold-1", 0, _IMAGES), manifest.image_size)
+    models = {title: read_bundle(folder / "fold-1" / "bundle").model() for title, folder in folders.items()}
+    images = images_of(dataset.read("fold-1", 0, _IMAGES), dataset.image_size)
     speeds = prediction_speeds(models, images)
-    pooled = {title: pool_folds(place, manifest) for title, place in folders.items()}
+    pooled = {title: pool_folds(folder, dataset.manifest) for title, folder in folders.items()}
     baseline = next(iter(contenders))  # the first of those that are there
     others = {
         title: [other for other in dict.fromkeys((baseline, entry.against)) if other in contenders and other != title]
@@ -176,7 +176,7 @@ def _measured(contenders: dict[str, Entry], shards: Place, manifest: Manifest, r
             settings=entry.settings,
             pooled=pooled[title],
             figures=figures(pooled[title]),
-            costs=read_costs(folders[title], len(manifest.folds), models[title].count_params(), speeds[title]),
+            costs=read_costs(folders[title], len(dataset.manifest.folds), models[title].count_params(), speeds[title]),
             differences={other: differences(pooled[title], pooled[other], pairs) for other in others[title]},
         )
         for title, entry in contenders.items()
@@ -188,7 +188,10 @@ if __name__ == "__main__":
     add_flags(parser)
     which = parser.add_argument_group("contenders")
     which.add_argument(
-        "--models", metavar="FILE", default=str(_CONTENDERS), help="YAML of contenders (default: fracture/configs/comparisons/default.yaml)"
+        "--models",
+        metavar="FILE",
+        default=str(_CONTENDERS),
+        help="YAML of contenders (default: fracture/configs/comparisons/default.yaml)",
     )
     which.add_argument("--only", metavar="TITLE", nargs="+", help="train these contenders alone")
     _cli.run(main, parser.parse_args())

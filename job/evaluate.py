@@ -29,23 +29,24 @@ if TYPE_CHECKING:
     import numpy as np
     from pyarrow import Table
 
-    from fracture.dataset.format import Manifest
+    from fracture.dataset.format import Dataset, Manifest
     from fracture.inference.bundle import Bundle
-    from fracture.storage import Place
+    from fracture.storage import StoragePath
 
 
 def main(args: argparse.Namespace) -> None:
+    from fracture.dataset.format import Dataset
     from fracture.errors import UsageError
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
-    from fracture.evaluation.operating_point import joint_decision
+    from fracture.evaluation.operating_point import mean_operating_point
     from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
     from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
     from fracture.inference.bundle import read_bundle, versions
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    bundles, out = [read_bundle(place(bundle)) for bundle in args.bundle], place(args.out)
-    shards, manifest, fresh = find_test(args, bundles, out)
+    bundles, out = [read_bundle(storage_path(bundle)) for bundle in args.bundle], storage_path(args.out)
+    dataset, fresh = find_test(args, bundles, out)
     if not fresh.any():
         which = "the model was" if len(bundles) == 1 else "one model or another was"
         raise UsageError(
@@ -54,64 +55,65 @@ def main(args: argparse.Namespace) -> None:
         )
     models = [bundle.model() for bundle in bundles]
     model = Ensemble(models, args.flips)
-    scores = score_blocks(model, shards, manifest, "test", rank=0, workers=1, only=fresh)
-    decision = joint_decision([bundle.decision for bundle in bundles])
-    manifest = _counted(manifest, scores)
+    scores = score_blocks(model, dataset, "test", rank=0, workers=1, only=fresh)
+    operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
+    dataset = Dataset(dataset.folder, _counted(dataset.manifest, scores))
+    manifest = dataset.manifest
     notes = [*of_the_models(bundles), *caveats(manifest)]
-    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
-    named = ", ".join(str(bundle.place) for bundle in bundles)
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
+    named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
     own, gallery = None, None
     if len(bundles) == 1 and not args.flips:  # else it is not this model alone whose test and maps these would be
         own = bundles[0].evaluations["test"]
-        gallery = make_gallery(models[0], scores, shards, manifest, decision.threshold)
+        gallery = make_gallery(models[0], scores, dataset, operating_point.threshold)
     flips = ", each image with its mirror image" if args.flips else ""
     title = f"{args.bundle[0] if len(bundles) == 1 else f'The mean of {len(bundles)} models'} elsewhere{flips}"
-    report = Report(title, manifest, decision, evaluations, [], 0, facts, notes, own, len(bundles), gallery)
-    write_report(out, report, scores, shards)
+    report = Report(title, dataset, operating_point, evaluations, [], 0, facts, notes, own, len(bundles), gallery)
+    write_report(out, report, scores)
     write_predictions(out, scores)
     (out / "metrics.json").write_json(as_json(evaluations))
     left_out = int((~fresh).sum())
     if left_out:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     if len(bundles) > 1:
-        print(f"ensemble   of {len(bundles)} models; threshold {decision.threshold:.3f}, {decision.rule}")
+        print(f"ensemble   of {len(bundles)} models; threshold {operating_point.threshold:.3f}, {operating_point.rule}")
     lines = [*result_lines(evaluations), *([comparison_line(own, evaluations["test"])] if own else [])]
     lines += [f"CAVEAT     {line}" for line in notes]
     print("\n".join([*lines, f"report     {out / 'report.html'}"]))
 
 
-def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: Place) -> tuple[Place, Manifest, np.ndarray]:
+def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: StoragePath) -> tuple[Dataset, np.ndarray]:
     """The shards that `--shards` names or that are made of `--data`, and of each row of test whether it is new.
 
     A radiograph or patient of which one of the models has seen a file is not new.
     """
     import numpy as np
 
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.inference.bundle import is_bundle
-    from fracture.storage import place
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
+    from fracture.storage import storage_path
 
     if (out / "run.json").is_file() or is_bundle(out):
         raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")
     image_size = _image_size(bundles)
-    shards = place(args.shards) if args.shards else out / "shards"
+    shards = storage_path(args.shards) if args.shards else out / "shards"
     if args.labels and not args.data:
         raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
     if args.data:
         config = _cli.settings(args, [f"data.image_size={image_size}", "data.split=test", "data.folds=0"])
-        source = find(args, [place(data) for data in args.data], config)
+        source = find(args, [storage_path(data) for data in args.data], config)
         prepare(source, shards, config, lambda: start_ray(args.verbose))
-    manifest = read_manifest(shards)
-    if "test" not in manifest.shards or manifest.image_size != image_size:
+    dataset = read_dataset(shards)
+    if "test" not in dataset.splits or dataset.image_size != image_size:
         raise UsageError(
             f"{shards}: the model takes a test split of images of {image_size} pixels; these shards have "
-            f"{', '.join(manifest.shards)} of {manifest.image_size}. Name the radiographs with --data instead."
+            f"{', '.join(dataset.splits)} of {dataset.image_size}. Name the radiographs with --data instead."
         )
-    fresh = [bundle.fresh(shards, manifest, ["test"])["test"] for bundle in bundles]
-    return shards, manifest, np.logical_and.reduce(fresh)
+    fresh = [bundle.fresh(dataset, ["test"])["test"] for bundle in bundles]
+    return dataset, np.logical_and.reduce(fresh)
 
 
 def _image_size(bundles: Sequence[Bundle]) -> int:
@@ -119,12 +121,12 @@ def _image_size(bundles: Sequence[Bundle]) -> int:
 
     first = bundles[0]
     for number, bundle in enumerate(bundles):
-        if bundle.place in [other.place for other in bundles[:number]]:
-            raise UsageError(f"--bundle {bundle.place} is named twice, and would count double. Name it once.")
+        if bundle.folder in [other.folder for other in bundles[:number]]:
+            raise UsageError(f"--bundle {bundle.folder} is named twice, and would count double. Name it once.")
         if bundle.image_size != first.image_size:
             raise UsageError(
-                f"{bundle.place} takes images of {bundle.image_size} pixels, and {first.place} of {first.image_size}: "
-                "they cannot be averaged on the same shards. Name bundles of one data.image_size."
+                f"{bundle.folder} takes images of {bundle.image_size} pixels, and {first.folder} of "
+                f"{first.image_size}: they cannot be averaged on the same shards. Name bundles of one data.image_size."
             )
     return first.image_size
 
@@ -142,7 +144,7 @@ def _counted(manifest: Manifest, scores: Table) -> Manifest:
     """The manifest with the counts of what was scored."""
     from fracture.labels import CLASS_NAMES
 
-    rows = list(zip(scores["label"].to_pylist(), scores["group"].to_pylist(), strict=True))
+    rows = list(zip(scores["label"].to_pylist(), scores["group_id"].to_pylist(), strict=True))
     of_class = {name: [group for label, group in rows if label == i] for i, name in enumerate(CLASS_NAMES)}
     counts = {"test": {name: len(groups) for name, groups in of_class.items()}}
     groups = {"test": {name: len(set(groups)) for name, groups in of_class.items()}}

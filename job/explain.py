@@ -29,13 +29,13 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
     from fracture.inference.bundle import read_bundle
     from fracture.page import render
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
     if args.count < 1:
         raise UsageError(f"--count {args.count}: how many of each group to show, 1 or more")
-    bundle, out = read_bundle(place(args.bundle)), place(args.out)
-    shards, manifest, fresh = find_test(args, [bundle], out)
-    model, threshold = bundle.model(), bundle.decision.threshold
+    bundle, out = read_bundle(storage_path(args.bundle)), storage_path(args.out)
+    dataset, fresh = find_test(args, [bundle], out)
+    model, threshold = bundle.model(), bundle.operating_point.threshold
     steps = {"score": 0, "explain": 0}
 
     def step(what: str, size: int, total: int | None) -> None:
@@ -43,9 +43,9 @@ def main(args: argparse.Namespace) -> None:
         bars.show(what, min(steps[what], total or steps[what]), total)
 
     with Bars() as bars:
-        scores = score_blocks(model, shards, manifest, "test", 0, 1, lambda: step("score", BLOCK_ROWS, len(fresh)))
-        gallery = make_gallery(model, scores, shards, manifest, threshold, args.count, lambda: step("explain", 1, None))
-    notes = [*of_the_models([bundle]), *caveats(manifest)]
+        scores = score_blocks(model, dataset, "test", 0, 1, lambda: step("score", BLOCK_ROWS, len(fresh)))
+        gallery = make_gallery(model, scores, dataset, threshold, args.count, lambda: step("explain", 1, None))
+    notes = [*of_the_models([bundle]), *caveats(dataset.manifest)]
     if seen := len(fresh) - sum(fresh):
         notes.append(
             f"SEEN: the model was trained on {seen} of these {len(fresh)} images, or on others of their radiograph or "
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
     page = render(
         "explanations.html",
         title=f"What {args.bundle} looks at",
-        radiographs=len(scores["film"].unique()),
+        radiographs=len(scores["radiograph_id"].unique()),
         images=len(scores),
         threshold=threshold,
         caveats=notes,

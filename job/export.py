@@ -23,31 +23,32 @@ from typing import TYPE_CHECKING, Any
 import _cli
 
 if TYPE_CHECKING:
-    from fracture.storage import Place
+    from fracture.storage import StoragePath
 
 _FORMATS = ("keras", "savedmodel", "onnx", "tflite")  # of fracture.inference.export, which takes seconds to import
 _WORSE = 0.02  # AUC that 8 bits may cost without a word
 
 
 def main(args: argparse.Namespace) -> None:
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.inference.bundle import read_bundle
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
     if args.shards and args.to != "tflite":
         raise UsageError("--shards are for --to tflite, whose int8 form they calibrate and test. Leave them out.")
-    bundle = read_bundle(place(args.bundle))
-    out = place(args.out or f"exports/{_name(bundle.place)}/{args.to}")
+    bundle = read_bundle(storage_path(args.bundle))
+    out = storage_path(args.out or f"exports/{_name(bundle.folder)}/{args.to}")
     with nullcontext() if args.verbose else _cli.python_alone_on_stderr():
         from fracture.inference.export import export
 
-        content = export(bundle, args.to, out, place(args.shards) if args.shards else None)
+        content = export(bundle, args.to, out, read_dataset(storage_path(args.shards)) if args.shards else None)
     print("\n".join(_lines(content, out)))
     if bundle.synthetic:
         print("CAVEAT     SYNTHETIC MODEL: it was trained on drawn radiographs and knows nothing of real ones.")
 
 
-def _name(bundle: Place) -> str:
+def _name(bundle: StoragePath) -> str:
     """NAME of runs/NAME/bundle, NAME-cnn-fold-1 of runs/NAME/cnn/fold-1/bundle, REGISTRY-0003 of a version.
 
     Of a bundle elsewhere, its folder's name and that of the folder above.
@@ -57,7 +58,7 @@ def _name(bundle: Place) -> str:
     return "-".join([part for part in after if part not in ("versions", "bundle")])
 
 
-def _lines(content: dict[str, Any], out: Place) -> list[str]:
+def _lines(content: dict[str, Any], out: StoragePath) -> list[str]:
     from fracture.evaluation.metrics import Metrics
     from fracture.evaluation.report import text
     from fracture.inference.export import CARD, FORMS, INT8

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> None:
     from fracture.inference.predict import check_out, find_inputs, formulas, predict, summary, write_results
-    from fracture.storage import place
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
+    from fracture.storage import storage_path
 
     bundle, facts = _bundle(args)
-    out = place(args.out)
-    inputs = find_inputs([place(data) for data in args.data], bundle.image_size)
+    out = storage_path(args.out)
+    inputs = find_inputs([storage_path(data) for data in args.data], bundle.image_size)
     check_out(out, inputs)
     print(f"model      {', '.join(f'{name} {value}' for name, value in facts.items())}", flush=True)
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> None:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started
-    print("\n".join(summary(results, bundle.decision.threshold)))
+    print("\n".join(summary(results, bundle.operating_point.threshold)))
     print(f"speed      {len(results) / seconds:.3g} files/s, {seconds:.0f} s in all, Ray's start included")
     if bundle.synthetic:
         print("CAVEAT     SYNTHETIC MODEL: it was trained on drawn radiographs and knows nothing of real ones.")
@@ -59,11 +59,15 @@ def _bundle(args: argparse.Namespace) -> tuple[Bundle, dict[str, str]]:
     """The bundle, and what a result says of where it comes from."""
     from fracture.inference.bundle import read_bundle
     from fracture.registry.registry import Registry
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    bundle = Registry(place(args.registry)).champion_bundle() if args.registry else read_bundle(place(args.bundle))
-    facts = {"bundle": str(bundle.place), "threshold": f"{bundle.decision.threshold!r}"}
-    return bundle, facts | ({"version": str(int(bundle.place.name))} if args.registry else {})
+    bundle = (
+        Registry(storage_path(args.registry)).champion_bundle()
+        if args.registry
+        else read_bundle(storage_path(args.bundle))
+    )
+    facts = {"bundle": str(bundle.folder), "threshold": f"{bundle.operating_point.threshold!r}"}
+    return bundle, facts | ({"version": str(int(bundle.folder.name))} if args.registry else {})
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:

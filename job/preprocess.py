@@ -30,30 +30,32 @@ if TYPE_CHECKING:
 
     from fracture.config import Config
     from fracture.preparation.source import Source
-    from fracture.storage import Place
+    from fracture.storage import StoragePath
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.storage import place
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
+    from fracture.storage import storage_path
 
     config = _cli.settings(args, _cli.data_settings(args))
-    source = find(args, [place(data) for data in args.data], config)
+    source = find(args, [storage_path(data) for data in args.data], config)
     if args.audit_only:
-        audit_only(source, place(args.out or f"audits/{next(iter(source.roots.values())).name}"), config, args.verbose)
+        audit_only(
+            source, storage_path(args.out or f"audits/{next(iter(source.roots.values())).name}"), config, args.verbose
+        )
     elif args.out:
-        prepare(source, place(args.out), config, lambda: start_ray(args.verbose))
+        prepare(source, storage_path(args.out), config, lambda: start_ray(args.verbose))
     else:
         raise UsageError("--out is missing: name the folder to write the shards to, or ask for --audit-only")
 
 
-def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> Source:
+def find(args: argparse.Namespace, roots: Sequence[StoragePath], config: Config) -> Source:
     """Lists the radiographs, and prints where."""
     from fracture.preparation.source import find_source
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    source = find_source(roots, config.data, place(args.labels) if args.labels else None)
+    source = find_source(roots, config.data, storage_path(args.labels) if args.labels else None)
     print(f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}", flush=True)
     if args.labels:
         patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
@@ -65,10 +67,10 @@ def find(args: argparse.Namespace, roots: Sequence[Place], config: Config) -> So
     return source
 
 
-def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> None:
+def audit_only(source: Source, out: StoragePath, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import check_apart, examine_source, write_audit
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
 
     check_apart(source, out)
     start_ray(verbose)
@@ -79,7 +81,9 @@ def audit_only(source: Source, out: Place, config: Config, verbose: bool) -> Non
     print(f"audit      {out} (audit.html to look at, links.csv with every copy, audit.json)", flush=True)
 
 
-def prepare(source: Source, out: Place, config: Config, start: Callable[[], None], before: Place | None = None) -> None:
+def prepare(
+    source: Source, out: StoragePath, config: Config, start: Callable[[], None], before: StoragePath | None = None
+) -> None:
     """Makes the shards of `source` in `out`, unless they are there, and prints what was found.
 
     Args:

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING
 import _cli
 
 if TYPE_CHECKING:
-    from fracture.registry.registry import Entry, Registry
+    from fracture.registry.registry import Registry, RegistryDecision
 
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.registry.registry import Registry
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    registry = Registry(place(args.registry), _cli.who())
+    registry = Registry(storage_path(args.registry), _cli.who())
     if not registry.versions():
         raise UsageError(
             f"{args.registry} is no registry with a version in it. Make one with: python job/retrain.py --data DIR "
@@ -70,7 +70,7 @@ def _show(registry: Registry, number: int | None) -> list[str]:
     counts = ", ".join(f"{count:,} {name} groups" for name, count in reversed(version.groups.items()))
     lines = [
         f"version    {number}, {state}, made {version.made:%Y-%m-%d %H:%M} UTC in {version.tick}",
-        f"bundle     {bundle.place}",
+        f"bundle     {bundle.folder}",
         f"data       {counts}; fingerprint {version.dataset[:12]}",
         f"began      with {version.initial_weights}",
     ]
@@ -83,7 +83,7 @@ def _show(registry: Registry, number: int | None) -> list[str]:
     return lines + [_line(entry) for entry in registry.history() if number in (entry.version, entry.champion)]
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: RegistryDecision) -> str:
     stays = f"version {entry.champion} in use" if entry.champion else "none in use"
     what = f"version {entry.version} {entry.event}, {stays}"
     why = f": {shorten(entry.reason, 90, placeholder=' …')}" if entry.reason else ""
@@ -98,9 +98,9 @@ def _prune(registry: Registry, args: argparse.Namespace) -> None:
     if args.keep < 1:
         raise UsageError(f"--keep {args.keep}: at least the newest version and run are kept; give 1 or more")
 
-    with held(registry.place / "locks" / "retraining", f"the registry {registry.place}", "nothing else was removed"):
-        for place in registry.prunable(args.keep) if args.dry_run else registry.prune(args.keep):
-            print(f"{'would go' if args.dry_run else 'removed':<10} {place}")
+    with held(registry.folder / "locks" / "retraining", f"the registry {registry.folder}", "nothing else was removed"):
+        for folder in registry.prunable(args.keep) if args.dry_run else registry.prune(args.keep):
+            print(f"{'would go' if args.dry_run else 'removed':<10} {folder}")
 
 
 if __name__ == "__main__":

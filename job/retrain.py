@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fracture.config import Config
-    from fracture.dataset.format import Manifest
+    from fracture.dataset.format import Dataset, Manifest
     from fracture.preparation.source import Source
-    from fracture.registry.registry import Entry, Registry, State, Version
+    from fracture.registry.registry import Registry, RegistryDecision, TickState, Version
     from fracture.registry.retraining_page import Retraining
-    from fracture.storage import Place
 
 REJECTED = 10  # exit code
 _TICKS = {"minute": "%Y%m%d-%H%M", "hour": "%Y%m%d-%H", "day": "%Y-%m-%d", "week": "%G-w%V", "month": "%Y-%m"}  # UTC
@@ -49,18 +48,18 @@ def main(args: argparse.Namespace) -> int:
     from fracture.lock import HeldError
     from fracture.registry.registry import Registry
     from fracture.registry.webhook import check_url
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
     tick = _tick(args, datetime.now(UTC))
     config = _settings(args)
     if args.notify:
         check_url(args.notify)
-    registry = Registry(place(args.registry), _cli.who())
+    registry = Registry(storage_path(args.registry), _cli.who())
     args.resume_hint = f"the same command with --tick {tick}"
-    lock = registry.place / "locks" / "retraining"
+    lock = registry.folder / "locks" / "retraining"
     try:
         source = _source(args, config, registry)
-        with held(lock, f"the retraining of {registry.place}", f"give the same --tick again: {tick}"):
+        with held(lock, f"the retraining of {registry.folder}", f"give the same --tick again: {tick}"):
             return _retrain(args, config, registry, tick, source)
     except HeldError as error:
         print(f"busy       {error}; nothing to do here", flush=True)
@@ -72,10 +71,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace, config: Config, registry: Registry) -> Source:
     from fracture.preparation.preprocess import check_apart
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    source = find(args, [place(data) for data in args.data], config)
-    check_apart(source, registry.place)
+    source = find(args, [storage_path(data) for data in args.data], config)
+    check_apart(source, registry.folder)
     return source
 
 
@@ -84,35 +83,37 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
     from fracture.lock import HeldError
 
     try:
-        registry.settle()
+        registry.finish_pending_decision()
     except HeldError as error:  # else it would pass for another retraining
         raise RunError(f"the last decision is not finished: {error}") from None
     _check_size(config, registry)
-    asked = _asked(source, config, args.warm_start)
-    tick = tick if args.tick else registry.unfinished(asked) or tick  # a retry may come in the next week
-    tick, done = _which(registry, tick, asked, args.force)
+    request_hash = _request_hash(source, config, args.warm_start)
+    tick = (
+        tick if args.tick else registry.find_unfinished_tick(request_hash) or tick
+    )  # a retry may come in the next week
+    tick, done = _which(registry, tick, request_hash, args.force)
     args.resume_hint = f"the same command with --tick {tick}"
-    print(f"tick       {tick}, registry {registry.place}", flush=True)
+    print(f"tick       {tick}, registry {registry.folder}", flush=True)
     if done:
         print(f"decided    earlier: {done.event}", flush=True)
         return _finish(args, config, registry, done)
     recipe = _recipe(config, args.warm_start)
     state = _going_on(registry, tick, recipe)
-    if state is None and not args.force and (known := _known(registry, asked)):
+    if state is None and not args.force and (known := _known(registry, request_hash)):
         print(f"nothing    new since {known}; --force trains anyway", flush=True)
         return 0
     if state is None:
-        state = _begun(registry, tick, asked, recipe, source, config, args.warm_start)
+        state = _begun(registry, tick, request_hash, recipe, source, config, args.warm_start)
     from fracture.training.launch import check_initial, with_data_of
 
-    shards, manifest = _prepared(args, config, registry, tick, state, source)
-    config = with_data_of(config, manifest)
+    dataset = _prepared(args, config, registry, tick, state, source)
+    config = with_data_of(config, dataset.manifest)
     initial = registry.read(state.initial) if state.initial else None
     if initial:
         check_initial(config, initial)
-    train_once(config, shards, manifest, registry.run(tick), args.verbose, initial)
-    version = registry.add(lambda number: _version(number, tick, state, manifest), registry.run(tick), shards, manifest)
-    return _finish(args, config, registry, _decide(registry, version, shards, manifest, config))
+    train_once(config, dataset, registry.run(tick), args.verbose, initial)
+    version = registry.add(lambda number: _version(number, tick, state, dataset.manifest), registry.run(tick), dataset)
+    return _finish(args, config, registry, _decide(registry, version, dataset, config))
 
 
 def _check_size(config: Config, registry: Registry) -> None:
@@ -130,34 +131,34 @@ def _check_size(config: Config, registry: Registry) -> None:
         )
 
 
-def _which(registry: Registry, tick: str, asked: str, force: bool) -> tuple[str, Entry | None]:
+def _which(registry: Registry, tick: str, request_hash: str, force: bool) -> tuple[str, RegistryDecision | None]:
     """The tick's name, and what was decided in it; TICK-2, TICK-3, ... is what was asked anew within it."""
     decided = {entry.tick: entry for entry in registry.history() if entry.tick}
     name, number = tick, 1
     while name in decided:
         state = registry.state(name)
         through = state is None or state.notified  # else it was killed before its end, and this is its retry
-        if decided[name].asked == asked and not (force and through):
+        if decided[name].request_hash == request_hash and not (force and through):
             return name, decided[name]
         number += 1
         name = f"{tick}-{number}"
     return name, None
 
 
-def _known(registry: Registry, asked: str) -> str:
+def _known(registry: Registry, request_hash: str) -> str:
     """Where the very same was asked before; "" where it was not."""
     champion = registry.champion()
-    if champion is not None and registry.version(champion).asked == asked:
+    if champion is not None and registry.version(champion).request_hash == request_hash:
         return f"version {champion}, which is in use"
     last = next((entry for entry in reversed(registry.history()) if entry.tick), None)
-    if last is not None and last.asked == asked:
+    if last is not None and last.request_hash == request_hash:
         return f"{last.tick}, which was {last.event}"
     return ""
 
 
-def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
+def _going_on(registry: Registry, tick: str, recipe: str) -> TickState | None:
     """How far the tick is, if it can go on; what cannot is removed, and begins anew."""
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
 
     state = registry.state(tick)
@@ -165,7 +166,9 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
         registry.run(tick).delete()
         return None
     try:
-        prepared = not state.dataset or read_manifest(registry.shards(state.shards)).fingerprint == state.dataset
+        prepared = (
+            not state.dataset or read_dataset(registry.shards(state.shards)).manifest.fingerprint == state.dataset
+        )
     except UsageError:
         prepared = False
     if prepared and state.after_entry == registry.last_decided() and state.recipe == recipe:
@@ -175,30 +178,32 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> State | None:
     return None
 
 
-def _begun(registry: Registry, tick: str, asked: str, recipe: str, source: Source, config: Config, warm: bool) -> State:
+def _begun(
+    registry: Registry, tick: str, request_hash: str, recipe: str, source: Source, config: Config, warm: bool
+) -> TickState:
     from fracture.preparation.preprocess import shards_name
-    from fracture.registry.registry import State
+    from fracture.registry.registry import TickState
 
     champion = registry.champion()
     if warm and champion is None:
         print("weights    from scratch: no version is in use yet that --warm-start could begin with", flush=True)
-    state = State(
+    state = TickState(
         after_entry=registry.last_decided(),
-        asked=asked,
+        request_hash=request_hash,
         recipe=recipe,
         shards=shards_name(source, config.data),
         initial=champion if warm else None,
     )
-    registry.keep_state(tick, state)
+    registry.write_state(tick, state)
     return state
 
 
 def _prepared(
-    args: argparse.Namespace, config: Config, registry: Registry, tick: str, state: State, source: Source
-) -> tuple[Place, Manifest]:
+    args: argparse.Namespace, config: Config, registry: Registry, tick: str, state: TickState, source: Source
+) -> Dataset:
     """The shards of this tick; those it was begun with, if it goes on."""
-    from fracture.dataset.format import read_manifest
-    from fracture.training.launch import check_capacity, start_ray
+    from fracture.dataset.format import read_dataset
+    from fracture.runtime.cluster import check_capacity, start_ray
 
     def start() -> None:
         start_ray(args.verbose)
@@ -207,16 +212,16 @@ def _prepared(
     shards = registry.shards(state.shards)
     if state.dataset:
         print(f"shards     {shards}, as this tick was begun with them", flush=True)
-        return shards, read_manifest(shards)
+        return read_dataset(shards)
     champion = registry.champion()
     prepare(source, shards, config, start, None if champion is None else registry.dataset(champion))
-    manifest = read_manifest(shards)
-    state.dataset = manifest.fingerprint
-    registry.keep_state(tick, state)
-    return shards, manifest
+    dataset = read_dataset(shards)
+    state.dataset = dataset.manifest.fingerprint
+    registry.write_state(tick, state)
+    return dataset
 
 
-def _version(number: int, tick: str, state: State, manifest: Manifest) -> Version:
+def _version(number: int, tick: str, state: TickState, manifest: Manifest) -> Version:
     from fracture.labels import CLASS_NAMES
     from fracture.registry.registry import Version
 
@@ -225,36 +230,36 @@ def _version(number: int, tick: str, state: State, manifest: Manifest) -> Versio
         number=number,
         tick=tick,
         made=datetime.now(UTC),
-        asked=state.asked,
+        request_hash=state.request_hash,
         dataset=state.dataset,
         groups={name: sum(split[name] for split in groups) for name in CLASS_NAMES},
         initial_weights=f"version {state.initial}" if state.initial else "scratch",
     )
 
 
-def _decide(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Entry:
+def _decide(registry: Registry, version: Version, dataset: Dataset, config: Config) -> RegistryDecision:
     """Judges the version beside the champion, writes the page, and then the decision."""
     from fracture.errors import RunError
     from fracture.lock import HeldError
     from fracture.registry.registry import ChampionChanged
 
     for _ in range(_CHANGES):
-        told = _judged(registry, version, shards, manifest, config)
+        told = _judged(registry, version, dataset, config)
         try:
-            return registry.decide(version, promote=told.promoted, beaten=told.champion, reason=told.reason)
+            return registry.decide(version, promote=told.promoted, compared_with=told.champion, reason=told.reason)
         except HeldError as error:
             raise RunError(f"nothing was decided: {error}") from None
         except ChampionChanged as error:
             print(f"again      {error}", flush=True)
     raise RunError(
-        f"the champion of {registry.place} was changed {_CHANGES} times while version {version.number} was judged"
+        f"the champion of {registry.folder} was changed {_CHANGES} times while version {version.number} was judged"
     )
 
 
-def _judged(registry: Registry, version: Version, shards: Place, manifest: Manifest, config: Config) -> Retraining:
+def _judged(registry: Registry, version: Version, dataset: Dataset, config: Config) -> Retraining:
     from fracture.dataset.format import FILES
     from fracture.evaluation.report import caveats
-    from fracture.registry.data_changes import arrivals
+    from fracture.registry.data_changes import find_data_changes
     from fracture.registry.gate import compare, judge
     from fracture.registry.retraining_page import Retraining, retraining_page
 
@@ -263,11 +268,11 @@ def _judged(registry: Registry, version: Version, shards: Place, manifest: Manif
     champion = None if number is None else registry.read(number)
     before = None if number is None else (registry.dataset(number) / FILES).read_parquet()
     challenger = registry.read(version.number)
-    new = arrivals((shards / FILES).read_parquet(), before)
-    compared = compare(challenger, champion, registry.run(version.tick), shards, manifest, new)
+    new = find_data_changes((dataset.folder / FILES).read_parquet(), before)
+    compared = compare(challenger, champion, registry.run(version.tick), dataset, new)
     told = Retraining(
         tick=version.tick,
-        registry=registry.place,
+        registry=registry.folder,
         version=version.number,
         champion=number,
         initial_weights=version.initial_weights,
@@ -275,26 +280,26 @@ def _judged(registry: Registry, version: Version, shards: Place, manifest: Manif
         champion_bundle=champion,
         compared=compared,
         new=new,
-        rules=judge(compared, new, manifest, config.gate),
-        manifest=manifest,
-        caveats=caveats(manifest),
+        rules=judge(compared, new, dataset.manifest, config.gate),
+        dataset=dataset,
+        caveats=caveats(dataset.manifest),
     )
     folder = registry.tick(version.tick)
     (folder / "scores.parquet").write_parquet(compared.scores)
-    (folder / "report.html").write_bytes(retraining_page(told, shards))
+    (folder / "report.html").write_bytes(retraining_page(told))
     (folder / "decision.json").write_json(told.as_json())
     for rule in told.rules:
         print(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.told}", flush=True)
     return told
 
 
-def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry: Entry) -> int:
+def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry: RegistryDecision) -> int:
     """What comes after a decision, and may be done again: clears away what nobody needs, and tells of it."""
     from fracture.errors import RunError, UsageError
 
     try:
         if pruned := registry.prune(config.registry.keep, entry.tick):
-            names = (place.path[len(registry.place.path) + 1 :] for place in pruned)
+            names = (folder.path[len(registry.folder.path) + 1 :] for folder in pruned)
             print(f"cleared    {', '.join(names)}", flush=True)
     except (OSError, RunError, UsageError) as error:  # the next time will do
         print(f"cleared    not all that nobody needs: {error}", flush=True)
@@ -302,7 +307,7 @@ def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry:
     if state is not None and not state.notified:
         _tell(args, entry.model_dump(mode="json") | {"registry": args.registry, "page": str(page)})
         state.notified = True
-        registry.keep_state(entry.tick, state)
+        registry.write_state(entry.tick, state)
     promoted = entry.event != "rejected"
     stays = f"version {entry.champion} stays in use" if entry.champion else "no version is in use"
     print(f"decision   version {entry.version} {entry.event}: {'in use from now on' if promoted else stays}")
@@ -317,7 +322,7 @@ def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
         print(f"notify     nobody was told: {why}", flush=True)
 
 
-def _asked(source: Source, config: Config, warm: bool) -> str:
+def _request_hash(source: Source, config: Config, warm: bool) -> str:
     """Differs where files, labels or settings of the recipe do."""
     return hashlib.sha256((source.stamp() + _recipe(config, warm)).encode()).hexdigest()
 

@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from fracture.config import Config
-    from fracture.dataset.format import Manifest
+    from fracture.dataset.format import Dataset
     from fracture.evaluation.metrics import Evaluation
     from fracture.inference.bundle import Bundle
-    from fracture.storage import Place
+    from fracture.storage import StoragePath
     from fracture.training.launch import Outcome
 
 _taken_over = threading.Event()  # by another job, which took this one for dead
@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines), flush=True)
 
 
-def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, Place, Place]:
+def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, StoragePath, StoragePath]:
     """The settings that are asked for, the storage, and the run's folder in it.
 
     Args:
@@ -82,36 +82,37 @@ def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, P
     return config, storage, run
 
 
-def storage_of(args: argparse.Namespace) -> Place:
-    from fracture.storage import place
+def storage_of(args: argparse.Namespace) -> StoragePath:
+    from fracture.storage import storage_path
 
-    return place(args.storage or _cli.default_storage())
+    return storage_path(args.storage or _cli.default_storage())
 
 
-def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
+def _prepare_and_train(args: argparse.Namespace, config: Config, storage: StoragePath, run: StoragePath) -> list[str]:
     """What there is to say of the finished run."""
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.training.launch import with_data_of
 
     shards = shards_of(args, config, storage)
-    manifest = read_manifest(shards)
+    dataset = read_dataset(shards)
+    manifest = dataset.manifest
     config = with_data_of(config, manifest)
     if not manifest.folds and "train" not in manifest.shards:
         raise UsageError(
             f"{shards}: all of it is test; there is nothing to train on. Preprocess with another data.split."
         )
     if manifest.folds:
-        lines = train_folds(config, shards, manifest, run, args.verbose)
+        lines = train_folds(config, dataset, run, args.verbose)
     else:
-        lines = _told(train_once(config, shards, manifest, run, args.verbose), run)
+        lines = _told(train_once(config, dataset, run, args.verbose), run)
     from fracture.evaluation.report import caveats
 
     return [*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]
 
 
 @contextmanager
-def locked(run: Place) -> Iterator[None]:
+def locked(run: StoragePath) -> Iterator[None]:
     """Keeps other jobs out of the run, unless it is finished and will only be shown.
 
     Raises:
@@ -134,7 +135,7 @@ def locked(run: Place) -> Iterator[None]:
 
 
 @contextmanager
-def held(lock: Place, name: str, where: str) -> Iterator[None]:
+def held(lock: StoragePath, name: str, where: str) -> Iterator[None]:
     """Holds the lock of what is called `name`, and stops this job where another takes it over.
 
     Args:
@@ -146,7 +147,7 @@ def held(lock: Place, name: str, where: str) -> Iterator[None]:
     """
     from fracture.errors import RunError
     from fracture.lock import Lease, claim_of_this_process
-    from fracture.training.launch import stop_at_once, stop_by_signals
+    from fracture.runtime.signals import stop_at_once, stop_by_signals
 
     def give_up() -> None:
         _taken_over.set()
@@ -175,7 +176,11 @@ def _job() -> str:
 
 
 def train_once(
-    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None = None
+    config: Config,
+    dataset: Dataset,
+    run: StoragePath,
+    verbose: bool,
+    initial: Bundle | None = None,
 ) -> dict[str, Evaluation]:
     """Trains and tests, unless that is done.
 
@@ -185,34 +190,35 @@ def train_once(
     from fracture.inference.bundle import is_bundle, read_bundle
     from fracture.training.launch import check_batches, check_run
 
-    check_batches(config, manifest)
-    check_run(run, config, manifest, initial)
+    check_batches(config, dataset)
+    check_run(run, config, dataset, initial)
     print(f"run        {run}", flush=True)
     if is_bundle(run / "bundle"):
         print("finished   earlier; a new training takes a new --run name")
         return read_bundle(run / "bundle").evaluations
-    return _train_and_test(config, shards, manifest, run, verbose, initial)
+    return _train_and_test(config, dataset, run, verbose, initial)
 
 
-def train_folds(config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool) -> list[str]:
+def train_folds(config: Config, dataset: Dataset, run: StoragePath, verbose: bool) -> list[str]:
     """Trains once for each fold, each a run of its own below `run`, and pools what they say of their test folds."""
-    for number, title in enumerate(manifest.folds, 1):
-        print(f"fold       {number} of {len(manifest.folds)}: {title} is test", flush=True)
-        train_once(config, shards, manifest.fold(number), run / f"fold-{number}", verbose)
+    for number, title in enumerate(dataset.manifest.folds, 1):
+        print(f"fold       {number} of {len(dataset.manifest.folds)}: {title} is test", flush=True)
+        train_once(config, dataset.fold(number), run / f"fold-{number}", verbose)
     from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
     from fracture.evaluation.report import caveats
 
-    pooled = pool_folds(run, manifest)
-    write_folds(run, manifest, pooled, caveats(manifest))
+    pooled = pool_folds(run, dataset.manifest)
+    write_folds(run, dataset.manifest, pooled, caveats(dataset.manifest))
     return [*fold_lines(pooled), f"report     {run / 'folds.html'}"]
 
 
 def _train_and_test(
-    config: Config, shards: Place, manifest: Manifest, run: Place, verbose: bool, initial: Bundle | None
+    config: Config, dataset: Dataset, run: StoragePath, verbose: bool, initial: Bundle | None
 ) -> dict[str, Evaluation]:
-    from fracture.progress.console import Screen
+    from fracture.progress.console import Console
     from fracture.progress.status import StatusWriter
-    from fracture.training.launch import check_capacity, start_ray, train
+    from fracture.runtime.cluster import check_capacity, start_ray
+    from fracture.training.launch import train
     from fracture.training.phases import most_epochs
 
     with StatusWriter(run, most_epochs(config), may_write=lambda: not _taken_over.is_set()) as status:
@@ -220,28 +226,28 @@ def _train_and_test(
         check_capacity(config)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
         print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
-        outcome = train(config, shards, manifest, run, Screen(config), status.show, initial)
-        return _test(config, shards, manifest, run, outcome, initial)
+        outcome = train(config, dataset, run, Console(config), status.show, initial)
+        return _test(config, dataset, run, outcome, initial)
 
 
 def _test(
-    config: Config, shards: Place, manifest: Manifest, run: Place, outcome: Outcome, initial: Bundle | None
+    config: Config, dataset: Dataset, run: StoragePath, outcome: Outcome, initial: Bundle | None
 ) -> dict[str, Evaluation]:
     """Writes report and bundle."""
     # Only now: statistics and plots take a second to load, which the first step need not wait for.
     from fracture.config import flatten
     from fracture.evaluation.gallery import read_gallery
-    from fracture.evaluation.operating_point import decide
+    from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.inference.bundle import versions, write_bundle
     from fracture.training.checkpoint import BACKBONE
     from fracture.training.launch import initial_weights
 
-    workers = outcome.workers
-    decision = decide(read_scores(run, manifest, "val", workers), config.evaluation)
-    scores = gather_scores(run, manifest, workers, decision)
-    evaluations = evaluate_run(scores, shards, manifest, decision.threshold)
+    manifest, workers = dataset.manifest, outcome.workers
+    operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
+    scores = gather_scores(run, dataset, workers, operating_point)
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
     training = {
         "name": run.name,
         "epochs": len(outcome.history),
@@ -255,14 +261,14 @@ def _test(
     title = f"Run {run.name}"
     told = caveats(manifest)
     history, best_epoch, gallery = outcome.history, outcome.best_epoch, read_gallery(run)
-    report = Report(title, manifest, decision, evaluations, history, best_epoch, facts, told, gallery=gallery)
-    write_report(run / "report", report, scores, shards)
-    write_bundle(run / "bundle", config, manifest, shards, training, decision, evaluations, initial)
+    report = Report(title, dataset, operating_point, evaluations, history, best_epoch, facts, told, gallery=gallery)
+    write_report(run / "report", report, scores)
+    write_bundle(run / "bundle", config, dataset, training, operating_point, evaluations, initial)
     (run / BACKBONE).delete()  # all of it is in the bundle
     return evaluations
 
 
-def _told(evaluations: dict[str, Evaluation], run: Place) -> list[str]:
+def _told(evaluations: dict[str, Evaluation], run: StoragePath) -> list[str]:
     """What a finished run says on the screen."""
     from fracture.evaluation.report import result_lines
 
@@ -270,27 +276,27 @@ def _told(evaluations: dict[str, Evaluation], run: Place) -> list[str]:
     return [*lines, f"report     {run / 'report' / 'report.html'}"]
 
 
-def shards_of(args: argparse.Namespace, config: Config, storage: Place) -> Place:
+def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) -> StoragePath:
     """The named shards; else prepares the named data, or sample radiographs where none is named."""
     from fracture.preparation.preprocess import shards_name
-    from fracture.storage import place
-    from fracture.training.launch import check_capacity, start_ray
+    from fracture.runtime.cluster import check_capacity, start_ray
+    from fracture.storage import storage_path
 
     if args.shards:
-        return place(args.shards)
+        return storage_path(args.shards)
 
     def start() -> None:
         start_ray(args.verbose)
         check_capacity(config)  # before the long look at the data
 
-    roots = [place(data) for data in args.data] if args.data else [_sample(config, storage)]
+    roots = [storage_path(data) for data in args.data] if args.data else [_sample(config, storage)]
     source = find(args, roots, config)
     shards = storage / "shards" / shards_name(source, config.data)
     prepare(source, shards, config, start)
     return shards
 
 
-def _sample(config: Config, storage: Place) -> Place:
+def _sample(config: Config, storage: StoragePath) -> StoragePath:
     from fracture.preparation.sample import make_sample
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"

@@ -24,8 +24,8 @@ from train import add_flags, begin, locked, shards_of
 
 if TYPE_CHECKING:
     from fracture.config import Config
-    from fracture.dataset.format import Manifest
-    from fracture.storage import Place
+    from fracture.dataset.format import Dataset
+    from fracture.storage import StoragePath
     from fracture.tuning.space import Result
 
 
@@ -40,20 +40,21 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place, run: Place) -> list[str]:
+def _prepare_and_search(args: argparse.Namespace, config: Config, storage: StoragePath, run: StoragePath) -> list[str]:
     """What there is to say of the finished search."""
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.evaluation.report import caveats
     from fracture.training.launch import with_data_of
     from fracture.tuning.space import BEST, check_trials, read_results, table, write_best, write_results
 
     shards = shards_of(args, config, storage)
-    manifest = read_manifest(shards)
+    dataset = read_dataset(shards)
+    manifest = dataset.manifest
     config = with_data_of(config, manifest)
     if "train" not in manifest.shards:
         raise UsageError(f"{shards}: a search needs train and val. Preprocess without folds, and not all as test.")
-    check_trials(config, manifest)
+    check_trials(config, dataset)
     results = read_results(run, config, manifest)
     write_results(run, config, manifest, results)
     numbers = range(1, config.tune.trials + 1)
@@ -61,7 +62,7 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place
     if idle := sorted(config.tune.space.keys() & config.without_effect):
         print(f"left out   {', '.join(idle)}: without effect on {config.model.name} as it learns here", flush=True)
     if not results.keys() >= set(numbers):
-        _search(args, config, shards, manifest, run, results)
+        _search(args, config, dataset, run, results)
     shown = [results[number] for number in numbers]
     write_best(run, config, shown)
     best = run / BEST if run.is_local else f"a copy of {run / BEST}"
@@ -76,9 +77,13 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Place
 
 
 def _search(
-    args: argparse.Namespace, config: Config, shards: Place, manifest: Manifest, run: Place, results: dict[int, Result]
+    args: argparse.Namespace,
+    config: Config,
+    dataset: Dataset,
+    run: StoragePath,
+    results: dict[int, Result],
 ) -> None:
-    from fracture.training.launch import check_capacity, runs_at_once, start_ray
+    from fracture.runtime.cluster import check_capacity, runs_at_once, start_ray
     from fracture.training.phases import most_epochs
 
     start_ray(args.verbose)
@@ -90,7 +95,7 @@ def _search(
     each = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
     most = f"at most {most_epochs(config)} epochs"
     print(f"starting   {trials} trials of {most}{done}; {at_once} at a time, each on {each}", flush=True)
-    run_trials(config, shards, manifest, run, results, at_once)
+    run_trials(config, dataset, run, results, at_once)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from fracture.config import Config, load_config
-from fracture.dataset.format import MANIFEST, SCHEMA_VERSION, Leak, Manifest, Pixels, Shard, encode_shard
+from fracture.dataset.format import MANIFEST, SCHEMA_VERSION, Dataset, Leak, Manifest, Pixels, Shard, encode_shard
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 
 TINY = (
     "data.image_size=32",
@@ -59,18 +59,18 @@ def official_paths(per_class: int = 2, classes: tuple[str, str] = ("fractured", 
 
 
 def write_shards(
-    folder: Place, rows: dict[str, int], image_size: int = 32, rows_per_shard: int = 50, hash_byte: int = 0
+    folder: StoragePath, rows: dict[str, int], image_size: int = 32, rows_per_shard: int = 50, hash_byte: int = 0
 ) -> Manifest:
     """Shards whose row `i` is an image with `i % 256` in its first pixel, labels by turns, brighter when 1.
 
-    The first five rows of label 0 are of one film and group, each other row is of its own.
+    The first five rows of label 0 are of one radiograph and group, each other row is of its own.
 
     Args:
         rows: of each split; splits called `fold-N` are folds.
         hash_byte: of every file's hash.
     """
     shards: dict[str, list[Shard]] = {}
-    files: dict[str, list[Any]] = {"sha256": [], "group": []}
+    files: dict[str, list[Any]] = {"sha256": [], "group_id": []}
     for number, split in enumerate(rows):
         shards[split] = []
         for start in range(0, rows[split], rows_per_shard):
@@ -83,8 +83,9 @@ def write_shards(
             images[:, 0, 0] = numbers % 256
             content = {
                 "label": (numbers % 2).tolist(),
-                "film": groups.tolist(),
-                "group": groups.tolist(),
+                "radiograph_id": groups.tolist(),
+                "group_id": groups.tolist(),
+                "study_id": [None] * len(numbers),
                 "sha256": [bytes([hash_byte] * 32)] * len(numbers),
                 "source": [f"{split}/{n}.png" for n in numbers],
                 "origin": [""] * len(numbers),
@@ -116,8 +117,10 @@ def write_shards(
         rejected=[],
         shards=shards,
     )
-    types = {"sha256": pa.binary(32), "group": pa.int64()}
-    columns = {name: pa.array([int(v) if name == "group" else v for v in files[name]], types[name]) for name in types}
+    types = {"sha256": pa.binary(32), "group_id": pa.int64()}
+    columns = {
+        name: pa.array([int(v) if name == "group_id" else v for v in files[name]], types[name]) for name in types
+    }
     (folder / "files.parquet").write_parquet(pa.table(columns))
     (folder / "ledger.parquet").write_parquet(pa.table({"sha256": columns["sha256"]}))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
@@ -125,9 +128,9 @@ def write_shards(
 
 
 @pytest.fixture
-def shard_folder(tmp_path: Path) -> Callable[..., tuple[Place, Manifest]]:
-    def write(train: int = 40, val: int = 16, test: int = 16, **kwargs: int) -> tuple[Place, Manifest]:
-        folder = place(tmp_path / "shards")
+def shard_folder(tmp_path: Path) -> Callable[..., tuple[StoragePath, Manifest]]:
+    def write(train: int = 40, val: int = 16, test: int = 16, **kwargs: int) -> tuple[StoragePath, Manifest]:
+        folder = storage_path(tmp_path / "shards")
         return folder, write_shards(folder, {"train": train, "val": val, "test": test}, **kwargs)
 
     return write
@@ -137,11 +140,11 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
     """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others."""
     from fracture.arrays import save_arrays
     from fracture.evaluation.metrics import compute_metrics
-    from fracture.evaluation.operating_point import Decision
+    from fracture.evaluation.operating_point import OperatingPoint
     from fracture.inference.bundle import WEIGHTS, write_bundle
     from fracture.models import build_model
 
-    config, shards, bundle = load_config(None, [*assignments]), place(folder / "seen"), folder / "bundle"
+    config, shards, bundle = load_config(None, [*assignments]), storage_path(folder / "seen"), folder / "bundle"
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 16}, image_size=config.data.image_size)
     model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
     generator = np.random.default_rng(0)
@@ -154,17 +157,17 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
     save_arrays(bundle / WEIGHTS, [value.astype(np.float32) for value in values], names)
     figures = compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, "image")
     evaluations = {split: {"image": figures, "radiograph": figures} for split in ("val", "test")}
-    decision = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+    decision = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
     about = {"name": "x", "epochs": 3, "best_epoch": 2, "workers": 2, "precision": "float32"}
-    write_bundle(place(bundle), config, manifest, shards, about, decision, evaluations)
+    write_bundle(storage_path(bundle), config, Dataset(shards, manifest), about, decision, evaluations)
     return bundle
 
 
 def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
-    from fracture.training import launch as driver
+    from fracture.runtime.cluster import ENVIRONMENT, LOCAL_ENVIRONMENT
 
-    ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *driver._ENVIRONMENT, *driver._OF_OUR_OWN}
+    ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *ENVIRONMENT, *LOCAL_ENVIRONMENT}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
@@ -233,7 +236,7 @@ def ray_cluster() -> Iterator[None]:
     """One Ray for all integration tests, promised more CPUs than there are, so that 3 workers fit on 2 cores."""
     import ray
 
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
 
     os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 4}'
     start_ray(verbose=False)

@@ -15,14 +15,14 @@ import pytest
 
 from fracture.errors import RunError
 from fracture.lock import SILENCE, Claim, HeldError, Lease, claim_of_this_process, holder, is_gone
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import ROOT
 
 HOLDS = """
 import sys
 from fracture.lock import Lease, claim_of_this_process
-from fracture.storage import place
-with Lease(place(sys.argv[1]), claim_of_this_process("job"), "run 'x'", lost=print):
+from fracture.storage import storage_path
+with Lease(storage_path(sys.argv[1]), claim_of_this_process("job"), "run 'x'", lost=print):
     print("in", flush=True)
     sys.stdin.read()
 """
@@ -32,8 +32,8 @@ FAR_HOLDS = HOLDS.replace('("job")', '("job").model_copy(update={"machine": "far
 RACES = """
 import os, sys, time
 from fracture.lock import HeldError, Lease, claim_of_this_process
-from fracture.storage import place
-folder, inside = place(sys.argv[1]), sys.argv[2]
+from fracture.storage import storage_path
+folder, inside = storage_path(sys.argv[1]), sys.argv[2]
 entered = 0
 for _ in range(int(sys.argv[3])):
     try:
@@ -48,8 +48,8 @@ print(entered)
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def folder(request, tmp_path: Path) -> Place:
-    return place(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "run/lock"
+def folder(request, tmp_path: Path) -> StoragePath:
+    return storage_path(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "run/lock"
 
 
 class Waiting:
@@ -66,7 +66,7 @@ class Waiting:
         self._meanwhile()
 
 
-def lock(folder: Place, claim: Claim | None = None, waiting: Waiting | None = None, **more: object) -> Lease:
+def lock(folder: StoragePath, claim: Claim | None = None, waiting: Waiting | None = None, **more: object) -> Lease:
     waiting = waiting or Waiting()
     more = {"lost": lambda: None, "tell": lambda line: None} | more
     claim = claim or claim_of_this_process("job")
@@ -79,15 +79,15 @@ def elsewhere(**changed: object) -> Claim:
     return Claim(**mine | {"host": "far", "machine": "another", "pid": 7, "beat": 3} | changed)
 
 
-def put(folder: Place, claim: Claim, name: str = "other.json") -> None:
+def put(folder: StoragePath, claim: Claim, name: str = "other.json") -> None:
     (folder / name).write_bytes(claim.model_dump_json().encode())
 
 
-def names(folder: Place) -> list[str]:
+def names(folder: StoragePath) -> list[str]:
     return [info.base_name for info in folder.files()]
 
 
-def test_the_second_is_refused_while_the_first_lives(folder: Place):
+def test_the_second_is_refused_while_the_first_lives(folder: StoragePath):
     with lock(folder):
         with pytest.raises(HeldError, match=rf"^run 'x' is held by job on .*, process {os.getpid()}, since 20.* UTC$"):
             lock(folder).__enter__()
@@ -99,18 +99,18 @@ def test_the_second_is_refused_while_the_first_lives(folder: Place):
 
 def test_nothing_is_left_on_the_disk(tmp_path: Path):
     (tmp_path / "storage").mkdir()
-    with pytest.raises(KeyboardInterrupt), lock(place(tmp_path / "storage/runs/x/lock")):
+    with pytest.raises(KeyboardInterrupt), lock(storage_path(tmp_path / "storage/runs/x/lock")):
         raise KeyboardInterrupt
     assert list(tmp_path.rglob("*")) == [tmp_path / "storage"]
 
 
 def test_folders_that_hold_something_stay(tmp_path: Path):
-    with lock(place(tmp_path / "runs/x/lock")):
+    with lock(storage_path(tmp_path / "runs/x/lock")):
         (tmp_path / "runs/x/file").touch()
     assert [path.name for path in (tmp_path / "runs/x").iterdir()] == ["file"]
 
 
-def test_a_killed_process_is_taken_over_at_once(folder: Place):
+def test_a_killed_process_is_taken_over_at_once(folder: StoragePath):
     first = subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(folder)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -129,7 +129,7 @@ def test_a_killed_process_is_taken_over_at_once(folder: Place):
     assert names(folder) == []
 
 
-def test_another_machines_holder_that_beats_is_waited_for_and_respected(folder: Place):
+def test_another_machines_holder_that_beats_is_waited_for_and_respected(folder: StoragePath):
     put(folder, elsewhere())
     told, waiting = [], Waiting()
     waiting._meanwhile = lambda: waiting.now > 4 and put(folder, elsewhere(beat=4))
@@ -141,7 +141,7 @@ def test_another_machines_holder_that_beats_is_waited_for_and_respected(folder: 
     assert names(folder) == ["other.json"]
 
 
-def test_another_machines_holder_that_is_silent_is_dead(folder: Place):
+def test_another_machines_holder_that_is_silent_is_dead(folder: StoragePath):
     put(folder, elsewhere())
     told, waiting = [], Waiting()
     with lock(folder, waiting=waiting, tell=told.append):
@@ -151,7 +151,7 @@ def test_another_machines_holder_that_is_silent_is_dead(folder: Place):
     assert names(folder) == []
 
 
-def test_clocks_of_other_machines_do_not_matter(folder: Place):
+def test_clocks_of_other_machines_do_not_matter(folder: StoragePath):
     for skew in (timedelta(days=-400), timedelta(days=400)):
         claim = elsewhere(since=elsewhere().since + skew)
         put(folder, claim)
@@ -160,7 +160,7 @@ def test_clocks_of_other_machines_do_not_matter(folder: Place):
             lock(folder, waiting=waiting).__enter__()
 
 
-def test_another_machines_holder_that_leaves_is_not_waited_for_longer(folder: Place):
+def test_another_machines_holder_that_leaves_is_not_waited_for_longer(folder: StoragePath):
     put(folder, elsewhere())
     waiting = Waiting((folder / "other.json").delete)
     with lock(folder, waiting=waiting):
@@ -168,7 +168,7 @@ def test_another_machines_holder_that_leaves_is_not_waited_for_longer(folder: Pl
 
 
 @pytest.mark.parametrize("content", [b"", b'{"host": "far", "pi', b"[1]", b'{"host": 3}'])
-def test_a_claim_that_cannot_be_read_is_watched(folder: Place, content: bytes):
+def test_a_claim_that_cannot_be_read_is_watched(folder: StoragePath, content: bytes):
     (folder / "other.json").write_bytes(content)
     told, waiting = [], Waiting()
     with lock(folder, waiting=waiting, tell=told.append):
@@ -190,12 +190,12 @@ def test_what_a_kill_left_half_written_is_cleared_away(tmp_path: Path):
     folder = tmp_path / "lock"
     folder.mkdir()
     (folder / ".abc.json.123.part").write_text("{")
-    with lock(place(folder)):
+    with lock(storage_path(folder)):
         assert not list(folder.glob(".*"))
     assert not folder.exists()
 
 
-def test_two_who_always_come_at_once_are_both_kept_out(folder: Place):
+def test_two_who_always_come_at_once_are_both_kept_out(folder: StoragePath):
     """Neither can know that the other will not enter."""
     put(folder, claim_of_this_process("job"))
     waiting = Waiting()
@@ -205,7 +205,7 @@ def test_two_who_always_come_at_once_are_both_kept_out(folder: Place):
     assert names(folder) == ["other.json"]
 
 
-def test_one_of_many_threads_is_in_at_a_time(folder: Place):
+def test_one_of_many_threads_is_in_at_a_time(folder: StoragePath):
     inside = threading.Lock()
     entered = []
     machines = [claim_of_this_process("job"), elsewhere(beat=0), elsewhere(machine="third", beat=0)]
@@ -227,7 +227,7 @@ def test_one_of_many_threads_is_in_at_a_time(folder: Place):
     assert names(folder) == []
 
 
-def test_one_of_many_processes_is_in_at_a_time(folder: Place, tmp_path: Path):
+def test_one_of_many_processes_is_in_at_a_time(folder: StoragePath, tmp_path: Path):
     command = [sys.executable, "-c", RACES, str(folder), str(tmp_path / "inside"), "40" if folder.is_local else "10"]
     racers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     counts = [int(racer.communicate(timeout=120)[0]) for racer in racers]
@@ -237,7 +237,7 @@ def test_one_of_many_processes_is_in_at_a_time(folder: Place, tmp_path: Path):
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["gone", "brought back by a beat that was late"])
-def test_the_holder_learns_once_that_it_was_taken_for_dead(folder: Place, late: bool):
+def test_the_holder_learns_once_that_it_was_taken_for_dead(folder: StoragePath, late: bool):
     command = [sys.executable, "-c", FAR_HOLDS, str(folder)]
     asleep = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert asleep.stdout.readline() == "in\n"
@@ -260,7 +260,7 @@ def test_the_holder_learns_once_that_it_was_taken_for_dead(folder: Place, late: 
 
 def test_failures_of_the_store_do_not_end_it(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    folder = place(bucket) / "lock"
+    folder = storage_path(bucket) / "lock"
     lost = threading.Event()
     with lock(folder, lost=lost.set, beat=0.01) as held:
         object_store.fail(times=30, status=503, code="SlowDown")
@@ -273,14 +273,14 @@ def test_failures_of_the_store_do_not_end_it(bucket: str, object_store, monkeypa
 
 def test_a_store_that_fails_at_the_start_is_one_clear_error(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    folder = place(bucket) / "lock"
+    folder = storage_path(bucket) / "lock"
     object_store.fail(times=1, status=503, code="SlowDown")
     with pytest.raises(RunError, match="cannot be written: the store fails"):
         lock(folder).__enter__()
     assert names(folder) == []
 
 
-def test_who_holds_it_can_be_asked(folder: Place):
+def test_who_holds_it_can_be_asked(folder: StoragePath):
     assert holder(folder) is None
     with lock(folder, elsewhere(beat=0, what="ray job 5")):
         claim, _ = holder(folder)

@@ -11,31 +11,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fracture.dataset.format import read_rows
+from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
-from fracture.storage import Place, disk_full, place
+from fracture.storage import StoragePath, disk_full, storage_path
 from tests.conftest import SECRET, write_shards
 
-USES: dict[str, Callable[[Place], object]] = {  # every way to a store
-    "read": Place.read_bytes,
-    "look": Place.is_file,
-    "list": Place.files,
+USES: dict[str, Callable[[StoragePath], object]] = {  # every way to a store
+    "read": StoragePath.read_bytes,
+    "look": StoragePath.is_file,
+    "list": StoragePath.files,
     "write": lambda file: file.write_bytes(b"new"),
-    "delete": Place.delete,
+    "delete": StoragePath.delete,
 }
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def folder(request, tmp_path: Path) -> Place:
+def folder(request, tmp_path: Path) -> StoragePath:
     """What holds on a disk holds in a bucket."""
-    return place(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "folder"
+    return storage_path(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "folder"
 
 
-def names(folder: Place) -> list[str]:
+def names(folder: StoragePath) -> list[str]:
     return [info.path.removeprefix(f"{folder.path}/") for info in folder.files()]
 
 
-def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(folder: Place):
+def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(folder: StoragePath):
     file = folder / "deep/file.json"
     file.write_json({"a": 1, "b": 2})
     file.write_json({"a": 2})
@@ -43,21 +43,21 @@ def test_a_write_replaces_the_whole_file_and_leaves_nothing_else(folder: Place):
     assert names(folder) == ["deep/file.json"]
 
 
-def test_files_are_listed_at_any_depth_in_order(folder: Place):
+def test_files_are_listed_at_any_depth_in_order(folder: StoragePath):
     for name in ("b/2", "a", "b/1"):
         (folder / name).write_bytes(b"x")
     assert names(folder) == ["a", "b/1", "b/2"]
     assert (folder / "nowhere").files() == []
 
 
-def test_folders_are_listed_without_what_is_in_them(folder: Place):
+def test_folders_are_listed_without_what_is_in_them(folder: StoragePath):
     for name in ("b/c/f", "a/f", "file"):
         (folder / name).write_bytes(b"x")
     assert folder.folders() == ["a", "b"]
     assert (folder / "nowhere").folders() == []
 
 
-def test_files_and_folders_are_told_apart(folder: Place):
+def test_files_and_folders_are_told_apart(folder: StoragePath):
     (folder / "d/f").write_bytes(b"x")
     assert [(place.is_file(), place.is_dir()) for place in (folder / "d/f", folder / "d", folder / "gone")] == [
         (True, False),
@@ -66,12 +66,12 @@ def test_files_and_folders_are_told_apart(folder: Place):
     ]
 
 
-def test_what_is_not_there_cannot_be_read(folder: Place):
+def test_what_is_not_there_cannot_be_read(folder: StoragePath):
     with pytest.raises(FileNotFoundError):
         (folder / "gone").read_bytes()
 
 
-def test_delete_takes_files_folders_and_nothing(folder: Place):
+def test_delete_takes_files_folders_and_nothing(folder: StoragePath):
     for name in ("d/f", "d/deep/f", "file", "stays"):
         (folder / name).write_bytes(b"x")
     for name in ("d", "file", "gone"):
@@ -80,14 +80,14 @@ def test_delete_takes_files_folders_and_nothing(folder: Place):
     assert names(folder) == ["stays"]
 
 
-def test_a_tree_goes_there(folder: Place, tmp_path: Path):
+def test_a_tree_goes_there(folder: StoragePath, tmp_path: Path):
     (tmp_path / "from/deep").mkdir(parents=True)
     (tmp_path / "from/deep/file").write_bytes(b"x")
     (folder / "to").upload(tmp_path / "from")
     assert (folder / "to/deep/file").read_bytes() == b"x"
 
 
-def test_tables_and_parts_of_files_are_read_back(folder: Place):
+def test_tables_and_parts_of_files_are_read_back(folder: StoragePath):
     table = pa.table({"a": [1, 2], "b": ["x", "y"]})
     (folder / "t.parquet").write_parquet(table)
     assert (folder / "t.parquet").read_parquet(["b"]) == table.select(["b"])
@@ -100,12 +100,12 @@ def test_a_small_table_that_claims_many_rows_is_not_read(tmp_path: Path):
     pq.write_table(pa.table({"group": pa.array(np.zeros(5 * 10**6, np.int8))}), tmp_path / "bomb.parquet")
     before = pa.total_allocated_bytes()
     with pytest.raises(OSError, match=r"bomb.parquet claims 5,000,000 rows in 1\d,\d+ bytes"):
-        place(tmp_path / "bomb.parquet").read_parquet()
+        storage_path(tmp_path / "bomb.parquet").read_parquet()
     assert pa.total_allocated_bytes() - before < 10**5
 
 
 def test_a_table_by_a_few_rows_is_of_the_types_asked_for(tmp_path: Path):
-    table = place(tmp_path / "a.parquet")
+    table = storage_path(tmp_path / "a.parquet")
     table.write_parquet(pa.table({"group": pa.array(range(10**5)), "name": ["x"] * 10**5}))
     batches = list(table.parquet_batches(pa.schema([pa.field("group", pa.int64())])))
     assert [batch.num_rows for batch in batches] == [65536, 34464]
@@ -115,21 +115,21 @@ def test_a_table_by_a_few_rows_is_of_the_types_asked_for(tmp_path: Path):
             next(table.parquet_batches(pa.schema([pa.field(wanted, pa.string())])))
 
 
-def test_a_file_larger_than_it_may_be_is_not_read(folder: Place):
+def test_a_file_larger_than_it_may_be_is_not_read(folder: StoragePath):
     (folder / "a").write_bytes(b"12345")
     assert (folder / "a").read_bytes(most=5) == b"12345"
     with pytest.raises(UsageError, match="a has 5 bytes, over the limit of 4: it cannot be what it should be"):
         (folder / "a").read_bytes(most=4)
 
 
-def test_names_are_taken_literally(folder: Place):
+def test_names_are_taken_literally(folder: StoragePath):
     name = "a b/c@d/x%20y & #ö+.json"
     (folder / name).write_json(1)
     assert names(folder) == [name]
-    assert place(str(folder / name)).read_json() == 1
+    assert storage_path(str(folder / name)).read_json() == 1
 
 
-def test_a_place_travels_to_other_processes(folder: Place):
+def test_a_place_travels_to_other_processes(folder: StoragePath):
     (folder / "f").write_bytes(b"x")
     packed = pickle.dumps(folder)
     assert (pickle.loads(packed) / "f").read_bytes() == b"x"
@@ -137,18 +137,18 @@ def test_a_place_travels_to_other_processes(folder: Place):
 
 
 def test_a_file_uri_and_a_path_name_the_same_place(tmp_path: Path):
-    assert place(tmp_path.as_uri()).path == place(tmp_path).path
+    assert storage_path(tmp_path.as_uri()).path == storage_path(tmp_path).path
 
 
 def test_a_uri_of_no_known_kind():
     with pytest.raises(UsageError, match=r"'ftp://x/y' is not a place that can be reached.*Use a path, s3:// or gs://"):
-        place("ftp://x/y")
+        storage_path("ftp://x/y")
 
 
 def test_a_file_in_the_way_of_a_folder(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"file/run.json cannot be written: .*Check the path and its permissions"):
-        (place(tmp_path) / "file/run.json").write_bytes(b"x")
+        (storage_path(tmp_path) / "file/run.json").write_bytes(b"x")
 
 
 def test_a_full_disk_is_one_calm_error(tmp_path: Path):
@@ -162,27 +162,27 @@ def test_a_full_disk_is_one_calm_error(tmp_path: Path):
 
 def test_an_object_of_several_parts_is_whole(bucket: str):
     data = bytes(range(256)) * 50_000  # 12.8 MB; a part is 10
-    (place(bucket) / "large").write_bytes(data)
-    assert (place(bucket) / "large").read_bytes() == data
+    (storage_path(bucket) / "large").write_bytes(data)
+    assert (storage_path(bucket) / "large").read_bytes() == data
 
 
 @pytest.mark.parametrize("uri", ["s3://joe:xyzzy@bucket/x", "s3://joe:xyz/zy@bucket/x", "gs://joe@bucket/x"])
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str):
     with pytest.raises(UsageError, match=r"holds credentials. Take them out: .* from the environment alone") as told:
-        place(uri)
+        storage_path(uri)
     assert "joe" not in str(told.value)
     assert "xyz" not in str(told.value)
 
 
 def test_a_secret_in_a_uri_of_no_known_kind_is_not_shown():
     with pytest.raises(UsageError, match=r"'ftp://host/x' is not a place"):
-        place("ftp://joe:xyz/zy@host/x")
+        storage_path("ftp://joe:xyz/zy@host/x")
 
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_failure_that_passes_is_not_noticed(bucket: str, object_store, use: str, status: int):
-    file = place(bucket) / "f"
+    file = storage_path(bucket) / "f"
     file.write_bytes(b"old")
     object_store.fail(times=2, status=status, code="SlowDown")
     USES[use](file)
@@ -190,7 +190,7 @@ def test_a_failure_that_passes_is_not_noticed(bucket: str, object_store, use: st
 
 
 def test_an_answer_that_does_not_come_is_asked_for_again(bucket: str, object_store):
-    file = place(bucket) / "f"
+    file = storage_path(bucket) / "f"
     file.write_bytes(b"x")
     object_store.fail(times=1, seconds=20)
     assert file.read_bytes() == b"x"
@@ -199,7 +199,7 @@ def test_an_answer_that_does_not_come_is_asked_for_again(bucket: str, object_sto
 @pytest.mark.parametrize("use", USES)
 def test_a_failure_that_lasts_is_one_clear_error(bucket: str, object_store, monkeypatch, use: str):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    file = place(bucket) / "f"
+    file = storage_path(bucket) / "f"
     file.write_bytes(b"old")
     object_store.fail(times=100, status=503, code="SlowDown")
     with pytest.raises(
@@ -212,7 +212,7 @@ def test_a_failure_that_lasts_is_one_clear_error(bucket: str, object_store, monk
 
 def test_a_place_that_travelled_is_as_patient(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")  # pyarrow's own would be back at 3
-    travelled = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(place(bucket)))))
+    travelled = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(storage_path(bucket)))))
     object_store.fail(times=100, status=503, code="SlowDown")
     with pytest.raises(RunError):
         (travelled / "f").is_file()
@@ -222,7 +222,7 @@ def test_a_place_that_travelled_is_as_patient(bucket: str, object_store, monkeyp
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"])
 def test_wrong_credentials_are_one_clear_error_without_them(bucket: str, object_store, use: str, code: str):
-    file = place(bucket) / "f"
+    file = storage_path(bucket) / "f"
     object_store.fail(times=100, status=403, code=code)
     with pytest.raises(
         UsageError, match=rf"^{bucket}/f cannot be \w+: the store denies it .*Check the credentials in the environment"
@@ -232,7 +232,7 @@ def test_wrong_credentials_are_one_clear_error_without_them(bucket: str, object_
 
 
 def test_a_bucket_that_is_not_there(bucket: str):
-    file = place("s3://no-such-bucket") / "deep/f"
+    file = storage_path("s3://no-such-bucket") / "deep/f"
     with pytest.raises(UsageError, match=r"^s3://no-such-bucket/deep/f cannot be written: there is no such bucket"):
         file.write_bytes(b"x")
     assert not file.is_file()
@@ -246,21 +246,21 @@ def test_a_store_that_is_nowhere(bucket: str, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     with pytest.raises(RunError, match=rf"^{bucket}/f cannot be read: the store fails.*Check the network, and AWS"):
-        (place(bucket) / "f").read_bytes()
+        (storage_path(bucket) / "f").read_bytes()
 
 
 def test_a_shard_that_the_store_does_not_give_is_not_called_damaged(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    shards = place(bucket) / "shards"
+    shards = storage_path(bucket) / "shards"
     manifest = write_shards(shards, {"train": 40})
-    assert read_rows(shards, manifest, "train", 10, 12).num_rows == 2
+    assert Dataset(shards, manifest).read("train", 10, 12).num_rows == 2
     object_store.fail(times=100, status=500, code="InternalError")
     with pytest.raises(RunError, match=r"the store fails"):
-        read_rows(shards, manifest, "train", 10, 12)
+        Dataset(shards, manifest).read("train", 10, 12)
 
 
 def test_ctrl_c_leaves_no_half_object(bucket: str, object_store):
-    file = place(bucket) / "f"
+    file = storage_path(bucket) / "f"
     file.write_bytes(b"old")
     object_store.fail(times=1, seconds=1)
     timer = threading.Timer(0.3, _thread.interrupt_main)
@@ -273,7 +273,7 @@ def test_ctrl_c_leaves_no_half_object(bucket: str, object_store):
 
 def test_a_bucket_of_google_is_a_place():
     """No server for it in the tests; this is as far as they go."""
-    there = place("gs://bucket/a b")
+    there = storage_path("gs://bucket/a b")
     assert str(there) == "gs://bucket/a b"
     assert str(pickle.loads(pickle.dumps(there)) / "c") == "gs://bucket/a b/c"
 
@@ -292,8 +292,8 @@ def test_a_folder_that_comes_and_goes_is_empty_or_not_but_no_error(tmp_path: Pat
     thread.start()
     try:
         for _ in range(5000):
-            assert place(tmp_path / "x").files() == []
-            assert place(tmp_path / "x").folders() in ([], ["y"])
+            assert storage_path(tmp_path / "x").files() == []
+            assert storage_path(tmp_path / "x").folders() in ([], ["y"])
     finally:
         ended.set()
         thread.join()

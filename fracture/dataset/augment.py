@@ -41,7 +41,7 @@ def draw_exposures(generator: np.random.Generator, count: int, config: AugmentCo
 
 
 def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Applies one transform to each image; what comes from outside is black, as around a film.
+    """Applies one transform to each image; what comes from outside is black, as around a radiograph.
 
     Args:
         images: [N, H, W, 1] uint8.
@@ -61,7 +61,7 @@ def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
 
 
 def expose(images: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
-    """Brighter or darker, flatter or harder; what leaves [0, 255] is cut off, as a film's blacks and whites are.
+    """Brighter or darker, flatter or harder; what leaves [0, 255] is cut off, as a radiograph's blacks and whites are.
 
     Args:
         images: [N, H, W, 1] uint8.

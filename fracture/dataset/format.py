@@ -6,6 +6,7 @@ A shard is plain Arrow, readable by pyarrow alone. The manifest is written last:
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from pydantic_core import from_json
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 LEDGER = "ledger.parquet"  # beside it: where every file went that was ever seen, also one that is gone
@@ -156,8 +157,11 @@ def schema(image_size: int) -> pa.Schema:
         [
             pa.field("image", pa.binary(image_size**2), nullable=False),  # uint8 [H, W], row by row
             pa.field("label", pa.uint8(), nullable=False),
-            pa.field("film", pa.int64(), nullable=False),  # the radiograph: copies of it have the same number
-            pa.field("group", pa.int64(), nullable=False),  # films that may not be parted: of one patient or study
+            pa.field("radiograph_id", pa.int64(), nullable=False),  # the radiograph: copies of it have the same number
+            pa.field(
+                "group_id", pa.int64(), nullable=False
+            ),  # radiographs that may not be parted: of one patient or study
+            pa.field("study_id", pa.int64()),  # one examination of a patient; null where studies are not known
             pa.field("sha256", pa.binary(32), nullable=False),  # of the file
             pa.field("source", pa.string(), nullable=False),  # path relative to the data root
             pa.field("origin", pa.string(), nullable=False),  # hospital, scanner, collection; "" where not known
@@ -192,13 +196,77 @@ def encode_shard(images: np.ndarray, rows: Mapping[str, Sequence[Any]]) -> tuple
     return sink.getvalue(), digest.hexdigest()
 
 
-def read_manifest(folder: Place) -> Manifest:
-    """The manifest of the shards in `folder`, which are all there.
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of shards and its manifest, or one fold of them."""
+
+    folder: StoragePath
+    manifest: Manifest
+
+    @property
+    def image_size(self) -> int:
+        """Return the side of the square images, pixels."""
+        return self.manifest.image_size
+
+    @property
+    def splits(self) -> list[str]:
+        """Return the names of the splits, or of the folds."""
+        return list(self.manifest.shards)
+
+    def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
+        return self.manifest.rows(split)
+
+    def fold(self, number: int) -> "Dataset":
+        """Return the dataset in which that fold, counted from 1, is test; see `Manifest.fold`."""
+        return Dataset(self.folder, self.manifest.fold(number))
+
+    def read(self, split: str, start: int, stop: int) -> pa.Table:
+        """Read rows [start, stop) of a split. Only the row groups that hold them are opened.
+
+        Raises:
+            UsageError: a shard is damaged; names the file and the row group.
+        """
+        tables = list(self.read_blocks(split, start, stop))
+        return pa.concat_tables(tables) if tables else schema(self.image_size).empty_table()
+
+    def read_blocks(self, split: str, start: int, stop: int) -> Iterator[pa.Table]:
+        """Read the same rows one row group at a time, so that only one is in memory.
+
+        Raises:
+            UsageError: a shard is damaged; names the file and the row group.
+        """
+        first = 0  # row number, within the split, of the shard's first row
+        for shard in self.manifest.shards[split]:
+            low, high = max(start - first, 0), min(stop - first, shard.rows)
+            if low < high:
+                yield from _read_shard(self.folder / shard.file, shard, low, high, self.image_size)
+            first += shard.rows
+
+    def read_columns(self, split: str, columns: Sequence[str]) -> pa.Table:
+        """Read some columns of every row of a split, in row order; images need not be among them.
+
+        Raises:
+            UsageError: a shard is damaged; names the file and the row group.
+        """
+        return pa.concat_tables(
+            block
+            for shard in self.manifest.shards[split]
+            for block in _read_shard(self.folder / shard.file, shard, 0, shard.rows, self.image_size, list(columns))
+        )
+
+    def read_seen(self, column: str) -> pa.ChunkedArray:
+        """Read one column of every row of training and validation."""
+        return pa.concat_tables(self.read_columns(split, [column]) for split in SPLITS[:2])[column]
+
+
+def read_dataset(folder: StoragePath) -> Dataset:
+    """Read the manifest in `folder`, and check that its shards are all there.
 
     Raises:
-        UsageError: no shards there, of another version, or damaged.
+        UsageError: there are no shards, or they are of another version or damaged.
     """
-    manifest = read_manifest_alone(folder)
+    manifest = read_manifest(folder)
     sizes = {info.base_name: info.size for info in folder.files()}
     listed = [shard for shards in manifest.shards.values() for shard in shards]
     if len({shard.file for shard in listed}) < len(listed):
@@ -207,11 +275,11 @@ def read_manifest(folder: Place) -> Manifest:
         if sizes.get(shard.file) != shard.bytes:
             state = "missing" if shard.file not in sizes else f"damaged: {sizes[shard.file]} of {shard.bytes} bytes"
             raise UsageError(f"{folder}: shard {shard.file} is {state}. Run preprocessing again.")
-    return manifest
+    return Dataset(folder, manifest)
 
 
-def read_manifest_alone(folder: Place) -> Manifest:
-    """The manifest in `folder`, whether its shards are there or not.
+def read_manifest(folder: StoragePath) -> Manifest:
+    """Read the manifest in `folder`, whether or not its shards are there.
 
     Raises:
         UsageError: none there, of another version, or damaged.
@@ -240,50 +308,8 @@ def read_manifest_alone(folder: Place) -> Manifest:
         raise UsageError(f"{folder / MANIFEST} is damaged at {where!r}. Run preprocessing again.") from None
 
 
-def read_rows(folder: Place, manifest: Manifest, split: str, start: int, stop: int) -> pa.Table:
-    """Rows [start, stop) of a split, opening only the row groups they lie in.
-
-    Raises:
-        UsageError: a shard is damaged; names the file and the row group.
-    """
-    tables = list(read_blocks(folder, manifest, split, start, stop))
-    return pa.concat_tables(tables) if tables else schema(manifest.image_size).empty_table()
-
-
-def read_blocks(folder: Place, manifest: Manifest, split: str, start: int, stop: int) -> Iterator[pa.Table]:
-    """The same rows, one row group after the other, so that only one is in memory.
-
-    Raises:
-        UsageError: a shard is damaged; names the file and the row group.
-    """
-    first = 0  # row number, within the split, of the shard's first row
-    for shard in manifest.shards[split]:
-        low, high = max(start - first, 0), min(stop - first, shard.rows)
-        if low < high:
-            yield from _read_shard(folder / shard.file, shard, low, high, manifest.image_size)
-        first += shard.rows
-
-
-def read_index(folder: Place, manifest: Manifest, split: str, columns: Sequence[str]) -> pa.Table:
-    """Some columns of every row of a split, in row order, without the images: 9 bytes a row for film and label.
-
-    Raises:
-        UsageError: a shard is damaged; names the file and the row group.
-    """
-    return pa.concat_tables(
-        block
-        for shard in manifest.shards[split]
-        for block in _read_shard(folder / shard.file, shard, 0, shard.rows, manifest.image_size, list(columns))
-    )
-
-
-def read_seen(folder: Place, manifest: Manifest, column: str) -> pa.ChunkedArray:
-    """One column of every row that training or validation sees."""
-    return pa.concat_tables(read_index(folder, manifest, split, [column]) for split in SPLITS[:2])[column]
-
-
 def _read_shard(
-    file: Place, shard: Shard, low: int, high: int, image_size: int, columns: list[str] | None = None
+    file: StoragePath, shard: Shard, low: int, high: int, image_size: int, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
     """Rows [low, high) of a shard, by row groups."""
     group = low // ROW_GROUP_ROWS

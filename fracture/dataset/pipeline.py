@@ -1,7 +1,7 @@
 """Shards to batches: each worker's rows, shuffled and batched by tf.data, with what augmentation is to do to each.
 
-Everything random is keyed by (seed, epoch, lane), never by what came before: an epoch can be had again alone. What an
-epoch sees is decided by `draws`, which worker computes it by `lanes`.
+Everything random is keyed by (seed, epoch, slot), never by what came before: an epoch can be had again alone. What an
+epoch sees is decided by `draws`, which worker computes it by `slots`.
 """
 
 import tempfile
@@ -13,45 +13,44 @@ import tensorflow as tf
 
 from fracture.config import AugmentConfig
 from fracture.dataset.augment import draw_exposures, draw_transforms
-from fracture.dataset.format import Manifest, images_of, read_blocks
-from fracture.dataset.sampler import Draws
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.format import Dataset, images_of
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
-from fracture.storage import Place, disk_full
+from fracture.storage import disk_full
 
 
 @dataclass(frozen=True)
 class Share:
     """One worker's rows of one split: 50 kB an image of 224×224."""
 
-    lanes: Lanes  # of the draws
-    draws: Draws
+    batches: ShardedBatches  # of the draws
+    sampler: BalancedSampler
     first: int  # row of the split that `images` begins with
     images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk; or features: features.py
     labels: tf.Tensor  # [N] float32, 0 or 1
 
     @property
     def steps(self) -> int:
-        return self.lanes.steps
+        return self.batches.steps
 
     def rows(self, seed: int | None, epoch: int) -> np.ndarray:
-        """[steps, own lanes] int64: which of `images` each step takes; -1 where a lane sits out."""
-        indices = self.lanes.indices(seed, epoch)
-        drawn = self.draws.rows(epoch)[self.lanes.start : self.lanes.stop] - self.first
+        """[steps, own slots] int64: which of `images` each step takes; -1 where a slot sits out."""
+        indices = self.batches.indices(seed, epoch)
+        drawn = self.sampler.rows(epoch)[self.batches.start : self.batches.stop] - self.first
         return np.where(indices >= 0, drawn[indices], -1) if len(drawn) else indices
 
 
 def load_share(
-    folder: Place,
-    manifest: Manifest,
+    dataset: Dataset,
     split: str,
-    lanes: Lanes,
-    draws: Draws,
+    batches: ShardedBatches,
+    sampler: BalancedSampler,
     epochs: int,
     memory: int,
     each_block: Callable[[], None] = lambda: None,
 ) -> Share:
-    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its lanes.
+    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its slots.
 
     Args:
         memory: bytes of images to hold in memory. If there are more, they go to a file on this machine's disk, which
@@ -61,23 +60,23 @@ def load_share(
     Raises:
         RunError: neither the memory nor the disk has room for them.
     """
-    drawn = [draws.rows(epoch)[lanes.start : lanes.stop] for epoch in range(epochs)]
+    drawn = [sampler.rows(epoch)[batches.start : batches.stop] for epoch in range(epochs)]
     first = min((int(rows[0]) for rows in drawn if len(rows)), default=0)
     stop = max((int(rows[-1]) + 1 for rows in drawn if len(rows)), default=0)
-    shape = (stop - first, manifest.image_size, manifest.image_size, 1)
+    shape = (stop - first, dataset.image_size, dataset.image_size, 1)
     labels: list[np.ndarray] = []
 
     def blocks() -> Iterator[np.ndarray]:
-        for block in read_blocks(folder, manifest, split, first, stop):
+        for block in dataset.read_blocks(split, first, stop):
             labels.append(block["label"].to_numpy())
-            yield images_of(block, manifest.image_size)
+            yield images_of(block, dataset.image_size)
             each_block()
 
     images = _in_memory(blocks(), shape) if np.prod(shape) <= memory else _on_disk(blocks(), shape)
     with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
         known = tf.constant(np.concatenate(labels) if labels else [], tf.float32)
     assert len(known) == len(images) == stop - first
-    return Share(lanes, draws, first, images, known)
+    return Share(batches, sampler, first, images, known)
 
 
 def _in_memory(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -115,15 +114,15 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
         `augment`. The weights make the mean over workers of each worker's mean loss the mean over the rows of the
         global batch, also where workers hold unequal numbers of them.
     """
-    indices = share.rows(seed, epoch)  # [steps, lanes]
+    indices = share.rows(seed, epoch)  # [steps, slots]
     size = share.images.shape[1]
     own = (indices >= 0).sum(axis=1)
-    weights = (own * share.lanes.workers / share.lanes.batch_rows()).astype(np.float32)  # [steps]
+    weights = (own * share.batches.workers / share.batches.batch_rows()).astype(np.float32)  # [steps]
     transforms = np.zeros((*indices.shape, 8), np.float32)
     exposures = np.zeros((*indices.shape, 2), np.float32)
-    first_lane = share.lanes.rank * share.lanes.batch_size // share.lanes.workers
+    first_slot = share.batches.rank * share.batches.batch_size // share.batches.workers
     for column in range(indices.shape[1]):
-        generator = np.random.default_rng([seed, epoch, first_lane + column, 1])
+        generator = np.random.default_rng([seed, epoch, first_slot + column, 1])
         transforms[:, column] = draw_transforms(generator, len(indices), augment, size)
         exposures[:, column] = draw_exposures(generator, len(indices), augment)
 

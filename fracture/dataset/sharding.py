@@ -1,7 +1,7 @@
 """Which row is in which batch on which worker: plain arithmetic, known alike to every worker.
 
-A split's rows are cut into as many *lanes* as the global batch has places. A step takes one row from each lane, and a
-worker owns whole lanes that lie side by side. So every worker reads one stretch of rows, and the global batch of a
+A split's rows are cut into as many *slots* as the global batch has places. A step takes one row from each slot, and a
+worker owns whole slots that lie side by side. So every worker reads one stretch of rows, and the global batch of a
 step holds the same rows whether 1 worker computes it or 7.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Lanes:
+class ShardedBatches:
     """One worker's part of one split.
 
     Lanes differ in length by at most one row. The shorter ones sit out one step each, at steps dealt out evenly: so
@@ -31,42 +31,42 @@ class Lanes:
     @property
     def start(self) -> int:
         """This worker's first row."""
-        return int(self._bounds()[self._first_lane(self.rank)])
+        return int(self._bounds()[self._first_slot(self.rank)])
 
     @property
     def stop(self) -> int:
         """One past this worker's last row."""
-        return int(self._bounds()[self._first_lane(self.rank + 1)])
+        return int(self._bounds()[self._first_slot(self.rank + 1)])
 
     def indices(self, seed: int | None, epoch: int = 0) -> np.ndarray:
-        """Row numbers within `[start, stop)`, counted from `start`, for each step; -1 where a lane sits out.
+        """Row numbers within `[start, stop)`, counted from `start`, for each step; -1 where a slot sits out.
 
         Args:
-            seed: shuffles each lane, anew for each epoch; None keeps the rows' order.
+            seed: shuffles each slot, anew for each epoch; None keeps the rows' order.
 
         Returns:
-            [steps, own lanes] int64.
+            [steps, own slots] int64.
         """
         bounds = self._bounds()
         lengths = np.diff(bounds)
         short = lengths < self.steps
         sits_out = np.where(short, (np.cumsum(short) - 1) % max(self.steps, 1), self.steps)
-        first, last = self._first_lane(self.rank), self._first_lane(self.rank + 1)
+        first, last = self._first_slot(self.rank), self._first_slot(self.rank + 1)
         table = np.full((self.steps, last - first), -1, np.int64)
-        for column, lane in enumerate(range(first, last)):
-            order = np.arange(lengths[lane])
+        for column, slot in enumerate(range(first, last)):
+            order = np.arange(lengths[slot])
             if seed is not None:
-                order = np.random.default_rng([seed, epoch, lane]).permutation(order)
-            table[np.arange(self.steps) != sits_out[lane], column] = order + bounds[lane] - self.start
+                order = np.random.default_rng([seed, epoch, slot]).permutation(order)
+            table[np.arange(self.steps) != sits_out[slot], column] = order + bounds[slot] - self.start
         return table
 
     def batch_rows(self) -> np.ndarray:
         """[steps] int64: rows in each global batch."""
-        everyone = Lanes(self.rows, self.batch_size)
+        everyone = ShardedBatches(self.rows, self.batch_size)
         return (everyone.indices(seed=None) >= 0).sum(axis=1)
 
     def _bounds(self) -> np.ndarray:
         return np.arange(self.batch_size + 1) * self.rows // self.batch_size
 
-    def _first_lane(self, rank: int) -> int:
+    def _first_slot(self, rank: int) -> int:
         return rank * self.batch_size // self.workers

@@ -25,7 +25,7 @@ from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.report import figure_text
 from fracture.evaluation.scores import AT_ONCE, score
 from fracture.page import png, render
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 COMPARED = {"auc": "AUC", "recall": "sensitivity", "specificity": "specificity"}
 _RESAMPLES = 4000  # the tails are thin where many are compared
@@ -115,9 +115,9 @@ class _Radiographs:
 
 
 def _radiographs(pooled: Pooled) -> _Radiographs:
-    names = ("label", "group", "fold", "film", "probability", "threshold")
-    labels, groups, folds, films, *values = (pooled.scores[name].to_numpy() for name in names)
-    first, (probabilities, thresholds) = by_radiograph(labels, films, *values)
+    names = ("label", "group_id", "fold", "radiograph_id", "probability", "threshold")
+    labels, groups, folds, radiograph_ids, *values = (pooled.scores[name].to_numpy() for name in names)
+    first, (probabilities, thresholds) = by_radiograph(labels, radiograph_ids, *values)
     return _Radiographs(labels[first], groups[first], folds[first], probabilities, probabilities >= thresholds)
 
 
@@ -138,7 +138,7 @@ def prediction_speeds(models: Mapping[str, Any], images: np.ndarray) -> dict[str
     return {name: len(images) / statistics.median(taken) for name, taken in seconds.items()}
 
 
-def read_costs(run: Place, folds: int, parameters: int, images_per_second: float) -> Costs:
+def read_costs(run: StoragePath, folds: int, parameters: int, images_per_second: float) -> Costs:
     """What the finished folds in `run` say of themselves, with what was measured of the model."""
     logs = [(run / f"fold-{number}" / "metrics.jsonl").read_bytes() for number in range(1, folds + 1)]
     epochs = [json.loads(line) for log in logs for line in log.splitlines()]
@@ -157,7 +157,9 @@ def read_costs(run: Place, folds: int, parameters: int, images_per_second: float
     )
 
 
-def write_comparison(run: Place, manifest: Manifest, contenders: Sequence[Contender], caveats: Sequence[str]) -> None:
+def write_comparison(
+    run: StoragePath, manifest: Manifest, contenders: Sequence[Contender], caveats: Sequence[str]
+) -> None:
     """`comparison.html`, `comparison.md` and `comparison.json`.
 
     Args:

@@ -11,18 +11,18 @@ from fracture.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Entry:
+class ContenderSettings:
     settings: dict[str, Any]  # that it has of its own: "model.name" -> value
     against: str | None  # title of another that it is compared with, beside the first
 
 
-def read_contenders(file: Path) -> dict[str, Entry]:
+def read_contenders(file: Path) -> dict[str, ContenderSettings]:
     """The contenders of a YAML file by their titles, in its order.
 
     Raises:
         UsageError: there are none, or one cannot be compared with the others.
     """
-    contenders: dict[str, Entry] = {}
+    contenders: dict[str, ContenderSettings] = {}
     tree = read_yaml(file, "--models")
     titles = list(map(str, tree))
     for title, delta in zip(titles, tree.values(), strict=True):
@@ -39,7 +39,7 @@ def read_contenders(file: Path) -> dict[str, Entry]:
                 f"the first, and may name another, too: {_quoted(others)}."
             )
         settings = dict(flatten(delta))
-        contenders[title] = Entry(settings, against)
+        contenders[title] = ContenderSettings(settings, against)
         for key in settings:
             if key.split(".")[0] == "data":
                 raise UsageError(
@@ -72,7 +72,7 @@ def _check_folders(file: Path, titles: Sequence[str]) -> None:
         owners[name] = title
 
 
-def choose(contenders: dict[str, Entry], only: Sequence[str] | None) -> dict[str, Entry]:
+def choose(contenders: dict[str, ContenderSettings], only: Sequence[str] | None) -> dict[str, ContenderSettings]:
     """Those that are named; None: all.
 
     Raises:

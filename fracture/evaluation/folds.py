@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 
 from fracture.dataset.format import Manifest
 from fracture.evaluation.metrics import Evaluation, as_json
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import NAMES, evaluate, plot_scores, text
 from fracture.evaluation.scores import write_predictions
 from fracture.page import png, render
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Pooled:
         return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
-def pool_folds(run: Place, manifest: Manifest) -> Pooled:
+def pool_folds(run: StoragePath, manifest: Manifest) -> Pooled:
     """Reads what each finished fold left in `run`."""
     tables, folds = [], {}
     for number, title in enumerate(manifest.folds, 1):
         fold = run / f"fold-{number}"
         scores = (fold / "predictions.parquet").read_parquet()
         scores = scores.filter(pc.equal(scores["split"], "test"))
-        threshold = Decision.model_validate((fold / "bundle" / "bundle.json").read_json()["decision"]).threshold
+        threshold = OperatingPoint.model_validate(
+            (fold / "bundle" / "bundle.json").read_json()["operating_point"]
+        ).threshold
         scores = scores.append_column("fold", pa.array([title] * len(scores), pa.string()))
         tables.append(scores.append_column("threshold", pa.array([threshold] * len(scores), pa.float64())))
         folds[title] = evaluate(tables[-1], tables[-1]["threshold"].to_numpy())
@@ -46,7 +48,7 @@ def pool_folds(run: Place, manifest: Manifest) -> Pooled:
     return Pooled(folds, evaluate(pooled, pooled["threshold"].to_numpy()), pooled)
 
 
-def write_folds(run: Place, manifest: Manifest, pooled: Pooled, caveats: list[str]) -> None:
+def write_folds(run: StoragePath, manifest: Manifest, pooled: Pooled, caveats: list[str]) -> None:
     """`predictions.parquet`, `folds.json` and `folds.html` of all folds together."""
     write_predictions(run, pooled.scores)
     (run / "folds.json").write_json(

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
-from fracture.dataset.format import Manifest, images_of, read_rows
+from fracture.dataset.format import Dataset, images_of
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.page import picture
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 GROUPS = {  # name -> the label, and whether it was called a fracture
     "true positives": (FRACTURE, True),
@@ -72,7 +72,7 @@ def surest(scores: pa.Table, threshold: float, count: int) -> dict[str, list[dic
         of_group = pc.and_(pc.equal(scores["label"], label), pc.equal(called, fracture))
         order = [("probability", "descending" if fracture else "ascending"), ("row", "ascending")]
         rows = scores.filter(of_group).sort_by(order)
-        _, first = np.unique(rows["film"].to_numpy(), return_index=True)
+        _, first = np.unique(rows["radiograph_id"].to_numpy(), return_index=True)
         found[name] = rows.take(np.sort(first)[:count]).to_pylist()
     return found
 
@@ -80,8 +80,7 @@ def surest(scores: pa.Table, threshold: float, count: int) -> dict[str, list[dic
 def make_gallery(
     model: Any,
     test: pa.Table,
-    shards: Place,
-    manifest: Manifest,
+    dataset: Dataset,
     threshold: float,
     count: int = 3,
     each: Callable[[], None] = lambda: None,
@@ -97,8 +96,8 @@ def make_gallery(
     chosen = surest(test, threshold, count)
     rows = [row for group in chosen.values() for row in group]
     fracture = np.array([GROUPS[name][1] for name, group in chosen.items() for _ in group])
-    one_by_one = [read_rows(shards, manifest, "test", row["row"], row["row"] + 1) for row in rows]
-    images = images_of(pa.concat_tables(one_by_one), manifest.image_size)
+    one_by_one = [dataset.read("test", row["row"], row["row"] + 1) for row in rows]
+    images = images_of(pa.concat_tables(one_by_one), dataset.image_size)
     found = maps(model, images, fracture)
     each()
     likeness = []
@@ -128,11 +127,11 @@ def overlay(image: np.ndarray, of_image: np.ndarray) -> np.ndarray:
     return (image[..., None] * (1 - opacity) + colours * opacity).round().astype(np.uint8)
 
 
-def write_gallery(run: Place, gallery: Gallery) -> None:
+def write_gallery(run: StoragePath, gallery: Gallery) -> None:
     (run / FILE).write_bytes(gallery.model_dump_json().encode())
 
 
-def read_gallery(run: Place) -> Gallery | None:
+def read_gallery(run: StoragePath) -> Gallery | None:
     """That of a run, if it has one."""
     file = run / FILE
     return Gallery.model_validate_json(file.read_bytes()) if file.is_file() else None

@@ -22,7 +22,7 @@ class Figure(BaseModel):
 class Metrics(BaseModel):
     """Scores of one split; fracture is the positive class."""
 
-    unit: str  # "image", or "radiograph": the mean probability over each film's images
+    unit: str  # "image", or "radiograph": the mean probability over each radiograph's images
     count: int  # of that unit
     groups: int
     threshold: float | None  # None where images have thresholds of their own
@@ -84,12 +84,14 @@ def compute_metrics(
     )
 
 
-def by_radiograph(labels: np.ndarray, films: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The row of each film's first image, and the values' means over its images.
+def by_radiograph(
+    labels: np.ndarray, radiograph_ids: np.ndarray, *values: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The row of each radiograph's first image, and the values' means over its images.
 
-    A film that stands under both labels counts under each.
+    A radiograph that stands under both labels counts under each.
     """
-    pairs = np.stack([films, labels.astype(np.int64)])
+    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])
     _, first, position, count = np.unique(pairs, axis=1, return_index=True, return_inverse=True, return_counts=True)
     return first, [np.bincount(position.ravel(), value) / count for value in values]
 
@@ -111,7 +113,7 @@ def auc_within_folds(
     value = cases.auc(np.ones(len(labels)))
     if value is None:
         return Figure(value=None)
-    drawn = [auc for weights in _draws(groups, resamples) if (auc := cases.auc(weights)) is not None]
+    drawn = [auc for weights in _bootstrap_weights(groups, resamples) if (auc := cases.auc(weights)) is not None]
     interval = dict(zip(("low", "high"), np.percentile(drawn, [2.5, 97.5]).tolist(), strict=True))
     if value in (0, 1):
         interval = _exact(value, min(len(np.unique(groups[labels == label])) for label in (0, 1)))
@@ -140,7 +142,7 @@ def auc_differences(
     """
     folds = np.zeros(len(labels)) if folds is None else folds
     models = [_Folds(labels, probabilities, folds) for probabilities in (first, second)]
-    aucs = ([model.auc(weights) for model in models] for weights in _draws(groups, resamples))
+    aucs = ([model.auc(weights) for model in models] for weights in _bootstrap_weights(groups, resamples))
     return np.array([one - other for one, other in aucs if one is not None])
 
 
@@ -158,7 +160,7 @@ def rate_differences(
     truth = labels.astype(bool)
     ahead = np.where(truth, 1.0, -1.0) * (first.astype(float) - second)  # 1 where only the first is right
     found: dict[str, list[float]] = {"recall": [], "specificity": []}
-    for weights in _draws(groups, resamples):
+    for weights in _bootstrap_weights(groups, resamples):
         for name, of in (("recall", truth), ("specificity", ~truth)):
             if total := weights @ of:
                 found[name].append(float(weights[of] @ ahead[of] / total))
@@ -255,7 +257,7 @@ _OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}
 def _bootstrap(cases: _Cases, groups: np.ndarray, resamples: int) -> dict[str, dict[str, float]]:
     """95 % intervals of each figure over groups drawn with replacement; resamples without it are left out."""
     drawn: dict[str, list[float]] = {}
-    for weights in _draws(groups, resamples):
+    for weights in _bootstrap_weights(groups, resamples):
         for name, value in cases.figures(weights).items():
             if value is not None:
                 drawn.setdefault(name, []).append(value)
@@ -266,7 +268,7 @@ def _bootstrap(cases: _Cases, groups: np.ndarray, resamples: int) -> dict[str, d
     }
 
 
-def _draws(groups: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
+def _bootstrap_weights(groups: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
     """[N] float64 for each resample: how often each case's group was drawn."""
     _, position = np.unique(groups, return_inverse=True)
     count = position.max() + 1

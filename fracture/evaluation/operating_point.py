@@ -11,7 +11,7 @@ from fracture.config import EvaluationConfig
 from fracture.evaluation.metrics import bounded
 
 
-class Decision(BaseModel):
+class OperatingPoint(BaseModel):
     """Made on validation, kept in the bundle, used on test."""
 
     temperature: float  # logits are divided by it,
@@ -24,42 +24,42 @@ class Decision(BaseModel):
         return calibrate(probabilities, self.temperature, self.offset)
 
 
-def decide(scores: pa.Table, config: EvaluationConfig) -> Decision:
+def choose_operating_point(scores: pa.Table, config: EvaluationConfig) -> OperatingPoint:
     """Calibration and threshold from the scores of validation as the model gives them."""
-    labels, films = scores["label"].to_numpy(), scores["film"].to_numpy()
+    labels, radiograph_ids = scores["label"].to_numpy(), scores["radiograph_id"].to_numpy()
     raw = scores["probability"].to_numpy()
-    temperature, offset = fit_calibration(labels, raw, films)
-    threshold, rule = choose_threshold(labels, calibrate(raw, temperature, offset), films, config)
-    return Decision(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
+    temperature, offset = fit_calibration(labels, raw, radiograph_ids)
+    threshold, rule = choose_threshold(labels, calibrate(raw, temperature, offset), radiograph_ids, config)
+    return OperatingPoint(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
 
 
-def joint_decision(decisions: Sequence[Decision]) -> Decision:
+def mean_operating_point(decisions: Sequence[OperatingPoint]) -> OperatingPoint:
     """Of models whose calibrated probabilities are averaged: at the mean of their thresholds."""
     if len(decisions) == 1:
         return decisions[0]
-    thresholds = [decision.threshold for decision in decisions]
+    thresholds = [operating_point.threshold for operating_point in decisions]
     told = ", ".join(f"{threshold:.3f}" for threshold in thresholds)
     rule = f"the mean of the {len(thresholds)} models' own: {told}"
-    return Decision(temperature=1.0, offset=0.0, threshold=float(np.mean(thresholds)), rule=rule)
+    return OperatingPoint(temperature=1.0, offset=0.0, threshold=float(np.mean(thresholds)), rule=rule)
 
 
-def film_weights(films: np.ndarray) -> np.ndarray:
-    """[N] float64: each film weighs 1 in all, so that a family of a hundred copies does not decide."""
-    _, position, size = np.unique(films, return_inverse=True, return_counts=True)
+def radiograph_weights(radiograph_ids: np.ndarray) -> np.ndarray:
+    """[N] float64: each radiograph weighs 1 in all, so that a family of a hundred copies does not decide."""
+    _, position, size = np.unique(radiograph_ids, return_inverse=True, return_counts=True)
     return 1 / size[position]
 
 
-def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, films: np.ndarray) -> tuple[float, float]:
-    """The (temperature, offset) of the logits with the least cross-entropy, each film counting once.
+def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray) -> tuple[float, float]:
+    """The (temperature, offset) of the logits with the least cross-entropy, each radiograph counting once.
 
     Training may show both classes equally often, however rare one is, and with that shifts all logits: a temperature
     alone (Guo et al. 2017, https://arxiv.org/abs/1706.04599) could not shift them back. As in Platt scaling, the
-    targets stay as far from 0 and 1 as so many films can tell, so that a small validation set without a mistake does
-    not make the model boundlessly sure (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
+    targets stay as far from 0 and 1 as so many radiographs can tell, so that a small validation set without a mistake
+    does not make the model boundlessly sure (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
     """
     from scipy.optimize import minimize  # a second to load, for which no training need wait
 
-    logits, weights, fractured = logit(bounded(probabilities)), film_weights(films), labels.astype(bool)
+    logits, weights, fractured = logit(bounded(probabilities)), radiograph_weights(radiograph_ids), labels.astype(bool)
     positives, negatives = weights[fractured].sum(), weights[~fractured].sum()
     targets = np.where(fractured, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
@@ -76,15 +76,15 @@ def calibrate(probabilities: np.ndarray, temperature: float, offset: float) -> n
 
 
 def choose_threshold(
-    labels: np.ndarray, probabilities: np.ndarray, films: np.ndarray, config: EvaluationConfig
+    labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray, config: EvaluationConfig
 ) -> tuple[float, str]:
-    """(threshold, rule in words), by the rule of the configuration; each film counts once."""
+    """(threshold, rule in words), by the rule of the configuration; each radiograph counts once."""
     if config.threshold_rule == "given":
         return config.threshold, f"given: {config.threshold:g}"
     from sklearn.metrics import roc_curve
 
     false_rate, true_rate, thresholds = roc_curve(
-        labels, probabilities, sample_weight=film_weights(films), drop_intermediate=False
+        labels, probabilities, sample_weight=radiograph_weights(radiograph_ids), drop_intermediate=False
     )
     finite = np.isfinite(thresholds)
     false_rate, true_rate, thresholds = false_rate[finite], true_rate[finite], thresholds[finite]

@@ -182,7 +182,9 @@ def plot_drifts(measures: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(12, 2.9 * rows), layout="constrained", squeeze=False)
         for axis, (name, (before, now)) in zip(axes.flat, measures.items(), strict=False):
-            low, high = np.quantile(np.concatenate([before, now]), [0.005, 0.995])  # one odd film would fill the axis
+            low, high = np.quantile(
+                np.concatenate([before, now]), [0.005, 0.995]
+            )  # one odd radiograph would fill the axis
             bins = np.linspace(low, high if high > low else low + 1, 25)
             for values, color, label in ((before, _TRAIN, "before"), (now, _VAL, "new")):
                 shares = np.full(len(values), 1 / len(values))

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.dataset.format import Manifest, images_of, read_rows, read_seen
+from fracture.dataset.format import Dataset, Manifest, images_of
 from fracture.evaluation.gallery import Gallery, surest
 from fracture.evaluation.metrics import Evaluation, Figure, Metrics, by_radiograph, compute_metrics
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
     plot_curves,
@@ -22,7 +22,7 @@ from fracture.evaluation.plots import (
 )
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 NAMES = {  # figure -> what a reader calls it, in the order of the page
     "auc": "AUC (area under the ROC curve)",
@@ -47,10 +47,12 @@ _WORST = 6  # mistakes of each kind that are shown
 
 def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
     """Figures per image and per radiograph, at one threshold or at one for each row."""
-    labels, probabilities, films, groups = (
-        scores[name].to_numpy() for name in ("label", "probability", "film", "group")
+    labels, probabilities, radiograph_ids, groups = (
+        scores[name].to_numpy() for name in ("label", "probability", "radiograph_id", "group_id")
     )
-    first, (means, thresholds) = by_radiograph(labels, films, probabilities, np.broadcast_to(threshold, labels.shape))
+    first, (means, thresholds) = by_radiograph(
+        labels, radiograph_ids, probabilities, np.broadcast_to(threshold, labels.shape)
+    )
     if np.ndim(threshold) == 0:
         thresholds = threshold
     return {
@@ -59,7 +61,7 @@ def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
     }
 
 
-def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold: float) -> dict[str, Evaluation]:
+def evaluate_run(scores: pa.Table, dataset: Dataset, threshold: float) -> dict[str, Evaluation]:
     """Validation and test; of several origins, test of each; where test leaks, also that part of it which does not.
 
     Returns:
@@ -72,10 +74,10 @@ def evaluate_run(scores: pa.Table, shards: Place, manifest: Manifest, threshold:
         for origin in sorted(origins):
             rows = parts["test"].filter(pc.equal(parts["test"]["origin"], origin))
             found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
-    leak = manifest.leakage.get("test")
+    leak = dataset.manifest.leakage.get("test")
     if leak is not None and leak.leaking:
-        seen = read_seen(shards, manifest, "group").combine_chunks()
-        apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group"], seen)))
+        seen = dataset.read_seen("group_id").combine_chunks()
+        apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group_id"], seen)))
         if len(apart):
             found["test_without_leaks"] = evaluate(apart, threshold)
     return found
@@ -86,8 +88,8 @@ class Report:
     """All that a run's report tells."""
 
     title: str
-    manifest: Manifest
-    decision: Decision
+    dataset: Dataset
+    operating_point: OperatingPoint
     evaluations: Mapping[str, Evaluation]
     history: Sequence[dict[str, float]]  # empty where nothing was trained
     best_epoch: int
@@ -98,7 +100,7 @@ class Report:
     gallery: Gallery | None = None  # of test
 
 
-def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place) -> None:
+def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
     """Writes the plots as PNG files and `report.html`, which holds them all.
 
     Args:
@@ -120,7 +122,7 @@ def write_report(folder: Place, report: Report, scores: pa.Table, shards: Place)
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
         comparison=comparison_line(report.own_test, report.evaluations["test"]) if report.own_test else "",
         plots={name: png(data) for name, data in plots.items()},
-        mistakes=_mistakes(test, report, shards),
+        mistakes=_mistakes(test, report),
     )
     (folder / "report.html").write_bytes(page)
 
@@ -136,13 +138,13 @@ def plot_scores(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics,
     return plots
 
 
-def _mistakes(test: pa.Table, report: Report, shards: Place) -> list[dict[str, Any]]:
+def _mistakes(test: pa.Table, report: Report) -> list[dict[str, Any]]:
     """The worst of each kind, one a radiograph, with their pictures."""
-    worst = surest(test, report.decision.threshold, _WORST)
+    worst = surest(test, report.operating_point.threshold, _WORST)
     shown = []
     for row in (*worst["false negatives"], *worst["false positives"]):
-        block = read_rows(shards, report.manifest, "test", row["row"], row["row"] + 1)
-        pixels = images_of(block, report.manifest.image_size)
+        block = report.dataset.read("test", row["row"], row["row"] + 1)
+        pixels = images_of(block, report.dataset.image_size)
         what = f"{CLASS_NAMES[row['label']]}, probability of a fracture {row['probability']:.2f}"
         shown.append({"picture": picture(pixels[0, ..., 0]), "what": what, "path": row["source"]})
     return shown

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fracture.dataset.format import Manifest, images_of, read_rows
+from fracture.dataset.format import Dataset, images_of
 from fracture.errors import RunError
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import SPLITS
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 # Scoring goes by fixed blocks of rows and fixed parts of them, so that a row meets the same neighbours in a batch, and
 # gets the same probability to the last bit, whoever scores it.
@@ -23,8 +23,8 @@ _SCHEMA = pa.schema(
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
         pa.field("origin", pa.string()),
-        pa.field("film", pa.int64()),
-        pa.field("group", pa.int64()),
+        pa.field("radiograph_id", pa.int64()),
+        pa.field("group_id", pa.int64()),
         pa.field("label", pa.uint8()),
         pa.field("probability", pa.float32()),  # of a fracture
     ]
@@ -53,8 +53,7 @@ def score(model: Any, images: np.ndarray) -> np.ndarray:
 
 def score_blocks(
     model: Any,
-    shards: Place,
-    manifest: Manifest,
+    dataset: Dataset,
     split: str,
     rank: int,
     workers: int,
@@ -68,35 +67,35 @@ def score_blocks(
         each_block: is called after each.
         only: [rows] bool; the others are not scored, and blocks without any not read.
     """
-    rows = manifest.rows(split)
+    rows = dataset.rows(split)
     tables = [_SCHEMA.empty_table()]
     for start in range(rank * BLOCK_ROWS, rows, workers * BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, rows)
         numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
         if not len(numbers):
             continue
-        block = read_rows(shards, manifest, split, start, stop)
+        block = dataset.read(split, start, stop)
         block = block if only is None else block.take(numbers - start)
         columns = [
             pa.array(numbers),
             pa.array([split] * len(numbers)),
             block["source"].combine_chunks(),
             block["origin"].combine_chunks(),
-            block["film"].combine_chunks(),
-            block["group"].combine_chunks(),
+            block["radiograph_id"].combine_chunks(),
+            block["group_id"].combine_chunks(),
             block["label"].combine_chunks(),
-            pa.array(score(model, images_of(block, manifest.image_size))),
+            pa.array(score(model, images_of(block, dataset.image_size))),
         ]
         tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
         each_block()
     return pa.concat_tables(tables)
 
 
-def write_scores(run: Place, scores: pa.Table, split: str, rank: int, workers: int) -> None:
+def write_scores(run: StoragePath, scores: pa.Table, split: str, rank: int, workers: int) -> None:
     _part(run, split, rank, workers).write_parquet(scores)
 
 
-def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.Table:
+def read_scores(run: StoragePath, dataset: Dataset, split: str, workers: int) -> pa.Table:
     """All workers' scores of a split as one table in row order, not calibrated yet.
 
     Raises:
@@ -104,31 +103,31 @@ def read_scores(run: Place, manifest: Manifest, split: str, workers: int) -> pa.
     """
     parts = [_part(run, split, rank, workers).read_parquet() for rank in range(workers)]
     scores = pa.concat_tables(parts).sort_by("row").combine_chunks()
-    if not np.array_equal(scores["row"], np.arange(manifest.rows(split))):
-        raise RunError(f"{split}: {scores.num_rows} scores for {manifest.rows(split)} images; run the job again")
+    if not np.array_equal(scores["row"], np.arange(dataset.rows(split))):
+        raise RunError(f"{split}: {scores.num_rows} scores for {dataset.rows(split)} images; run the job again")
     return scores
 
 
-def gather_scores(run: Place, manifest: Manifest, workers: int, decision: Decision) -> pa.Table:
+def gather_scores(run: StoragePath, dataset: Dataset, workers: int, operating_point: OperatingPoint) -> pa.Table:
     """Validation and test, calibrated, as one table in row order, also written as `predictions.parquet`."""
-    gathered = pa.concat_tables([read_scores(run, manifest, split, workers) for split in SPLITS[1:]])
-    gathered = calibrate(gathered, decision)
+    gathered = pa.concat_tables([read_scores(run, dataset, split, workers) for split in SPLITS[1:]])
+    gathered = calibrate(gathered, operating_point)
     write_predictions(run, gathered)
     (run / "scores").delete()
     return gathered
 
 
-def calibrate(scores: pa.Table, decision: Decision) -> pa.Table:
+def calibrate(scores: pa.Table, operating_point: OperatingPoint) -> pa.Table:
     """The same rows with calibrated probabilities."""
-    calibrated = pa.array(decision.calibrate(scores["probability"].to_numpy()), pa.float32())
+    calibrated = pa.array(operating_point.calibrate(scores["probability"].to_numpy()), pa.float32())
     field = _SCHEMA.field("probability")
     return scores.set_column(scores.schema.get_field_index(field.name), field, calibrated)
 
 
-def write_predictions(folder: Place, scores: pa.Table) -> None:
+def write_predictions(folder: StoragePath, scores: pa.Table) -> None:
     """Every figure of a report can be computed again from this file."""
     (folder / "predictions.parquet").write_parquet(scores)
 
 
-def _part(run: Place, split: str, rank: int, workers: int) -> Place:
+def _part(run: StoragePath, split: str, rank: int, workers: int) -> StoragePath:
     return run / "scores" / f"{split}-{rank:05d}-of-{workers:05d}.parquet"

@@ -22,14 +22,14 @@ from pydantic_core import from_json
 
 from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
 from fracture.config import Config
-from fracture.dataset.format import FILES, Manifest, read_index, read_seen
+from fracture.dataset.format import FILES, Dataset
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, as_json
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import CLASS_NAMES
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 CARD = "bundle.json"
 WEIGHTS = "weights.npz"
 TRAINED_ON = "trained_on.parquet"
@@ -44,7 +44,7 @@ _MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 
 _ANEW = "Fetch the bundle anew from where it was trained, or train anew."
 
 
-def export_model(model: Any, decision: Decision, bundle: Place) -> None:
+def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePath) -> None:
     """Writes the model into the bundle's folder, thrice.
 
     `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone.
@@ -54,7 +54,9 @@ def export_model(model: Any, decision: Decision, bundle: Place) -> None:
     """
     logit = model.get_layer("logit")
     kernel, bias = logit.get_weights()
-    logit.set_weights([kernel / decision.temperature, bias / decision.temperature + decision.offset])
+    logit.set_weights(
+        [kernel / operating_point.temperature, bias / operating_point.temperature + operating_point.offset]
+    )
     with tempfile.TemporaryDirectory() as folder:
         names, values = [weight.name for weight in model.weights], model.get_weights()
         save_arrays(Path(folder) / WEIGHTS, values, names)
@@ -86,12 +88,11 @@ def _probabilities(model: Any, images: Any) -> Any:
 
 
 def write_bundle(
-    bundle: Place,
+    bundle: StoragePath,
     config: Config,
-    manifest: Manifest,
-    shards: Place,
+    dataset: Dataset,
     run: Mapping[str, Any],
-    decision: Decision,
+    operating_point: OperatingPoint,
     evaluations: Mapping[str, Evaluation],
     initial: "Bundle | None" = None,
 ) -> None:
@@ -101,6 +102,7 @@ def write_bundle(
         initial: whose weights it began with, and which has seen files too.
         run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
     """
+    manifest = dataset.manifest
     content = {
         "format_version": FORMAT_VERSION,
         "synthetic": manifest.synthetic,
@@ -112,7 +114,7 @@ def write_bundle(
             "pixel_std": manifest.pixel_std,  # and divides by this
         },
         "output": "probability of a fracture, calibrated",
-        "decision": decision.model_dump(),
+        "operating_point": operating_point.model_dump(),
         "metrics": as_json(evaluations),
         "dataset": {
             "fingerprint": manifest.fingerprint,
@@ -127,7 +129,7 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    seen = pa.Table.from_arrays([read_seen(shards, manifest, "sha256")], schema=_TRAINED_ON)
+    seen = pa.Table.from_arrays([dataset.read_seen("sha256")], schema=_TRAINED_ON)
     if initial is not None:
         seen = pa.concat_tables([seen, pa.table([list(initial.trained_on())], schema=_TRAINED_ON)])
     (bundle / TRAINED_ON).write_parquet(seen)
@@ -150,7 +152,7 @@ class _Card(BaseModel):
 
     synthetic: bool
     input: _Input
-    decision: Decision
+    operating_point: OperatingPoint
     metrics: dict[str, Evaluation]
     config: Config
 
@@ -159,8 +161,8 @@ class _Card(BaseModel):
         size = self.config.data.image_size
         if self.input.shape[1:3] != (size, size):
             raise ValueError(f"input.shape is {self.input.shape}, and config.data.image_size {size}")
-        if not 0 <= self.decision.threshold <= 1:
-            raise ValueError(f"decision.threshold is {self.decision.threshold}, not in 0 to 1")
+        if not 0 <= self.operating_point.threshold <= 1:
+            raise ValueError(f"decision.threshold is {self.operating_point.threshold}, not in 0 to 1")
         for unit in ("image", "radiograph"):
             if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
                 raise ValueError(f"metrics.test.{unit} has no AUC")
@@ -171,12 +173,12 @@ class _Card(BaseModel):
 class Bundle:
     """A finished bundle, as read."""
 
-    place: Place
+    folder: StoragePath
     config: Config
     pixel_mean: float  # of the training images, in [0, 255]
     pixel_std: float
     synthetic: bool  # trained on drawings
-    decision: Decision
+    operating_point: OperatingPoint
     evaluations: dict[str, Evaluation]
 
     @property
@@ -185,21 +187,21 @@ class Bundle:
 
     def trained_on(self) -> set[bytes]:
         """SHA-256 of the files that training or validation has seen."""
-        batches = (self.place / TRAINED_ON).parquet_batches(_TRAINED_ON)
+        batches = (self.folder / TRAINED_ON).parquet_batches(_TRAINED_ON)
         return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
 
-    def groups_seen(self, shards: Place) -> set[int]:
+    def groups_seen(self, dataset: Dataset) -> set[int]:
         """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
         seen = pa.array(self.trained_on(), pa.binary(32))
-        columns = pa.schema([pa.field("sha256", seen.type), pa.field("group", pa.int64())])
-        batches = (shards / FILES).parquet_batches(columns)
+        columns = pa.schema([pa.field("sha256", seen.type), pa.field("group_id", pa.int64())])
+        batches = (dataset.folder / FILES).parquet_batches(columns)
         known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
-        return {group for batch in known for group in pc.unique(batch["group"]).to_pylist()}
+        return {group for batch in known for group in pc.unique(batch["group_id"]).to_pylist()}
 
-    def fresh(self, shards: Place, manifest: Manifest, splits: Sequence[str]) -> dict[str, np.ndarray]:
+    def fresh(self, dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
         """Split -> [rows] bool: those that can test the model, which knows nothing of their group."""
-        known = list(self.groups_seen(shards))
-        groups = {split: read_index(shards, manifest, split, ["group"])["group"].to_numpy() for split in splits}
+        known = list(self.groups_seen(dataset))
+        groups = {split: dataset.read_columns(split, ["group_id"])["group_id"].to_numpy() for split in splits}
         return {split: ~np.isin(numbers, known) for split, numbers in groups.items()}
 
     def model(self) -> Any:
@@ -229,33 +231,33 @@ class Bundle:
 
         shapes = weight_shapes(self.config)
         expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
-        file = self.place / WEIGHTS
+        file = self.folder / WEIGHTS
         if not file.is_file():
             raise UsageError(f"{file} is missing. {_ANEW}")
         most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
         return load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
 
 
-def is_bundle(place: Place) -> bool:
-    return (place / CARD).is_file()
+def is_bundle(folder: StoragePath) -> bool:
+    return (folder / CARD).is_file()
 
 
-def read_bundle(place: Place) -> Bundle:
+def read_bundle(folder: StoragePath) -> Bundle:
     """
     Raises:
         UsageError: no bundle there, one of another format, or one whose `bundle.json` is damaged.
     """
-    if not is_bundle(place):
-        raise UsageError(f"{place} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
-    text = (place / CARD).read_bytes(most=_MOST_CARD)
+    if not is_bundle(folder):
+        raise UsageError(f"{folder} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
+    text = (folder / CARD).read_bytes(most=_MOST_CARD)
     try:
         content = from_json(text)
     except ValueError:
-        raise UsageError(f"{place / CARD} is damaged: not JSON. {_ANEW}") from None
+        raise UsageError(f"{folder / CARD} is damaged: not JSON. {_ANEW}") from None
     format_version = content.get("format_version") if isinstance(content, dict) else None
     if format_version != FORMAT_VERSION:
         raise UsageError(
-            f"{place} is of bundle format {format_version!r:.20}, and this program reads {FORMAT_VERSION}. "
+            f"{folder} is of bundle format {format_version!r:.20}, and this program reads {FORMAT_VERSION}. "
             "Read it with the version that wrote it, or train anew under another --run name."
         )
     try:
@@ -264,14 +266,14 @@ def read_bundle(place: Place) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"{place / CARD} is damaged{f' at {where!r:.100}' if where else ''}: {first['msg']}. {_ANEW}"
+            f"{folder / CARD} is damaged{f' at {where!r:.100}' if where else ''}: {first['msg']}. {_ANEW}"
         ) from None
     return Bundle(
-        place=place,
+        folder=folder,
         config=card.config,
         pixel_mean=card.input.pixel_mean,
         pixel_std=card.input.pixel_std,
         synthetic=card.synthetic,
-        decision=card.decision,
+        operating_point=card.operating_point,
         evaluations=card.metrics,
     )

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fracture.dataset.format import Manifest, images_of, read_manifest, read_rows
+from fracture.dataset.format import Dataset, images_of
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import IMAGES, WEIGHTS, Bundle, is_bundle, save_for_tensorflow, versions
 from fracture.labels import CLASS_NAMES
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 CARD = "export.json"
 INT8 = "model-int8.tflite"
@@ -51,12 +51,12 @@ class Form:
     packages: tuple[str, ...]  # whose versions matter beside those of a bundle
 
 
-def export(bundle: Bundle, to: str, out: Place, shards: Place | None = None) -> dict[str, Any]:
+def export(bundle: Bundle, to: str, out: StoragePath, dataset: Dataset | None = None) -> dict[str, Any]:
     """Writes one form of the model into the folder `out`; an export that is there is replaced.
 
     Args:
         to: of `FORMS`.
-        shards: for tflite alone: calibrate its int8 form with images that the model has seen, and test with the others.
+        dataset: for tflite alone: images that the model has seen calibrate its int8 form, and the others test it.
 
     Returns:
         What `export.json` says.
@@ -67,7 +67,7 @@ def export(bundle: Bundle, to: str, out: Place, shards: Place | None = None) -> 
         RunError: what was written gives other probabilities.
     """
     _check_out(out)
-    trial = None if shards is None else _Trial.of(bundle, shards)
+    trial = None if dataset is None else _Trial.of(bundle, dataset)
     form, model = FORMS[to], bundle.model()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -95,7 +95,7 @@ def _names() -> list[str]:
     return [CARD, INT8, *(form.file for form in FORMS.values())]
 
 
-def _check_out(out: Place) -> None:
+def _check_out(out: StoragePath) -> None:
     if is_bundle(out):
         raise UsageError(f"--out {out} is a bundle, which is never changed. Name another folder.")
     there = [name for name in _names() if (out / name).is_file() or (out / name).is_dir()]
@@ -111,49 +111,49 @@ class _Trial:
     """Shards of which the model has seen a part, which calibrates, and not the other, which tests."""
 
     bundle: Bundle
-    shards: Place
-    manifest: Manifest
+    dataset: Dataset
     fresh: dict[str, np.ndarray]  # split -> [rows] bool, not seen
 
     @classmethod
-    def of(cls, bundle: Bundle, shards: Place) -> "_Trial":
+    def of(cls, bundle: Bundle, dataset: Dataset) -> "_Trial":
         """
         Raises:
             UsageError: they are of another size, or all seen, or none.
         """
-        manifest = read_manifest(shards)
-        if manifest.image_size != bundle.image_size:
+        if dataset.image_size != bundle.image_size:
             raise UsageError(
-                f"--shards {shards}: the model takes images of {bundle.image_size} pixels; these shards have "
-                f"{manifest.image_size}. Make others of the same radiographs with --set "
+                f"--shards {dataset.folder}: the model takes images of {bundle.image_size} pixels; these shards have "
+                f"{dataset.image_size}. Make others of the same radiographs with --set "
                 f"data.image_size={bundle.image_size}"
             )
-        fresh = bundle.fresh(shards, manifest, list(manifest.shards))
+        fresh = bundle.fresh(dataset, dataset.splits)
         count = sum(int(rows.sum()) for rows in fresh.values())
         total = sum(map(len, fresh.values()))
         if count in (0, total):
             raise UsageError(
-                f"--shards {shards}: the model has seen {'all' if count == 0 else 'none'} of these {total:,} images, "
-                "and int8 takes its ranges from some that it has seen, and is tested with others. Name the shards "
-                "that it was trained and tested on."
+                f"--shards {dataset.folder}: the model has seen {'all' if count == 0 else 'none'} of these {total:,} "
+                "images, and int8 takes its ranges from some that it has seen, and is tested with others. Name the "
+                "shards that it was trained and tested on."
             )
-        return cls(bundle, shards, manifest, fresh)
+        return cls(bundle, dataset, fresh)
 
     def to_calibrate(self) -> np.ndarray:
         """[N, S, S, 1] uint8, spread evenly over those seen."""
         seen = [(split, row) for split, fresh in self.fresh.items() for row in np.flatnonzero(~fresh).tolist()]
         chosen = np.linspace(0, len(seen) - 1, min(len(seen), _CALIBRATING)).astype(int)
-        rows = (read_rows(self.shards, self.manifest, seen[i][0], seen[i][1], seen[i][1] + 1) for i in chosen)
-        return images_of(pa.concat_tables(rows), self.manifest.image_size)
+        rows = (self.dataset.read(seen[i][0], seen[i][1], seen[i][1] + 1) for i in chosen)
+        return images_of(pa.concat_tables(rows), self.dataset.image_size)
 
     def results(self, model: Any, files: Sequence[Path]) -> dict[str, Evaluation]:
         """Figures of the bundle's model and of each TFLite file, by name, on what the model has not seen."""
         models = {"bundle": model} | {file.name: Lite(file) for file in files}
-        return {name: evaluate(self._scores(model), self.bundle.decision.threshold) for name, model in models.items()}
+        return {
+            name: evaluate(self._scores(model), self.bundle.operating_point.threshold) for name, model in models.items()
+        }
 
     def _scores(self, model: Any) -> pa.Table:
         parts = (
-            score_blocks(model, self.shards, self.manifest, split, rank=0, workers=1, only=fresh)
+            score_blocks(model, self.dataset, split, rank=0, workers=1, only=fresh)
             for split, fresh in self.fresh.items()
         )
         return pa.concat_tables(parts).combine_chunks()
@@ -164,13 +164,13 @@ def _content(bundle: Bundle, to: str) -> dict[str, Any]:
     named = {package: version(package) for package in FORMS[to].packages}
     return {
         "format": to,
-        "bundle": str(bundle.place),
+        "bundle": str(bundle.folder),
         "synthetic": bundle.synthetic,
         "class_names": list(CLASS_NAMES),
         "input": {"shape": [None, size, size, 1], "dtype": "float32", **IMAGES},
         "output": "probability of a fracture, calibrated",
-        "threshold": bundle.decision.threshold,
-        "weights_sha256": hashlib.sha256((bundle.place / WEIGHTS).read_bytes()).hexdigest(),
+        "threshold": bundle.operating_point.threshold,
+        "weights_sha256": hashlib.sha256((bundle.folder / WEIGHTS).read_bytes()).hexdigest(),
         "versions": versions() | named,
     }
 

@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from fracture.dataset.format import FILES, MANIFEST, Manifest, images_of, read_manifest, read_rows
+from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.scores import BLOCK_ROWS, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decode import Rejected, decode, too_large
 from fracture.preparation.source import is_clutter, list_files
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 RESULTS = pa.schema(
     [
@@ -62,26 +62,26 @@ Progress = Callable[[str, int, int | None], None]  # what, done, of how many
 class Input:
     """One `--data`, listed."""
 
-    root: Place  # the folder; of a single file, the one that it is in
+    root: StoragePath  # the folder; of a single file, the one that it is in
     prefix: str  # of its paths in the results
     files: Mapping[str, int] = field(default_factory=dict)  # path below the root -> bytes, in the order of the results
-    manifest: Manifest | None = None  # of shards
+    dataset: Dataset | None = None  # of shards
     alone: bool = False  # one file that was named, and not the folder
 
     def __len__(self) -> int:
-        if self.manifest:
-            return sum(self.manifest.rows(split) for split in self.manifest.shards)
+        if self.dataset:
+            return sum(self.dataset.rows(split) for split in self.dataset.splits)
         return len(self.files)
 
 
-def find_inputs(places: Sequence[Place], image_size: int) -> list[Input]:
+def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
     """Lists what is to be predicted; no image is opened.
 
     Raises:
         UsageError: nothing there, a folder without a file, a link out of one, shards of another size, or a file that is
             named twice.
     """
-    found = [_find(place, image_size, several=len(places) > 1) for place in places]
+    found = [_find(path, image_size, several=len(paths) > 1) for path in paths]
     named = Counter(f"{one.root}/{path}" for one in found for path in one.files or [""])
     if double := next((name for name, times in named.items() if times > 1), None):
         raise UsageError(
@@ -90,25 +90,25 @@ def find_inputs(places: Sequence[Place], image_size: int) -> list[Input]:
     return found
 
 
-def _find(place: Place, image_size: int, *, several: bool) -> Input:
-    if place.is_file():
-        folder = Place(place.filesystem, place.path.rpartition("/")[0] or "/")
-        size = place.filesystem.get_file_info(place.path).size
-        return Input(folder, f"{folder}/" if several else "", {place.name: size}, alone=True)
-    prefix = f"{str(place).rstrip('/')}/" if several else ""
-    if all((place / name).is_file() for name in (MANIFEST, FILES)):
-        manifest = read_manifest(place)
-        if manifest.image_size != image_size:
+def _find(path: StoragePath, image_size: int, *, several: bool) -> Input:
+    if path.is_file():
+        folder = StoragePath(path.filesystem, path.path.rpartition("/")[0] or "/")
+        size = path.filesystem.get_file_info(path.path).size
+        return Input(folder, f"{folder}/" if several else "", {path.name: size}, alone=True)
+    prefix = f"{str(path).rstrip('/')}/" if several else ""
+    if all((path / name).is_file() for name in (MANIFEST, FILES)):
+        dataset = read_dataset(path)
+        if dataset.image_size != image_size:
             raise UsageError(
-                f"--data {place}: the model takes images of {image_size} pixels; these shards have "
-                f"{manifest.image_size}. Name the radiographs that they were made of instead."
+                f"--data {path}: the model takes images of {image_size} pixels; these shards have "
+                f"{dataset.image_size}. Name the radiographs that they were made of instead."
             )
-        return Input(place, prefix, manifest=manifest)
-    infos = list_files(place, _WANTED)
-    return Input(place, prefix, {path: infos[path].size for path in sorted(infos) if not is_clutter(path)})
+        return Input(path, prefix, dataset=dataset)
+    infos = list_files(path, _WANTED)
+    return Input(path, prefix, {name: infos[name].size for name in sorted(infos) if not is_clutter(name)})
 
 
-def check_out(out: Place, inputs: Sequence[Input]) -> None:
+def check_out(out: StoragePath, inputs: Sequence[Input]) -> None:
     """Said before the work, which may take hours.
 
     Raises:
@@ -126,8 +126,8 @@ def check_out(out: Place, inputs: Sequence[Input]) -> None:
             )
 
 
-def _real(place: Place) -> str:
-    return f"{os.path.realpath(place.path) if place.is_local else place.path}/"
+def _real(path: StoragePath) -> str:
+    return f"{os.path.realpath(path.path) if path.is_local else path.path}/"
 
 
 def predict(
@@ -152,7 +152,7 @@ def predict(
 
     total = sum(map(len, inputs))
     work = list(_work(inputs, block_rows))
-    slim = [Input(one.root, one.prefix, manifest=one.manifest) for one in inputs]  # without the names, for each process
+    slim = [Input(one.root, one.prefix, dataset=one.dataset) for one in inputs]  # without the names, for each process
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = context.enable_progress_bars = verbose
@@ -178,8 +178,8 @@ def predict(
 def _work(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
     """Tables of one row, each a block; none of two inputs or two splits."""
     for number, one in enumerate(inputs):
-        for split in one.manifest.shards if one.manifest else ():
-            rows = one.manifest.rows(split)
+        for split in one.dataset.splits if one.dataset else ():
+            rows = one.dataset.rows(split)
             for start in range(0, rows, block_rows):
                 yield _block(input=number, split=split, start=start, stop=min(start + block_rows, rows))
         paths = list(one.files)
@@ -223,7 +223,7 @@ class _Reader:
         [block] = work.to_pylist()
         one = self._inputs[block["input"]]
         if block["split"]:
-            table = read_rows(one.root, one.manifest, block["split"], block["start"], block["stop"])
+            table = one.dataset.read(block["split"], block["start"], block["stop"])
             return self._table(one, table["source"].to_pylist(), table["image"].combine_chunks(), [None] * len(table))
         images, errors = self._decode(one.root, block)
         return self._table(one, block["paths"], pa.array(images, pa.binary(self._size**2)), errors)
@@ -232,7 +232,7 @@ class _Reader:
         names = pa.array([one.prefix + path for path in paths], pa.string())
         return pa.table({"path": names, "image": images, "error": pa.array(errors, pa.string())})
 
-    def _decode(self, root: Place, block: Mapping[str, Any]) -> tuple[list[bytes | None], list[str | None]]:
+    def _decode(self, root: StoragePath, block: Mapping[str, Any]) -> tuple[list[bytes | None], list[str | None]]:
         images: list[bytes | None] = []
         errors: list[str | None] = []
         jobs = [partial(read_file, root, *file) for file in zip(block["paths"], block["sizes"], strict=True)]
@@ -252,7 +252,7 @@ class _Reader:
         return images, errors
 
 
-def read_file(root: Place, path: str, size: int) -> bytes:
+def read_file(root: StoragePath, path: str, size: int) -> bytes:
     """
     Raises:
         Rejected: the file is too large, gone, or may not be read, while its folder can be.
@@ -332,7 +332,7 @@ class _Scorer:
         if pc.any(readable).as_py():
             pixels = images_of(images.filter(readable), self._bundle.image_size)
             probabilities[readable.to_numpy()] = score(self._model, pixels)
-        fractured = probabilities >= self._bundle.decision.threshold  # in float32, as evaluation compares
+        fractured = probabilities >= self._bundle.operating_point.threshold  # in float32, as evaluation compares
         decisions = [CLASS_NAMES[FRACTURE if called else 1 - FRACTURE] for called in fractured]
         missing = pc.invert(readable).to_numpy()
         columns = {
@@ -357,7 +357,7 @@ def _told(error: BaseException) -> RunError | UsageError | None:
     return None
 
 
-def write_results(out: Place, results: pa.Table, facts: Mapping[str, str]) -> None:
+def write_results(out: StoragePath, results: pa.Table, facts: Mapping[str, str]) -> None:
     """The whole file or nothing; in Parquet with the facts as the schema's metadata.
 
     A path that begins as a formula is written as it is, or it would be no path any more: `formulas` counts them.

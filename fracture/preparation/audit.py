@@ -83,7 +83,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
     """All figures, from the rows of `FACTS` and `LINKS`."""
     readable = facts["sha256"].is_valid().to_numpy()
     labels, paths = facts["label"].to_numpy(), facts["path"].to_pylist()
-    films = group_numbers(len(facts), links, COPY_KINDS)
+    radiograph_ids = group_numbers(len(facts), links, COPY_KINDS)
     groups = group_numbers(len(facts), links)
     distinct = first_of_each(facts["pixels"], readable)
     found = np.array(facts["split"].to_pylist())
@@ -99,7 +99,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
         images=by_class(np.flatnonzero(readable)),
         distinct_images=by_class(distinct),
         radiographs={
-            name: len(np.unique(films[readable & (labels == label)])) for label, name in enumerate(CLASS_NAMES)
+            name: len(np.unique(radiograph_ids[readable & (labels == label)])) for label, name in enumerate(CLASS_NAMES)
         },
         groups=len(np.unique(groups[readable])),
         largest_groups=sorted(Counter(groups[readable].tolist()).values(), reverse=True)[:10],
@@ -120,7 +120,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
         ],
         copies={kind: pc.sum(pc.equal(links["kind"], kind)).as_py() or 0 for kind in KINDS},
         leakage=leakage(np.where(readable, found, ""), links),
-        conflicts=_conflicts(films, labels, readable, paths),
+        conflicts=_conflicts(radiograph_ids, labels, readable, paths),
         shortcuts=_shortcuts(facts, distinct, groups),
         plainest=_plainest(paths, found, groups, links),
     )
@@ -208,7 +208,7 @@ def audit_lines(audit: Audit) -> list[str]:
     """The audit on a screen: about ten aligned lines, then the alarms."""
     a = audit
     readable = sum(a.images.values())
-    distinct, films = sum(a.distinct_images.values()), sum(a.radiographs.values())
+    distinct, radiograph_ids = sum(a.distinct_images.values()), sum(a.radiographs.values())
     lines = [f"files      {a.files:,}: {readable:,} readable ({_classes(a.images)}), {len(a.rejected)} rejected"]
     if a.rejected:
         reasons = Counter(r.reason for r in a.rejected).most_common(4)
@@ -224,7 +224,7 @@ def audit_lines(audit: Audit) -> list[str]:
     largest = ", ".join(f"{n:,}" for n in a.largest_groups[:3])
     twice = f", {len(a.conflicts)} of them counted in both" if a.conflicts else ""
     lines.append(
-        f"copies     {distinct:,} distinct images of {films - len(a.conflicts):,} radiographs "
+        f"copies     {distinct:,} distinct images of {radiograph_ids - len(a.conflicts):,} radiographs "
         f"({_classes(a.radiographs)}{twice}); largest families {largest}"
     )
     for split, leak in a.leakage.items():
@@ -253,11 +253,15 @@ def _counted(column: pa.ChunkedArray) -> dict[str, int]:
     return dict(Counter(column.to_pylist()).most_common())
 
 
-def _conflicts(films: np.ndarray, labels: np.ndarray, readable: np.ndarray, paths: Sequence[str]) -> list[list[str]]:
-    both = set(films[readable & (labels == 0)].tolist()) & set(films[readable & (labels == 1)].tolist())
-    rows: dict[int, tuple[list[str], list[str]]] = {film: ([], []) for film in sorted(both)}
-    for row in np.flatnonzero(np.isin(films, list(both)) & readable):
-        rows[int(films[row])][labels[row]].append(paths[row])
+def _conflicts(
+    radiograph_ids: np.ndarray, labels: np.ndarray, readable: np.ndarray, paths: Sequence[str]
+) -> list[list[str]]:
+    both = set(radiograph_ids[readable & (labels == 0)].tolist()) & set(
+        radiograph_ids[readable & (labels == 1)].tolist()
+    )
+    rows: dict[int, tuple[list[str], list[str]]] = {radiograph_id: ([], []) for radiograph_id in sorted(both)}
+    for row in np.flatnonzero(np.isin(radiograph_ids, list(both)) & readable):
+        rows[int(radiograph_ids[row])][labels[row]].append(paths[row])
     return [[fractured[0], normal[0], *fractured[1:5], *normal[1:5]] for normal, fractured in rows.values()]
 
 

@@ -15,7 +15,7 @@ from fracture.preparation.duplicates import alignment, signature
 from fracture.preparation.duplicates.alignment import Likeness
 from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named, pixels_hash
 from fracture.preparation.source import Source
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 EXAMINED, COMPARED = "examined.parquet", "compared.parquet"
 _CODE = [inspect.getsource(module) for module in (decode, signature, examine, alignment)]  # as it was loaded
@@ -38,7 +38,7 @@ class Cache:
     Holds only for the code that decodes, examines and compares as it is now.
     """
 
-    def __init__(self, folder: Place, source: Source, image_size: int) -> None:
+    def __init__(self, folder: StoragePath, source: Source, image_size: int) -> None:
         self._folder, self._source = folder, source
         code, roots = code_key(image_size), sorted(str(root) for root in source.roots.values())
         self._keys = {COMPARED: code, EXAMINED: hashlib.sha256(repr((code, roots)).encode()).hexdigest()}

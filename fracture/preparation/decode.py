@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 film; larger is taken for a decompression bomb
+MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 radiograph; larger is taken for a decompression bomb
 MAX_SIDE = 65_535  # JPEG's own; what shrinks a longer side would need a gigabyte of weights
-MAX_BYTES = 1_000_000_000  # of the file; that film in 16-bit RGB, not compressed, has 600 MB
+MAX_BYTES = 1_000_000_000  # of the file; that radiograph in 16-bit RGB, not compressed, has 600 MB
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # others, such as EPS, run more code than we trust
 # Decoders ask this before they set memory aside for tiles, frames and canvases. Pillow refuses twice as many, and warns
 # of more than this, which `decode` refuses.
@@ -39,7 +39,7 @@ class Picture:
     def centre(self) -> np.ndarray | None:
         """The square in the middle, its aspect kept, as large as `pixels`; None where all of it is nearly square.
 
-        When a film that is not square is turned and then made square, this is what stays alike.
+        When a radiograph that is not square is turned and then made square, this is what stays alike.
         """
         (width, height), side = self.grey.size, min(self.grey.size)
         if max(width, height) < _SQUARE * side:

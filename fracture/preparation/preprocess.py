@@ -3,8 +3,8 @@
 Tasks, not Ray Data: what is mapped is names of files, and Ray Data takes four seconds and two processes to start.
 
 Where an image goes is known only when all have been examined; until then its pixels wait in files beside the shards,
-since decoding a film a second time costs a hundred times as much. Which row goes into which shard is decided by keyed
-hashes, so that any number of workers writes the same bytes.
+since decoding an image a second time costs a hundred times as much. Which row goes into which shard is decided by
+keyed hashes, so that any number of workers writes the same bytes.
 """
 
 import hashlib
@@ -27,15 +27,14 @@ from fracture.dataset.format import (
     LEDGER,
     MANIFEST,
     SCHEMA_VERSION,
+    Dataset,
     Manifest,
     Pixels,
     Shard,
     encode_shard,
     images_of,
-    read_index,
+    read_dataset,
     read_manifest,
-    read_manifest_alone,
-    read_rows,
 )
 from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
@@ -48,7 +47,7 @@ from fracture.preparation.duplicates.grouping import COPY_KINDS, KINDS, find_lin
 from fracture.preparation.examine import FACTS, examine, pixels_hash, stack_views
 from fracture.preparation.source import ImageFile, Source, keyed_hash
 from fracture.preparation.split import RETIRED, assign, assign_by_source, first_lack, shares_of
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 _INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
 _LINKS = "links.csv"  # why files are one group
@@ -88,11 +87,13 @@ class _Part:
 class _Before:
     """The shards that are there, whose pixels can be taken over."""
 
-    manifest: Manifest
+    dataset: Dataset
     rows: dict[tuple[str, bytes], tuple[str, int]]  # path and hash of the file -> split, row in it
 
 
-def find_done(source: Source, out: Place, config: DataConfig, before: Place | None = None) -> Manifest | None:
+def find_done(
+    source: Source, out: StoragePath, config: DataConfig, before: StoragePath | None = None
+) -> Manifest | None:
     """The manifest in `out`, where its shards were made from this very input and are whole.
 
     Args:
@@ -100,17 +101,17 @@ def find_done(source: Source, out: Place, config: DataConfig, before: Place | No
     """
     try:
         made_from = (out / _INPUT).read_json()
-        manifest = read_manifest(out)
+        manifest = read_dataset(out).manifest
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
     same = made_from == _made_from(source, config, manifest, before)
     return manifest if same else None
 
 
-def changed_settings(out: Place, config: DataConfig) -> list[str]:
+def changed_settings(out: StoragePath, config: DataConfig) -> list[str]:
     """What differs from the settings that the shards in `out`, if any, were made with, as `key old -> new`."""
     try:
-        before = read_manifest(out).parameters
+        before = read_dataset(out).manifest.parameters
     except (FileNotFoundError, NotADirectoryError, UsageError):
         return []
     now = config.model_dump(mode="json")
@@ -119,7 +120,7 @@ def changed_settings(out: Place, config: DataConfig) -> list[str]:
 
 def examine_source(
     source: Source,
-    out: Place,
+    out: StoragePath,
     config: DataConfig,
     progress: Progress = lambda what, done, total: None,
     *,
@@ -152,10 +153,10 @@ def examine_source(
 
 def preprocess(
     examined: Examined,
-    out: Place,
+    out: StoragePath,
     config: DataConfig,
     progress: Progress = lambda what, done, total: None,
-    before: Place | None = None,
+    before: StoragePath | None = None,
 ) -> Manifest:
     """Writes the shards of the examined source into the folder `out`; needs a started Ray.
 
@@ -192,7 +193,7 @@ def preprocess(
     return manifest
 
 
-def check_apart(source: Source, out: Place) -> None:
+def check_apart(source: Source, out: StoragePath) -> None:
     """Raises UsageError where `out` lies inside the data folder, which is never written to, or around it."""
     there = _folder(out)
     for root in source.roots.values():
@@ -204,7 +205,7 @@ def check_apart(source: Source, out: Place) -> None:
             )
 
 
-def write_audit(out: Place, examined: Examined) -> None:
+def write_audit(out: StoragePath, examined: Examined) -> None:
     """`audit.json`, `audit.html` with the pictures of what it says, and `links.csv`, which names every copy."""
     (out / "audit.html").write_bytes(audit_page(examined.source, examined.facts, examined.audit))
     (out / "audit.json").write_bytes(examined.audit.model_dump_json(indent=1).encode() + b"\n")
@@ -216,7 +217,7 @@ def write_audit(out: Place, examined: Examined) -> None:
     (out / _LINKS).write_bytes(sink.getvalue())
 
 
-def read_audit(out: Place) -> Audit:
+def read_audit(out: StoragePath) -> Audit:
     return Audit.model_validate((out / "audit.json").read_json())
 
 
@@ -242,7 +243,7 @@ def _map(function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iter
 
 
 def _facts(
-    source: Source, cache: Cache, config: DataConfig, progress: Progress, waiting_room: Place | None
+    source: Source, cache: Cache, config: DataConfig, progress: Progress, waiting_room: StoragePath | None
 ) -> tuple[pa.Table, dict[str, tuple[str, int]]]:
     """Rows of `FACTS`, and where the pixels of those that were looked at now wait: see `Examined`."""
     known, numbers = cache.facts()
@@ -253,7 +254,7 @@ def _facts(
     if waiting_room is not None:
         _remove_waiting(waiting_room)  # of a job that was stopped
 
-    def look(start: int, chunk: list[tuple[ImageFile, Place]]) -> tuple[int, pa.Table]:
+    def look(start: int, chunk: list[tuple[ImageFile, StoragePath]]) -> tuple[int, pa.Table]:
         rows, pixels = zip(*(examine(file, _read(place, file.size), size) for file, place in chunk), strict=True)
         if waiting_room is not None:
             blank = np.zeros((size, size), np.uint8)
@@ -284,7 +285,7 @@ def _facts(
     return facts, waiting if waiting_room is not None else {}
 
 
-def _read(place: Place, size: int = 0) -> bytes | None:
+def _read(place: StoragePath, size: int = 0) -> bytes | None:
     """None where it cannot be opened, or has a `size` that is not worth trying."""
     if too_large(size):
         return None
@@ -343,7 +344,7 @@ class _Plan:
     split: str
     reason: str
     files: pa.Table  # facts of every file, with its group's id and its split; "" where it is left out
-    films: np.ndarray  # [files] int64 ids of the radiographs
+    radiograph_ids: np.ndarray  # [files] int64 ids of the radiographs
     groups: np.ndarray  # [files] int64 ids of what may not be parted
     splits: np.ndarray  # [files] str
     names: tuple[str, ...]  # of the splits
@@ -377,7 +378,7 @@ class _Ledger:
 _LEDGER = pa.schema([("sha256", pa.binary(32)), ("pixels", pa.binary(16)), ("split", pa.string())])
 
 
-def _previous(out: Place, config: DataConfig) -> pa.Table:
+def _previous(out: StoragePath, config: DataConfig) -> pa.Table:
     """The ledger in `out`, if it was made under the same settings of the split."""
     try:
         before = (out / MANIFEST).read_json()["parameters"]  # also where a shard is lost: the split is not
@@ -391,7 +392,7 @@ def _previous(out: Place, config: DataConfig) -> pa.Table:
 
 def _ledger(plan: "_Plan", before: pa.Table) -> pa.Table:
     """That of before, with what was assigned now."""
-    columns = (plan.files[name].to_pylist() for name in ("sha256", "pixels", "group", "split_used"))
+    columns = (plan.files[name].to_pylist() for name in ("sha256", "pixels", "group_id", "split_used"))
     rows = [row for row in zip(*columns, strict=True) if row[0] is not None]
     split_of = {group: used for _, _, group, used in rows if used not in ("", RETIRED)}
     ledger = {row["sha256"]: row for row in before.to_pylist()}
@@ -403,8 +404,8 @@ def _ledger(plan: "_Plan", before: pa.Table) -> pa.Table:
     return pa.Table.from_pylist([ledger[digest] for digest in sorted(ledger)], schema=_LEDGER)
 
 
-def _check_same_split(before: Place, config: DataConfig) -> None:
-    there, wanted = read_manifest_alone(before).parameters, config.model_dump(mode="json")
+def _check_same_split(before: StoragePath, config: DataConfig) -> None:
+    there, wanted = read_manifest(before).parameters, config.model_dump(mode="json")
     for key in _DECIDING:
         if there.get(key) != wanted[key]:
             raise UsageError(
@@ -421,7 +422,7 @@ def _plan(examined: Examined, config: DataConfig, before: pa.Table, binding: boo
     looks = zip(facts["sha256"].to_pylist(), facts["pixels"].to_pylist(), strict=True)
     previous = {d.hex(): split for d, p in looks if d is not None and (split := ledger.split_of(d, p))}
     labels = facts["label"].to_numpy()
-    films, groups = (
+    radiograph_ids, groups = (
         _group_ids(facts, group_numbers(len(facts), links, kinds), readable) for kinds in (COPY_KINDS, KINDS)
     )
     official = config.split == "official" or (
@@ -444,7 +445,10 @@ def _plan(examined: Examined, config: DataConfig, before: pa.Table, binding: boo
         _check_official(source, splits, labels)
         reason = "as found, asked for" if config.split == "official" else "as found: no radiograph is in two splits"
     else:
-        torn = np.isin(films, np.intersect1d(films[readable & (labels == 0)], films[readable & (labels == 1)]))
+        torn = np.isin(
+            radiograph_ids,
+            np.intersect1d(radiograph_ids[readable & (labels == 0)], radiograph_ids[readable & (labels == 1)]),
+        )
         kept = np.zeros(len(facts), bool)
         kept[first_of_each(facts["pixels"], readable)] = True
         left_out = {
@@ -474,11 +478,11 @@ def _plan(examined: Examined, config: DataConfig, before: pa.Table, binding: boo
         if retired := int((splits == RETIRED).sum()):
             left_out["it was test, and now belongs to a group that is not"] = retired
     files = facts.drop_columns(["modified", "small", "rings", "spectrum"])
-    files = files.append_column("film", pa.array(films, pa.int64()))
-    files = files.append_column("group", pa.array(groups, pa.int64()))
+    files = files.append_column("radiograph_id", pa.array(radiograph_ids, pa.int64()))
+    files = files.append_column("group_id", pa.array(groups, pa.int64()))
     files = files.append_column("split_used", pa.array(splits.tolist(), pa.string()))
     kind = "official" if official else "test" if config.split == "test" else "folds" if config.folds else "group"
-    return _Plan(kind, reason, files, films, groups, splits.astype(str), names, titles, moved, left_out)
+    return _Plan(kind, reason, files, radiograph_ids, groups, splits.astype(str), names, titles, moved, left_out)
 
 
 def _check_official(source: Source, splits: np.ndarray, labels: np.ndarray) -> None:
@@ -517,24 +521,24 @@ def _group_ids(facts: pa.Table, numbers: np.ndarray, readable: np.ndarray) -> np
     return np.array(found, np.int64)
 
 
-def _pixels_of(out: Place, config: DataConfig) -> _Before | None:
+def _pixels_of(out: StoragePath, config: DataConfig) -> _Before | None:
     """What is in `out`, where the same code made it, at the same size."""
     rows: dict[tuple[str, bytes], tuple[str, int]] = {}
     try:
         if (out / _INPUT).read_json().get("code") != code_key(config.image_size):
             return None
-        manifest = read_manifest(out)
-        for split in (name for name in manifest.shards if manifest.shards[name]):
-            index = read_index(out, manifest, split, ["source", "sha256"])
+        dataset = read_dataset(out)
+        for split in (name for name in dataset.splits if dataset.rows(name)):
+            index = dataset.read_columns(split, ["source", "sha256"])
             names = zip(index["source"].to_pylist(), index["sha256"].to_pylist(), strict=True)
             rows |= {name: (split, row) for row, name in enumerate(names)}
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
-    return _Before(manifest, rows)
+    return _Before(dataset, rows)
 
 
 def _write_parts(
-    examined: Examined, out: Place, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
+    examined: Examined, out: StoragePath, config: DataConfig, plan: _Plan, before: _Before | None, progress: Progress
 ) -> list[_Part]:
     source = examined.source
     columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin", "pixels")}
@@ -545,26 +549,27 @@ def _write_parts(
         for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
             chunk = rows[start : start + config.rows_per_shard]
             content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin", "pixels")}
-            content |= {"source": [columns["path"][row] for row in chunk], "group": plan.groups[chunk].tolist()}
-            content["film"] = plan.films[chunk].tolist()
+            content |= {"source": [columns["path"][row] for row in chunk], "group_id": plan.groups[chunk].tolist()}
+            content["study_id"] = [None] * len(chunk)  # studies are not read yet
+            content["radiograph_id"] = plan.radiograph_ids[chunk].tolist()
             places = [source.place_of(path) for path in content["source"]]
             names = zip(content["source"], content["sha256"], strict=True)
             written = [before.rows.get(name) if before else None for name in names]
             waiting = [examined.waiting.get(path) for path in content["source"]]
             tasks.append((split, number, places, waiting, written, content))
-    manifest = before.manifest if before else None
+    previous = before.dataset if before else None
 
     def write(
         split: str,
         number: int,
-        places: list[Place],
+        places: list[StoragePath],
         waiting: list[tuple[str, int] | None],
         written: list[tuple[str, int] | None],
         content: dict[str, list[Any]],
     ) -> _Part:
         pixels = _read_waiting(out, waiting, content.pop("pixels"), config.image_size)
         with suppress(UsageError):  # a damaged shard: its images are decoded again
-            pixels |= _read_written(out, manifest, written) if manifest else {}
+            pixels |= _read_written(previous, written) if previous else {}
         return _write_shard(out, config, split, number, places, pixels, content)
 
     parts = []
@@ -577,7 +582,7 @@ def _write_parts(
 
 
 def _read_waiting(
-    out: Place, waiting: list[tuple[str, int] | None], digests: list[bytes], size: int
+    out: StoragePath, waiting: list[tuple[str, int] | None], digests: list[bytes], size: int
 ) -> dict[int, np.ndarray]:
     """Position in the list -> [H, W] uint8, of the images that were looked at now.
 
@@ -594,7 +599,7 @@ def _read_waiting(
     return pixels
 
 
-def _read_written(out: Place, manifest: Manifest, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
+def _read_written(dataset: Dataset, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
     """Position in the list -> [H, W] uint8, from the shards that are there.
 
     Rows that lie near each other in new shards did so in the old ones, since both are in the order of one hash; where
@@ -606,17 +611,17 @@ def _read_written(out: Place, manifest: Manifest, written: list[tuple[str, int] 
         start, stop = min(rows.values()), max(rows.values()) + 1
         if stop - start > _SPREAD * len(written):
             continue
-        images = images_of(read_rows(out, manifest, split, start, stop), manifest.image_size)
+        images = images_of(dataset.read(split, start, stop), dataset.image_size)
         pixels |= {position: images[row - start, ..., 0] for position, row in rows.items()}
     return pixels
 
 
 def _write_shard(
-    out: Place,
+    out: StoragePath,
     config: DataConfig,
     split: str,
     number: int,
-    places: list[Place],
+    places: list[StoragePath],
     written: dict[int, np.ndarray],
     content: dict[str, list[Any]],
 ) -> _Part:
@@ -680,9 +685,9 @@ def _manifest(examined: Examined, plan: _Plan, parts: list[_Part], config: DataC
     )
 
 
-def _made_from(source: Source, config: DataConfig, manifest: Manifest, before: Place | None) -> dict[str, str]:
+def _made_from(source: Source, config: DataConfig, manifest: Manifest, before: StoragePath | None) -> dict[str, str]:
     parameters = sorted(config.model_dump(mode="json").items())
-    stands = "" if before is None else read_manifest_alone(before).fingerprint
+    stands = "" if before is None else read_manifest(before).fingerprint
     content = repr((SCHEMA_VERSION, source.stamp(), source.synthetic, parameters))
     if stands not in ("", manifest.fingerprint):
         content += stands
@@ -690,7 +695,7 @@ def _made_from(source: Source, config: DataConfig, manifest: Manifest, before: P
     return {"input": key, "code": code_key(config.image_size), "fingerprint": manifest.fingerprint}
 
 
-def check_out(source: Source, out: Place) -> None:
+def check_out(source: Source, out: StoragePath) -> None:
     check_apart(source, out)
     if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
         raise UsageError(
@@ -698,7 +703,7 @@ def check_out(source: Source, out: Place) -> None:
         )
 
 
-def _folder(place: Place) -> str:
+def _folder(place: StoragePath) -> str:
     return f"{os.path.realpath(place.path) if place.is_local else place.path}/"
 
 
@@ -713,7 +718,7 @@ def _check_rejected(audit: Audit, config: DataConfig) -> None:
         )
 
 
-def _remove_others(out: Place, manifest: Manifest) -> None:
+def _remove_others(out: StoragePath, manifest: Manifest) -> None:
     """Shards of an earlier or interrupted run, once the manifest names the new ones."""
     keep = {shard.file for shards in manifest.shards.values() for shard in shards}
     for info in out.files():
@@ -721,13 +726,13 @@ def _remove_others(out: Place, manifest: Manifest) -> None:
             (out / info.base_name).delete()
 
 
-def _remove_waiting(out: Place) -> None:
+def _remove_waiting(out: StoragePath) -> None:
     for info in out.files():
         if re.fullmatch(_IS_WAITING, info.base_name):
             (out / info.base_name).delete()
 
 
-def _is_ours(out: Place, info: fs.FileInfo) -> bool:
+def _is_ours(out: StoragePath, info: fs.FileInfo) -> bool:
     """Whether a file below `out` has a name that only this program gives."""
     shard = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
     name = rf"(?:{shard}|{_IS_WAITING}|{'|'.join(re.escape(name) for name in _BESIDE)})"

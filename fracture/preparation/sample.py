@@ -20,7 +20,7 @@ from fracture.config import SampleConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
 from fracture.preparation.source import SYNTHETIC_MARKER
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 _VERSION = 2  # of the drawing: the same configuration and version give the same files
 _TRABECULAR, _MUSCULAR = 0.22, 0.12  # deviation of the density of bone and of soft tissue
@@ -49,7 +49,9 @@ class _Break:
     seed: int  # of the jagged edge
 
 
-def make_sample(folder: Place, config: SampleConfig, progress: Callable[[int], None] = lambda drawn: None) -> None:
+def make_sample(
+    folder: StoragePath, config: SampleConfig, progress: Callable[[int], None] = lambda drawn: None
+) -> None:
     """Writes `train/ val/ test/` with `fracture/` and `normal/` into `folder`; patients do not cross splits.
 
     Nothing to do where the very same sample is there already.

@@ -14,7 +14,7 @@ from pyarrow import fs
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 SYNTHETIC_MARKER = "SYNTHETIC.json"  # the sample generator leaves it at the root of what it wrote
 
@@ -45,19 +45,19 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Source:
-    roots: dict[str, Place]  # origin -> folder; "" -> folder where there is but one
+    roots: dict[str, StoragePath]  # origin -> folder; "" -> folder where there is but one
     files: tuple[ImageFile, ...]  # sorted by path
     class_folders: dict[str, list[str]]  # class name -> the names found: of folders, or in the labels file
     synthetic: bool
     split_fault: str  # why the split found cannot be used as it is; "" where it can
-    labels: Place | None = None  # the labels file
+    labels: StoragePath | None = None  # the labels file
     unnamed: int = 0  # files in the folder that it does not name
 
     @property
     def name(self) -> str:
         return ", ".join(str(root) for root in self.roots.values())
 
-    def place_of(self, path: str) -> Place:
+    def place_of(self, path: str) -> StoragePath:
         if "" in self.roots:
             return self.roots[""] / path
         origin, _, rest = path.partition("/")
@@ -71,7 +71,7 @@ class Source:
         return digest.hexdigest()
 
 
-def find_source(roots: Sequence[Place], config: DataConfig, labels: Place | None = None) -> Source:
+def find_source(roots: Sequence[StoragePath], config: DataConfig, labels: StoragePath | None = None) -> Source:
     """Lists the radiographs of one folder or of several, each of which is then an origin of its own.
 
     Raises:
@@ -114,7 +114,7 @@ def _join(sources: list[Source]) -> Source:
     )
 
 
-def _read_tree(root: Place, config: DataConfig) -> Source:
+def _read_tree(root: StoragePath, config: DataConfig) -> Source:
     """`train/ val/ test/` with class folders inside, or class folders alone.
 
     The tree may lie some folders down, as Kaggle's download does.
@@ -143,7 +143,7 @@ def _read_tree(root: Place, config: DataConfig) -> Source:
     )
 
 
-def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
+def _read_labels(root: StoragePath, config: DataConfig, labels: StoragePath) -> Source:
     """The files that a CSV names: columns `path` (below the root) and `label`, and if known `patient` and `source`.
 
     Raises:
@@ -201,7 +201,7 @@ def _read_labels(root: Place, config: DataConfig, labels: Place) -> Source:
     )
 
 
-def list_files(root: Place, wanted: str = _WANTED) -> dict[str, fs.FileInfo]:
+def list_files(root: StoragePath, wanted: str = _WANTED) -> dict[str, fs.FileInfo]:
     """Every file below a data folder by its path there, clutter too; sorted.
 
     Args:
@@ -220,7 +220,7 @@ def list_files(root: Place, wanted: str = _WANTED) -> dict[str, fs.FileInfo]:
     return infos
 
 
-def _check_links(root: Place) -> None:
+def _check_links(root: StoragePath) -> None:
     """What is listed lies in the folder. Somebody's archive may hold links, and they would be followed: out of it, or
     round and round.
 
@@ -293,7 +293,7 @@ def _depth(base: str) -> int:
 
 
 def _check_tree(
-    root: Place, paths: Iterable[str], placed: dict[str, tuple[str, str, int]], labels: dict[str, int]
+    root: StoragePath, paths: Iterable[str], placed: dict[str, tuple[str, str, int]], labels: dict[str, int]
 ) -> None:
     known = ", ".join(repr(name) for name in sorted(labels))
     for path in placed:

@@ -15,7 +15,7 @@ SILENCE = 300  # seconds after which a file, too, is told how far it is
 _LEGEND = "           * lowest validation loss so far; left: at most, if nothing stops it early{phase}"
 
 
-class Screen:
+class Console:
     """Draws the events that rank 0 sends. On a terminal a last line shows the step; a file gets one in five minutes."""
 
     def __init__(self, config: Config, stream: TextIO = sys.stdout) -> None:

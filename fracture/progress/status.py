@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from fracture.errors import RunError, UsageError
 from fracture.lock import Claim, holder, is_gone
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 STATUS = "status.json"
 LOCK = "lock"  # folder of a run's lease, whose beats are signs of life too
@@ -49,7 +49,7 @@ class StatusWriter:
 
     def __init__(
         self,
-        run: Place,
+        run: StoragePath,
         epochs: int,
         may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
@@ -146,7 +146,7 @@ class StatusWriter:
             self._file.write_bytes(self._status.model_dump_json(indent=1).encode())
 
 
-def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
+def status_lines(runs: StoragePath, name: str, now: datetime) -> list[str]:
     """How the run goes, as lines for a person: of a run in folds, or of a comparison, one a fold.
 
     Raises:
@@ -171,7 +171,7 @@ def status_lines(runs: Place, name: str, now: datetime) -> list[str]:
     return lines + ([f"job        {held[0]}"] if held else [])
 
 
-def _folds(run: Place) -> list[str]:
+def _folds(run: StoragePath) -> list[str]:
     """Names of its folds' folders, in their order."""
     folds = [folder for folder in run.folders() if re.fullmatch(r"fold-\d+", folder)]
     return sorted(folds, key=lambda fold: int(fold.removeprefix("fold-")))
@@ -181,7 +181,7 @@ def _in_a_line(facts: Mapping[str, str]) -> str:
     return " · ".join(f"best {text}" if label == "best" else text for label, text in facts.items())
 
 
-def _told(run: Place, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
+def _told(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
     """What is known of one training, by the label of its line."""
     bundle, status = _json(run / "bundle/bundle.json"), _status(run)
     if bundle is not None:
@@ -226,7 +226,7 @@ def _progress(status: Status) -> str:
     return f": epoch {status.epoch} of {status.epochs}{step}"
 
 
-def _best(run: Place) -> dict[str, str]:
+def _best(run: StoragePath) -> dict[str, str]:
     try:
         history = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
     except (FileNotFoundError, ValueError):
@@ -247,12 +247,12 @@ def _figure(figure: Mapping[str, float | None]) -> str:
     return f"{figure['value']:.3f}{interval}"
 
 
-def _status(run: Place) -> Status | None:
+def _status(run: StoragePath) -> Status | None:
     content = _json(run / STATUS)
     return None if content is None else Status.model_validate(content)
 
 
-def _json(file: Place) -> Any:
+def _json(file: StoragePath) -> Any:
     try:
         return file.read_json()
     except (FileNotFoundError, NotADirectoryError):

@@ -39,7 +39,7 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class Arrivals:
+class DataChanges:
     """All counts are of what is new; a radiograph is new if none of its files was known."""
 
     images: dict[str, int]  # class -> readable
@@ -54,7 +54,7 @@ class Arrivals:
     share_before: float | None  # of fractures among the radiographs
     share_now: float | None
     drifts: list[Drift] = field(default_factory=list)
-    fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # films that are new
+    fresh: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # radiographs that are new
     changed: int = 0  # radiographs that are new, or in `conflicts`
 
     @property
@@ -62,7 +62,7 @@ class Arrivals:
         return sum(self.radiographs.values())
 
 
-def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
+def find_data_changes(files: pa.Table, before: pa.Table | None) -> DataChanges:
     """
     Args:
         files: `files.parquet` of the data as it is.
@@ -70,33 +70,35 @@ def arrivals(files: pa.Table, before: pa.Table | None) -> Arrivals:
     """
     readable = files["sha256"].is_valid().to_numpy()
     hashes = np.array(files["sha256"].to_pylist(), object)
-    films, labels = files["film"].to_numpy(), files["label"].to_numpy()
+    radiograph_ids, labels = files["radiograph_id"].to_numpy(), files["label"].to_numpy()
     known_files = set() if before is None else set(before["sha256"].to_pylist())
     labelled = (
         set() if before is None else set(zip(before["sha256"].to_pylist(), before["label"].to_pylist(), strict=True))
     )
     known = np.array([digest in known_files for digest in hashes])
     new = readable & np.array([pair not in labelled for pair in zip(hashes, labels.tolist(), strict=True)])
-    old_films = np.unique(films[readable & known])
-    fresh = np.setdiff1d(np.unique(films[new]), old_films)
-    both = np.intersect1d(films[readable & (labels == FRACTURE)], films[readable & (labels == NORMAL)])
-    torn = np.union1d(np.intersect1d(both, films[new]), films[new & known])
+    old_radiographs = np.unique(radiograph_ids[readable & known])
+    fresh = np.setdiff1d(np.unique(radiograph_ids[new]), old_radiographs)
+    both = np.intersect1d(
+        radiograph_ids[readable & (labels == FRACTURE)], radiograph_ids[readable & (labels == NORMAL)]
+    )
+    torn = np.union1d(np.intersect1d(both, radiograph_ids[new]), radiograph_ids[new & known])
     paths = np.array(files["path"].to_pylist(), object)
-    first = _first_rows(films, readable)
-    fresh_rows, old_rows = (first[np.isin(films[first], which)] for which in (fresh, old_films))
+    first = _first_rows(radiograph_ids, readable)
+    fresh_rows, old_rows = (first[np.isin(radiograph_ids[first], which)] for which in (fresh, old_radiographs))
     origins = np.array(files["origin"].to_pylist(), object)[fresh_rows]
     known_paths = set() if before is None else set(before["path"].to_pylist())
     share_before, share_now = (_share(labels[rows]) for rows in (old_rows, fresh_rows))
-    return Arrivals(
+    return DataChanges(
         images=_by_class(labels[new]),
         radiographs=_by_class(labels[fresh_rows]),
         unreadable=sum(path not in known_paths for path in paths[~readable]),
         gone=len(known_paths - set(paths.tolist())),
         origins=dict(Counter(origin or "unknown" for origin in origins).most_common()),
         conflicts=len(torn),
-        conflicting=paths[readable & np.isin(films, torn)][:_SHOWN].tolist(),
-        left_test=0 if before is None else len(_test_films(before) - _still_in_test(before, files)),
-        test_before=0 if before is None else len(_test_films(before)),
+        conflicting=paths[readable & np.isin(radiograph_ids, torn)][:_SHOWN].tolist(),
+        left_test=0 if before is None else len(_test_radiographs(before) - _still_in_test(before, files)),
+        test_before=0 if before is None else len(_test_radiographs(before)),
         share_before=share_before,
         share_now=share_now,
         drifts=_drifts(files, old_rows, fresh_rows),
@@ -110,23 +112,23 @@ def _in_test(files: pa.Table) -> np.ndarray:
     return np.array(files["split_used"].to_pylist(), object) == "test"
 
 
-def _test_films(before: pa.Table) -> set[int]:
-    return set(before["film"].to_numpy()[_in_test(before)].tolist())
+def _test_radiographs(before: pa.Table) -> set[int]:
+    return set(before["radiograph_id"].to_numpy()[_in_test(before)].tolist())
 
 
 def _still_in_test(before: pa.Table, now: pa.Table) -> set[int]:
-    """Films of before of which an image, by its pixels, belongs to a film that is in test now."""
-    films = now["film"].to_numpy()
-    in_test = np.isin(films, films[_in_test(now)])
+    """Radiographs of before of which an image, by its pixels, belongs to a radiograph that is in test now."""
+    radiograph_ids = now["radiograph_id"].to_numpy()
+    in_test = np.isin(radiograph_ids, radiograph_ids[_in_test(now)])
     pixels = {image for image, there in zip(now["pixels"].to_pylist(), in_test, strict=True) if there}
-    pairs = zip(before["film"].to_pylist(), before["pixels"].to_pylist(), strict=True)
-    return {film for film, image in pairs if image is not None and image in pixels}
+    pairs = zip(before["radiograph_id"].to_pylist(), before["pixels"].to_pylist(), strict=True)
+    return {radiograph_id for radiograph_id, image in pairs if image is not None and image in pixels}
 
 
-def _first_rows(films: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    """One row of each film."""
+def _first_rows(radiograph_ids: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """One row of each radiograph."""
     rows = np.flatnonzero(readable)
-    return rows[np.unique(films[rows], return_index=True)[1]]
+    return rows[np.unique(radiograph_ids[rows], return_index=True)[1]]
 
 
 def _by_class(labels: np.ndarray) -> dict[str, int]:

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fracture.config import GateConfig
-from fracture.dataset.format import Manifest, read_index
+from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, by_radiograph, compute_metrics
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
-from fracture.registry.data_changes import CHANCE, Arrivals
-from fracture.storage import Place
+from fracture.registry.data_changes import CHANCE, DataChanges
+from fracture.storage import StoragePath
 
 _RESAMPLES = 2000
 _MOST_JUDGED = 2000  # new radiographs that the model in use is asked about; more would tell nothing more
@@ -40,7 +40,7 @@ class Rule(BaseModel, frozen=True):
 class Comparison:
     """Two models, or the first one alone, on the same test."""
 
-    scores: pa.Table  # row, source, origin, film, group, label, challenger[, champion]: calibrated probabilities
+    scores: pa.Table  # row, source, origin, radiograph, group, label, challenger[, champion]: calibrated probabilities
     left_out: int  # images of test that one of the two had seen, or a copy of
     challenger: Evaluation
     champion: Evaluation | None
@@ -49,7 +49,11 @@ class Comparison:
 
 
 def compare(
-    challenger: Bundle, champion: Bundle | None, run: Place, shards: Place, manifest: Manifest, new: Arrivals
+    challenger: Bundle,
+    champion: Bundle | None,
+    run: StoragePath,
+    dataset: Dataset,
+    new: DataChanges,
 ) -> Comparison:
     """
     Args:
@@ -59,62 +63,66 @@ def compare(
     Raises:
         UsageError: the models take images of different sizes, or nothing is left to compare them on.
     """
-    if champion is not None and champion.image_size != manifest.image_size:
+    if champion is not None and champion.image_size != dataset.image_size:
         raise UsageError(
-            f"data.image_size = {manifest.image_size}, and the champion {champion.place} takes {champion.image_size}: "
+            f"data.image_size = {dataset.image_size}, and the champion {champion.folder} takes {champion.image_size}: "
             "they cannot be compared on the same images. Keep the size, or begin another registry."
         )
     scores = (run / "predictions.parquet").read_parquet()
     scores = scores.filter(pc.equal(scores["split"], "test")).rename_columns({"probability": "challenger"})
-    seen = [bundle.groups_seen(shards) for bundle in (challenger, champion) if bundle is not None]
-    fresh = ~np.isin(scores["group"].to_numpy(), list(set().union(*seen)))
+    seen = [bundle.groups_seen(dataset) for bundle in (challenger, champion) if bundle is not None]
+    fresh = ~np.isin(scores["group_id"].to_numpy(), list(set().union(*seen)))
     model = None if champion is None else champion.model()
     if model is not None:
-        theirs = score_blocks(model, shards, manifest, "test", rank=0, workers=1)
+        theirs = score_blocks(model, dataset, "test", rank=0, workers=1)
         scores = scores.append_column("champion", theirs["probability"])
     scores = scores.filter(pa.array(fresh))
     if not len(scores):
-        raise UsageError(f"{shards}: each of the {len(fresh)} images of test has been seen by one of the models.")
+        raise UsageError(
+            f"{dataset.folder}: each of the {len(fresh)} images of test has been seen by one of the models."
+        )
     return Comparison(
         scores=scores,
         left_out=int((~fresh).sum()),
         challenger=_evaluate(scores, "challenger", challenger),
         champion=None if champion is None else _evaluate(scores, "champion", champion),
         differences=None if champion is None else _differences(scores),
-        agreement=None if champion is None else _agreement(model, champion, shards, manifest, new),
+        agreement=None if champion is None else _agreement(model, champion, dataset, new),
     )
 
 
 def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
-    return evaluate(scores.append_column("probability", scores[name]), bundle.decision.threshold)
+    return evaluate(scores.append_column("probability", scores[name]), bundle.operating_point.threshold)
 
 
 def _differences(scores: pa.Table) -> np.ndarray | None:
-    names = ("label", "film", "group", "challenger", "champion")
-    labels, films, groups, *models = (scores[name].to_numpy() for name in names)
-    first, means = by_radiograph(labels, films, *models)
+    names = ("label", "radiograph_id", "group_id", "challenger", "champion")
+    labels, radiograph_ids, groups, *models = (scores[name].to_numpy() for name in names)
+    first, means = by_radiograph(labels, radiograph_ids, *models)
     if len(np.unique(labels)) < 2:
         return None
     return auc_differences(labels[first], *means, groups[first], resamples=_RESAMPLES)
 
 
-def _agreement(model: object, champion: Bundle, shards: Place, manifest: Manifest, new: Arrivals) -> Metrics | None:
+def _agreement(model: object, champion: Bundle, dataset: Dataset, new: DataChanges) -> Metrics | None:
     """How the champion judges the new radiographs of all splits, of which it has seen nothing."""
     asked = new.fresh[:_MOST_JUDGED]  # ids are hashes, so that any are drawn at random
-    seen, parts = list(champion.groups_seen(shards)), []
-    for split in manifest.shards:
-        index = read_index(shards, manifest, split, ["film", "group"])
-        only = np.isin(index["film"].to_numpy(), asked) & ~np.isin(index["group"].to_numpy(), seen)
-        parts.append(score_blocks(model, shards, manifest, split, rank=0, workers=1, only=only))
+    seen, parts = list(champion.groups_seen(dataset)), []
+    for split in dataset.splits:
+        index = dataset.read_columns(split, ["radiograph_id", "group_id"])
+        only = np.isin(index["radiograph_id"].to_numpy(), asked) & ~np.isin(index["group_id"].to_numpy(), seen)
+        parts.append(score_blocks(model, dataset, split, rank=0, workers=1, only=only))
     scores = pa.concat_tables(parts).combine_chunks()
     if not len(scores):
         return None
-    labels, films, groups, values = (scores[name].to_numpy() for name in ("label", "film", "group", "probability"))
-    first, (means,) = by_radiograph(labels, films, values)
-    return compute_metrics(labels[first], means, groups[first], champion.decision.threshold, "radiograph")
+    labels, radiograph_ids, groups, values = (
+        scores[name].to_numpy() for name in ("label", "radiograph_id", "group_id", "probability")
+    )
+    first, (means,) = by_radiograph(labels, radiograph_ids, values)
+    return compute_metrics(labels[first], means, groups[first], champion.operating_point.threshold, "radiograph")
 
 
-def judge(compared: Comparison, new: Arrivals, manifest: Manifest, config: GateConfig) -> list[Rule]:
+def judge(compared: Comparison, new: DataChanges, manifest: Manifest, config: GateConfig) -> list[Rule]:
     """Every rule of `config`, in the order of the page."""
     return [*_of_the_challenger(compared, config), *_of_the_data(compared, new, manifest, config)]
 
@@ -173,7 +181,7 @@ def _against_champion(compared: Comparison, config: GateConfig) -> Rule:
     )
 
 
-def _of_the_data(compared: Comparison, new: Arrivals, manifest: Manifest, config: GateConfig) -> list[Rule]:
+def _of_the_data(compared: Comparison, new: DataChanges, manifest: Manifest, config: GateConfig) -> list[Rule]:
     leak = manifest.leakage.get("test")
     leaking = leak.leaking if leak else 0
     share = new.conflicts / max(new.changed, 1)
@@ -200,7 +208,7 @@ def _of_the_data(compared: Comparison, new: Arrivals, manifest: Manifest, config
     return [*rules, _left_test(new, config), _classes(new, config), _drift(new, config), _agrees(compared, config)]
 
 
-def _left_test(new: Arrivals, config: GateConfig) -> Rule:
+def _left_test(new: DataChanges, config: GateConfig) -> Rule:
     share = new.left_test / max(new.test_before, 1)
     return Rule(
         name="test stays",
@@ -212,7 +220,7 @@ def _left_test(new: Arrivals, config: GateConfig) -> Rule:
     )
 
 
-def _classes(new: Arrivals, config: GateConfig) -> Rule:
+def _classes(new: DataChanges, config: GateConfig) -> Rule:
     """One class alone, or a share of fractures that is far off."""
     if new.share_now is None or new.share_before is None:
         return _nothing_new("classes", config.max_drift)
@@ -233,7 +241,7 @@ def _classes(new: Arrivals, config: GateConfig) -> Rule:
     )
 
 
-def _drift(new: Arrivals, config: GateConfig) -> Rule:
+def _drift(new: DataChanges, config: GateConfig) -> Rule:
     if not new.drifts:
         return _nothing_new("drift of the images", config.max_drift)
     worst = max(new.drifts, key=lambda drift: (not drift.by_chance, drift.distance))

@@ -21,11 +21,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fracture.dataset.format import FILES, LEDGER, MANIFEST, Manifest
+from fracture.dataset.format import FILES, LEDGER, MANIFEST, Dataset
 from fracture.errors import UsageError
 from fracture.inference.bundle import CARD, WEIGHTS, Bundle, is_bundle, read_bundle
 from fracture.lock import HeldError, Lease, claim_of_this_process
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 CHAMPION = "champion.json"
 VERSION = "version.json"
@@ -46,13 +46,13 @@ class Version(BaseModel, frozen=True):
     number: int
     tick: str
     made: datetime
-    asked: str  # hash of the data and settings it was made from
+    request_hash: str  # hash of the data and settings it was made from
     dataset: str  # fingerprint
     groups: dict[str, int]  # class -> radiographs or patients, in all splits
     initial_weights: str  # "scratch", or the version whose weights it began with
 
 
-class Entry(BaseModel, frozen=True):
+class RegistryDecision(BaseModel, frozen=True):
     """One decision."""
 
     number: int
@@ -62,17 +62,17 @@ class Entry(BaseModel, frozen=True):
     version: int  # that was decided on
     champion: int | None  # from then on
     tick: str = ""  # of a retraining
-    asked: str = ""
+    request_hash: str = ""
     dataset: str = ""
     figures: dict[str, float | None] = {}
     reason: str = ""
 
 
-class State(BaseModel):
+class TickState(BaseModel):
     """How far a retraining is, so that one that was killed goes on."""
 
     after_entry: int  # the newest decision of a retraining when it began
-    asked: str
+    request_hash: str
     recipe: str  # hash of the settings
     shards: str  # name of their folder
     dataset: str = ""  # fingerprint, once they are prepared
@@ -85,7 +85,7 @@ class _Champion(BaseModel):
     version: int
 
 
-def _read(kind: type[Model], file: Place) -> Model:
+def _read(kind: type[Model], file: StoragePath) -> Model:
     try:
         return kind.model_validate_json(file.read_bytes())
     except ValidationError as error:
@@ -95,14 +95,14 @@ def _read(kind: type[Model], file: Place) -> Model:
 
 
 class Registry:
-    """The registry at a place, which may not exist yet."""
+    """The registry in a folder, which may not exist yet."""
 
-    def __init__(self, place: Place, who: str = "") -> None:
+    def __init__(self, folder: StoragePath, who: str = "") -> None:
         """
         Args:
             who: asks for what is decided, as it is recorded.
         """
-        self.place, self._who = place, who
+        self.folder, self._who = folder, who
 
     def champion(self) -> int | None:
         """The version in use; None before the first.
@@ -110,7 +110,7 @@ class Registry:
         Raises:
             UsageError: `champion.json` is not ours.
         """
-        file = self.place / CHAMPION
+        file = self.folder / CHAMPION
         try:
             return _Champion.model_validate_json(file.read_bytes()).version
         except (FileNotFoundError, NotADirectoryError):
@@ -118,8 +118,8 @@ class Registry:
         except ValidationError as error:
             first = error.errors()[0]
             raise UsageError(
-                f"{file} is damaged: {first['msg']}. job/registry.py promote VERSION --registry {self.place} writes it "
-                "anew."
+                f"{file} is damaged: {first['msg']}. job/registry.py promote VERSION --registry {self.folder} writes "
+                "it anew."
             ) from None
 
     def champion_bundle(self) -> Bundle:
@@ -138,8 +138,8 @@ class Registry:
         version = self.champion()
         if version is None:
             raise UsageError(
-                f"{self.place} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
-                f"{self.place}"
+                f"{self.folder} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
+                f"{self.folder}"
             )
         return version
 
@@ -161,12 +161,12 @@ class Registry:
         file = self.tick(tick) / "decision.json"
         return file.read_json() if file.is_file() else None
 
-    def bundle(self, version: int) -> Place:
-        return self.place / "versions" / f"{version:04d}"
+    def bundle(self, version: int) -> StoragePath:
+        return self.folder / "versions" / f"{version:04d}"
 
     def versions(self) -> list[Version]:
         """The complete ones, by number."""
-        names = [name for name in (self.place / "versions").folders() if _NAME.fullmatch(name)]
+        names = [name for name in (self.folder / "versions").folders() if _NAME.fullmatch(name)]
         numbers = sorted(int(name) for name in names)
         return [self.version(number) for number in numbers if is_bundle(self.bundle(number))]
 
@@ -179,75 +179,75 @@ class Registry:
             return _read(Version, self.bundle(number) / VERSION)
         except (FileNotFoundError, NotADirectoryError):
             there = ", ".join(str(version.number) for version in self.versions())
-            raise UsageError(f"{self.place} has no version {number}. There are: {there or 'none'}.") from None
+            raise UsageError(f"{self.folder} has no version {number}. There are: {there or 'none'}.") from None
 
-    def history(self) -> list[Entry]:
+    def history(self) -> list[RegistryDecision]:
         """All decisions, the oldest first."""
-        names = [info.base_name for info in (self.place / "history").files()]
+        names = [info.base_name for info in (self.folder / "history").files()]
         found = [name for name in names if re.fullmatch(r"\d{6,}\.json", name)]
         found.sort(key=lambda name: int(name.partition(".")[0]))
-        return [_read(Entry, self.place / "history" / name) for name in found]
+        return [_read(RegistryDecision, self.folder / "history" / name) for name in found]
 
     def last_decided(self) -> int:
         """Number of the newest decision of a retraining; 0 before the first."""
         return max((entry.number for entry in self.history() if entry.tick), default=0)
 
-    def dataset(self, version: int) -> Place:
+    def dataset(self, version: int) -> StoragePath:
         """Manifest and files of the data that the version was trained on."""
         return self.bundle(version) / DATASET
 
-    def tick(self, name: str) -> Place:
-        return self.place / "ticks" / name
+    def tick(self, name: str) -> StoragePath:
+        return self.folder / "ticks" / name
 
-    def run(self, tick: str) -> Place:
-        return self.place / "runs" / tick
+    def run(self, tick: str) -> StoragePath:
+        return self.folder / "runs" / tick
 
-    def shards(self, name: str) -> Place:
-        return self.place / "shards" / name
+    def shards(self, name: str) -> StoragePath:
+        return self.folder / "shards" / name
 
-    def state(self, tick: str) -> State | None:
+    def state(self, tick: str) -> TickState | None:
         """None where it has not begun, or nobody can tell how far it is."""
         try:
-            return _read(State, self.tick(tick) / STATE)
+            return _read(TickState, self.tick(tick) / STATE)
         except (FileNotFoundError, NotADirectoryError, UsageError):
             return None
 
-    def keep_state(self, tick: str, state: State) -> None:
+    def write_state(self, tick: str, state: TickState) -> None:
         (self.tick(tick) / STATE).write_bytes(state.model_dump_json(indent=1).encode())
 
-    def add(self, made: Callable[[int], Version], run: Place, shards: Place, manifest: Manifest) -> Version:
+    def add(self, made: Callable[[int], Version], run: StoragePath, dataset: Dataset) -> Version:
         """Copies the bundle of a finished run to a version of its own, unless that is done.
 
         The caller holds the lock of retraining.
 
         Args:
             made: the version's facts, given its number.
-            shards: where files and ledger of the manifest are.
+            dataset: what it was trained on.
         """
         bundle = run / "bundle"
         there = self.versions()
         used = [version.number for version in there] + [entry.version for entry in self.history()]
         version = made(1 + max(used, default=0))
         for other in there:
-            if (other.tick, other.asked, other.dataset) == (version.tick, version.asked, version.dataset):
+            if (other.tick, other.request_hash, other.dataset) == (version.tick, version.request_hash, version.dataset):
                 return other
-        place = self.bundle(version.number)
-        place.delete()  # half of a copy
-        (place / DATASET / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode())
+        folder = self.bundle(version.number)
+        folder.delete()  # half of a copy
+        (folder / DATASET / MANIFEST).write_bytes(dataset.manifest.model_dump_json(indent=1).encode())
         for name in (FILES, LEDGER):
-            (place / DATASET / name).write_bytes((shards / name).read_bytes())
-        (place / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
-        (place / "report.html").write_bytes((run / "report" / "report.html").read_bytes())
+            (folder / DATASET / name).write_bytes((dataset.folder / name).read_bytes())
+        (folder / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
+        (folder / "report.html").write_bytes((run / "report" / "report.html").read_bytes())
         names = [info.path[len(bundle.path) + 1 :] for info in bundle.files()]
         for name in sorted(names, key=lambda name: name == CARD):  # which makes it a bundle, last
-            (place / name).write_bytes((bundle / name).read_bytes())
+            (folder / name).write_bytes((bundle / name).read_bytes())
         return version
 
-    def decide(self, version: Version, *, promote: bool, beaten: int | None, reason: str) -> Entry:
+    def decide(self, version: Version, *, promote: bool, compared_with: int | None, reason: str) -> RegistryDecision:
         """Records what the gate decided of a challenger, and makes it champion if so.
 
         Args:
-            beaten: the champion that it was compared with.
+            compared_with: the version of the champion that it was compared with.
 
         Raises:
             ChampionChanged: another is champion by now; nothing was recorded.
@@ -256,14 +256,14 @@ class Registry:
         with self._changing():
             if done := next((entry for entry in self.history() if entry.tick == version.tick), None):
                 return done
-            if self.champion() != beaten:
-                raise ChampionChanged(f"the champion was changed from version {beaten} to {self.champion()}")
-            champion = version.number if promote else beaten
+            if self.champion() != compared_with:
+                raise ChampionChanged(f"the champion was changed from version {compared_with} to {self.champion()}")
+            champion = version.number if promote else compared_with
             event: Event = "promoted" if promote else "rejected"
-            about = {"tick": version.tick, "asked": version.asked}
+            about = {"tick": version.tick, "request_hash": version.request_hash}
             return self._append(event, version.number, champion, reason, **about)
 
-    def promote(self, number: int, reason: str = "") -> Entry:
+    def promote(self, number: int, reason: str = "") -> RegistryDecision:
         """Makes a version champion by hand.
 
         Raises:
@@ -277,24 +277,24 @@ class Registry:
                 raise UsageError(f"version {number} is the champion already")
             return self._append("promoted by hand", number, number, reason)
 
-    def rollback(self, reason: str = "") -> Entry:
+    def rollback(self, reason: str = "") -> RegistryDecision:
         """Makes the champion before this one champion again.
 
         Raises:
             UsageError: there was none before it.
         """
         with self._changing():
-            line: list[int] = []  # of champions, each having beaten the one before
+            line: list[int] = []  # of champions, each having replaced the one before
             for entry in self.history():
                 if entry.event == "rolled back":
                     line.pop()
                 elif entry.event != "rejected":
                     line.append(entry.version)
             if len(line) < 2:
-                raise UsageError(f"{self.place}: no champion came before this one, so there is nothing to go back to.")
+                raise UsageError(f"{self.folder}: no champion came before this one, so there is nothing to go back to.")
             return self._append("rolled back", line[-1], line[-2], reason)
 
-    def settle(self) -> None:
+    def finish_pending_decision(self) -> None:
         """Finishes the decision that somebody left half done, if there is one.
 
         Raises:
@@ -312,11 +312,11 @@ class Registry:
         Raises:
             HeldError: somebody else is at it, and stays.
         """
-        lock, claim = self.place / "locks" / "champion", claim_of_this_process(self._who)
+        lock, claim = self.folder / "locks" / "champion", claim_of_this_process(self._who)
         with ExitStack() as stack:
             for left in reversed(range(_PATIENCE)):
                 try:
-                    name = f"the champion of {self.place}"
+                    name = f"the champion of {self.folder}"
                     stack.enter_context(Lease(lock, claim, name, lambda: None, lambda line: None))
                     break
                 except HeldError:
@@ -328,7 +328,7 @@ class Registry:
                 self._point(entries[-1])
             yield
 
-    def prunable(self, keep: int, current: str = "") -> list[Place]:
+    def prunable(self, keep: int, current: str = "") -> list[StoragePath]:
         """Folders that nobody needs: all but the newest versions and runs, and what is or may be in use.
 
         Never a version that was ever champion; nor the run and the shards of a retraining that may go on: `current`,
@@ -340,34 +340,34 @@ class Registry:
         entries, there = self.history(), [version.number for version in self.versions()]
         champions = {entry.champion for entry in entries}
         kept = champions | set(there[-keep:])
-        folders = (self.place / "versions").folders()
-        found = [self.place / "versions" / name for name in folders if _NAME.fullmatch(name) and int(name) not in kept]
+        folders = (self.folder / "versions").folders()
+        found = [self.folder / "versions" / name for name in folders if _NAME.fullmatch(name) and int(name) not in kept]
         last = self.last_decided()
         decided = [entry.tick for entry in entries if entry.tick]
-        states = {name: self.state(name) for name in (self.place / "ticks").folders()}
+        states = {name: self.state(name) for name in (self.folder / "ticks").folders()}
         going_on = {name for name, s in states.items() if s and s.after_entry == last and name not in decided}
         runs = going_on | {current} | set(decided[-keep:])
-        found += [self.run(name) for name in (self.place / "runs").folders() if states.get(name) and name not in runs]
+        found += [self.run(name) for name in (self.folder / "runs").folders() if states.get(name) and name not in runs]
         in_use = {states[name].shards for name in going_on | {current, *decided[-1:]} if states.get(name)}
         ours = {state.shards for state in states.values() if state}
-        found += [self.shards(name) for name in (self.place / "shards").folders() if name in ours - in_use]
+        found += [self.shards(name) for name in (self.folder / "shards").folders() if name in ours - in_use]
         return found
 
-    def prune(self, keep: int, current: str = "") -> list[Place]:
+    def prune(self, keep: int, current: str = "") -> list[StoragePath]:
         """Removes what is `prunable`; nobody changes the champion meanwhile."""
         with self._changing():
             found = self.prunable(keep, current)
-            for place in found:
-                (place / CARD).delete()  # first, so that half of a version is none
-                place.delete()
+            for folder in found:
+                (folder / CARD).delete()  # first, so that half of a version is none
+                folder.delete()
         return found
 
-    def unfinished(self, asked: str) -> str | None:
+    def find_unfinished_tick(self, request_hash: str) -> str | None:
         """The tick that was begun with this very data and settings and not decided, nor any after it."""
         decided, last = {entry.tick for entry in self.history()}, self.last_decided()
-        for name in (self.place / "ticks").folders():
+        for name in (self.folder / "ticks").folders():
             state = None if name in decided else self.state(name)
-            if state is not None and (state.asked, state.after_entry) == (asked, last):
+            if state is not None and (state.request_hash, state.after_entry) == (request_hash, last):
                 return name
         return None
 
@@ -377,10 +377,10 @@ class Registry:
         except UsageError:
             return None
 
-    def _append(self, event: Event, version: int, champion: int | None, reason: str, **about: str) -> Entry:
+    def _append(self, event: Event, version: int, champion: int | None, reason: str, **about: str) -> RegistryDecision:
         entries = self.history()
         facts = self.version(version)
-        entry = Entry(
+        entry = RegistryDecision(
             number=entries[-1].number + 1 if entries else 1,
             time=datetime.now(UTC),
             who=self._who,
@@ -393,15 +393,15 @@ class Registry:
             **about,
         )
         data = entry.model_dump_json(indent=1).encode()
-        (self.place / "history" / f"{entry.number:06d}.json").write_bytes(data)
+        (self.folder / "history" / f"{entry.number:06d}.json").write_bytes(data)
         self._point(entry)
         return entry
 
-    def _point(self, entry: Entry) -> None:
+    def _point(self, entry: RegistryDecision) -> None:
         if entry.champion is None:
             return
         pointer = {"format_version": _FORMAT, "version": entry.champion, "bundle": f"versions/{entry.champion:04d}"}
-        (self.place / CHAMPION).write_json(pointer | {"entry": entry.number, "since": entry.time.isoformat()})
+        (self.folder / CHAMPION).write_json(pointer | {"entry": entry.number, "since": entry.time.isoformat()})
 
 
 class ChampionChanged(Exception):

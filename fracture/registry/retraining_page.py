@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from fracture.dataset.format import Manifest, images_of, read_rows
+from fracture.dataset.format import Dataset, images_of
 from fracture.evaluation.metrics import as_json, by_radiograph
 from fracture.evaluation.plots import plot_drifts, plot_rocs
 from fracture.evaluation.report import NAMES
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, png, render
-from fracture.registry.data_changes import Arrivals
+from fracture.registry.data_changes import DataChanges
 from fracture.registry.gate import Comparison, Rule
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 _SHOWN = 12  # cases on which the models disagree
 
@@ -24,16 +24,16 @@ class Retraining:
     """All that the page tells."""
 
     tick: str
-    registry: Place
+    registry: StoragePath
     version: int
     champion: int | None  # that was compared with
     initial_weights: str
     challenger_bundle: Bundle
     champion_bundle: Bundle | None
     compared: Comparison
-    new: Arrivals
+    new: DataChanges
     rules: list[Rule]
-    manifest: Manifest
+    dataset: Dataset
     caveats: list[str]
 
     @property
@@ -58,7 +58,7 @@ class Retraining:
             "decision": "promoted" if self.promoted else "rejected",
             "reason": self.reason,
             "rules": [rule.model_dump() for rule in self.rules],
-            "dataset": self.manifest.fingerprint,
+            "dataset": self.dataset.manifest.fingerprint,
             "test_images_left_out": compared.left_out,
             "models": as_json(models),
             "new": {
@@ -74,7 +74,7 @@ class Retraining:
         }
 
 
-def retraining_page(told: Retraining, shards: Place) -> bytes:
+def retraining_page(told: Retraining) -> bytes:
     """Self-contained HTML, with the pictures of the radiographs on which the models disagree."""
     labels, models, rows = _by_radiograph(told)
     caption = "\n".join(told.caveats)
@@ -89,7 +89,7 @@ def retraining_page(told: Retraining, shards: Place) -> bytes:
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         plots=plots,
-        disagreements=_disagreements(told, labels, models, rows, shards),
+        disagreements=_disagreements(told, labels, models, rows),
         shown=_SHOWN,
     )
 
@@ -100,20 +100,20 @@ def _by_radiograph(told: Retraining) -> tuple[np.ndarray, dict[str, np.ndarray],
     names = {f"version {told.version}, the challenger": "challenger"}
     if told.champion is not None:
         names[f"version {told.champion}, in use"] = "champion"
-    labels, films, rows = (scores[name].to_numpy() for name in ("label", "film", "row"))
-    first, means = by_radiograph(labels, films, *(scores[column].to_numpy() for column in names.values()))
+    labels, radiograph_ids, rows = (scores[name].to_numpy() for name in ("label", "radiograph_id", "row"))
+    first, means = by_radiograph(labels, radiograph_ids, *(scores[column].to_numpy() for column in names.values()))
     return labels[first], dict(zip(names, means, strict=True)), rows[first]
 
 
 def _disagreements(
-    told: Retraining, labels: np.ndarray, models: dict[str, np.ndarray], rows: np.ndarray, shards: Place
+    told: Retraining, labels: np.ndarray, models: dict[str, np.ndarray], rows: np.ndarray
 ) -> list[dict[str, Any]]:
     """Radiographs that one model calls a fracture and the other does not, those apart the most first."""
     if told.champion_bundle is None:
         return []
     challenger, champion = models.values()
-    ours = challenger >= told.challenger_bundle.decision.threshold
-    theirs = champion >= told.champion_bundle.decision.threshold
+    ours = challenger >= told.challenger_bundle.operating_point.threshold
+    theirs = champion >= told.champion_bundle.operating_point.threshold
     apart = np.flatnonzero(ours != theirs)
     order = apart[np.argsort(-np.abs(challenger - champion)[apart], kind="stable")]
     found = []
@@ -122,8 +122,8 @@ def _disagreements(
         facts = {"label": CLASS_NAMES[labels[case]], "right": right, "challenger": challenger[case]}
         facts |= {"champion": champion[case], "picture": "", "path": ""}
         if position < _SHOWN:
-            row = read_rows(shards, told.manifest, "test", int(rows[case]), int(rows[case]) + 1)
-            facts["picture"] = picture(images_of(row, told.manifest.image_size)[0, ..., 0])
+            row = told.dataset.read("test", int(rows[case]), int(rows[case]) + 1)
+            facts["picture"] = picture(images_of(row, told.dataset.image_size)[0, ..., 0])
             facts["path"] = row["source"][0].as_py()
         found.append(facts)
     return found

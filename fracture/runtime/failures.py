@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fracture.errors import RunError, UsageError
-from fracture.storage import Place, disk_full, store_failed
+from fracture.storage import StoragePath, disk_full, store_failed
 
 
 class PeerLost(Exception):
@@ -18,7 +18,7 @@ class Failure:
     lost: bool  # a worker ended, or went out of reach: chance, for all that is known
 
 
-def explain(failures: Mapping[int, BaseException], run: Place) -> Failure:
+def explain(failures: Mapping[int, BaseException], run: StoragePath) -> Failure:
     """
     Args:
         failures: of each worker that failed, by its rank.

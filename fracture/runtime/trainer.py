@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import PreemptionError
 from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
 
 from fracture.runtime.failures import explain, last_line
-from fracture.storage import Place
+from fracture.storage import StoragePath
 
 
 class Trainer(TensorflowTrainer):
@@ -45,7 +45,7 @@ class Trainer(TensorflowTrainer):
 class Reporter(ControllerCallback, WorkerGroupCallback):
     """Tells the driver what Ray Train's controller, in whose process it is, sees and does."""
 
-    def __init__(self, messages: Any, run: Place) -> None:
+    def __init__(self, messages: Any, run: StoragePath) -> None:
         self._messages, self._run, self._told = messages, run, False
 
     def after_controller_start(self, train_run_context: Any) -> None:

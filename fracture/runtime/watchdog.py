@@ -112,9 +112,11 @@ def _stacks_of(pid: int, stacks: Path) -> str:
 
 
 def _keep(run: str, name: str, text: str) -> None:
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    (place(run) / STACKS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{name}.txt").write_bytes(text.encode())
+    (storage_path(run) / STACKS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{name}.txt").write_bytes(
+        text.encode()
+    )
 
 
 if __name__ == "__main__":

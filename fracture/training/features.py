@@ -41,10 +41,10 @@ def mean_and_variance(share: Share, add: Callable[[list[float]], list[float]]) -
     Args:
         add: adds up F numbers over all workers, and is called by all.
     """
-    rows = share.draws.rows(0)[share.lanes.start : share.lanes.stop] - share.first
+    rows = share.sampler.rows(0)[share.batches.start : share.batches.stop] - share.first
     views = share.images.shape[1]
     times = np.bincount(rows, minlength=len(share.images)) / (
-        share.draws.count * views
+        share.sampler.count * views
     )  # each row is drawn, as a share
 
     def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

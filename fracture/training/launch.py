@@ -1,53 +1,36 @@
 """Starts Ray, hands the work to Ray Train, shows how it goes, and turns its failures into one clear line."""
 
 import json
-import logging
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fracture.config import Config, DataConfig, flatten
-from fracture.dataset.format import Manifest
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.format import Dataset, Manifest
+from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError, UsageError
-from fracture.progress.console import Screen
+from fracture.progress.console import Console
 from fracture.progress.status import LOCK, STATUS
+from fracture.runtime.cluster import RAY_ALONE, node_resources, resources_per_worker, workers_that_fit
 from fracture.runtime.failures import explain, last_line
 from fracture.runtime.retry import Recovery
+from fracture.runtime.signals import patience, stop_requested
 from fracture.runtime.watchdog import STACKS
-from fracture.storage import Place, disk_full, place, store_failed
+from fracture.storage import StoragePath, disk_full, storage_path, store_failed
 from fracture.training.checkpoint import BACKBONE, FILE, SNAPSHOT
 
 if TYPE_CHECKING:  # loading it takes a tenth of a second of a job's start
     from fracture.inference.bundle import Bundle
 
-_ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
 _CARD = "run.json"  # which data and settings a run was begun with
 _SCRATCH = "scratch"
-_ENVIRONMENT = {  # of every process
-    "TF_USE_LEGACY_KERAS": "1",  # else TensorFlow loads Keras 3 as well, and with it scikit-learn: 1 s of 4
-    "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
-    "GRPC_VERBOSITY": "ERROR",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # `report` waits for this poll, up to 2 s an epoch by default
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
-}
-_ALONE = "FRACTURE_RAY_ALONE"
-_OF_OUR_OWN = {  # a Ray of this job alone does without processes that take a core a second or more to start
-    _ALONE: "1",  # all processes of that Ray inherit it; Ray ends with the job
-    "RAY_prestart_worker_first_driver": "0",  # they would be of another environment than ours
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away and says so before
-}
 
-_stopping = threading.Event()  # a signal came
-_patient = threading.Event()  # whoever is at work looks at `_stopping` itself
 POLL = 0.2  # seconds between two looks at what the workers say
 _LOOK_FOR_MACHINES = 30.0  # seconds
 _GROW_AFTER = (
@@ -63,121 +46,6 @@ class Outcome:
     best_epoch: int
     precision: str
     workers: int  # that scored; an elastic run may have begun with others
-
-
-def start_ray(verbose: bool) -> None:
-    """Joins the cluster that RAY_ADDRESS or `ray job submit` names, or starts Ray on this machine; once a process.
-
-    Raises:
-        RunError: the named cluster does not answer.
-    """
-    ours = {name: value for name, value in _ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
-    os.environ.update(ours)
-    if not verbose:  # nodes tell of each worker that dies, whatever `log_to_driver` says; we do so in one line
-        os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    import ray
-
-    if ray.is_initialized():
-        return
-    submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
-    environment: dict[str, Any] = {"env_vars": ours}
-    if not submitted and not joining:
-        environment["env_vars"]["PYTHONPATH"] = str(_ROOT)
-        os.environ.update({**_OF_OUR_OWN, **os.environ})
-    elif not submitted:  # other machines have no folder of ours: the code goes along
-        environment["working_dir"] = str(_ROOT)
-    if not verbose:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        ray.init(
-            address=None if joining else "local",
-            include_dashboard=None if joining else False,
-            runtime_env=environment,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
-    except (ConnectionError, ValueError) as error:
-        raise RunError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
-            "on a node of the cluster; from elsewhere use ray job submit"
-        ) from None
-    stop_by_signals()
-
-
-def stop_by_signals() -> None:
-    """Makes SIGTERM, which schedulers send, what Ctrl-C is; Ray would answer it with a stack trace."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-
-
-def _stop(number: int, frame: Any) -> None:
-    first = not _stopping.is_set()
-    _stopping.set()  # an exception raised inside some library's import may be swallowed there
-    if not (first and _patient.is_set()):
-        raise KeyboardInterrupt
-
-
-@contextmanager
-def patience() -> Iterator[threading.Event]:
-    """Within, the first signal only sets this event, at which whoever is at work has to look."""
-    _patient.set()
-    try:
-        yield _stopping
-    finally:
-        _patient.clear()
-
-
-def stop_soon() -> None:
-    """From any thread: as a first Ctrl-C would, with a last checkpoint."""
-    _stopping.set()
-
-
-def stop_at_once() -> None:
-    """From any thread: as a second Ctrl-C would, without a last checkpoint."""
-    _stopping.set()
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-
-def check_capacity(config: Config) -> None:
-    """Ray would wait for ever for workers that can never be placed.
-
-    Raises:
-        UsageError: the cluster cannot hold the workers, or the fewest of them, now or after growing.
-    """
-    from ray._private.state import state
-
-    each, nodes = _each(config), _nodes()
-    ceiling = state.get_max_resources_from_cluster_config() or {}  # what an autoscaler may grow it to
-    room = max(_room(ceiling, each), sum(_room(node, each) for node in nodes))
-    fewest = config.compute.fewest
-    if fewest > room:
-        wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
-        has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
-        fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
-        raise UsageError(f"{fewest} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}.")
-
-
-def runs_at_once(config: Config) -> int:
-    """How many runs of so many workers the machines hold that are there now; one at least."""
-    each = _each(config)
-    return max(1, sum(_room(node, each) for node in _nodes()) // config.compute.workers)
-
-
-def _each(config: Config) -> dict[str, int]:
-    """What a worker takes."""
-    return {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if config.compute.gpu else {})
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each living machine has."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _room(resources: Mapping[str, float], each: Mapping[str, int]) -> int:
-    """How many workers fit: a worker lies on one node."""
-    return min(int(resources.get(resource, 0) // count) for resource, count in each.items())
 
 
 def with_data_of(config: Config, manifest: Manifest) -> Config:
@@ -197,26 +65,26 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
     return config.model_copy(update={"data": made_with})
 
 
-def check_batches(config: Config, manifest: Manifest) -> None:
+def check_batches(config: Config, dataset: Dataset) -> None:
     """Raises UsageError where a step would leave a worker without an image: TensorFlow has no empty convolution."""
     batch_size = config.training.batch_size
     most = config.compute.workers
-    if batch_size > manifest.rows("train"):
+    if batch_size > dataset.rows("train"):
         raise UsageError(
-            f"training.batch_size = {batch_size} is more than the {manifest.rows('train')} training images. "
+            f"training.batch_size = {batch_size} is more than the {dataset.rows('train')} training images. "
             "Use a smaller one."
         )
     for split in ("train", "val"):
-        rows = manifest.rows(split)
+        rows = dataset.rows(split)
         for workers, rank in ((n, rank) for n in range(config.compute.fewest, most + 1) for rank in range(n)):
-            if (Lanes(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
+            if (ShardedBatches(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
                 raise UsageError(
                     f"{rows} {split} images in batches of {batch_size} leave one of {workers} workers with nothing to "
                     "do in a step. Use fewer --workers, or more images."
                 )
 
 
-def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle | None" = None) -> None:
+def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bundle | None" = None) -> None:
     """A run's folder holds nothing, or this very run as far as it got.
 
     Args:
@@ -238,7 +106,7 @@ def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle |
             f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another --run name."
         )
-    if card["dataset"] != manifest.fingerprint:
+    if card["dataset"] != dataset.manifest.fingerprint:
         raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
     if card.get("initial_weights", _SCRATCH) != initial_weights(config, initial):
         raise UsageError(
@@ -250,14 +118,14 @@ def check_run(run: Place, config: Config, manifest: Manifest, initial: "Bundle |
 def initial_weights(config: Config, initial: "Bundle | None") -> str:
     """What a model began with, as its run and its bundle say it."""
     if initial:
-        return str(initial.place)
+        return str(initial.folder)
     return config.transfer.weights if config.pretrained else _SCRATCH
 
 
 def check_weights_file(config: Config) -> None:
     """Raises UsageError where `transfer.weights` names neither `imagenet` nor a file."""
     weights = config.transfer.weights
-    if weights != "imagenet" and not (weights.endswith(".h5") and place(weights).is_file()):
+    if weights != "imagenet" and not (weights.endswith(".h5") and storage_path(weights).is_file()):
         raise UsageError(
             f"transfer.weights = {weights!r}: there is no such file, or it does not end in .h5. Name imagenet, none, "
             f"or a file of the weights of {config.backbone} without top, as tf_keras.applications writes them."
@@ -275,20 +143,19 @@ def check_initial(config: Config, initial: "Bundle") -> None:
     if differing:
         name = differing[0]
         raise UsageError(
-            f"training cannot begin with the weights of {initial.place}: its network has {there.get(name, 'no')} at "
+            f"training cannot begin with the weights of {initial.folder}: its network has {there.get(name, 'no')} at "
             f"{name!r}, and these settings {wanted.get(name, 'no')}. Use its model settings, or begin from scratch."
         )
 
 
 def train(
     config: Config,
-    shards: Place,
-    manifest: Manifest,
-    run: Place,
-    screen: Screen,
+    dataset: Dataset,
+    run: StoragePath,
+    screen: Console,
     tell: Callable[[Mapping[str, Any]], None] = lambda event: None,
     initial: "Bundle | None" = None,
-    search: Place | None = None,
+    search: StoragePath | None = None,
 ) -> Outcome:
     """Trains on Ray workers to the early stop, going on from the run's newest whole checkpoint where there is one.
 
@@ -320,7 +187,7 @@ def train(
             (run / BACKBONE).delete()
         keep_backbone(run, config, initial)
     began_with = initial_weights(config, initial)
-    card = {"dataset": manifest.fingerprint, "recipe": config.recipe(), "initial_weights": began_with}
+    card = {"dataset": dataset.manifest.fingerprint, "recipe": config.recipe(), "initial_weights": began_with}
     (run / _CARD).write_json(card)
     (run / "config.yaml").write_bytes(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
     _list_checkpoints(run)
@@ -329,12 +196,12 @@ def train(
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     trainer = Trainer(
         train_worker,
-        alone=_ALONE in os.environ,
-        train_loop_config=Assignment(config, shards, manifest, run, messages, initial, search),
+        alone=RAY_ALONE in os.environ,
+        train_loop_config=Assignment(config, dataset, run, messages, initial, search),
         scaling_config=ScalingConfig(
             num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
             use_gpu=compute.gpu,
-            resources_per_worker=_each(config),
+            resources_per_worker=resources_per_worker(config),
             # Ray resizes without asking the workers to save: just after they did costs least.
             elastic_resize_monitor_interval_s=60 * config.checkpoint.every_minutes + _GROW_AFTER,
         ),
@@ -364,8 +231,8 @@ def _fit_and_show(
     trainer: Any,
     messages: Any,
     config: Config,
-    run: Place,
-    screen: Screen,
+    run: StoragePath,
+    screen: Console,
     tell: Callable[[Mapping[str, Any]], None],
 ) -> None:
     """Fits in a thread, so that this one can draw, watch over it, and end it.
@@ -407,7 +274,12 @@ class _Watch:
     """What the driver does about what it is told."""
 
     def __init__(
-        self, messages: Any, config: Config, run: Place, screen: Screen, tell: Callable[[Mapping[str, Any]], None]
+        self,
+        messages: Any,
+        config: Config,
+        run: StoragePath,
+        screen: Console,
+        tell: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self._messages, self._config, self._run, self._screen, self._tell = messages, config, run, screen, tell
         self._recovery = Recovery(config.recovery)
@@ -436,7 +308,7 @@ class _Watch:
             self._recovery.see(event)
             self._show(event | {"failures": self._recovery.failures})
             self.left |= event["event"] == "left"
-        if _stopping.is_set():
+        if stop_requested.is_set():
             self._stop()
         self._wait_for_machines()
 
@@ -468,24 +340,24 @@ class _Watch:
         compute = self._config.compute
         self._recovery.check_waiting(compute.fewest)
         if now - since > _LOOK_FOR_MACHINES:
-            each = _each(self._config)
-            room = min(sum(_room(node, each) for node in _nodes()), compute.workers)
+            each = resources_per_worker(self._config)
+            room = min(sum(workers_that_fit(node, each) for node in node_resources()), compute.workers)
             self._show({"event": "waiting", "room": room, "seconds": now - since})
 
 
-def read_history(run: Place) -> list[dict[str, float]]:
+def read_history(run: StoragePath) -> list[dict[str, float]]:
     """One record an epoch; none where there is no log yet."""
     log = run / "metrics.jsonl"
     return [json.loads(line) for line in log.read_bytes().decode().splitlines()] if log.is_file() else []
 
 
-def _outcome(run: Place, screen: Screen) -> Outcome:
+def _outcome(run: StoragePath, screen: Console) -> Outcome:
     history = read_history(run)
     best = min(history, key=lambda record: record["val_loss"])
     return Outcome(history, int(best["epoch"]), screen.precision, screen.workers)
 
 
-def _list_checkpoints(run: Place) -> None:
+def _list_checkpoints(run: StoragePath) -> None:
     """Writes Ray Train's list of checkpoints anew from what is there.
 
     Ray Train rewrites its list in place, so a kill or a full disk can leave half of it; it refuses to start from such
@@ -513,7 +385,7 @@ def _list_checkpoints(run: Place) -> None:
     )
 
 
-def _explain(error: Any, run: Place) -> RunError | UsageError:
+def _explain(error: Any, run: StoragePath) -> RunError | UsageError:
     """The one line that says why Ray Train gave up."""
     if failures := getattr(error, "worker_failures", {}):
         told = explain(failures, run)

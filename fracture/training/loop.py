@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from fracture.config import Config
-from fracture.dataset.format import Manifest, read_index
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.format import Dataset
+from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
 from fracture.runtime.channel import Tell, teller
 from fracture.runtime.failures import PeerLost
 from fracture.runtime.watchdog import Watchdog
-from fracture.storage import Place
+from fracture.storage import StoragePath
 from fracture.training.checkpoint import Arrays, Damaged, LoopState
 from fracture.training.phases import Phase, most_epochs, phases
 
@@ -31,12 +31,11 @@ class Assignment:
     """What the driver hands to every worker."""
 
     config: Config
-    shards: Place
-    manifest: Manifest  # of the shards, or of one fold of them
-    run: Place
+    dataset: Dataset  # all of it, or one fold
+    run: StoragePath
     messages: Any  # the Ray actor of messages.py
     initial: Any = None  # the Bundle whose weights training begins with, if any
-    search: Place | None = None  # that this is a trial of: it is not scored and exported
+    search: StoragePath | None = None  # that this is a trial of: it is not scored and exported
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -71,7 +70,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     """Phase by phase, then scores and exports."""
     import ray.train
 
-    config, manifest = assignment.config, assignment.manifest
+    config, manifest = assignment.config, assignment.dataset.manifest
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:
@@ -89,10 +88,10 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     from fracture.training.learner import make_learner
     from fracture.training.precision import choose_precision
 
-    films = {split: _films(assignment, split) for split in ("train", "val")}
-    shares = _load_shares(assignment, films, rank, workers, watchdog)
-    # What stops the training must count as the training does, or one film's hundred copies decide.
-    val_weights = row_weights(*films["val"], config.training.sampling)
+    radiograph_ids = {split: _read_radiograph_ids(assignment, split) for split in ("train", "val")}
+    shares = _load_shares(assignment, radiograph_ids, rank, workers, watchdog)
+    # What stops the training must count as the training does, or one radiograph's hundred copies decide.
+    val_weights = row_weights(*radiograph_ids["val"], config.training.sampling)
 
     # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
     # named; 3. else from a backbone's that knows something; 4. else start from scratch.
@@ -203,7 +202,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
         worker.watchdog,
         worker.progress,
     )
-    config, manifest, run = worker.assignment.config, worker.assignment.manifest, worker.assignment.run
+    config, manifest, run = worker.assignment.config, worker.assignment.dataset.manifest, worker.assignment.run
     model, train, val, seed = learner.model, learner.train, learner.val, config.training.seed
     slots = optimizer_state(model.optimizer)
     tallies = [variable for metric in learner.metrics for variable in metric.variables]
@@ -314,30 +313,33 @@ def _plain(error: Exception) -> Exception:
     return RuntimeError(f"{name}: {next((line for line in reversed(lines) if line and line[:2] != '[['), '')}")
 
 
-def _films(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(film, label) of each row."""
-    index = read_index(assignment.shards, assignment.manifest, split, ["film", "label"])
-    return index["film"].to_numpy(), index["label"].to_numpy()
+def _read_radiograph_ids(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """(radiograph, label) of each row."""
+    index = assignment.dataset.read_columns(split, ["radiograph_id", "label"])
+    return index["radiograph_id"].to_numpy(), index["label"].to_numpy()
 
 
 def _load_shares(
-    assignment: Assignment, films: dict[str, tuple[np.ndarray, np.ndarray]], rank: int, workers: int, watchdog: Watchdog
+    assignment: Assignment,
+    radiograph_ids: dict[str, tuple[np.ndarray, np.ndarray]],
+    rank: int,
+    workers: int,
+    watchdog: Watchdog,
 ) -> list[Any]:
     """This worker's rows of training and validation; they divide the memory by their number."""
     from fracture.dataset.pipeline import load_share
-    from fracture.dataset.sampler import Draws
+    from fracture.dataset.sampler import BalancedSampler
 
-    config, manifest = assignment.config, assignment.manifest
-    training, seen = config.training, sum(manifest.rows(split) for split in films)
+    config, dataset = assignment.config, assignment.dataset
+    training, seen = config.training, sum(dataset.rows(split) for split in radiograph_ids)
     return [
         load_share(
-            assignment.shards,
-            manifest,
+            dataset,
             split,
-            Lanes(manifest.rows(split), training.batch_size, rank, workers),
-            Draws(*films[split], sampling, training.seed),
+            ShardedBatches(dataset.rows(split), training.batch_size, rank, workers),
+            BalancedSampler(*radiograph_ids[split], sampling, training.seed),
             epochs,
-            memory=int(config.compute.image_memory_gb * 1e9 * manifest.rows(split) / seen),
+            memory=int(config.compute.image_memory_gb * 1e9 * dataset.rows(split) / seen),
             each_block=lambda: watchdog.busy("loading images"),
         )
         for split, sampling, epochs in (("train", training.sampling, most_epochs(config)), ("val", "image", 1))
@@ -425,18 +427,18 @@ def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
         ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-def _write_log(run: Place, state: LoopState) -> None:
+def _write_log(run: StoragePath, state: LoopState) -> None:
     (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
 
 
 class _EventLog:
     """TensorBoard events, written locally and copied to the run, which may be in a bucket."""
 
-    def __init__(self, place: Place, history: list[dict[str, float]]) -> None:
+    def __init__(self, folder: StoragePath, history: list[dict[str, float]]) -> None:
         from tensorboardX import SummaryWriter
 
-        place.delete()
-        self._place = place
+        folder.delete()
+        self._target = folder
         self._folder = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._folder.name)
         for record in history:
@@ -445,7 +447,7 @@ class _EventLog:
     def add(self, record: dict[str, float]) -> None:
         self._write(record)
         self._writer.flush()
-        self._place.upload(Path(self._folder.name))
+        self._target.upload(Path(self._folder.name))
 
     def _write(self, record: dict[str, float]) -> None:
         for name, value in record.items():
@@ -459,31 +461,29 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
     from ray.train.collective import barrier
 
     from fracture.evaluation.gallery import make_gallery, write_gallery
-    from fracture.evaluation.operating_point import decide
+    from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.scores import calibrate, read_scores, score_blocks, write_scores
     from fracture.inference.bundle import export_model
     from fracture.models import build_model
 
-    manifest = assignment.manifest
+    dataset = assignment.dataset
     # The model handed over computes in float32 everywhere, and it is this one that is scored.
     keras.mixed_precision.set_global_policy("float32")
-    model = build_model(assignment.config, manifest.pixel_mean, manifest.pixel_std)
+    model = build_model(assignment.config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std)
     model.set_weights(state.best_weights)
     for split in ("val", "test"):
         told = f"scoring {split}"
-        blocks = score_blocks(
-            model, assignment.shards, manifest, split, rank, workers, lambda told=told: watchdog.busy(told)
-        )
+        blocks = score_blocks(model, dataset, split, rank, workers, lambda told=told: watchdog.busy(told))
         write_scores(assignment.run, blocks, split, rank, workers)
     watchdog.rest("waiting for the others to score")
     barrier()
     if rank == 0:
         watchdog.busy("exporting the model", more=4 * sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
-        val = read_scores(assignment.run, manifest, "val", workers)
-        decision = decide(val, assignment.config.evaluation)
-        export_model(model, decision, assignment.run / "bundle")
+        val = read_scores(assignment.run, dataset, "val", workers)
+        operating_point = choose_operating_point(val, assignment.config.evaluation)
+        export_model(model, operating_point, assignment.run / "bundle")
         explaining = partial(watchdog.busy, "explaining test")
         explaining()
-        test = calibrate(read_scores(assignment.run, manifest, "test", workers), decision)
-        gallery = make_gallery(model, test, assignment.shards, manifest, decision.threshold, each=explaining)
+        test = calibrate(read_scores(assignment.run, dataset, "test", workers), operating_point)
+        gallery = make_gallery(model, test, dataset, operating_point.threshold, each=explaining)
         write_gallery(assignment.run, gallery)

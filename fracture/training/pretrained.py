@@ -10,7 +10,7 @@ from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
 from fracture.config import Config
 from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from fracture.training.checkpoint import BACKBONE
 from fracture.training.launch import check_weights_file
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fracture.inference.bundle import Bundle
 
 
-def keep_backbone(run: Place, config: Config, initial: "Bundle | None") -> None:
+def keep_backbone(run: StoragePath, config: Config, initial: "Bundle | None") -> None:
     """Writes them into the run, unless it has them.
 
     Args:
@@ -42,7 +42,7 @@ def check_backbone(config: Config) -> None:
     _named_weights(config)
 
 
-def read_backbone(run: Place, config: Config) -> list[np.ndarray]:
+def read_backbone(run: StoragePath, config: Config) -> list[np.ndarray]:
     """In the order of the backbone's."""
     expected, file = _expected(config), run / BACKBONE
     fix = "Remove it; it is made anew."
@@ -80,7 +80,7 @@ def _downloaded(config: Config) -> list[np.ndarray]:
 
 def _from_file(config: Config) -> list[np.ndarray]:
     check_weights_file(config)
-    file = place(config.transfer.weights)
+    file = storage_path(config.transfer.weights)
     backbone = build_backbone(config)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "weights.h5"

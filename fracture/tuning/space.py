@@ -11,10 +11,10 @@ import numpy as np
 import yaml
 
 from fracture.config import Config, flatten, with_settings
-from fracture.dataset.format import Manifest
+from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import RunError, UsageError
 from fracture.progress.status import LOCK
-from fracture.storage import Place
+from fracture.storage import StoragePath
 from fracture.training.launch import check_batches
 from fracture.training.phases import most_epochs
 
@@ -108,23 +108,23 @@ def _drawn(draw: Mapping[str, list[Any]], generator: np.random.Generator) -> Any
     return min(max(float(f"{drawn:.3g}"), least), most)  # as it is shown, so that it can be typed again
 
 
-def check_trials(config: Config, manifest: Manifest) -> None:
+def check_trials(config: Config, dataset: Dataset) -> None:
     """
     Raises:
         UsageError: what is possible one by one is not possible together, or on this data.
     """
     for number, settings in enumerate(draw_trials(config), 1):
         try:
-            check_batches(with_settings(config, settings), manifest)
+            check_batches(with_settings(config, settings), dataset)
         except UsageError as error:
             raise UsageError(f"tune.space, trial {number} ({in_words(settings)}): {error}") from None
 
 
-def trial_run(run: Place, number: int) -> Place:
+def trial_run(run: StoragePath, number: int) -> StoragePath:
     return run / f"trial-{number:05d}"
 
 
-def read_results(run: Place, config: Config, manifest: Manifest) -> dict[int, Result]:
+def read_results(run: StoragePath, config: Config, manifest: Manifest) -> dict[int, Result]:
     """What the trials gave that are done, by number: nothing, in a folder that holds nothing.
 
     Raises:
@@ -147,7 +147,7 @@ def read_results(run: Place, config: Config, manifest: Manifest) -> dict[int, Re
     return {result["trial"]: Result(**result) for result in told["trials"]}
 
 
-def write_results(run: Place, config: Config, manifest: Manifest, results: Mapping[int, Result]) -> None:
+def write_results(run: StoragePath, config: Config, manifest: Manifest, results: Mapping[int, Result]) -> None:
     trials = [asdict(results[number]) for number in sorted(results)]
     (run / RESULTS).write_json({"dataset": manifest.fingerprint, "settings": _settings(config), "trials": trials})
 
@@ -168,7 +168,7 @@ def best_of(results: Sequence[Result]) -> Result:
     return min(sound, key=lambda result: result.val_loss)
 
 
-def write_best(run: Place, config: Config, results: Sequence[Result]) -> None:
+def write_best(run: StoragePath, config: Config, results: Sequence[Result]) -> None:
     """The best trial's settings as a file for `--config`: those of the space, and what else differs from the defaults.
 
     Raises:

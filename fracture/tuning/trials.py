@@ -21,14 +21,15 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from fracture.config import Config, with_settings
-from fracture.dataset.format import Manifest
+from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import RunError, UsageError
-from fracture.progress.console import Screen
+from fracture.progress.console import Console
 from fracture.runtime.channel import start_messages, teller
 from fracture.runtime.failures import last_line
-from fracture.storage import Place, disk_full, store_failed
+from fracture.runtime.signals import patience, stop_soon
+from fracture.storage import StoragePath, disk_full, store_failed
 from fracture.training.checkpoint import BACKBONE, SNAPSHOT
-from fracture.training.launch import POLL, patience, read_history, stop_soon, train
+from fracture.training.launch import POLL, read_history, train
 from fracture.training.phases import most_epochs
 from fracture.tuning.space import Result, draw_trials, in_words, trial_run, write_results
 
@@ -42,9 +43,8 @@ class Search:
     """What each trial is handed."""
 
     config: Config  # on which its own are laid
-    shards: Place
-    manifest: Manifest
-    run: Place
+    dataset: Dataset
+    run: StoragePath
     results: dict[int, Result]  # of trials that were done before
     messages: Any  # the Ray actor of messages.py
 
@@ -64,7 +64,7 @@ class Trial(tune.Trainable):
         self._ask = threading.Semaphore(0)
         self._last: dict[str, Any] = {"epoch": 0, "val_loss": float("inf")}
         self._asked = self._stopped = False
-        self._screen = Screen(self._config, StringIO())  # the search has its own
+        self._screen = Console(self._config, StringIO())  # the search has its own
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
@@ -111,7 +111,7 @@ class Trial(tune.Trainable):
             return
         search = self._search
         try:
-            train(self._config, search.shards, search.manifest, self._run, self._screen, self._hear, search=search.run)
+            train(self._config, search.dataset, self._run, self._screen, self._hear, search=search.run)
         except RunError:
             if not self._screen.diverged:
                 raise
@@ -161,7 +161,7 @@ class Teller(tune.Callback):
         self._messages.put.remote(event)
 
 
-class TrialScreen(Screen):
+class TrialConsole(Console):
     """A line when a trial begins and one an epoch, each with the trial's number."""
 
     def __init__(self, config: Config, number: int) -> None:
@@ -197,9 +197,7 @@ class TrialScreen(Screen):
         super()._status(f"trial {self._number:3d}  {text}" if text and self._live else text)
 
 
-def run_trials(
-    config: Config, shards: Place, manifest: Manifest, run: Place, results: dict[int, Result], at_once: int
-) -> None:
+def run_trials(config: Config, dataset: Dataset, run: StoragePath, results: dict[int, Result], at_once: int) -> None:
     """Runs the trials that are not done, and takes what they give into `results` and the file of them.
 
     Args:
@@ -214,9 +212,9 @@ def run_trials(
 
         keep_backbone(run, config, None)
     messages = start_messages()
-    book = _Book(config, manifest, run, results)
+    book = _Book(config, dataset.manifest, run, results)
     (run / _NOTES).delete()
-    tuner = _tuner(Search(config, shards, manifest, run, dict(results), messages), at_once)
+    tuner = _tuner(Search(config, dataset, run, dict(results), messages), at_once)
     failure: list[Exception] = []
 
     def fit() -> None:
@@ -278,10 +276,10 @@ def _tuner(search: Search, at_once: int) -> tune.Tuner:
 class _Book:
     """What the search knows of its trials."""
 
-    def __init__(self, config: Config, manifest: Manifest, run: Place, results: dict[int, Result]) -> None:
+    def __init__(self, config: Config, manifest: Manifest, run: StoragePath, results: dict[int, Result]) -> None:
         self._config, self._manifest, self._run, self._results = config, manifest, run, results
         self._settings = draw_trials(config)
-        self._screens = [TrialScreen(config, number) for number in range(1, config.tune.trials + 1)]
+        self._screens = [TrialConsole(config, number) for number in range(1, config.tune.trials + 1)]
         self._diverged: dict[int, bool] = {}  # of trials that ended by themselves
         self.under_way: set[int] = set()
 

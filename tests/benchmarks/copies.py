@@ -23,24 +23,26 @@ from fracture.preparation.examine import FACTS, examine, stack_views
 from fracture.preparation.preprocess import examine_source
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile, find_source
-from fracture.storage import place
-from fracture.training.launch import start_ray
+from fracture.runtime.cluster import start_ray
+from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
 from tests.preparation.planted import EDITS, encoded
 
 SIZE = 224
-FILMS = 200
+RADIOGRAPHS = 200
 
 
 def run(data: str | None) -> Part:
     lines = ["### Planted copies", ""]
-    films = [
-        decode(content, SIZE).pixels for path, content in draw_sample(SampleConfig(images=3 * FILMS)) if "view1" in path
+    radiograph_ids = [
+        decode(content, SIZE).pixels
+        for path, content in draw_sample(SampleConfig(images=3 * RADIOGRAPHS))
+        if "view1" in path
     ]
-    lines += planted(films, f"{FILMS} sample radiographs")
+    lines += planted(radiograph_ids, f"{RADIOGRAPHS} sample radiographs")
     if data:
         start_ray(verbose=False)
-        lines += planted(real_films(Path(data)), f"radiographs of {Path(data).name}")
+        lines += planted(real_radiographs(Path(data)), f"radiographs of {Path(data).name}")
     lines += [
         "",
         "### Cost",
@@ -56,13 +58,13 @@ def run(data: str | None) -> Part:
     return Part(lines)
 
 
-def planted(films: list[np.ndarray], of_what: str) -> list[str]:
-    """Each film and one edit of every third kind, all among each other: what is found, and what is found wrongly."""
+def planted(radiograph_ids: list[np.ndarray], of_what: str) -> list[str]:
+    """Each radiograph and one edit of every third kind, among each other: what is found, and what is found wrongly."""
     generator = np.random.default_rng(0)
     rows, original, kinds = [], [], []
-    for number, film in enumerate(films):
+    for number, radiograph_id in enumerate(radiograph_ids):
         edits = [(kind, edit) for i, (kind, edit) in enumerate(EDITS.items()) if i % 3 == number % 3]
-        for kind, image in [("", film), *((kind, edit(film, generator)) for kind, edit in edits)]:
+        for kind, image in [("", radiograph_id), *((kind, edit(radiograph_id, generator)) for kind, edit in edits)]:
             data = encoded(image)
             rows.append(examine(ImageFile(f"{len(rows)}.png", 0, "", len(data), 0), data, SIZE)[0])
             original.append(number)
@@ -72,60 +74,60 @@ def planted(films: list[np.ndarray], of_what: str) -> list[str]:
     links = find_links(facts, DataConfig(), lambda pairs: compare_pairs(views, pairs))
     of, kind_of = np.array(original), np.array(kinds)
     groups = group_numbers(len(facts), links, COPY_KINDS)
-    film_group = {number: group for number, group, kind in zip(original, groups, kinds, strict=True) if not kind}
-    found = np.array([group == film_group[number] for group, number in zip(groups, original, strict=True)])
+    radiograph_group = {number: group for number, group, kind in zip(original, groups, kinds, strict=True) if not kind}
+    found = np.array([group == radiograph_group[number] for group, number in zip(groups, original, strict=True)])
     first, second = links["first"].to_numpy(), links["second"].to_numpy()
     wrong = int((of[first] != of[second]).sum())
     lines = [f"| {of_what} | found |", "|---|---|"]
     lines += [f"| {kind} | {found[kind_of == kind].sum()} of {(kind_of == kind).sum()} |" for kind in EDITS]
-    return [*lines, f"| links between different films | {wrong} of {len(links)} |", ""]
+    return [*lines, f"| links between different radiographs | {wrong} of {len(links)} |", ""]
 
 
-def real_films(folder: Path) -> list[np.ndarray]:
+def real_radiographs(folder: Path) -> list[np.ndarray]:
     """One image of each radiograph, as our own grouping has it."""
-    source = find_source([place(folder)], DataConfig())
+    source = find_source([storage_path(folder)], DataConfig())
     with tempfile.TemporaryDirectory() as out:
-        examined = examine_source(source, place(out) / "audit", DataConfig())
+        examined = examine_source(source, storage_path(out) / "audit", DataConfig())
     groups = group_numbers(len(examined.facts), examined.links, COPY_KINDS)
     readable = examined.facts["sha256"].is_valid().to_numpy()
     first = sorted(np.unique(groups[readable], return_index=True)[1].tolist())
     paths = np.array(examined.facts["path"].to_pylist())[readable][first]
-    films = []
+    radiograph_ids = []
     for path in paths:
         try:
-            films.append(decode((folder / path).read_bytes(), SIZE).pixels)
+            radiograph_ids.append(decode((folder / path).read_bytes(), SIZE).pixels)
         except Rejected:
             continue
-    return films
+    return radiograph_ids
 
 
-def write_films(folder: Path, files: int) -> None:
+def write_radiographs(folder: Path, files: int) -> None:
     """Random textures with a few bright shapes; one file in ten is a rotated copy of the one before."""
     generator = np.random.default_rng(0)
     for label in ("fracture", "normal"):
         (folder / label).mkdir()
-    film = np.zeros((160, 160), np.uint8)
+    radiograph_id = np.zeros((160, 160), np.uint8)
     for number in range(files):
         if number % 10 == 9:
             matrix = cv2.getRotationMatrix2D((79.5, 79.5), generator.uniform(0, 360), 1)
-            film = cv2.warpAffine(film, matrix, (160, 160))
+            radiograph_id = cv2.warpAffine(radiograph_id, matrix, (160, 160))
         else:
             coarse, fine = (
                 cv2.resize(generator.normal(size=(n, n)), (160, 160), interpolation=cv2.INTER_CUBIC) for n in (6, 40)
             )
-            film = np.clip(110 + 50 * coarse + 18 * fine, 0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / ("fracture", "normal")[number // 10 % 2] / f"{number}.jpg"), film)
+            radiograph_id = np.clip(110 + 50 * coarse + 18 * fine, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / ("fracture", "normal")[number // 10 % 2] / f"{number}.jpg"), radiograph_id)
 
 
 def cost(files: int) -> str:
     with tempfile.TemporaryDirectory() as temporary, tempfile.TemporaryDirectory() as out:
-        write_films(Path(temporary), files)
+        write_radiographs(Path(temporary), files)
         start_ray(verbose=False)
         started = time.monotonic()
         marks: dict[str, float] = {}
         examined = examine_source(
-            find_source([place(temporary)], DataConfig()),
-            place(out) / "audit",
+            find_source([storage_path(temporary)], DataConfig()),
+            storage_path(out) / "audit",
             DataConfig(),
             lambda what, *_: marks.update({what: time.monotonic()}),
         )

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from fracture.config import DataConfig
 from fracture.preparation.preprocess import examine_source, preprocess
 from fracture.preparation.source import find_source
-from fracture.storage import place
-from fracture.training.launch import start_ray
+from fracture.runtime.cluster import start_ray
+from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
 
 SIDE, STEP = 40, 5  # pixels; degrees
@@ -34,8 +34,8 @@ def run(data: str | None) -> Part:
     config = DataConfig(split="group")
     start_ray(verbose=False)
     with tempfile.TemporaryDirectory() as folder:
-        out = place(folder) / "shards"
-        preprocess(examine_source(find_source([place(root)], config), out, config), out, config)
+        out = storage_path(folder) / "shards"
+        preprocess(examine_source(find_source([storage_path(root)], config), out, config), out, config)
         files = pq.read_table(f"{folder}/shards/files.parquet").to_pandas()
     ours = files[files.split_used != ""].groupby("split_used").path.apply(list)
     found = files[files.sha256.notna()].groupby("split").path.apply(list)

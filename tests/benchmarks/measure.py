@@ -15,7 +15,7 @@ from typing import Any
 
 from fracture.config import SampleConfig
 from fracture.preparation.sample import make_sample
-from fracture.storage import place
+from fracture.storage import storage_path
 
 Figures = dict[str, list[float]]  # contestant -> one value a round
 
@@ -57,10 +57,10 @@ def child(command: list[str], **environment: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def films_and_shards(scratch: str, films: int) -> tuple[str, str]:
-    """Two folders: generated films, and the shards made of them."""
-    folder, shards = f"{scratch}/films", f"{scratch}/shards"
-    make_sample(place(folder), SampleConfig(images=films))
+def radiographs_and_shards(scratch: str, radiograph_ids: int) -> tuple[str, str]:
+    """Two folders: generated radiographs, and the shards made of them."""
+    folder, shards = f"{scratch}/radiographs", f"{scratch}/shards"
+    make_sample(storage_path(folder), SampleConfig(images=radiograph_ids))
     prepare = [sys.executable, "job/preprocess.py", "--data", folder, "--out", shards]
     subprocess.run(prepare, check=True, stdout=subprocess.DEVNULL)
     return folder, shards

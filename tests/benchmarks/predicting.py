@@ -1,6 +1,6 @@
 """Batch prediction against Keras alone on the same cores: of shards, and of files with their decoding.
 
-make bench ONLY=predicting              generated films as scanners give them, 1,500 to 2,500 pixels a side
+make bench ONLY=predicting              generated radiographs as scanners give them, 1,500 to 2,500 pixels a side
 make bench ONLY=predicting DATA=DIR     also the radiographs in DIR
 
 The default network at 224×224, its weights drawn. Ours is the job's pipeline on a Ray that has started: whole is all of
@@ -25,12 +25,12 @@ import numpy as np
 import psutil
 
 from fracture.config import DataConfig
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.benchmarks.measure import Figures, Part, child, ratio, spread, take_turns
-from tests.benchmarks.preparation import write_large_films
+from tests.benchmarks.preparation import write_large_radiographs
 from tests.conftest import quick_bundle, write_shards
 
-ROWS, FILMS, PART, ROUNDS = 1024, 512, 256, 3
+ROWS, RADIOGRAPHS, PART, ROUNDS = 1024, 512, 256, 3
 STEADY, WHOLE, OF_CORES = OURS = ("ours, steady", "ours, whole", "ours, for each second of a core")
 PREDICT, ONE, MANY = "model.predict(images)", "loop: open, decode, predict one", "loop: decode 32, predict them"
 WANTED = {PREDICT: "1.0", ONE: "1.5", MANY: "1.5"}
@@ -40,11 +40,13 @@ def run(data: str | None) -> Part:
     lines: list[str] = []
     figures: dict[str, Figures] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        bundle, shards, films = str(quick_bundle(Path(scratch))), f"{scratch}/shards", f"{scratch}/films"
-        write_shards(place(shards), {"train": 1, "val": 1, "test": ROWS}, DataConfig().image_size, rows_per_shard=PART)
-        write_large_films(Path(films), FILMS // 2)
-        shutil.copytree(films, f"{films}/again")  # drawing one takes longer than all that is measured
-        parts = {"shards": (shards, (PREDICT,)), "generated films": (films, (ONE, MANY))}
+        bundle, shards, radiograph_ids = str(quick_bundle(Path(scratch))), f"{scratch}/shards", f"{scratch}/radiographs"
+        write_shards(
+            storage_path(shards), {"train": 1, "val": 1, "test": ROWS}, DataConfig().image_size, rows_per_shard=PART
+        )
+        write_large_radiographs(Path(radiograph_ids), RADIOGRAPHS // 2)
+        shutil.copytree(radiograph_ids, f"{radiograph_ids}/again")  # drawing one takes longer than all that is measured
+        parts = {"shards": (shards, (PREDICT,)), "generated radiographs": (radiograph_ids, (ONE, MANY))}
         parts |= {Path(data).name: (data, (ONE, MANY))} if data else {}
         for name, (folder, peers) in parts.items():
             figures[name] = _measured(bundle, folder, peers)
@@ -83,11 +85,11 @@ def ours(bundle: str, folder: str) -> tuple[float, float, float]:
     """Images a second, steady; the same, whole; and images for each second of a core, steady."""
     from fracture.inference.bundle import read_bundle
     from fracture.inference.predict import find_inputs, predict
-    from fracture.training.launch import start_ray
+    from fracture.runtime.cluster import start_ray
 
-    read = read_bundle(place(bundle))
+    read = read_bundle(storage_path(bundle))
     start_ray(verbose=False)
-    [whole] = find_inputs([place(folder)], read.image_size)
+    [whole] = find_inputs([storage_path(folder)], read.image_size)
     if whole.manifest:
         shards = {"test": whole.manifest.shards["test"]}
         whole = replace(whole, manifest=whole.manifest.model_copy(update={"shards": shards}))
@@ -116,11 +118,11 @@ def _cores() -> float:
 
 
 def keras_alone(bundle: str, folder: str) -> tuple[float, float]:
-    from fracture.dataset.format import images_of, read_manifest, read_rows
+    from fracture.dataset.format import Dataset, images_of, read_manifest
 
-    model, manifest = _model(bundle), read_manifest(place(folder))
+    model, manifest = _model(bundle), read_manifest(storage_path(folder))
     rows = manifest.rows("test") // 2  # as steady in half the time
-    images = images_of(read_rows(place(folder), manifest, "test", 0, rows), manifest.image_size)
+    images = images_of(Dataset(storage_path(folder), manifest).read("test", 0, rows), manifest.image_size)
     model.predict(images[:64], verbose=0)  # traced
     started, used = time.monotonic(), _cores()
     model.predict(images, verbose=0)
@@ -152,7 +154,7 @@ def loop(bundle: str, folder: str, at_once: int) -> tuple[float, float]:
 def _model(bundle: str) -> Any:
     from fracture.inference.bundle import read_bundle
 
-    return read_bundle(place(bundle)).model()
+    return read_bundle(storage_path(bundle)).model()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Preprocessing with its audit, against decoding and resizing alone on as many cores, and against a plain loop.
 
-make bench ONLY=preparation              generated films as scanners give them, 1,500 to 2,500 pixels a side
+make bench ONLY=preparation              generated radiographs as scanners give them, 1,500 to 2,500 pixels a side
 make bench ONLY=preparation DATA=DIR     also the radiographs in DIR
 """
 
@@ -20,10 +20,10 @@ from PIL import Image
 
 from fracture.config import DataConfig
 from fracture.preparation.source import find_source
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.benchmarks.measure import Figures, Part, ratio, spread, take_turns
 
-FILMS, SIZE, ROUNDS, CORES = 1000, 224, 3, 2
+RADIOGRAPHS, SIZE, ROUNDS, CORES = 1000, 224, 3, 2
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -41,8 +41,8 @@ def run(data: str | None) -> Part:
     lines, figures = [], {}
     with tempfile.TemporaryDirectory() as scratch:
         large = Path(scratch, "large")
-        write_large_films(large)
-        folders = {"generated films": large} | ({Path(data).name: Path(data)} if data else {})
+        write_large_radiographs(large)
+        folders = {"generated radiographs": large} | ({Path(data).name: Path(data)} if data else {})
         for name, folder in folders.items():
             found, again = _measured(folder, Path(scratch))
             figures[name] = found | {"again, with 1 % new files, s": [again]}
@@ -50,22 +50,22 @@ def run(data: str | None) -> Part:
     return Part(lines, figures)
 
 
-def write_large_films(folder: Path, films: int = FILMS) -> None:
+def write_large_radiographs(folder: Path, radiograph_ids: int = RADIOGRAPHS) -> None:
     generator = np.random.default_rng(0)
-    for number in range(films):
+    for number in range(radiograph_ids):
         height, width = generator.integers(1500, 2500, 2)
         coarse, fine = (
             cv2.resize(generator.normal(size=(n, n)), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
             for n in (6, 300)
         )
-        film = np.clip(110 + 50 * coarse + 12 * fine, 0, 255).astype(np.uint8)
+        radiograph_id = np.clip(110 + 50 * coarse + 12 * fine, 0, 255).astype(np.uint8)
         file = folder / ("fracture", "normal")[number % 2] / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(film).save(file, quality=90)
+        Image.fromarray(radiograph_id).save(file, quality=90)
 
 
 def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
-    source = find_source([place(folder)], DataConfig())
+    source = find_source([storage_path(folder)], DataConfig())
     files = [folder / file.path for file in source.files]
 
     def job() -> float:
@@ -92,7 +92,7 @@ def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
         shutil.copy2(file, tenth / file.relative_to(folder))
 
     def beyond() -> float:
-        """What a film adds: from the difference of the whole and a tenth of it, without start and end."""
+        """What a radiograph adds: from the difference of the whole and a tenth of it, without start and end."""
         whole = len(files) / job()
         part = _preprocess(tenth, Path(tempfile.mkdtemp(dir=scratch), "shards"))
         return (len(files) - len(files[::10])) / (whole - part)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from fracture.config import AugmentConfig
-from fracture.storage import place
-from tests.benchmarks.measure import Part, child, films_and_shards, ratio, spread, take_turns
+from fracture.storage import storage_path
+from tests.benchmarks.measure import Part, child, radiographs_and_shards, ratio, spread, take_turns
 
-FILMS, SIZE, ROUNDS, BATCH = 1200, 224, 5, 32
+RADIOGRAPHS, SIZE, ROUNDS, BATCH = 1200, 224, 5, 32
 OURS, PLAIN = "ours, augmented", "ours, as they are"
 KERAS = "(a) image_dataset_from_directory, three layers"
 RAY, RECORDS = "(d) Ray Data, iter_tf_batches of our shards", "(d) TFRecord with tf.data"
@@ -32,12 +32,12 @@ WANTED = ((OURS, KERAS, 4), (PLAIN, KERAS, 20), (PLAIN, RAY, 2))
 
 def run(data: str | None) -> Part:
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = films_and_shards(scratch, FILMS)
+        radiograph_ids, shards = radiographs_and_shards(scratch, RADIOGRAPHS)
         _on_one_core("write-records", shards, f"{scratch}/records")
         contestants: dict[str, Callable[[], float]] = {
             OURS: partial(_on_one_core, "ours", shards, "augmented"),
             PLAIN: partial(_on_one_core, "ours", shards, "plain"),
-            KERAS: partial(_keras, films),
+            KERAS: partial(_keras, radiograph_ids),
             RAY: partial(_on_one_core, "ray", shards),
             RECORDS: partial(_on_one_core, "records", f"{scratch}/records"),
         }
@@ -57,9 +57,9 @@ def _on_one_core(*arguments: str) -> float:
     return child(command, TF_CPP_MIN_LOG_LEVEL="3", RAY_DATA_DISABLE_PROGRESS_BARS="1")
 
 
-def _keras(films: str) -> float:
+def _keras(radiograph_ids: str) -> float:
     command = ["taskset", "-c", "0", sys.executable, "-m", "tests.benchmarks.peers.keras3"]
-    return float(child([*command, films, str(SIZE), "2", "input"], TF_CPP_MIN_LOG_LEVEL="3"))
+    return float(child([*command, radiograph_ids, str(SIZE), "2", "input"], TF_CPP_MIN_LOG_LEVEL="3"))
 
 
 def _timed(epochs: Iterable[Iterable[object]], images: int) -> float:
@@ -72,16 +72,16 @@ def _timed(epochs: Iterable[Iterable[object]], images: int) -> float:
 
 
 def _share(folder: str, memory: int) -> Any:
-    from fracture.dataset.format import read_index, read_manifest
+    from fracture.dataset.format import Dataset, read_manifest
     from fracture.dataset.pipeline import load_share
-    from fracture.dataset.sampler import Draws
-    from fracture.dataset.sharding import Lanes
+    from fracture.dataset.sampler import BalancedSampler
+    from fracture.dataset.sharding import ShardedBatches
 
-    shards = place(folder)
+    shards = storage_path(folder)
     manifest = read_manifest(shards)
-    index = read_index(shards, manifest, "train", ["film", "label"])
-    draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), "radiograph", 0)
-    return load_share(shards, manifest, "train", Lanes(draws.count, BATCH), draws, 9, memory)
+    index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
+    sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), "radiograph", 0)
+    return load_share(Dataset(shards, manifest), "train", ShardedBatches(sampler.count, BATCH), sampler, 9, memory)
 
 
 def ours(folder: str, how: str) -> float:
@@ -94,15 +94,15 @@ def ours(folder: str, how: str) -> float:
     started = time.monotonic()
     share = _share(folder, 10**10)
     loading = time.monotonic() - started
-    weights = np.ones(share.draws.count, np.float32)
+    weights = np.ones(share.sampler.count, np.float32)
     if how == "augmented":
         applied = tf.function(augment)
         drawn = (training_batches(share, 0, epoch, AugmentConfig()) for epoch in range(3))
         epochs = ((applied(*batch[0]) for batch in epoch) for epoch in drawn)
     else:
         epochs = (evaluation_batches(share, weights) for _ in range(3))
-    speed = _timed(epochs, share.draws.count)
-    return 1 / (1 / speed + loading / 9 / share.draws.count)
+    speed = _timed(epochs, share.sampler.count)
+    return 1 / (1 / speed + loading / 9 / share.sampler.count)
 
 
 def ray_data(folder: str) -> float:
@@ -133,11 +133,11 @@ def ray_data(folder: str) -> float:
 def write_records(folder: str, file: str) -> float:
     import tensorflow as tf
 
-    from fracture.dataset.format import images_of, read_blocks, read_manifest
+    from fracture.dataset.format import Dataset, images_of, read_manifest
 
-    manifest = read_manifest(place(folder))
+    manifest = read_manifest(storage_path(folder))
     with tf.io.TFRecordWriter(file) as writer:
-        for block in read_blocks(place(folder), manifest, "train", 0, manifest.rows("train")):
+        for block in Dataset(storage_path(folder), manifest).read_blocks("train", 0, manifest.rows("train")):
             for image, label in zip(images_of(block, SIZE), block["label"].to_pylist(), strict=True):
                 features = {
                     "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),

@@ -21,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fracture.config import Config, load_config
-from fracture.dataset.format import images_of, read_manifest, read_rows
+from fracture.dataset.format import Dataset, images_of, read_manifest
 from fracture.evaluation.metrics import Metrics, by_radiograph, compute_metrics
 from fracture.preparation.preprocess import shards_name
 from fracture.preparation.source import find_source
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
 
 COMMON = (
@@ -67,7 +67,7 @@ def run(data: str | None) -> Part:
 
 def judge(trial: Path, data: str, config: Config) -> dict[str, list[float]]:
     """AUC with its interval: [value, low, high]; and one AUC per radiograph for each fold."""
-    shards = Path("shards", shards_name(find_source([place(data)], config.data), config.data))
+    shards = Path("shards", shards_name(find_source([storage_path(data)], config.data), config.data))
     scores = pq.read_table(trial / "predictions.parquet")
     mirrored = scores.set_column(
         scores.schema.get_field_index("probability"), "probability", pa.array(_mirrored(trial, shards, scores))
@@ -87,11 +87,11 @@ def judge(trial: Path, data: str, config: Config) -> dict[str, list[float]]:
 
 
 def _auc(scores: pa.Table, unit: str = "radiograph") -> list[float]:
-    labels, probabilities, films, groups = (
-        scores[name].to_numpy() for name in ("label", "probability", "film", "group")
+    labels, probabilities, radiograph_ids, groups = (
+        scores[name].to_numpy() for name in ("label", "probability", "radiograph_id", "group_id")
     )
     if unit == "radiograph":
-        first, [probabilities] = by_radiograph(labels, films, probabilities)
+        first, [probabilities] = by_radiograph(labels, radiograph_ids, probabilities)
         labels, groups = labels[first], groups[first]
     found: Metrics = compute_metrics(labels, probabilities, groups, 0.5)
     figure = found.figures["auc"]
@@ -102,12 +102,12 @@ def _mirrored(trial: Path, shards: Path, scores: pa.Table) -> np.ndarray:
     """[N] float32: each test image's mean logit over itself and its mirror image, as a probability."""
     import tensorflow as tf
 
-    manifest = read_manifest(place(shards))
+    manifest = read_manifest(storage_path(shards))
     parts = []
     for number, title in enumerate(manifest.folds, 1):
         served = tf.saved_model.load(str(trial / f"fold-{number}/bundle/saved_model"))
         fold = manifest.fold(number)
-        images = images_of(read_rows(place(shards), fold, "test", 0, fold.rows("test")), manifest.image_size)
+        images = images_of(Dataset(storage_path(shards), fold).read("test", 0, fold.rows("test")), manifest.image_size)
         rows = scores.filter(pc.equal(scores["fold"], title))["row"].to_numpy()
         both = [
             np.concatenate([served.serve_uint8(view[i : i + 64]).numpy()[:, 0] for i in range(0, len(view), 64)])

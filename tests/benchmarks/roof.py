@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fracture.config import ModelConfig
-from tests.benchmarks.measure import Part, child, films_and_shards, spread
+from tests.benchmarks.measure import Part, child, radiographs_and_shards, spread
 
-SIZE, BATCH, ROUNDS, FILMS, CORES = 224, 32, 5, 400, 2
+SIZE, BATCH, ROUNDS, RADIOGRAPHS, CORES = 224, 32, 5, 400, 2
 FORWARD, OF_INPUT, OF_FILTER = "forward", "gradient of the input", "gradient of the filter"
 COPY = "copying memory, one thread, read and written"
 HALF, FULL = "matrix product 4096³, bfloat16", "matrix product 4096³, float32"
@@ -38,7 +38,7 @@ OTHER = "all else: casts, Adam, metrics, reading"
 def run(data: str | None) -> Part:
     rates = child([sys.executable, "-m", __name__, "rates"], TF_CPP_MIN_LOG_LEVEL="3")
     with tempfile.TemporaryDirectory() as scratch:
-        _, shards = films_and_shards(scratch, FILMS)
+        _, shards = radiographs_and_shards(scratch, RADIOGRAPHS)
         step = child([sys.executable, "-m", __name__, shards], TF_CPP_MIN_LOG_LEVEL="3")
     lines = [f"| alone, bfloat16, {CORES} cores | GFLOP/s, or GB/s |", "|---|---|"]
     lines += [f"| {name} | {spread(values)} |" for name, values in rates.items()]

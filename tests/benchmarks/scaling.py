@@ -16,10 +16,10 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from tests.benchmarks.measure import Part, films_and_shards
+from tests.benchmarks.measure import Part, radiographs_and_shards
 from tests.benchmarks.watched import watch
 
-BATCH, FILMS, EPOCHS = 32, 300, 3
+BATCH, RADIOGRAPHS, EPOCHS = 32, 300, 3
 HEADS = {"pooled": (), "flatten": ("model.head=flatten",)}
 NETWORKS = {"10 Gbit/s": (10e9 / 8, 50e-6), "100 Gbit/s": (100e9 / 8, 20e-6)}  # assumed: bytes/s, s of latency a hop
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -27,7 +27,7 @@ WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 def run(data: str | None) -> Part:
     with tempfile.TemporaryDirectory() as scratch:
-        _, shards = films_and_shards(scratch, FILMS)
+        _, shards = radiographs_and_shards(scratch, RADIOGRAPHS)
         found = {
             (head, workers): _train(
                 shards, scratch, [*settings, f"compute.workers={workers}", f"compute.cpus_per_worker={cpus}"]

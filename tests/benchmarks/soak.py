@@ -48,11 +48,11 @@ def job() -> None:
     """The job, telling each event as a line of JSON."""
     from fracture.progress import console as screen
 
-    class Telling(screen.Screen):
+    class Telling(screen.Console):
         def show(self, event: dict[str, Any]) -> None:
             print("EVENT", json.dumps(event, default=str), flush=True)
 
-    screen.Screen = Telling
+    screen.Console = Telling
     sys.argv = ["job/train.py", *sys.argv[2:]]
     sys.path.insert(0, "job")
     runpy.run_path("job/train.py", run_name="__main__")
@@ -104,9 +104,9 @@ class Job:
 
 def soak(kills: int, seed: int, scratch: Path) -> list[str]:
     shards, storage = scratch / "shards", scratch / "storage"
-    from fracture.storage import place
+    from fracture.storage import storage_path
 
-    write_shards(place(shards), ROWS)
+    write_shards(storage_path(shards), ROWS)
     epochs = 4 + kills // 4  # 14 s each, of which a kill leaves 4 to the training
     undisturbed = Job(shards, storage, "undisturbed", epochs)
     undisturbed.until("step")

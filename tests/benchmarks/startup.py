@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 
-from tests.benchmarks.measure import Part, child, films_and_shards, ratio, spread, take_turns
+from tests.benchmarks.measure import Part, child, radiographs_and_shards, ratio, spread, take_turns
 from tests.benchmarks.roof import BATCH, SIZE, convolutions
 from tests.benchmarks.watched import watch
 
-ROUNDS, FILMS, EPOCHS = 5, 600, 3
+ROUNDS, RADIOGRAPHS, EPOCHS = 5, 600, 3
 FLOOR = """
 import json, time
 started = time.monotonic()
@@ -41,7 +41,7 @@ print(json.dumps(psutil.Process().memory_full_info().uss / 1e6))
 
 def run(data: str | None) -> Part:
     with tempfile.TemporaryDirectory() as scratch:
-        _, shards = films_and_shards(scratch, FILMS)
+        _, shards = radiographs_and_shards(scratch, RADIOGRAPHS)
         tiny = ("data.image_size=224", "model.filters=[4,8]", "training.epochs=1", "compute.workers=1")
         contestants = {
             "to the first step": lambda: watch(_job(shards, scratch, *tiny)).first_step,
@@ -98,7 +98,7 @@ def _accounted(parameters: int) -> dict[str, float]:
         name: float(child([sys.executable, "-c", HELD, *modules], TF_USE_LEGACY_KERAS="1"))
         for name, modules in LIBRARIES.items()
     }
-    images = FILMS * SIZE**2 / 1e6
+    images = RADIOGRAPHS * SIZE**2 / 1e6
     outputs = sum(2 * BATCH * side**2 * filters for _, side, _, filters in convolutions()) / 1e6
     kept = outputs * (1 + 1 / 4 + 1 / 8 + 1 / 4)  # convolution, pooled, which pixel it was, normalised
     copies = 8  # weights, gradients, Adam's two; and of the checkpoint weights, Adam's two, the best weights

@@ -2,7 +2,7 @@
 
   make bench ONLY=train
 
-On generated films of 224×224 pixels. An epoch goes before the one that is timed, for compiling and warming up.
+On generated radiographs of 224×224 pixels. An epoch goes before the one that is timed, for compiling and warming up.
 """
 
 import json
@@ -12,9 +12,9 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from tests.benchmarks.measure import Figures, Part, child, films_and_shards, ratio, spread, take_turns
+from tests.benchmarks.measure import Figures, Part, child, radiographs_and_shards, ratio, spread, take_turns
 
-FILMS, SIZE, EPOCHS, ROUNDS = 400, 224, 2, 3
+RADIOGRAPHS, SIZE, EPOCHS, ROUNDS = 400, 224, 2, 3
 TORCH = Path(".venv-torch")
 TORCH_PACKAGES = ("torch==2.13.0", "numpy", "pillow")
 REFERENCE = ("model.block=conv-bn-relu-pool", "model.head=flatten")
@@ -36,15 +36,15 @@ WANTED = (  # ours, peer, at least
 def run(data: str | None) -> Part:
     make_torch()
     with tempfile.TemporaryDirectory() as scratch:
-        films, shards = films_and_shards(scratch, FILMS)
+        radiograph_ids, shards = radiographs_and_shards(scratch, RADIOGRAPHS)
         job = partial(_job, shards, scratch)
         contestants = {
             OURS: job,
             OURS_REFERENCE: partial(job, *REFERENCE),
             ONE_WORKER: partial(job, "compute.workers=1", "compute.cpus_per_worker=2"),
-            KERAS: partial(_peer, "keras3", films, str(SIZE)),
+            KERAS: partial(_peer, "keras3", radiograph_ids, str(SIZE)),
             PLAIN: partial(_peer, "plain_tf_keras", shards),
-            **{name: partial(_torch, films, *key) for key, name in TORCH_NAMES.items()},
+            **{name: partial(_torch, radiograph_ids, *key) for key, name in TORCH_NAMES.items()},
         }
         figures = take_turns(contestants, ROUNDS)
     return Part(_lines(figures), figures)
@@ -90,6 +90,6 @@ def _peer(name: str, *arguments: str) -> float:
     return float(child(command, TF_CPP_MIN_LOG_LEVEL="3"))
 
 
-def _torch(films: str, order: str, mode: str) -> float:
+def _torch(radiograph_ids: str, order: str, mode: str) -> float:
     script = "tests/benchmarks/peers/torch_cnn.py"
-    return float(child([str(TORCH / "bin/python"), script, films, str(SIZE), str(EPOCHS), order, mode]))
+    return float(child([str(TORCH / "bin/python"), script, radiograph_ids, str(SIZE), str(EPOCHS), order, mode]))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.cluster.hosts import DASHBOARD, ROOT, Host, environment, switch, wait_until, why_not
 from tests.conftest import TINY, write_shards
 from tests.integration.conftest import ROWS, assert_same_history
@@ -46,7 +46,7 @@ class Training:
     """A run that is submitted to the head, as often as it takes."""
 
     head: Host
-    shards: Place
+    shards: StoragePath
     code: Path
     storage: Path
     name: str
@@ -119,7 +119,7 @@ class Training:
 def training(hosts, tmp_path_factory):
     """Makes trainings of one set of shards; those of the same name are the same run."""
     folder = tmp_path_factory.mktemp("storage")
-    shards = place(folder / "shards")
+    shards = storage_path(folder / "shards")
     write_shards(shards, ROWS)
     for part in ("fracture", "job"):
         shutil.copytree(ROOT / part, folder / "code" / part, ignore=shutil.ignore_patterns("__pycache__"))

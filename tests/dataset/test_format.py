@@ -8,22 +8,22 @@ import pytest
 from fracture.dataset.format import (
     MANIFEST,
     ROW_GROUP_ROWS,
+    Dataset,
     Manifest,
     encode_shard,
     images_of,
-    read_index,
-    read_manifest,
-    read_rows,
+    read_dataset,
     schema,
 )
 from fracture.errors import UsageError
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
 
 DATA = {
     "label": [1, 0],
-    "film": [3, -4],
-    "group": [3, -3],
+    "radiograph_id": [3, -4],
+    "group_id": [3, -3],
+    "study_id": [None, 7],
     "sha256": [b"a" * 32, b"b" * 32],
     "source": ["x/1.png", "x/2.png"],
     "origin": ["", "north"],
@@ -34,10 +34,20 @@ def test_a_shard_is_plain_arrow_that_pyarrow_alone_reads():
     images = np.arange(2 * 32 * 32, dtype=np.uint32).reshape(2, 32, 32).astype(np.uint8)
     data, _ = encode_shard(images, DATA)
     table = pq.read_table(data)
-    assert table.schema.names == ["image", "label", "film", "group", "sha256", "source", "origin"]
+    assert table.schema.names == [
+        "image",
+        "label",
+        "radiograph_id",
+        "group_id",
+        "study_id",
+        "sha256",
+        "source",
+        "origin",
+    ]
     assert [str(t) for t in table.schema.types] == [
         "fixed_size_binary[1024]",
         "uint8",
+        "int64",
         "int64",
         "int64",
         "fixed_size_binary[32]",
@@ -59,7 +69,7 @@ def test_the_digest_follows_pixels_and_labels():
 @pytest.mark.parametrize(("start", "stop"), [(0, 300), (0, 1), (63, 65), (99, 101), (130, 290), (299, 300), (7, 7)])
 def test_any_stretch_of_rows_across_shards_and_row_groups(shard_folder, start: int, stop: int):
     folder, manifest = shard_folder(train=300, rows_per_shard=100)
-    table = read_rows(folder, manifest, "train", start, stop)
+    table = Dataset(folder, manifest).read("train", start, stop)
     assert table["source"].to_pylist() == [f"train/{n}.png" for n in range(start, stop)]
     assert images_of(table, 32)[:, 0, 0, 0].tolist() == [n % 256 for n in range(start, stop)]
 
@@ -70,9 +80,9 @@ def test_only_the_row_groups_in_the_stretch_are_read(shard_folder):
     data = bytearray(file.read_bytes())
     data[100:200] = bytes(100)  # inside the first row group
     file.write_bytes(bytes(data))
-    assert read_rows(folder, manifest, "train", ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS).num_rows == 3 * ROW_GROUP_ROWS
+    assert Dataset(folder, manifest).read("train", ROW_GROUP_ROWS, 4 * ROW_GROUP_ROWS).num_rows == 3 * ROW_GROUP_ROWS
     with pytest.raises(UsageError, match=rf"{file.name} is damaged at row group 0: .*Delete it and run preprocessing"):
-        read_rows(folder, manifest, "train", 0, 10)
+        Dataset(folder, manifest).read("train", 0, 10)
 
 
 def test_a_truncated_shard_is_named(shard_folder):
@@ -81,34 +91,34 @@ def test_a_truncated_shard_is_named(shard_folder):
     size = len(file.read_bytes())
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UsageError, match=rf"shard {file.name} is damaged: 1000 of {size} bytes. Run preprocessing"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 def test_a_shard_of_another_run_under_the_same_name(shard_folder):
     folder, manifest = shard_folder(train=40, val=16)
     (folder / manifest.shards["val"][0].file).write_bytes((folder / manifest.shards["train"][0].file).read_bytes())
     with pytest.raises(UsageError, match=r"is not the one that dataset.json describes"):
-        read_rows(folder, manifest, "val", 0, 4)
+        Dataset(folder, manifest).read("val", 0, 4)
 
 
 def test_a_missing_shard(shard_folder):
     folder, manifest = shard_folder()
     (folder / manifest.shards["test"][0].file).delete()
     with pytest.raises(UsageError, match=r"shard test-00000-.* is missing. Run preprocessing again"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 def test_no_manifest_says_how_to_make_one(shard_folder):
     folder, _ = shard_folder()
     (folder / MANIFEST).delete()
     with pytest.raises(UsageError, match=r"holds no shards: dataset.json is missing. Make them with: python job/pre"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, and this program reads version 3"),
+        ({"schema_version": 99}, "schema version 99, and this program reads version 4"),
         ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
         ({"extra": 1}, "damaged at 'extra'"),
         ({"parameters": {}}, "damaged at 'parameters'"),
@@ -121,7 +131,7 @@ def test_a_manifest_of_another_version_or_damaged(shard_folder, change: dict, me
     folder, _ = shard_folder()
     (folder / MANIFEST).write_json((folder / MANIFEST).read_json() | change)
     with pytest.raises(UsageError, match=message):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ def test_a_manifest_leads_nowhere_else(shard_folder, change: dict, message: str)
     content["shards"]["val"][0] |= change
     (folder / MANIFEST).write_json(content)
     with pytest.raises(UsageError, match=message):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 def test_a_manifest_that_names_a_shard_a_million_times(shard_folder):
@@ -152,7 +162,7 @@ def test_a_manifest_that_names_a_shard_a_million_times(shard_folder):
     content["shards"]["val"] *= 10_000
     (folder / MANIFEST).write_json(content)
     with pytest.raises(UsageError, match=r"dataset.json is damaged: it names a shard twice"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 @pytest.mark.parametrize("text", [b"[" * 10**6, b"\x80", b'{"schema_version": ' + b"9" * 10**6])
@@ -160,7 +170,7 @@ def test_a_manifest_that_is_not_json(shard_folder, text: bytes):
     folder, _ = shard_folder()
     (folder / MANIFEST).write_bytes(text)
     with pytest.raises(UsageError, match=r"dataset.json is damaged: not JSON"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 def test_an_immense_manifest_is_not_read(shard_folder):
@@ -168,14 +178,15 @@ def test_an_immense_manifest_is_not_read(shard_folder):
     with open((folder / MANIFEST).path, "r+b") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
     with pytest.raises(UsageError, match=r"dataset.json has 1,099,511,627,776 bytes, over the limit of 67,108,864"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
-def packed(folder: Place, manifest: Manifest, rows: int, **how) -> Manifest:
+def packed(folder: StoragePath, manifest: Manifest, rows: int, **how) -> Manifest:
     """Puts a shard of so many black images in the place of validation's, and names it rightly."""
     names = [how.pop("source", "x")] * rows
     black = pa.array([bytes(32**2)] * rows, pa.binary(32**2))
-    content = {"label": [0] * rows, "film": [0] * rows, "group": [0] * rows, "sha256": [bytes(32)] * rows}
+    content = {"label": [0] * rows, "radiograph_id": [0] * rows, "group_id": [0] * rows}
+    content |= {"study_id": [None] * rows, "sha256": [bytes(32)] * rows}
     content |= {"source": names, "origin": [""] * rows}
     columns = [black, *(pa.array(content[field.name], field.type) for field in list(schema(32))[1:])]
     shard = manifest.shards["val"][0]
@@ -204,8 +215,8 @@ def test_a_small_shard_that_would_take_much_memory_is_refused(shard_folder, rows
     manifest = packed(folder, manifest, rows, **how)
     assert manifest.shards["val"][0].bytes < 200_000
     for read in (
-        lambda: read_rows(folder, manifest, "val", 0, 1),
-        lambda: read_index(folder, manifest, "val", ["film"]),
+        lambda: Dataset(folder, manifest).read("val", 0, 1),
+        lambda: Dataset(folder, manifest).read_columns("val", ["radiograph_id"]),
     ):
         before = pa.total_allocated_bytes()
         with pytest.raises(
@@ -220,32 +231,32 @@ def test_a_manifest_that_claims_a_billion_rows(shard_folder):
     shard = manifest.shards["val"][0].model_copy(update={"rows": 10**9})
     manifest = manifest.model_copy(update={"shards": manifest.shards | {"val": [shard]}})
     with pytest.raises(UsageError, match=r"is not the one that dataset.json describes"):
-        read_index(folder, manifest, "val", ["film"])
+        Dataset(folder, manifest).read_columns("val", ["radiograph_id"])
 
 
 def test_half_a_manifest(shard_folder):
     folder, _ = shard_folder()
     (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes()[:50])
     with pytest.raises(UsageError, match=r"dataset.json is damaged: not JSON"):
-        read_manifest(folder)
+        read_dataset(folder)
 
 
 def test_the_manifest_is_json_that_people_can_read(shard_folder):
     folder, manifest = shard_folder()
     assert json.loads((folder / MANIFEST).read_bytes())["counts"]["train"] == {"normal": 20, "fracture": 20}
-    assert read_manifest(folder) == manifest
+    assert read_dataset(folder).manifest == manifest
     assert write_shards(folder, {"train": 40, "val": 16, "test": 16}) == manifest
 
 
 def test_a_fold_is_test_the_next_validates_and_the_others_train(tmp_path):
-    folder = place(tmp_path)
+    folder = storage_path(tmp_path)
     manifest = write_shards(folder, {"fold-1": 10, "fold-2": 20, "fold-3": 30, "fold-4": 40})
     fold = manifest.fold(4)
     assert {split: fold.rows(split) for split in ("train", "val", "test")} == {"train": 50, "val": 10, "test": 40}
     assert fold.counts["train"] == {"normal": 25, "fracture": 25}
     assert fold.pixels["train"].count == 2000
     assert fold.pixel_mean == pytest.approx(96)
-    assert read_rows(folder, fold, "train", 0, 50)["source"].to_pylist()[19:21] == ["fold-2/19.png", "fold-3/0.png"]
+    assert Dataset(folder, fold).read("train", 0, 50)["source"].to_pylist()[19:21] == ["fold-2/19.png", "fold-3/0.png"]
     assert fold.fingerprint != manifest.fold(1).fingerprint != manifest.fingerprint
     seen = [shard.file for n in range(1, 5) for shard in manifest.fold(n).shards["test"]]
     assert sorted(seen) == sorted(shard.file for shards in manifest.shards.values() for shard in shards)
@@ -253,14 +264,14 @@ def test_a_fold_is_test_the_next_validates_and_the_others_train(tmp_path):
 
 def test_a_fold_by_source_tests_all_of_one_source_and_validates_on_the_others(tmp_path):
     rows = {"fold-1": 10, "fold-1-val": 2, "fold-2": 20, "fold-2-val": 4}
-    manifest = write_shards(place(tmp_path), rows).model_copy(update={"folds": ["north", "south"]})
+    manifest = write_shards(storage_path(tmp_path), rows).model_copy(update={"folds": ["north", "south"]})
     fold = manifest.fold(1)
     assert {split: fold.rows(split) for split in ("train", "val", "test")} == {"train": 20, "val": 4, "test": 12}
 
 
 def test_the_index_is_read_without_images(shard_folder):
     folder, manifest = shard_folder(train=130, rows_per_shard=100)
-    index = read_index(folder, manifest, "train", ["film", "label"])
-    assert index.column_names == ["film", "label"]
-    assert index["film"].to_pylist()[10:] == list(range(10, 130))
+    index = Dataset(folder, manifest).read_columns("train", ["radiograph_id", "label"])
+    assert index.column_names == ["radiograph_id", "label"]
+    assert index["radiograph_id"].to_pylist()[10:] == list(range(10, 130))
     assert index["label"].to_pylist() == [n % 2 for n in range(130)]

@@ -3,10 +3,10 @@ import pytest
 
 from fracture.config import AugmentConfig
 from fracture.dataset.augment import augment
-from fracture.dataset.format import read_index
+from fracture.dataset.format import Dataset
 from fracture.dataset.pipeline import Share, evaluation_batches, load_share, training_batches
-from fracture.dataset.sampler import Draws
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
 from tests.conftest import small_disk
 
@@ -15,10 +15,17 @@ WORKERS = (1, 2, 3, 7)
 
 def shares(shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows) -> list[Share]:
     folder, manifest = shard_folder(**rows)
-    index = read_index(folder, manifest, split, ["film", "label"])
-    draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
+    index = Dataset(folder, manifest).read_columns(split, ["radiograph_id", "label"])
+    sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
-        load_share(folder, manifest, split, Lanes(draws.count, 16, rank, workers), draws, epochs=6, memory=memory)
+        load_share(
+            Dataset(folder, manifest),
+            split,
+            ShardedBatches(sampler.count, 16, rank, workers),
+            sampler,
+            epochs=6,
+            memory=memory,
+        )
         for rank in range(workers)
     ]
 
@@ -40,7 +47,7 @@ def test_training_by_radiograph_shows_the_draws_of_the_epoch(shard_folder, worke
     for epoch in (0, 5):
         batches = [list(training_batches(share, 0, epoch, AugmentConfig())) for share in found]
         ids = [int(i) for worker in batches for (images, _, _), _, _ in worker for i in images[:, 0, 0, 0]]
-        assert sorted(ids) == found[0].draws.rows(epoch).tolist()
+        assert sorted(ids) == found[0].sampler.rows(epoch).tolist()
 
 
 @pytest.mark.parametrize("workers", WORKERS)

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fracture.dataset.sampler import Draws, row_weights
+from fracture.dataset.sampler import BalancedSampler, row_weights
 
 SIZES = [40, 1, 1, 3, 5, 2, 1, 7]  # rows of each group; the first four are normal
 GROUPS = np.repeat(np.arange(8), SIZES)
@@ -11,13 +11,13 @@ LABELS = (GROUPS >= 4).astype(int)
 SHUFFLED = np.random.default_rng(0).permutation(len(GROUPS))
 
 
-def by_radiograph(seed: int = 0) -> Draws:
-    return Draws(GROUPS[SHUFFLED], LABELS[SHUFFLED], "radiograph", seed)
+def by_radiograph(seed: int = 0) -> BalancedSampler:
+    return BalancedSampler(GROUPS[SHUFFLED], LABELS[SHUFFLED], "radiograph", seed)
 
 
 def test_by_image_each_row_is_drawn_once():
-    draws = Draws(GROUPS, LABELS, "image", 0)
-    assert draws.rows(3).tolist() == list(range(60))
+    sampler = BalancedSampler(GROUPS, LABELS, "image", 0)
+    assert sampler.rows(3).tolist() == list(range(60))
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 17])
@@ -46,25 +46,25 @@ def test_an_epoch_can_be_had_alone_and_the_seed_changes_it():
 
 
 def test_one_row_a_group_and_equal_classes_is_each_row_once():
-    draws = Draws(np.arange(20), np.arange(20) % 2, "radiograph", 0)
-    assert draws.rows(4).tolist() == list(range(20))
+    sampler = BalancedSampler(np.arange(20), np.arange(20) % 2, "radiograph", 0)
+    assert sampler.rows(4).tolist() == list(range(20))
 
 
 def test_one_class_alone():
-    assert len(Draws(np.arange(5), np.zeros(5, int), "radiograph", 0).rows(0)) == 5
+    assert len(BalancedSampler(np.arange(5), np.zeros(5, int), "radiograph", 0).rows(0)) == 5
 
 
 def test_weights_are_the_mean_draws_of_a_row():
-    """60 rows, so 30 draws a class, and 4 films in each: 7.5 for each film, shared by its rows."""
+    """60 rows, so 30 draws a class, and 4 radiographs in each: 7.5 for each radiograph, shared by its rows."""
     weights = row_weights(GROUPS, LABELS, "radiograph")
     assert np.allclose(weights, 7.5 / np.array(SIZES)[GROUPS])
     drawn = Counter()
     for epoch in range(80):
-        drawn.update(Draws(GROUPS, LABELS, "radiograph", 0).rows(epoch).tolist())
+        drawn.update(BalancedSampler(GROUPS, LABELS, "radiograph", 0).rows(epoch).tolist())
     assert max(abs(drawn[i] / 80 - weights[i]) for i in range(60)) <= 1 / 80
     assert row_weights(GROUPS, LABELS, "image").tolist() == [1] * 60
 
 
-def test_a_film_under_both_labels_weighs_in_both_classes():
+def test_a_radiograph_under_both_labels_weighs_in_both_classes():
     weights = row_weights(np.array([7, 7, 7, 8]), np.array([0, 1, 1, 1]), "radiograph")
     assert weights.tolist() == [2, 0.5, 0.5, 1]

@@ -17,11 +17,11 @@ from fracture.evaluation.comparison import (
     table_lines,
     write_comparison,
 )
-from fracture.evaluation.contenders import Entry, choose, folder_of, read_contenders
+from fracture.evaluation.contenders import ContenderSettings, choose, folder_of, read_contenders
 from fracture.evaluation.folds import Pooled, pool_folds
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.scores import write_predictions
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import write_shards
 
 FOLDS = {"fold-1": 8, "fold-2": 8, "fold-3": 8}
@@ -30,7 +30,7 @@ FOLDS = {"fold-1": 8, "fold-2": 8, "fold-3": 8}
 @pytest.fixture
 def trained(tmp_path) -> Callable[..., Pooled]:
     """Three finished folds of a contender, whose test images are half fractures; it has those of `wrong` reversed."""
-    manifest = write_shards(place(tmp_path / "shards"), FOLDS)
+    manifest = write_shards(storage_path(tmp_path / "shards"), FOLDS)
 
     def write(
         name: str,
@@ -40,24 +40,24 @@ def trained(tmp_path) -> Callable[..., Pooled]:
         scale: float = 1,
     ) -> Pooled:
         for number in (1, 2, 3):
-            fold, labels = place(tmp_path / "runs/x" / name / f"fold-{number}"), np.arange(8) % 2
-            films = np.arange(10 * number, 10 * number + 8)
+            fold, labels = storage_path(tmp_path / "runs/x" / name / f"fold-{number}"), np.arange(8) % 2
+            radiograph_ids = np.arange(10 * number, 10 * number + 8)
             table = {
                 "row": np.arange(8),
                 "split": ["test"] * 8,
-                "film": films,
-                "group": films,
+                "radiograph_id": radiograph_ids,
+                "group_id": radiograph_ids,
                 "label": labels if label is None else np.full(8, label),
                 "probability": np.where(labels == (number not in wrong), 0.9, 0.1) * (scale if number == 3 else 1),
             }
             write_predictions(fold, pa.table(table))
-            decision = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
+            operating_point = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
             trained_on = {"workers": workers, "precision": "float32"}
-            (fold / "bundle/bundle.json").write_json({"decision": decision, "run": trained_on})
+            (fold / "bundle/bundle.json").write_json({"operating_point": operating_point, "run": trained_on})
             (fold / "bundle/weights.npz").write_bytes(bytes(2_000_000))
             epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
             (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())
-        return pool_folds(place(tmp_path / "runs/x" / name), manifest)
+        return pool_folds(storage_path(tmp_path / "runs/x" / name), manifest)
 
     return write
 
@@ -65,7 +65,7 @@ def trained(tmp_path) -> Callable[..., Pooled]:
 def contender(
     title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None, base: str = "base"
 ) -> Contender:
-    costs = read_costs(place(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
+    costs = read_costs(storage_path(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
     found = {} if baseline is None else {base: differences(pooled, baseline, pairs=2)}
     return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, figures(pooled), found)
 
@@ -132,8 +132,8 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path
         contender("same", same, tmp_path, base),
     ]
     contenders[2].differences["<b>better</b>"] = differences(same, better, pairs=2)
-    run = place(tmp_path / "runs/x")
-    write_comparison(run, write_shards(place(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
+    run = storage_path(tmp_path / "runs/x")
+    write_comparison(run, write_shards(storage_path(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
     page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
     assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is by AUC better than base on these radiographs: AUC +0.667" in page
     assert "<b>same</b> is by AUC not to be told apart from base: AUC +0.000" in page
@@ -166,8 +166,8 @@ def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
     assert one_class.differences["alone"]["specificity"].value is None
     assert one_class.verdict("alone") == "not to be compared with alone: test has one class only"
     assert "AUC undefined, sensitivity +0.000" in comparison_lines([one_class])[2]
-    manifest = write_shards(place(tmp_path / "shards"), FOLDS)
-    write_comparison(place(tmp_path / "runs/x"), manifest, [contender("alone", alone, tmp_path), one_class], [])
+    manifest = write_shards(storage_path(tmp_path / "shards"), FOLDS)
+    write_comparison(storage_path(tmp_path / "runs/x"), manifest, [contender("alone", alone, tmp_path), one_class], [])
     assert "undefined" in (tmp_path / "runs/x/comparison.html").read_text()
 
 
@@ -176,7 +176,9 @@ def test_the_page_says_where_trainings_are_not_alike(trained, tmp_path):
     told = "They were not all trained on as many workers, or"
     for pooled, title, expected in ((base, "base", False), (other, "other", True)):
         contenders = [contender("base", base, tmp_path), contender(title, pooled, tmp_path, base)]
-        write_comparison(place(tmp_path / "runs/x"), write_shards(place(tmp_path / "shards"), FOLDS), contenders, [])
+        write_comparison(
+            storage_path(tmp_path / "runs/x"), write_shards(storage_path(tmp_path / "shards"), FOLDS), contenders, []
+        )
         assert (told in (tmp_path / "runs/x/comparison.html").read_text()) == expected
 
 
@@ -195,9 +197,9 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
     found = read_contenders(file)
     wide = {"model.filters": [8, 16], "model.dropout": 0.0}
     assert found == {
-        "cnn": Entry({}, None),
-        "wide, no dropout": Entry(wide, None),
-        "wide": Entry({}, "wide, no dropout"),
+        "cnn": ContenderSettings({}, None),
+        "wide, no dropout": ContenderSettings(wide, None),
+        "wide": ContenderSettings({}, "wide, no dropout"),
     }
     assert folder_of("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
     assert list(choose(found, ["wide, no dropout"])) == ["wide, no dropout"]

@@ -6,14 +6,14 @@ import pytest
 
 from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
 from fracture.evaluation.scores import write_predictions
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
 
 
 @pytest.fixture
-def run(tmp_path) -> Place:
+def run(tmp_path) -> StoragePath:
     """Three finished folds of eight test images; the third's model ranks them the wrong way round."""
-    folder = place(tmp_path / "runs/x")
+    folder = storage_path(tmp_path / "runs/x")
     for number in (1, 2, 3):
         fold = folder / f"fold-{number}"
         labels = np.arange(8) % 2
@@ -21,19 +21,19 @@ def run(tmp_path) -> Place:
         table = {
             "row": [0, *range(8)],
             "split": ["val"] + ["test"] * 8,
-            "film": [-1, *range(10 * number, 10 * number + 8)],
-            "group": [-1, *range(10 * number, 10 * number + 8)],
+            "radiograph_id": [-1, *range(10 * number, 10 * number + 8)],
+            "group_id": [-1, *range(10 * number, 10 * number + 8)],
             "label": [1, *labels],
             "probability": [0.5, *(0.9 - right if number == 3 else right)],
         }
         write_predictions(fold, pa.table(table))
-        decision = {"temperature": 1.0, "offset": 0.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
-        (fold / "bundle/bundle.json").write_json({"decision": decision})
+        operating_point = {"temperature": 1.0, "offset": 0.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
+        (fold / "bundle/bundle.json").write_json({"operating_point": operating_point})
     return folder
 
 
 def test_pooled_figures_take_each_fold_at_its_own_threshold(run, tmp_path):
-    manifest = write_shards(place(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
     pooled = pool_folds(run, manifest)
     assert pooled.whole["image"].count == 24
     assert [evaluation["image"]["auc"] for evaluation in pooled.folds.values()] == [1, 1, 0]

@@ -3,6 +3,7 @@ import pyarrow as pa
 import pytest
 import tf_keras as keras
 
+from fracture.dataset.format import Dataset
 from fracture.evaluation.gallery import (
     GROUPS,
     Example,
@@ -16,12 +17,12 @@ from fracture.evaluation.gallery import (
 from fracture.evaluation.scores import score_blocks
 from fracture.models import build_model
 from fracture.page import render
-from fracture.storage import place
+from fracture.storage import storage_path
 
 FOUND = pa.table(
     {
         "row": range(8),
-        "film": [1, 1, 2, 3, 4, 5, 5, 6],
+        "radiograph_id": [1, 1, 2, 3, 4, 5, 5, 6],
         "label": pa.array([1, 1, 1, 1, 0, 0, 0, 0], pa.uint8()),
         "probability": pa.array([0.7, 0.9, 0.8, 0.1, 0.5, 0.2, 0.1, 0.4], pa.float32()),
     }
@@ -49,10 +50,10 @@ def made(tiny_config, shard_folder):
     model = build_model(tiny_config(), 100.0, 50.0)
     keras.utils.set_random_seed(2)
     model = keras.models.clone_model(model)
-    test = score_blocks(model, folder, manifest, "test", 0, 1)
+    test = score_blocks(model, Dataset(folder, manifest), "test", 0, 1)
     middle = float(np.median(test["probability"]))
     steps: list[int] = []
-    return make_gallery(model, test, folder, manifest, middle, 2, lambda: steps.append(1)), steps, middle
+    return make_gallery(model, test, Dataset(folder, manifest), middle, 2, lambda: steps.append(1)), steps, middle
 
 
 def test_a_gallery_holds_groups_and_a_sanity_check_that_an_untrained_network_fails(made, tmp_path):
@@ -69,9 +70,9 @@ def test_a_gallery_holds_groups_and_a_sanity_check_that_an_untrained_network_fai
     assert not gallery.is_sane
     assert gallery.sanity.startswith("SANITY: do not believe these maps. Of 5 copies of the network with random")
     assert len(steps) == 6
-    write_gallery(place(tmp_path), gallery)
-    assert read_gallery(place(tmp_path)) == gallery
-    assert read_gallery(place(tmp_path / "elsewhere")) is None
+    write_gallery(storage_path(tmp_path), gallery)
+    assert read_gallery(storage_path(tmp_path)) == gallery
+    assert read_gallery(storage_path(tmp_path / "elsewhere")) is None
 
 
 def test_a_page_has_the_four_groups_and_names_as_text():

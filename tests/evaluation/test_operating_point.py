@@ -5,13 +5,13 @@ from scipy.special import expit
 
 from fracture.config import EvaluationConfig
 from fracture.evaluation.operating_point import (
-    Decision,
+    OperatingPoint,
     calibrate,
+    choose_operating_point,
     choose_threshold,
-    decide,
-    film_weights,
     fit_calibration,
-    joint_decision,
+    mean_operating_point,
+    radiograph_weights,
 )
 
 EACH_ALONE = np.arange(10)
@@ -44,7 +44,7 @@ def test_a_family_of_copies_counts_once():
     alone = fit_calibration(labels, raw, np.arange(4))
     copied = np.r_[np.zeros(50, int), 1, 2, 3]
     assert fit_calibration(labels[copied], raw[copied], copied) == pytest.approx(alone, rel=1e-3, abs=1e-3)
-    assert film_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
+    assert radiograph_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
 
 
 def test_a_small_validation_set_without_a_mistake_does_not_make_the_model_sure():
@@ -73,17 +73,17 @@ def test_the_threshold_follows_its_rule(config, threshold, rule):
 
 
 def test_the_threshold_is_of_the_calibrated_probability():
-    scores = pa.table({"label": LABELS, "film": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
-    decision = decide(scores, EvaluationConfig())
-    calibrated = decision.calibrate(PROBABILITIES)
-    assert decision.threshold == pytest.approx(calibrated[5], rel=1e-5)
-    assert ((calibrated >= decision.threshold) & (LABELS == 1)).sum() == 5
+    scores = pa.table({"label": LABELS, "radiograph_id": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
+    operating_point = choose_operating_point(scores, EvaluationConfig())
+    calibrated = operating_point.calibrate(PROBABILITIES)
+    assert operating_point.threshold == pytest.approx(calibrated[5], rel=1e-5)
+    assert ((calibrated >= operating_point.threshold) & (LABELS == 1)).sum() == 5
 
 
 def test_models_that_are_averaged_decide_at_the_mean_of_their_thresholds():
-    one, other = (Decision(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
-    joint = joint_decision([one, other])
+    one, other = (OperatingPoint(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
+    joint = mean_operating_point([one, other])
     assert joint.threshold == pytest.approx(0.35)
     assert joint.rule == "the mean of the 2 models' own: 0.200, 0.500"
     assert joint.calibrate(np.array([0.3, 0.9])) == pytest.approx([0.3, 0.9]), "they are calibrated already"
-    assert joint_decision([one]) == one
+    assert mean_operating_point([one]) == one

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from fracture.dataset.format import Leak
+from fracture.dataset.format import Dataset, Leak
 from fracture.evaluation.gallery import GROUPS, Example, Gallery
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
-from fracture.storage import place
+from fracture.storage import storage_path
 
 SCORES = pa.table(
     {
@@ -16,8 +16,8 @@ SCORES = pa.table(
         "split": ["val"] * 2 + ["test"] * 4,
         "source": [f"{i}.png" for i in range(6)],
         "origin": ["north"] * 6,
-        "film": [1, 3, 5, 7, 9, 9],
-        "group": [1, 3, 5, 7, 9, 9],
+        "radiograph_id": [1, 3, 5, 7, 9, 9],
+        "group_id": [1, 3, 5, 7, 9, 9],
         "label": pa.array([0, 1, 0, 1, 0, 0], pa.uint8()),
         "probability": pa.array([0.1, 0.9, 0.2, 0.4, 0.6, 0.8], pa.float32()),
     }
@@ -27,13 +27,13 @@ HISTORY = [
     | {"epoch": epoch, "phase": epoch}
     for epoch in (1, 2)
 ]
-DECISION = Decision(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
+DECISION = OperatingPoint(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
 PLOTS = {"curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms"}
 
 
 def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
     folder, manifest = shard_folder()
-    found = evaluate_run(SCORES, folder, manifest, 0.5)
+    found = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
     assert set(found) == {"val", "test"}
     assert (found["test"]["image"].count, found["test"]["radiograph"].count) == (4, 3)
     assert found["test"]["image"].false_positives == 2
@@ -41,11 +41,11 @@ def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
     assert found["val"]["image"]["accuracy"] == 1
 
 
-def test_a_patient_with_several_films_has_several_radiographs(shard_folder):
-    """A mean over a patient's films that knew their labels would tell them apart better than any film can."""
+def test_a_patient_with_several_radiographs_has_several_radiographs(shard_folder):
+    """A mean over a patient's radiographs that knew their labels would separate them better than any radiograph can."""
     folder, manifest = shard_folder()
-    patients = SCORES.set_column(SCORES.schema.get_field_index("group"), "group", pa.array([1, 1, 5, 5, 5, 5]))
-    test = evaluate_run(patients, folder, manifest, 0.5)["test"]["radiograph"]
+    patients = SCORES.set_column(SCORES.schema.get_field_index("group_id"), "group_id", pa.array([1, 1, 5, 5, 5, 5]))
+    test = evaluate_run(patients, Dataset(folder, manifest), 0.5)["test"]["radiograph"]
     assert (test.count, test.groups) == (3, 1)
     assert test["auc"] == 0.5  # fractures .4; normals .2 and the mean of .6 and .8
 
@@ -56,18 +56,18 @@ def test_where_test_leaks_the_part_that_does_not_stands_beside_it(shard_folder):
     leakage = {s: Leak(images=4, by_kind={"bytes": 2}) for s in ("val", "test")}
     leaky = manifest.model_copy(update={"leakage": leakage})
     groups = pa.array([1, 3, 5, 7, -9, -9])
-    scores = SCORES.set_column(SCORES.schema.get_field_index("group"), "group", groups)
-    found = evaluate_run(scores, folder, leaky, 0.5)
+    scores = SCORES.set_column(SCORES.schema.get_field_index("group_id"), "group_id", groups)
+    found = evaluate_run(scores, Dataset(folder, leaky), 0.5)
     assert found["test_without_leaks"]["image"].count == 2
     assert "on the 2 images that do not leak from training: AUC undefined, accuracy 0.000" in result_lines(found)[-1]
-    assert "test_without_leaks" not in evaluate_run(SCORES, folder, leaky, 0.5), "all leak"
+    assert "test_without_leaks" not in evaluate_run(SCORES, Dataset(folder, leaky), 0.5), "all leak"
 
 
 def test_several_origins_get_figures_of_their_own(shard_folder):
     folder, manifest = shard_folder()
     origins = pa.array(["north", "north", "north", "north", "", ""])
     scores = SCORES.set_column(SCORES.schema.get_field_index("origin"), "origin", origins)
-    found = evaluate_run(scores, folder, manifest, 0.5)
+    found = evaluate_run(scores, Dataset(folder, manifest), 0.5)
     assert {name: e["image"].count for name, e in found.items()} == {
         "val": 2,
         "test": 4,
@@ -79,8 +79,8 @@ def test_several_origins_get_figures_of_their_own(shard_folder):
 
 def test_a_fall_elsewhere_is_said_plainly(shard_folder):
     folder, manifest = shard_folder()
-    here = evaluate_run(SCORES, folder, manifest, 0.5)["test"]
-    own = evaluate_run(SCORES, folder, manifest, 0.5)["val"]
+    here = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)["test"]
+    own = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)["val"]
     assert comparison_line(own, here) == (
         "compare    AUC per radiograph 1.000 on its own test, 0.500 on these: 0.500 lower here; the AUC on these "
         "cannot be told from guessing"
@@ -90,9 +90,11 @@ def test_a_fall_elsewhere_is_said_plainly(shard_folder):
 
 def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     folder, manifest = shard_folder()
-    evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
-    report = Report("Run <x>", manifest, DECISION, evaluations, HISTORY, 1, {"training.seed": 0}, caveats(manifest))
-    write_report(place(tmp_path), report, SCORES, folder)
+    evaluations = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
+    report = Report(
+        "Run <x>", Dataset(folder, manifest), DECISION, evaluations, HISTORY, 1, {"training.seed": 0}, caveats(manifest)
+    )
+    write_report(storage_path(tmp_path), report, SCORES)
     for name in PLOTS:
         picture = np.asarray(Image.open(io.BytesIO((tmp_path / f"{name}.png").read_bytes())).convert("L"))
         assert min(picture.shape) > 400
@@ -114,10 +116,12 @@ def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_
     columns = {name: pa.array([f"{script}{n % 2}.png" for n in range(len(SCORES))]) for name in ("source", "origin")}
     table = pa.table({name: columns.get(name, SCORES[name]) for name in SCORES.column_names} | columns)
     manifest = manifest.model_copy(update={"alarms": [script], "split_reason": script})
-    evaluations = evaluate_run(table, folder, manifest, 0.5)
-    decision = DECISION.model_copy(update={"rule": script})
-    report = Report(script, manifest, decision, evaluations, HISTORY, 1, {script: script}, [script])
-    write_report(place(tmp_path), report, table, folder)
+    evaluations = evaluate_run(table, Dataset(folder, manifest), 0.5)
+    operating_point = DECISION.model_copy(update={"rule": script})
+    report = Report(
+        script, Dataset(folder, manifest), operating_point, evaluations, HISTORY, 1, {script: script}, [script]
+    )
+    write_report(storage_path(tmp_path), report, table)
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 7
@@ -125,13 +129,15 @@ def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_
 
 def test_the_report_of_data_from_elsewhere_has_a_gallery_and_claims_no_training(shard_folder, tmp_path):
     folder, manifest = shard_folder()
-    evaluations = evaluate_run(SCORES, folder, manifest, 0.5)
+    evaluations = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
     own = evaluations["val"]
     example = Example(path="<b>.png", label="normal", probability=0.7, radiograph="data:,a", explained="data:,b")
     groups = {name: [example] if name == "false positives" else [] for name in GROUPS}
     gallery = Gallery(groups=groups, likeness=[0.1, 0.6])
-    report = Report("x elsewhere", manifest, DECISION, evaluations, [], 0, {}, [], own, gallery=gallery)
-    write_report(place(tmp_path), report, SCORES, folder)
+    report = Report(
+        "x elsewhere", Dataset(folder, manifest), DECISION, evaluations, [], 0, {}, [], own, gallery=gallery
+    )
+    write_report(storage_path(tmp_path), report, SCORES)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>What the network looks at</h2>" in page
     assert [page.count(f"<h3>{name.capitalize()}: ") for name in GROUPS] == [1] * 4
@@ -174,7 +180,7 @@ def test_what_predicts_the_label_beside_the_anatomy_stands_beside_the_figures(sh
 
 def test_the_last_lines_say_what_was_found_and_missed(shard_folder):
     folder, manifest = shard_folder()
-    lines = result_lines(evaluate_run(SCORES, folder, manifest, 0.5))
+    lines = result_lines(evaluate_run(SCORES, Dataset(folder, manifest), 0.5))
     assert lines[0].startswith("test       3 radiographs: AUC 0.500 [0.000, 1.000], sensitivity 0.000 [")
     assert lines[1].startswith("           4 images: AUC 0.333 [")
     assert lines[2].endswith(": 0 fractures found, 1 missed · 1 normals cleared, 2 called fractures")

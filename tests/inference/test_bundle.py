@@ -15,16 +15,16 @@ import tf_keras as keras
 
 from fracture.arrays import save_arrays
 from fracture.config import load_config
-from fracture.dataset.format import images_of, read_rows
+from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import compute_metrics
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference.bundle import export_model, is_bundle, read_bundle, write_bundle
 from fracture.models import build_model
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
 
-DECISION = Decision(temperature=2.0, offset=0.3, threshold=0.4, rule="given: 0.4")
+DECISION = OperatingPoint(temperature=2.0, offset=0.3, threshold=0.4, rule="given: 0.4")
 FIGURES = {
     unit: compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, unit)
     for unit in ("image", "radiograph")
@@ -37,7 +37,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A finished bundle of a network whose every weight, also the moving averages, is drawn, and what it gives."""
     folder = tmp_path_factory.mktemp("exported")
-    config, shards = load_config(None, TINY), place(folder / "shards")
+    config, shards = load_config(None, TINY), storage_path(folder / "shards")
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 16})
     model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
     generator = np.random.default_rng(0)
@@ -46,9 +46,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray
     model.set_weights([sign * value for sign, value in zip(signs, positive, strict=True)])
     expected = DECISION.calibrate(model(IMAGES).numpy())
     assert 0.01 < expected.min() < expected.max() < 0.99
-    bundle, evaluations = place(folder / "bundle"), {"val": FIGURES, "test": FIGURES}
+    bundle, evaluations = storage_path(folder / "bundle"), {"val": FIGURES, "test": FIGURES}
     export_model(model, DECISION, bundle)
-    write_bundle(bundle, config, manifest, shards, RUN, DECISION, evaluations)
+    write_bundle(bundle, config, Dataset(shards, manifest), RUN, DECISION, evaluations)
     return folder / "bundle", expected
 
 
@@ -75,7 +75,7 @@ def test_all_forms_of_the_model_give_its_calibrated_probabilities(exported):
     assert np.allclose(served.serve(IMAGES.astype(np.float32)), expected, atol=1e-6)
     loaded = keras.models.load_model(bundle / "model.keras", safe_mode=True)
     assert np.allclose(loaded(IMAGES), expected, atol=1e-6)
-    rebuilt = read_bundle(place(bundle)).model()
+    rebuilt = read_bundle(storage_path(bundle)).model()
     assert np.allclose(rebuilt.predict_on_batch(IMAGES), expected, atol=1e-6)
     assert np.allclose(rebuilt.predict_on_batch(IMAGES), served.serve_uint8(IMAGES), rtol=1e-6, atol=1e-7)
 
@@ -83,7 +83,7 @@ def test_all_forms_of_the_model_give_its_calibrated_probabilities(exported):
 def test_the_rebuilt_network_is_float32_whatever_was_set_before(bundle):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:
-        model = read_bundle(place(bundle)).model()
+        model = read_bundle(storage_path(bundle)).model()
     finally:
         keras.mixed_precision.set_global_policy("float32")
     assert {layer.compute_dtype for layer in model.layers} == {"float32"}
@@ -93,7 +93,7 @@ def test_no_program_of_a_bundle_is_read(bundle, exported):
     """Evaluation needs the three files that hold numbers and settings, and no other."""
     (bundle / "saved_model/saved_model.pb").write_bytes(b"not a model")
     (bundle / "model.keras").write_bytes(b"not a model")
-    read = read_bundle(place(bundle))
+    read = read_bundle(storage_path(bundle))
     assert np.allclose(read.model().predict_on_batch(IMAGES), exported[1], atol=1e-6)
     assert read.trained_on() == {bytes(32)}
 
@@ -120,7 +120,7 @@ def test_no_program_of_a_bundle_is_read(bundle, exported):
 def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: Any, message: str):
     changed(bundle, path, value)
     with pytest.raises(UsageError, match=rf"bundle/weights.npz ({message}).*Fetch the bundle anew"):
-        read_bundle(place(bundle)).model()
+        read_bundle(storage_path(bundle)).model()
 
 
 @pytest.mark.parametrize(
@@ -138,31 +138,31 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("input.shape", [None, 10**9, 10**9, 1], "input.shape is .*, and config.data.image_size 32"),
         ("input.pixel_std", float("nan"), "at 'input.pixel_std'"),
         ("input.pixel_mean", -1e300, "at 'input.pixel_mean'"),
-        ("decision.threshold", float("nan"), "decision.threshold is nan, not in 0 to 1"),
+        ("operating_point.threshold", float("nan"), "operating_point.threshold is nan, not in 0 to 1"),
         ("metrics", {"val": {}}, "metrics.test.image has no AUC"),
         ("metrics.test.image", {"unit": "image"}, "at 'metrics.test.image.count': Field required"),
-        ("format_version", 99, "is of bundle format 99, and this program reads 5"),
-        ("format_version", "9" * 999, "is of bundle format '9999999999999999999, and this program reads 5"),
+        ("format_version", 99, "is of bundle format 99, and this program reads 6"),
+        ("format_version", "9" * 999, "is of bundle format '9999999999999999999, and this program reads 6"),
     ],
 )
 def test_a_card_that_cannot_be_true_is_refused_at_the_value(bundle, path: str, value: Any, message: str):
     changed(bundle, path, value)
     with pytest.raises(UsageError, match=message):
-        read_bundle(place(bundle))
+        read_bundle(storage_path(bundle))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**6, "\x80", '{"format_version": ' + "9" * 10**6])
 def test_a_card_that_is_not_json(bundle, text: str):
     (bundle / "bundle.json").write_text(text)
     with pytest.raises(UsageError, match=r"bundle.json is damaged: not JSON. Fetch the bundle anew"):
-        read_bundle(place(bundle))
+        read_bundle(storage_path(bundle))
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "5", "null"])
 def test_a_card_of_no_format(bundle, text: str):
     (bundle / "bundle.json").write_text(text)
-    with pytest.raises(UsageError, match="is of bundle format None, and this program reads 5"):
-        read_bundle(place(bundle))
+    with pytest.raises(UsageError, match="is of bundle format None, and this program reads 6"):
+        read_bundle(storage_path(bundle))
 
 
 def test_weights_that_are_immense_are_not_read_even_where_the_card_asks_for_them(bundle):
@@ -170,14 +170,18 @@ def test_weights_that_are_immense_are_not_read_even_where_the_card_asks_for_them
     with (bundle / "weights.npz").open("r+b") as file:
         file.truncate(2**33)
     with pytest.raises(UsageError, match=r"weights.npz has 8,589,934,592 bytes, over the limit of 4,294,967,296"):
-        read_bundle(place(bundle)).model()
+        read_bundle(storage_path(bundle)).model()
 
 
 def test_files_that_are_immense_are_not_read(bundle):
     for name in ("weights.npz", "bundle.json"):
         with (bundle / name).open("r+b") as file:
             file.truncate(2**40)  # a hole, which takes no room on the disk
-        read = read_bundle(place(bundle)).model if name == "weights.npz" else lambda: read_bundle(place(bundle))
+        read = (
+            read_bundle(storage_path(bundle)).model
+            if name == "weights.npz"
+            else lambda: read_bundle(storage_path(bundle))
+        )
         with pytest.raises(UsageError, match=rf"{name} has 1,099,511,627,776 bytes, over the limit of"):
             read()
 
@@ -189,13 +193,13 @@ def evaluate(bundle: Path, shards: Path, out: Path, *more: str) -> subprocess.Co
 
 
 def test_the_job_scores_with_the_numbers_alone(bundle, tmp_path):
-    manifest = write_shards(place(tmp_path / "others"), {"test": 70}, hash_byte=7)
+    manifest = write_shards(storage_path(tmp_path / "others"), {"test": 70}, hash_byte=7)
     served = tf.saved_model.load(str(bundle / "saved_model"))
     shutil.rmtree(bundle / "saved_model")
     (bundle / "model.keras").unlink()
     done = evaluate(bundle, tmp_path / "others", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    images = images_of(read_rows(place(tmp_path / "others"), manifest, "test", 0, 70), 32)
+    images = images_of(Dataset(storage_path(tmp_path / "others"), manifest).read("test", 0, 70), 32)
     scores = pq.read_table(tmp_path / "out/predictions.parquet")["probability"]
     assert np.allclose(scores, served.serve_uint8(images)[:, 0], rtol=1e-6, atol=1e-7)
 
@@ -203,20 +207,20 @@ def test_the_job_scores_with_the_numbers_alone(bundle, tmp_path):
 def test_an_ensemble_is_averaged_and_tested_on_what_none_of_it_has_seen(bundle, tmp_path):
     """Of 70 images five are of one group, of which the second model has seen a file."""
     others, second = tmp_path / "others", quick_bundle(tmp_path / "second", *TINY)
-    manifest = write_shards(place(others), {"test": 70}, hash_byte=7)
+    manifest = write_shards(storage_path(others), {"test": 70}, hash_byte=7)
     seen = pa.array([bytes([9] * 32)], pa.binary(32))
-    place(second / "trained_on.parquet").write_parquet(pa.table({"sha256": seen}))
-    groups = pq.read_table(others / "files.parquet")["group"]
+    storage_path(second / "trained_on.parquet").write_parquet(pa.table({"sha256": seen}))
+    groups = pq.read_table(others / "files.parquet")["group_id"]
     hashes = pa.array([bytes([7 if group else 9] * 32) for group in groups.to_pylist()], pa.binary(32))
-    place(others / "files.parquet").write_parquet(pa.table({"sha256": hashes, "group": groups}))
+    storage_path(others / "files.parquet").write_parquet(pa.table({"sha256": hashes, "group_id": groups}))
     done = evaluate(bundle, others, tmp_path / "out", "--bundle", str(second), "--flips")
     assert done.returncode == 0, done.stderr
     assert "left out   5 images" in done.stdout
     assert "ensemble   of 2 models; threshold 0.450, the mean of the 2 models' own: 0.400, 0.500" in done.stdout
     assert "compare    AUC" not in done.stdout, "an ensemble has no test of its own"
     assert "CAVEAT     SYNTHETIC MODEL: 2 of 2 were trained on drawn sample radiographs and know" in done.stdout
-    images = images_of(read_rows(place(others), manifest, "test", 0, 70), 32)
-    models = [read_bundle(place(folder)).model() for folder in (bundle, second)]
+    images = images_of(Dataset(storage_path(others), manifest).read("test", 0, 70), 32)
+    models = [read_bundle(storage_path(folder)).model() for folder in (bundle, second)]
     expected = np.mean([model(view)[:, 0] for model in models for view in (images, images[:, :, ::-1])], axis=0)
     scores = pq.read_table(tmp_path / "out/predictions.parquet")
     assert len(scores) == 65
@@ -237,7 +241,7 @@ def test_models_of_images_of_different_sizes_are_not_averaged(bundle, tmp_path):
 @pytest.mark.parametrize("hurt", ["card", "weights", "seen", "shard", "files"])
 def test_a_hostile_file_ends_the_job_in_a_line(bundle, tmp_path, hurt: str):
     others = tmp_path / "others"
-    manifest = write_shards(place(others), {"test": 20}, hash_byte=7)
+    manifest = write_shards(storage_path(others), {"test": 20}, hash_byte=7)
     file = {
         "card": bundle / "bundle.json",
         "weights": bundle / "weights.npz",
@@ -255,7 +259,7 @@ def test_a_hostile_file_ends_the_job_in_a_line(bundle, tmp_path, hurt: str):
 
 
 def test_weights_that_are_missing_or_hold_objects(bundle):
-    read = read_bundle(place(bundle))
+    read = read_bundle(storage_path(bundle))
     names = list(np.load(bundle / "weights.npz"))
     with io.BytesIO() as stream:
         np.savez(stream, **{name: np.array([print], dtype=object) for name in names})
@@ -272,7 +276,7 @@ def test_weights_of_another_width_of_numbers(bundle):
         wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     save_arrays(bundle / "weights.npz", list(wide.values()), list(wide))
     with pytest.raises(UsageError, match=r"'conv1/kernel:0' as float64 of shape .*, and float32 of shape"):
-        read_bundle(place(bundle)).model()
+        read_bundle(storage_path(bundle)).model()
 
 
 def test_a_list_of_seen_files_may_claim_a_hundred_million(bundle):
@@ -284,8 +288,9 @@ def test_a_list_of_seen_files_may_claim_a_hundred_million(bundle):
             writer.write_table(table)
     assert (bundle / "trained_on.parquet").stat().st_size < 10**6
     code = (
-        "import sys, resource; from fracture.inference.bundle import read_bundle; from fracture.storage import place; "
-        "read = read_bundle(place(sys.argv[1])); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "import sys, resource; from fracture.inference.bundle import read_bundle; "
+        "from fracture.storage import storage_path; "
+        "read = read_bundle(storage_path(sys.argv[1])); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "assert read.trained_on() == {bytes(32)}; "
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
@@ -298,27 +303,31 @@ def test_a_list_of_seen_files_that_is_none(bundle):
     with pytest.raises(
         UsageError, match=r"trained_on.parquet cannot be read: column 'sha256' is not fixed_size_binary"
     ):
-        read_bundle(place(bundle)).trained_on()
+        read_bundle(storage_path(bundle)).trained_on()
     (bundle / "trained_on.parquet").write_bytes(b"PAR1")
     with pytest.raises(UsageError, match=r"trained_on.parquet cannot be read: .*Fetch or make it anew"):
-        read_bundle(place(bundle)).trained_on()
+        read_bundle(storage_path(bundle)).trained_on()
 
 
 def test_the_card_says_what_the_model_is_and_how_well_it_did(tiny_config, shard_folder, tmp_path):
     folder, manifest = shard_folder()
-    bundle = place(tmp_path)
+    bundle = storage_path(tmp_path)
     assert not is_bundle(bundle)
     with pytest.raises(UsageError, match=r"is no bundle: bundle.json is missing. A finished run has one"):
         read_bundle(bundle)
-    write_bundle(bundle, tiny_config(), manifest, folder, RUN, DECISION, {"val": FIGURES, "test": FIGURES})
+    write_bundle(bundle, tiny_config(), Dataset(folder, manifest), RUN, DECISION, {"val": FIGURES, "test": FIGURES})
     card = json.loads((tmp_path / "bundle.json").read_text())
     assert card["class_names"] == ["normal", "fracture"]
     assert card["synthetic"] is True
-    assert card["decision"]["threshold"] == card["metrics"]["test"]["image"]["threshold"] == 0.4
+    assert card["operating_point"]["threshold"] == card["metrics"]["test"]["image"]["threshold"] == 0.4
     assert card["input"]["shape"] == [None, 32, 32, 1]
     assert card["dataset"]["fingerprint"] == manifest.fingerprint
     assert card["config"]["training"]["batch_size"] == 8
     assert card["versions"]["tensorflow"] == tf.__version__
     read = read_bundle(bundle)
-    assert (read.image_size, read.decision, read.evaluations) == (32, DECISION, {"val": FIGURES, "test": FIGURES})
+    assert (read.image_size, read.operating_point, read.evaluations) == (
+        32,
+        DECISION,
+        {"val": FIGURES, "test": FIGURES},
+    )
     assert read.trained_on() == {bytes(32)}  # as the tests' shards have it

@@ -18,7 +18,7 @@ from fracture.errors import RunError, UsageError
 from fracture.inference.bundle import Bundle, read_bundle
 from fracture.inference.export import FORMS, Lite, export
 from fracture.models import build_model
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
 
 layers = tf_keras.layers
@@ -27,7 +27,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.flo
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return read_bundle(place(quick_bundle(tmp_path_factory.mktemp("quick"), *TINY)))
+    return read_bundle(storage_path(quick_bundle(tmp_path_factory.mktemp("quick"), *TINY)))
 
 
 def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -45,7 +45,7 @@ def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize("to", FORMS)
 def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
-    content = export(bundle, to, place(tmp_path))
+    content = export(bundle, to, storage_path(tmp_path))
     form = FORMS[to]
     expected = bundle.model().predict_on_batch(IMAGES)
     assert np.abs(load(to, tmp_path / form.file)(IMAGES) - expected).max() < 1e-5
@@ -55,17 +55,17 @@ def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: s
     assert content["format"] == to
     assert content["input"]["shape"] == [None, 32, 32, 1]
     assert content["threshold"] == 0.5
-    weights = Path(str(bundle.place / "weights.npz")).read_bytes()
+    weights = Path(str(bundle.folder / "weights.npz")).read_bytes()
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert list(content["files"]) == [form.file]
     assert set(form.packages) < set(content["versions"])
 
 
 def test_an_export_is_replaced_whole_and_what_is_not_of_it_stays(bundle, tmp_path):
-    export(bundle, "savedmodel", place(tmp_path))
+    export(bundle, "savedmodel", storage_path(tmp_path))
     for name in ("model-int8.tflite", "notes.txt"):
         (tmp_path / name).write_text("of before")
-    export(bundle, "tflite", place(tmp_path))
+    export(bundle, "tflite", storage_path(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.tflite", "notes.txt"]
 
 
@@ -73,13 +73,13 @@ def test_files_that_no_export_has_left_are_not_replaced(bundle, tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model/mine").write_text("of another program")
     with pytest.raises(UsageError, match=r"--out .* holds saved_model, and no export.json says that it is an export"):
-        export(bundle, "tflite", place(tmp_path))
+        export(bundle, "tflite", storage_path(tmp_path))
     assert [path.name for path in tmp_path.rglob("*")] == ["saved_model", "mine"]
 
 
 def test_a_bundle_is_never_written_to(bundle):
     with pytest.raises(UsageError, match=r"--out .* is a bundle, which is never changed. Name another folder"):
-        export(bundle, "keras", bundle.place)
+        export(bundle, "keras", bundle.folder)
 
 
 def test_what_gives_other_probabilities_is_not_kept(tmp_path):
@@ -89,30 +89,30 @@ def test_what_gives_other_probabilities_is_not_kept(tmp_path):
         weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
     save_arrays(made / "weights.npz", list(weights.values()), list(weights))
     with pytest.raises(RunError, match=r"model.tflite gives probabilities up to nan from the bundle's, over the lim"):
-        export(read_bundle(place(made)), "tflite", place(tmp_path / "out"))
+        export(read_bundle(storage_path(made)), "tflite", storage_path(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_onnx_without_its_packages(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(UsageError, match="--to onnx needs tf2onnx, which is not installed here: pip install"):
-        export(bundle, "onnx", place(tmp_path))
+        export(bundle, "onnx", storage_path(tmp_path))
     assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture
-def half_seen(tmp_path: Path) -> Place:
+def half_seen(tmp_path: Path) -> StoragePath:
     """Shards of 40 images that the model has seen, and 60 that it has not."""
-    shards = place(tmp_path / "shards")
+    shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 40, "fold-2": 60})
     files = (shards / FILES).read_parquet()
-    hashes = [bytes(32) if group < 1000 else bytes([7] * 32) for group in files["group"].to_pylist()]
+    hashes = [bytes(32) if group < 1000 else bytes([7] * 32) for group in files["group_id"].to_pylist()]
     (shards / FILES).write_parquet(files.set_column(0, "sha256", pa.array(hashes, pa.binary(32))))
     return shards
 
 
 def test_tflite_in_8_bits_is_tested_beside_the_others_on_what_the_model_has_not_seen(bundle, half_seen, tmp_path):
-    content = export(bundle, "tflite", place(tmp_path / "out"), half_seen)
+    content = export(bundle, "tflite", storage_path(tmp_path / "out"), half_seen)
     assert list(content["files"]) == ["model-int8.tflite", "model.tflite"]
     assert list(content["test"]) == ["bundle", "model.tflite", "model-int8.tflite"]
     exact, same, quantised = (evaluation["image"] for evaluation in content["test"].values())
@@ -136,9 +136,9 @@ def test_tflite_in_8_bits_is_tested_beside_the_others_on_what_the_model_has_not_
     ],
 )
 def test_shards_that_cannot_calibrate_and_test(bundle, tmp_path, size: int, hash_byte: int, message: str):
-    write_shards(place(tmp_path / "shards"), {"test": 20}, image_size=size, hash_byte=hash_byte)
+    write_shards(storage_path(tmp_path / "shards"), {"test": 20}, image_size=size, hash_byte=hash_byte)
     with pytest.raises(UsageError, match=f"--shards .*: {message}"):
-        export(bundle, "tflite", place(tmp_path / "out"), place(tmp_path / "shards"))
+        export(bundle, "tflite", storage_path(tmp_path / "out"), storage_path(tmp_path / "shards"))
     assert not (tmp_path / "out").exists()
 
 

@@ -28,7 +28,7 @@ from fracture.inference.predict import (
 )
 from fracture.preparation import decode as decoding
 from fracture.preparation.decode import Rejected, decode
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import ROOT
 
 ROWS = [
@@ -42,7 +42,7 @@ RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
 
 
 def paths(*folders: Path) -> list[str]:
-    found = find_inputs([place(folder) for folder in folders], 32)
+    found = find_inputs([storage_path(folder) for folder in folders], 32)
     return [one.prefix + path for one in found for path in one.files]
 
 
@@ -72,7 +72,9 @@ def test_rows_of_shards_are_all_splits(shard_folder):
 @pytest.mark.parametrize("block_rows", [1, 3, 64])
 def test_blocks_hold_every_file_once_in_order(tmp_path, block_rows: int):
     files = {f"{number:03d}": number for number in range(70)}
-    found = blocks([Input(place(tmp_path), "", files), Input(place(tmp_path), "x/", {"y": 9})], block_rows)
+    found = blocks(
+        [Input(storage_path(tmp_path), "", files), Input(storage_path(tmp_path), "x/", {"y": 9})], block_rows
+    )
     listed = [
         (block["input"], name, size)
         for block in found
@@ -137,38 +139,38 @@ def test_shards_of_another_size_or_named_twice(shard_folder):
     ],
 )
 def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
-    inputs = find_inputs([place(image_folder("1.png"))], 32)
+    inputs = find_inputs([storage_path(image_folder("1.png"))], 32)
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with pytest.raises(UsageError, match=message):
-        check_out(place(tmp_path / out), inputs)
+        check_out(storage_path(tmp_path / out), inputs)
 
 
 def test_an_out_beside_the_data_or_beside_one_file_is_fine(image_folder, tmp_path):
     folder = image_folder("1.png", "2.csv")
-    check_out(place(tmp_path / "data.csv"), find_inputs([place(folder)], 32))
-    check_out(place(folder / "x.CSV"), find_inputs([place(folder / "1.png")], 32))
+    check_out(storage_path(tmp_path / "data.csv"), find_inputs([storage_path(folder)], 32))
+    check_out(storage_path(folder / "x.CSV"), find_inputs([storage_path(folder / "1.png")], 32))
     with pytest.raises(UsageError, match="may not lie inside the data"):
-        check_out(place(folder / "2.csv"), find_inputs([place(folder / "2.csv")], 32))
+        check_out(storage_path(folder / "2.csv"), find_inputs([storage_path(folder / "2.csv")], 32))
 
 
 def test_a_file_that_cannot_be_opened_is_its_own_fault_while_its_folder_can(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/folder").mkdir()
-    root = place(tmp_path / "data")
+    root = storage_path(tmp_path / "data")
     for name in ("gone.png", "folder"):
         with pytest.raises(Rejected, match="cannot be opened"):
             read_file(root, name, 9)
     with pytest.raises(Rejected, match="1,000,000,001 bytes, over the limit of 1,000,000,000"):
         read_file(root, "huge", 1_000_000_001)
     with pytest.raises(RunError, match=r"elsewhere is no folder any more, or not on each of Ray's machines.* Mount it"):
-        read_file(place(tmp_path / "elsewhere"), "1.png", 9)
+        read_file(storage_path(tmp_path / "elsewhere"), "1.png", 9)
 
 
 def test_a_file_that_is_gone_or_denied_in_a_bucket_and_a_store_that_is_down(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    (place(bucket) / "data/1.png").write_bytes(b"x")
-    root = place(f"{bucket}/data")
+    (storage_path(bucket) / "data/1.png").write_bytes(b"x")
+    root = storage_path(f"{bucket}/data")
     assert read_file(root, "1.png", 1) == b"x"
     with pytest.raises(Rejected, match="cannot be opened"):
         read_file(root, "2.png", 1)
@@ -184,7 +186,7 @@ def test_a_file_that_is_gone_or_denied_in_a_bucket_and_a_store_that_is_down(buck
 
 
 def reader(folder: Path, *names: str) -> tuple[prediction._Reader, pa.Table]:
-    one = Input(place(folder), "", {name: (folder / name).stat().st_size for name in names})
+    one = Input(storage_path(folder), "", {name: (folder / name).stat().st_size for name in names})
     [work] = prediction._work([one], 64)
     return prediction._Reader([one], 32, "job"), work
 
@@ -229,7 +231,7 @@ def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypa
 DIES = """
 import os, sys
 from fracture.inference import predict
-from tests.inference.test_predict import place, reader
+from tests.inference.test_predict import reader, storage_path
 decode = predict.decode
 predict.decode = lambda data, size: os._exit(9) if len(data) == 5 else decode(data, size)
 read, work = reader(predict.Path(sys.argv[1]), "0.png", "evil.png", "2.png")
@@ -274,7 +276,7 @@ def test_what_else_ends_ray_data_is_one_line_too():
 
 def test_csv_and_parquet_say_the_same(tmp_path):
     for name in ("x.csv", "x.parquet"):
-        write_results(place(tmp_path / "new" / name), RESULT, {"threshold": "0.5"})
+        write_results(storage_path(tmp_path / "new" / name), RESULT, {"threshold": "0.5"})
     options = pacsv.ConvertOptions(column_types=RESULTS, strings_can_be_null=True, quoted_strings_can_be_null=False)
     parse = pacsv.ParseOptions(newlines_in_values=True)
     as_csv = pacsv.read_csv(tmp_path / "new/x.csv", convert_options=options, parse_options=parse)

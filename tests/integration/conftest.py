@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from fracture.config import Config, load_config
-from fracture.dataset.format import Manifest
-from fracture.progress.console import Screen
-from fracture.storage import Place, place
+from fracture.dataset.format import Dataset, Manifest
+from fracture.progress.console import Console
+from fracture.storage import StoragePath, storage_path
 from fracture.training.launch import check_run, train, with_data_of
 from tests.conftest import TINY, write_shards
 
@@ -23,8 +23,8 @@ History = list[dict[str, float]]
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory) -> tuple[Place, Manifest]:
-    folder = place(tmp_path_factory.mktemp("shards"))
+def data(tmp_path_factory) -> tuple[StoragePath, Manifest]:
+    folder = storage_path(tmp_path_factory.mktemp("shards"))
     return folder, write_shards(folder, ROWS)
 
 
@@ -36,7 +36,7 @@ def undisturbed(data, tmp_path_factory, ray_cluster) -> tuple[Config, Path, Hist
     return config, run, start(config, data, run)
 
 
-class Meddler(Screen):
+class Meddler(Console):
     """A screen that does something to the run when it hears of an event."""
 
     def __init__(self, config: Config, meddle: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
@@ -57,11 +57,12 @@ class Meddler(Screen):
         return [event for event in self.events if event["event"] == kind]
 
 
-def start(config: Config, data: tuple[Place, Manifest], run: Path, screen: Screen | None = None) -> History:
+def start(config: Config, data: tuple[StoragePath, Manifest], run: Path, screen: Console | None = None) -> History:
     folder, manifest = data
     config = with_data_of(config, manifest)
-    check_run(place(run), config, manifest)
-    return train(config, folder, manifest, place(run), screen or Screen(config, StringIO())).history
+    dataset = Dataset(folder, manifest)
+    check_run(storage_path(run), config, dataset)
+    return train(config, dataset, storage_path(run), screen or Console(config, StringIO())).history
 
 
 def training_workers() -> list[psutil.Process]:

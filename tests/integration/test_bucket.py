@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from fracture.training.checkpoint import FILE, SNAPSHOT
 from tests.conftest import SECRET, TINY, official_paths
 
@@ -22,7 +22,7 @@ def job(name: str, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_epochs(run: Place, epochs: int, job: subprocess.Popen) -> None:
+def wait_for_epochs(run: StoragePath, epochs: int, job: subprocess.Popen) -> None:
     deadline = time.monotonic() + 180
     while not (run / "metrics.jsonl").is_file() or len(history(run)) < epochs:
         assert time.monotonic() < deadline
@@ -30,7 +30,7 @@ def wait_for_epochs(run: Place, epochs: int, job: subprocess.Popen) -> None:
         time.sleep(0.1)
 
 
-def history(run: Place) -> list[int]:
+def history(run: StoragePath) -> list[int]:
     return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_bytes().splitlines()]
 
 
@@ -38,12 +38,12 @@ def history(run: Place) -> list[int]:
 def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     image_folder, bucket: str, object_store, monkeypatch
 ):
-    (place(bucket) / "my films").upload(image_folder(*official_paths(8)))
-    train = ["--data", f"{bucket}/my films", "--split", "official", "--storage", f"{bucket}/deep/storage"]
+    (storage_path(bucket) / "my radiographs").upload(image_folder(*official_paths(8)))
+    train = ["--data", f"{bucket}/my radiographs", "--split", "official", "--storage", f"{bucket}/deep/storage"]
     train += ["--run", "x", "--workers", "1"]
     for assignment in (*TINY, "training.epochs=6", "training.patience=6", "recovery.max_failures=0"):
         train += ["--set", assignment]
-    run = place(bucket) / "deep/storage/runs/x"
+    run = storage_path(bucket) / "deep/storage/runs/x"
 
     with monkeypatch.context() as impatient:
         impatient.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -84,12 +84,12 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     assert not any(name.startswith("lock/") for name in left)
 
     # The same images and more: those that training has seen are left out.
-    (place(bucket) / "others").upload(image_folder(*official_paths(12), root="others"))
+    (storage_path(bucket) / "others").upload(image_folder(*official_paths(12), root="others"))
     third = job("evaluate.py", "--bundle", f"{run}/bundle", "--data", f"{bucket}/others", "--out", f"{bucket}/out")
     tried, error = third.communicate(timeout=180)
     assert third.returncode == 0, error
     assert "compare    AUC per radiograph" in tried
-    assert (place(bucket) / "out/report.html").is_file()
+    assert (storage_path(bucket) / "out/report.html").is_file()
 
     for text in (told, resumed, tried, *((run / name).read_bytes().decode() for name in ("config.yaml", "run.json"))):
         assert SECRET not in text

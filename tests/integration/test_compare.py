@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import TINY, shell, write_shards
 
 
 @pytest.mark.long
 def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_nothing(tmp_path):
-    shards = place(tmp_path / "shards")
+    shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
     models = tmp_path / "models.yaml"
     models.write_text("small: {}\nno dropout: {model: {dropout: 0.0}}\n")
@@ -48,7 +48,7 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
 
 
 def test_weights_that_are_not_there_are_told_before_anything_is_trained(tmp_path):
-    shards = place(tmp_path / "shards")
+    shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
     models = tmp_path / "models.yaml"
     models.write_text("cnn: {}\npretrained: {model: {name: mobilenetv2}, transfer: {weights: nowhere.h5}}\n")

@@ -11,7 +11,7 @@ import pytest
 
 from fracture.config import Config, flatten, load_config
 from fracture.errors import RunError, UsageError
-from fracture.storage import place
+from fracture.storage import storage_path
 from fracture.training import loop as worker_module
 from fracture.training.checkpoint import FILE, SNAPSHOT, LoopState
 from tests.conftest import small_disk, write_shards
@@ -255,7 +255,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_checkpoints_before_are_whole
 
 @pytest.mark.long
 def test_a_damaged_shard_stops_the_run_and_is_named(undisturbed, tmp_path):
-    folder = place(tmp_path / "shards")
+    folder = storage_path(tmp_path / "shards")
     manifest = write_shards(folder, ROWS)
     file = tmp_path / "shards" / manifest.shards["train"][0].file
     content = bytearray(file.read_bytes())

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from fracture.registry.registry import Registry
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import ROOT
-from tests.integration.test_retraining import SETTINGS, films, retraining, watched
+from tests.integration.test_retraining import SETTINGS, radiograph_ids, retraining, watched
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
 DIES = """
 import os, re, signal, sys
 sys.path.insert(0, "job")
 import retrain
-from fracture.storage import Place
+from fracture.storage import StoragePath
 pattern, left = sys.argv[1], int(sys.argv[2])
 def dying(what):
     def done(self, *arguments):
@@ -32,7 +32,7 @@ def dying(what):
                 os.kill(os.getpid(), signal.SIGKILL)
         return what(self, *arguments)
     return done
-Place.write_bytes, Place.delete = dying(Place.write_bytes), dying(Place.delete)
+StoragePath.write_bytes, StoragePath.delete = dying(StoragePath.write_bytes), dying(StoragePath.delete)
 sys.exit(retrain.main(retrain.arguments(sys.argv[3:])))
 """
 STAGES = {  # what it is about to write or to remove, and for the how manieth time
@@ -53,10 +53,10 @@ STAGES = {  # what it is about to write or to remove, and for the how manieth ti
 
 
 def weeks(folder: Path) -> tuple[Path, Path]:
-    films(folder / "films", range(40))
-    assert retraining(folder / "films", folder / "registry", "2026-w45") == 0
-    films(folder / "films", range(100, 125))
-    return folder / "films", folder / "registry"
+    radiograph_ids(folder / "radiographs", range(40))
+    assert retraining(folder / "radiographs", folder / "registry", "2026-w45") == 0
+    radiograph_ids(folder / "radiographs", range(100, 125))
+    return folder / "radiographs", folder / "registry"
 
 
 def end_of(registry: Path) -> dict[str, object]:
@@ -64,13 +64,13 @@ def end_of(registry: Path) -> dict[str, object]:
     files = {file.relative_to(registry).as_posix() for file in registry.rglob("*") if file.is_file()}
     names = {re.sub(r"[0-9a-f]{12}\.parquet", "X.parquet", n) for n in files if "checkpoint_" not in n}
     decided = json.loads((registry / "ticks/2026-w46/decision.json").read_text())
-    entries = [(e.number, e.event, e.version, e.champion, e.tick) for e in Registry(place(registry)).history()]
+    entries = [(e.number, e.event, e.version, e.champion, e.tick) for e in Registry(storage_path(registry)).history()]
     return {
         "files": {n for n in names if not re.search("tensorboard|stacks|examined|compared", n)},
         "rules": {rule["name"]: rule["passed"] for rule in decided["rules"]},
         "auc": decided["models"]["challenger"]["radiograph"]["figures"]["auc"]["value"],
         "history": entries,
-        "champion": Registry(place(registry)).champion(),
+        "champion": Registry(storage_path(registry)).champion(),
     }
 
 
@@ -91,7 +91,7 @@ def test_killed_at_each_stage_it_comes_to_the_end_of_one_that_was_not(tmp_path: 
             command = [sys.executable, "-c", DIES, pattern, str(times), *words]
             told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
             assert told.returncode == -signal.SIGKILL, f"{stage}: {told.stdout}\n{told.stderr}"
-            champions.append(Registry(place(registry)).champion())
+            champions.append(Registry(storage_path(registry)).champion())
         command = [sys.executable, "job/retrain.py", *words]
         told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr

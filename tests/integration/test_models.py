@@ -9,8 +9,9 @@ import pytest
 from train import train_once
 
 from fracture.config import Config, load_config
+from fracture.dataset.format import Dataset
 from fracture.inference.bundle import read_bundle
-from fracture.storage import place
+from fracture.storage import storage_path
 from fracture.training.checkpoint import BACKBONE, LoopState
 from fracture.training.launch import check_initial, with_data_of
 from tests.conftest import TINY
@@ -65,20 +66,20 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     few = ("training.epochs=2", "transfer.head_epochs=2", "compute.workers=2")
     config = with_data_of(settings(folder, name.strip(), *few, *changes), manifest)
     run = tmp_path / "run"
-    train_once(config, shards, manifest, place(run), verbose=False)
+    train_once(config, Dataset(shards, manifest), storage_path(run), verbose=False)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == [1, 2]
     assert (run / "report/report.html").exists()
     assert not (run / BACKBONE).exists()
-    bundle = read_bundle(place(run / "bundle"))
+    bundle = read_bundle(storage_path(run / "bundle"))
     assert bundle.config.model.name == name.strip()
     first, second = (LoopState.load(path) for path in sorted(run.glob("checkpoint_*")) if path.is_dir())
     last = 3 if "qnn" in name else 2  # of circuit and logit
     for before, after in zip(first.weights[-last:], second.weights[-last:], strict=True):
         assert not np.array_equal(before, after), "it learns"
-    from fracture.dataset.format import images_of, read_rows
+    from fracture.dataset.format import images_of
 
-    images = images_of(read_rows(shards, manifest, "test", 0, manifest.rows("test")), manifest.image_size)
+    images = images_of(Dataset(shards, manifest).read("test", 0, manifest.rows("test")), manifest.image_size)
     table = pq.read_table(run / "predictions.parquet").to_pylist()
     scored = [row["probability"] for row in table if row["split"] == "test"]
     np.testing.assert_allclose(bundle.model()(images)[:, 0], scored, atol=1e-5)
@@ -159,10 +160,10 @@ def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: 
 def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, data, tmp_path: Path):
     shards, manifest = data
     config = with_data_of(settings(folder, "mobilenetv2", "transfer.head_epochs=1", "compute.workers=1"), manifest)
-    train_once(config, shards, manifest, place(tmp_path / "first"), verbose=False)
-    first = read_bundle(place(tmp_path / "first/bundle"))
+    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "first"), verbose=False)
+    first = read_bundle(storage_path(tmp_path / "first/bundle"))
     check_initial(config, first)
-    train_once(config, shards, manifest, place(tmp_path / "second"), verbose=False, initial=first)
+    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
     told = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
     assert told == str(tmp_path / "first/bundle")
     weights = [np.load(tmp_path / f"{name}/bundle/weights.npz") for name in ("first", "second")]

@@ -16,7 +16,7 @@ from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import read_bundle
 from fracture.preparation.preprocess import examine_source, preprocess
 from fracture.preparation.source import find_source
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import TINY, official_paths, quick_bundle
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -46,27 +46,27 @@ class Done:
 def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path: Path, bucket: str):
     """Four blocks, of which two are the folder's, on two processes."""
     folder, shards, out = image_folder(*official_paths(12)), tmp_path / "shards", tmp_path / "out/predictions.parquet"
-    bundle = read_bundle(place(quick_bundle(tmp_path / "quick", *TINY)))
+    bundle = read_bundle(storage_path(quick_bundle(tmp_path / "quick", *TINY)))
     data = DataConfig(image_size=32, split="test")
-    source = find_source([place(folder / "val")], data)
-    manifest = preprocess(examine_source(source, place(shards), data, to_write=True), place(shards), data)
-    scores = score_blocks(bundle.model(), place(shards), manifest, "test", rank=0, workers=1)
+    source = find_source([storage_path(folder / "val")], data)
+    manifest = preprocess(examine_source(source, storage_path(shards), data, to_write=True), storage_path(shards), data)
+    scores = score_blocks(bundle.model(), storage_path(shards), manifest, "test", rank=0, workers=1)
     expected = dict(zip(scores["source"].to_pylist(), scores["probability"].to_pylist(), strict=True))
     between = sorted(expected.values())[11:13]
     threshold = sum(between) / 2
-    card = bundle.place / "bundle.json"
+    card = bundle.folder / "bundle.json"
     content = card.read_json()
     content["decision"]["threshold"] = threshold
     card.write_json(content)
     (folder / "train/cut.png").write_bytes((folder / "train/fractured/0.png").read_bytes()[:600])
     (folder / "train/empty.png").touch()
     (folder / "val/README.txt").write_text("what lies here")
-    (place(bucket) / "deep").upload(folder / "val")
+    (storage_path(bucket) / "deep").upload(folder / "val")
     out.parent.mkdir()
     out.write_text("of another time")
 
     data_flags = [word for one in (folder, shards, f"{bucket}/deep") for word in ("--data", str(one))]
-    done = job("--bundle", str(bundle.place), *data_flags, "--out", str(out))
+    done = job("--bundle", str(bundle.folder), *data_flags, "--out", str(out))
 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -76,7 +76,7 @@ def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path
     assert_each_file_once_in_order(told)
     assert_readable_or_an_error(told)
     assert_as_evaluation(told)
-    assert_said(told, str(bundle.place))
+    assert_said(told, str(bundle.folder))
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess:

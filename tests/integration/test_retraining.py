@@ -17,7 +17,7 @@ from PIL import Image
 
 from fracture.inference.bundle import read_bundle
 from fracture.registry.registry import Registry
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -25,7 +25,7 @@ SETTINGS = [*TINY, "training.epochs=4", "training.learning_rate=0.01", "gate.min
 SETTINGS += ["evaluation.threshold_rule=given"]
 
 
-def films(folder: Path, numbers: range, *, flipped: bool = False, classes: tuple[int, ...] = (0, 1)) -> None:
+def radiograph_ids(folder: Path, numbers: range, *, flipped: bool = False, classes: tuple[int, ...] = (0, 1)) -> None:
     """Grey noise, brighter where there is a fracture; each number once in each class."""
     for number in numbers:
         for label in classes:
@@ -50,10 +50,10 @@ def watched(registry: Path) -> Iterator[set[str]]:
     def read() -> None:
         try:
             while not over.wait(0.05):
-                if Registry(place(registry)).champion() is not None:
-                    bundle = Registry(place(registry)).champion_bundle()
+                if Registry(storage_path(registry)).champion() is not None:
+                    bundle = Registry(storage_path(registry)).champion_bundle()
                     assert bundle.weights()
-                    seen.add(bundle.place.name)
+                    seen.add(bundle.folder.name)
         except Exception as error:
             failures.append(error)
 
@@ -76,23 +76,23 @@ def failed(registry: Path, tick: str) -> list[str]:
 
 
 def splits(registry: Path, version: int) -> dict[bytes, str]:
-    files = Registry(place(registry)).dataset(version) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset(version) / "files.parquet"
     table = files.read_parquet(["sha256", "split_used"]).to_pydict()
     return dict(zip(table["sha256"], table["split_used"], strict=True))
 
 
 @pytest.fixture(scope="module")
 def first_week(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Path, Path]:
-    """A folder of films, and the registry after its first training."""
+    """A folder of radiographs, and the registry after its first training."""
     folder = tmp_path_factory.mktemp("hospital")
-    films(folder / "films", range(40))
-    assert retraining(folder / "films", folder / "registry", "2026-w45") == 0
-    return folder / "films", folder / "registry"
+    radiograph_ids(folder / "radiographs", range(40))
+    assert retraining(folder / "radiographs", folder / "registry", "2026-w45") == 0
+    return folder / "radiographs", folder / "registry"
 
 
 @pytest.fixture
 def hospital(first_week, tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of it, with the films where they were, as a schedule finds them."""
+    """A copy of it, with the radiographs where they were, as a schedule finds them."""
     folder, registry = first_week
     added = set(folder.rglob("*.png"))
     shutil.copytree(registry, tmp_path / "registry")
@@ -110,7 +110,7 @@ def test_four_weeks(hospital, capsys):
         assert "nothing    new since version 1, which is in use" in capsys.readouterr().out
         assert not (registry / "ticks/2026-w46").exists()
 
-        films(folder, range(100, 125))
+        radiograph_ids(folder, range(100, 125))
         assert retraining(folder, registry, "2026-w47", "--warm-start") == 0
         told = capsys.readouterr().out
         assert "examine    50 of 50" in told, "what was known is not decoded again"
@@ -122,26 +122,26 @@ def test_four_weeks(hospital, capsys):
         assert run["initial_weights"].endswith("registry/versions/0001")
         assert decision(registry, "2026-w47")["new"]["radiographs"] == {"normal": 25, "fracture": 25}
 
-        films(folder, range(200, 225), flipped=True)
+        radiograph_ids(folder, range(200, 225), flipped=True)
         assert retraining(folder, registry, "2026-w48") == retrain.REJECTED
         assert "version 3 rejected: version 2 stays in use" in capsys.readouterr().out
         assert "labels of the new radiographs" in failed(registry, "2026-w48")
         page = (registry / "ticks/2026-w48/report.html").read_text()
         assert "version 3 is rejected" in page
         assert "AUC 0.000 of the champion, which has not seen them, on 50 new radiographs" in page
-        assert Registry(place(registry)).champion() == 2
+        assert Registry(storage_path(registry)).champion() == 2
 
         assert retraining(folder, registry, "2026-w48") == retrain.REJECTED, "a retry of what was decided"
         assert retraining(folder, registry, "2026-w49") == 0
         assert "nothing    new since 2026-w48, which was rejected" in capsys.readouterr().out
 
-        Registry(place(registry), "Ann").rollback("seen in the ward")
-        assert Registry(place(registry)).champion() == 1
+        Registry(storage_path(registry), "Ann").rollback("seen in the ward")
+        assert Registry(storage_path(registry)).champion() == 1
         out = registry.parent / "predictions.parquet"
         predict.main(predict.arguments(["--registry", str(registry), "--data", str(folder), "--out", str(out)]))
         assert "version 1" in capsys.readouterr().out
     assert seen == {"0001", "0002"}
-    told = [(entry.event, entry.version, entry.champion) for entry in Registry(place(registry)).history()]
+    told = [(entry.event, entry.version, entry.champion) for entry in Registry(storage_path(registry)).history()]
     assert told == [("promoted", 1, 1), ("promoted", 2, 2), ("rejected", 3, 2), ("rolled back", 2, 1)]
     predicted = pq.read_table(out).to_pydict()
     assert len(predicted["path"]) == 180
@@ -152,7 +152,7 @@ def test_four_weeks(hospital, capsys):
 
 def copies_under_the_other_label(folder: Path, registry: Path) -> None:
     """Of four radiographs that test the model in use."""
-    files = Registry(place(registry)).dataset(1) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset(1) / "files.parquet"
     rows = files.read_parquet(["path", "split_used", "label"]).to_pylist()
     for row in [row for row in rows if row["split_used"] == "test"][:4]:
         other = "normal" if row["label"] else "fracture"
@@ -164,7 +164,7 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
     ("poison", "rule", "told"),
     [
         pytest.param(
-            lambda folder, registry: films(folder, range(300, 330), classes=(1,)),
+            lambda folder, registry: radiograph_ids(folder, range(300, 330), classes=(1,)),
             "classes",
             "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
             marks=pytest.mark.long,
@@ -179,7 +179,7 @@ def test_a_poisoned_week_is_rejected_and_the_page_says_why(hospital, poison: Cal
     assert retraining(folder, registry, "2026-w46", "--set", "training.epochs=1") == retrain.REJECTED
     assert rule in failed(registry, "2026-w46")
     assert told in (registry / "ticks/2026-w46/report.html").read_text()
-    assert Registry(place(registry)).champion() == 1
+    assert Registry(storage_path(registry)).champion() == 1
 
 
 DECISION = ("history", "champion.json")
@@ -198,7 +198,7 @@ def test_a_retraining_that_was_killed_after_training_goes_on_to_the_same_end(hos
     folder, registry = hospital
     end = state_of(registry)
     for path in undone:
-        place(registry / path).delete()
+        storage_path(registry / path).delete()
     assert retraining(folder, registry, "2026-w45") == 0
     assert "epoch   loss" not in capsys.readouterr().out, "it was not trained again"
     assert state_of(registry) == end
@@ -228,6 +228,6 @@ def test_a_run_that_is_asked_again_after_the_clock_went_back_is_one_of_its_own(h
     shutil.copytree(registry / "runs/2026-w45", registry / "runs/2026-w45-2")
     assert retraining(folder, registry, "2026-w45", "--force") == 0
     assert "tick       2026-w45-2" in capsys.readouterr().out
-    assert [entry.tick for entry in Registry(place(registry)).history()] == ["2026-w45", "2026-w45-2"]
-    assert Registry(place(registry)).champion() == 2
-    assert read_bundle(Registry(place(registry)).bundle(2)).config.data.image_size == 32
+    assert [entry.tick for entry in Registry(storage_path(registry)).history()] == ["2026-w45", "2026-w45-2"]
+    assert Registry(storage_path(registry)).champion() == 2
+    assert read_bundle(Registry(storage_path(registry)).bundle(2)).config.data.image_size == 32

@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fracture.dataset.format import Manifest
+from fracture.dataset.format import Dataset, Manifest
 from fracture.dataset.sampler import row_weights
 from fracture.errors import RunError
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.scores import gather_scores, score_blocks
 from fracture.inference.bundle import read_bundle
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, shell, write_shards
 from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs
 
@@ -33,7 +33,7 @@ PLAIN = (  # nothing whose statistics or draws belong to one worker
     "augment.shift=0",
     "augment.exposure=0",
 )
-AS_IT_IS = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+AS_IT_IS = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms")
 
 
@@ -71,13 +71,13 @@ def test_metrics_count_every_image_once(data, undisturbed):
     """19 validation images in batches of 8 on 2 workers: 9 or 10 each, and never padded or dropped."""
     _, run, history = undisturbed
     scores = pq.read_table(run / "predictions.parquet") if (run / "predictions.parquet").exists() else None
-    scores = scores or gather_scores(place(run), data[1], 2, AS_IT_IS)
+    scores = scores or gather_scores(storage_path(run), Dataset(*data), 2, AS_IT_IS)
     val = scores.filter(np.array(scores["split"]) == "val")
     labels, probabilities = val["label"].to_numpy(), val["probability"].to_numpy()
     best = min(history, key=lambda r: r["val_loss"])
     assert best["val_accuracy"] == pytest.approx(((probabilities >= 0.5) == labels).mean())
     losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
-    weights = row_weights(val["film"].to_numpy(), labels, "radiograph")
+    weights = row_weights(val["radiograph_id"].to_numpy(), labels, "radiograph")
     assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training draws"
     assert best["val_loss"] != pytest.approx(losses.mean(), rel=1e-4)
     for record in history:
@@ -107,7 +107,7 @@ def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, t
         start(
             config.model_copy(update={"compute": config.compute.model_copy(update={"workers": workers})}), data, again
         )
-        tables.append(gather_scores(place(again), data[1], workers, AS_IT_IS))
+        tables.append(gather_scores(storage_path(again), Dataset(*data), workers, AS_IT_IS))
     assert tables[0].equals(tables[1])
 
 
@@ -173,7 +173,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
 
 @pytest.mark.long
 def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
-    shards = place(tmp_path / "shards")
+    shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
     command = [sys.executable, "job/train.py", "--shards", str(shards), "--storage", str(tmp_path), "--run", "cv"]
     for assignment in (*TINY, "training.epochs=1", "compute.workers=1"):
@@ -189,7 +189,7 @@ def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
 
 def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     """On shards none of whose files it was trained on; the tests' shards all have the same hash, so it needs others."""
-    others = place(run.parent / "others")
+    others = storage_path(run.parent / "others")
     write_shards(others, {"test": 20}, hash_byte=7)
     command = [sys.executable, "job/evaluate.py", "--bundle", str(run / "bundle"), "--out", str(run.parent / "out")]
     tried = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
@@ -206,10 +206,12 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     assert "the model was trained on every one of these 20 images, or on others of their radiograph" in known.stderr
 
 
-def _check_that_the_numbers_alone_give_the_same(run: Path, shards: Place, manifest: Manifest) -> None:
+def _check_that_the_numbers_alone_give_the_same(run: Path, shards: StoragePath, manifest: Manifest) -> None:
     """A network built of the bundle's settings and arrays, against what the run said of its own."""
     own = pq.read_table(run / "predictions.parquet", filters=[("split", "=", "test")])
-    fresh = score_blocks(read_bundle(place(run / "bundle")).model(), shards, manifest, "test", rank=0, workers=1)
+    fresh = score_blocks(
+        read_bundle(storage_path(run / "bundle")).model(), Dataset(shards, manifest), "test", rank=0, workers=1
+    )
     assert fresh["row"].to_pylist() == own["row"].to_pylist()
     assert np.allclose(fresh["probability"], own["probability"], rtol=1e-5, atol=1e-7)  # calibrated within, or after
 

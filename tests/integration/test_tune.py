@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from fracture.config import load_config
-from fracture.dataset.format import Manifest
-from fracture.storage import Place, place
+from fracture.dataset.format import Dataset, Manifest
+from fracture.storage import StoragePath, storage_path
 from fracture.training.launch import with_data_of
 from fracture.tuning.space import Result, draw_trials, read_results, trial_run
 from tests.conftest import TINY, shell
@@ -52,12 +52,12 @@ def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_pa
     shards, manifest = data
     one_rate = ["tune.trials=2", "tune.grace_epochs=1", "tune.space={training.learning_rate: {choice: [1e-6]}}"]
     config = with_data_of(load_config(None, [*SEARCH, *one_rate]), manifest)
-    run, history = place(tmp_path / "x"), [{"epoch": n, "val_loss": 0.001, "val_auc": 1.0} for n in (1, 2, 3)]
+    run, history = storage_path(tmp_path / "x"), [{"epoch": n, "val_loss": 0.001, "val_auc": 1.0} for n in (1, 2, 3)]
     log = trial_run(run, 1) / "metrics.jsonl"
     log.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode())
     done = Result.of(1, draw_trials(config)[0], "ended", history)
     results = {1: done}
-    run_trials(config, shards, manifest, run, results, at_once=1)
+    run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert results[1] == done
     assert (results[2].state, results[2].epochs, results[2].best_epoch) == ("stopped early", 1, 1)
     assert read_results(run, config, manifest) == results
@@ -72,12 +72,12 @@ def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_pa
     assert shown[2:] == ["trial   2  stopped early after 1 epoch"]
 
 
-def command(data: tuple[Place, Manifest], storage: Path) -> list[str]:
+def command(data: tuple[StoragePath, Manifest], storage: Path) -> list[str]:
     told = [sys.executable, "job/tune.py", "--shards", str(data[0]), "--storage", str(storage), "--run", "x"]
     return [*told, "--concurrent", "1", *(part for setting in SEARCH for part in ("--set", setting))]
 
 
-def finish(data: tuple[Place, Manifest], storage: Path) -> tuple[str, dict[str, Any]]:
+def finish(data: tuple[StoragePath, Manifest], storage: Path) -> tuple[str, dict[str, Any]]:
     """What the search shows, and its file of results."""
     done = subprocess.run(command(data, storage), env=shell(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -133,8 +133,8 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     few += ["tune.space={training.learning_rate: {choice: [0.001]}}"]
     config = with_data_of(load_config(None, [*SEARCH, *few]), manifest)
     build_backbone(config).save_weights(file)
-    run, results = place(tmp_path / "x"), {}
-    run_trials(config, shards, manifest, run, results, at_once=1)
+    run, results = storage_path(tmp_path / "x"), {}
+    run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert [results[number].epochs for number in (1, 2)] == [2, 2]
     assert not [*(tmp_path / "x").rglob("*.npz"), *(tmp_path / "x").rglob("*.parquet")]
 

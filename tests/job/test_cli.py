@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fracture.lock import holder
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import official_paths, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -110,8 +110,8 @@ def test_a_comparison_that_cannot_be_made_is_told_before_anything_is_trained(
     (tmp_path / "models.yaml").write_text(contenders)
     (tmp_path / "runs/trained").mkdir(parents=True)
     (tmp_path / "runs/trained/run.json").write_text("{}")
-    write_shards(place(tmp_path / "shards"), {"train": 40, "val": 16, "test": 16})
-    write_shards(place(tmp_path / "folds"), {"fold-1": 12, "fold-2": 12, "fold-3": 12})
+    write_shards(storage_path(tmp_path / "shards"), {"train": 40, "val": 16, "test": 16})
+    write_shards(storage_path(tmp_path / "folds"), {"fold-1": 12, "fold-2": 12, "fold-3": 12})
     told = job("compare.py", "--models", "models.yaml", "--storage", str(tmp_path), *arguments, cwd=tmp_path)
     assert told.returncode == 2
     assert message in told.stderr
@@ -150,7 +150,7 @@ def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_p
     ]
     drawing = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while holder(place(tmp_path / "runs/x/lock")) is None:
+    while holder(storage_path(tmp_path / "runs/x/lock")) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     if how == "SIGTERM":

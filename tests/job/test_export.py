@@ -10,7 +10,7 @@ import pytest
 from export import _lines, _name, main
 
 from fracture.evaluation.metrics import compute_metrics
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import TINY, quick_bundle
 
 JOB = Path(__file__).parents[2] / "job/export.py"
@@ -53,7 +53,7 @@ def test_what_8_bits_cost_is_told(slipped: int, told: bool):
         for name, scores in {"bundle": exact, "model.tflite": exact, "model-int8.tflite": quantised}.items()
     }
     content = {"format": "tflite", "input": {"shape": [None, 32, 32, 1]}, "threshold": 0.5, "test": test}
-    lines = _lines(content | {"files": {}, "largest_difference": 0.0}, place("exports"))
+    lines = _lines(content | {"files": {}, "largest_difference": 0.0}, storage_path("exports"))
     caveat = "CAVEAT     INT8: its AUC is 0.025 below the bundle's. Take the float form."
     assert (lines[-1] == caveat) == told
 
@@ -78,7 +78,7 @@ def test_a_person_with_keras_3_alone_runs_the_line_that_the_screen_gives(bundle,
     ],
 )
 def test_the_name_of_an_export(path: str, name: str):
-    assert _name(place(path)) == name
+    assert _name(storage_path(path)) == name
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ import retrain
 
 from fracture.errors import UsageError
 from fracture.lock import Lease, claim_of_this_process
-from fracture.registry.registry import Entry, Registry, State
-from fracture.storage import place
+from fracture.registry.registry import Registry, RegistryDecision, TickState
+from fracture.storage import storage_path
 from tests.conftest import ROOT, official_paths
 
 NOW = datetime(2026, 11, 24, 17, 5, tzinfo=UTC)
 
 
-def asked(*flags: str) -> argparse.Namespace:
-    return retrain.arguments(["--data", "films", "--registry", "registry", *flags])
+def request_hash(*flags: str) -> argparse.Namespace:
+    return retrain.arguments(["--data", "radiographs", "--registry", "registry", *flags])
 
 
 @pytest.mark.parametrize(
@@ -34,31 +34,36 @@ def asked(*flags: str) -> argparse.Namespace:
     ],
 )
 def test_a_tick_is_named_by_the_scheduler_or_the_time(flags: list[str], tick: str):
-    assert retrain._tick(asked(*flags), NOW) == tick
+    assert retrain._tick(request_hash(*flags), NOW) == tick
 
 
 def test_the_last_days_of_a_year_are_of_the_week_they_are_in():
-    assert retrain._tick(asked(), datetime(2027, 1, 1, tzinfo=UTC)) == "2026-w53"
+    assert retrain._tick(request_hash(), datetime(2027, 1, 1, tzinfo=UTC)) == "2026-w53"
 
 
 class Decided(Registry):
     """With a history of w1, something by hand, w2 and w2-2; and the ticks that are not through."""
 
-    def __init__(self, *unfinished: str) -> None:
-        self._unfinished = unfinished
+    def __init__(self, *find_unfinished_tick: str) -> None:
+        self._unfinished = find_unfinished_tick
 
-    def history(self) -> list[Entry]:
-        asked = [("w1", "a"), ("", ""), ("w2", "a"), ("w2-2", "b")]
+    def history(self) -> list[RegistryDecision]:
+        request_hash = [("w1", "a"), ("", ""), ("w2", "a"), ("w2-2", "b")]
         facts = {"time": NOW, "who": "", "event": "rejected", "version": 1, "champion": None}
-        return [Entry(number=n, tick=tick, asked=what, **facts) for n, (tick, what) in enumerate(asked, 1)]
+        return [
+            RegistryDecision(number=n, tick=tick, request_hash=what, **facts)
+            for n, (tick, what) in enumerate(request_hash, 1)
+        ]
 
-    def state(self, tick: str) -> State:
+    def state(self, tick: str) -> TickState:
         through = tick not in self._unfinished
-        return State(after_entry=0, asked="", recipe="", shards="", notified=through)
+        return TickState(after_entry=0, request_hash="", recipe="", shards="", notified=through)
 
 
-def which(tick: str, what: str, *, force: bool = False, unfinished: tuple[str, ...] = ()) -> tuple[str, int | None]:
-    name, done = retrain._which(Decided(*unfinished), tick, what, force)
+def which(
+    tick: str, what: str, *, force: bool = False, find_unfinished_tick: tuple[str, ...] = ()
+) -> tuple[str, int | None]:
+    name, done = retrain._which(Decided(*find_unfinished_tick), tick, what, force)
     return name, done and done.number
 
 
@@ -69,7 +74,7 @@ def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_a
     assert which("w2", "c") == ("w2-3", None)
     assert which("w1", "b") == ("w1-2", None), "also where the clock went back"
     assert which("w1", "a", force=True) == ("w1-2", None)
-    assert which("w1", "a", force=True, unfinished=("w1",)) == ("w1", 1), "killed after its decision"
+    assert which("w1", "a", force=True, find_unfinished_tick=("w1",)) == ("w1", 1), "killed after its decision"
 
 
 @pytest.mark.parametrize(
@@ -93,25 +98,25 @@ def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_a
 )
 def test_a_mistake_is_told_before_anything_is_read(flags: list[str], message: str):
     with pytest.raises(UsageError, match=message):
-        retrain.main(asked(*flags))
+        retrain.main(request_hash(*flags))
 
 
 def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, image_folder, monkeypatch, capsys):
-    lock = place(tmp_path) / "registry/locks/retraining"
-    image_folder(*official_paths(), root="films")
+    lock = storage_path(tmp_path) / "registry/locks/retraining"
+    image_folder(*official_paths(), root="radiographs")
     monkeypatch.chdir(tmp_path)
     with Lease(lock, claim_of_this_process("retrain.py"), "it", lost=lambda: None):
-        assert retrain.main(asked()) == 0
+        assert retrain.main(request_hash()) == 0
     assert "busy       the retraining of " in capsys.readouterr().out
     assert not (tmp_path / "registry/ticks").exists()
 
 
 def test_the_registry_may_not_lie_in_the_data(tmp_path: Path, image_folder, monkeypatch):
-    folder = image_folder(*official_paths(), root="films")
+    folder = image_folder(*official_paths(), root="radiographs")
     monkeypatch.chdir(tmp_path)
     before = sorted(folder.rglob("*"))
     with pytest.raises(UsageError, match="may not lie inside the data folder, which is never written to"):
-        retrain.main(retrain.arguments(["--data", "films", "--registry", "films/registry"]))
+        retrain.main(retrain.arguments(["--data", "radiographs", "--registry", "radiographs/registry"]))
     assert sorted(folder.rglob("*")) == before
 
 

@@ -10,7 +10,7 @@ from fracture.config import Config, load_config
 from fracture.errors import RunError, UsageError
 from fracture.models import build_model, weight_shapes
 from fracture.models.transfer import build_backbone, build_head
-from fracture.storage import place
+from fracture.storage import storage_path
 from fracture.training.learner import _freeze
 from fracture.training.phases import Phase, most_epochs, phases
 from fracture.training.pretrained import keep_backbone, read_backbone
@@ -70,7 +70,7 @@ def test_backbone_and_head_are_the_model_and_their_weights_its_list(name: str):
 def test_weights_of_a_file_are_kept_with_the_run(drawn: keras.Model, tmp_path: Path):
     drawn.save_weights(tmp_path / "mine.h5")
     config = settings("mobilenetv2", f"transfer.weights={tmp_path / 'mine.h5'}")
-    run = place(tmp_path / "run")
+    run = storage_path(tmp_path / "run")
     keep_backbone(run, config, None)
     (tmp_path / "mine.h5").unlink()
     keep_backbone(run, config, None)  # as when the run is resumed
@@ -85,8 +85,8 @@ def test_weights_of_imagenet_come_from_the_cache_of_keras(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".keras/models").mkdir(parents=True)
     drawn.save_weights(tmp_path / ".keras/models/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5")
-    keep_backbone(place(tmp_path / "run"), settings(), None)
-    assert np.array_equal(read_backbone(place(tmp_path / "run"), settings())[0], drawn.get_weights()[0])
+    keep_backbone(storage_path(tmp_path / "run"), settings(), None)
+    assert np.array_equal(read_backbone(storage_path(tmp_path / "run"), settings())[0], drawn.get_weights()[0])
 
 
 def test_a_download_that_fails_says_what_else_can_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -95,13 +95,15 @@ def test_a_download_that_fails_says_what_else_can_be_done(tmp_path: Path, monkey
     with pytest.raises(
         RunError, match=r"ImageNet weights of mobilenetv2 cannot be downloaded: .*transfer.weights=none"
     ):
-        keep_backbone(place(tmp_path / "run"), settings(), None)
+        keep_backbone(storage_path(tmp_path / "run"), settings(), None)
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_do_not_fit_are_refused(drawn: keras.Model, tmp_path: Path):
     def keep(name: str) -> None:
-        keep_backbone(place(tmp_path / "run"), settings("mobilenetv2", f"transfer.weights={tmp_path / name}"), None)
+        keep_backbone(
+            storage_path(tmp_path / "run"), settings("mobilenetv2", f"transfer.weights={tmp_path / name}"), None
+        )
 
     with pytest.raises(
         UsageError, match=r"none.h5': there is no such file, or it does not end in .h5. Name imagenet, none, or a file"
@@ -125,7 +127,7 @@ def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_pa
     from fracture.inference.bundle import read_bundle
 
     small = ["model.name=mobilenetv2", "data.image_size=32", "transfer.weights=/gone.h5"]
-    probabilities = read_bundle(place(quick_bundle(tmp_path, *small))).model()(IMAGES)
+    probabilities = read_bundle(storage_path(quick_bundle(tmp_path, *small))).model()(IMAGES)
     assert probabilities.shape == (3, 1)
 
 

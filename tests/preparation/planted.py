@@ -1,4 +1,4 @@
-"""Radiographs with planted copies: what people and programs do to a film before it turns up again."""
+"""Radiographs with planted copies: what people and programs do to a radiograph before it turns up again."""
 
 import io
 from collections.abc import Callable

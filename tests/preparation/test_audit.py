@@ -10,7 +10,7 @@ from fracture.preparation.duplicates.grouping import LINKS
 from fracture.preparation.examine import FACTS, examine
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile, Source
-from fracture.storage import place
+from fracture.storage import storage_path
 
 DRAWN = [data for _, (_, data) in zip(range(12), draw_sample(SampleConfig(images=60)), strict=False)]
 
@@ -178,7 +178,7 @@ def test_the_screen_says_it_in_ten_lines_and_the_alarms(facts):
     assert len([line for line in lines if not line.startswith("ALARM")]) <= 10
     assert not any("no split was found" in line for line in lines)
     assert (
-        "leakage    3 of 3 test images are in training too (1 the same bytes, 1 the same film, edited, 1 the same "
+        "leakage    3 of 3 test images are in training too (1 the same bytes, 1 the same radiograph, edited, 1 the "
         in ("\n".join(lines))
     )
     assert "conflicts  radiographs under both labels: 1" in lines
@@ -194,14 +194,14 @@ def test_names_of_files_are_text_and_no_html(facts):
     script = "<script>alert(1)</script>"
     names = [f"{script}/{path}" for path in facts["path"].to_pylist()]
     facts = facts.set_column(facts.schema.get_field_index("path"), facts.schema.field("path"), pa.array(names))
-    source = Source({"": place(f"/data/{script}")}, (), {"fracture": [script]}, True, "")
+    source = Source({"": storage_path(f"/data/{script}")}, (), {"fracture": [script]}, True, "")
     page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;/") > 7
 
 
 def test_the_page_holds_pictures_and_escapes_names(facts):
-    source = Source({"": place("/data/<wrists>")}, (), {}, True, "")
+    source = Source({"": storage_path("/data/<wrists>")}, (), {}, True, "")
     page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
     assert page.count("data:image/png;base64,") == 10  # two pairs, and four of the conflict
     assert "&lt;wrists&gt;" in page

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.config import DataConfig
-from fracture.dataset.format import MANIFEST, Manifest, images_of, read_manifest, read_rows
+from fracture.dataset.format import MANIFEST, Dataset, Manifest, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.preparation.audit import audit_lines
 from fracture.preparation.decode import decode
@@ -23,7 +23,7 @@ from fracture.preparation.preprocess import (
     write_audit,
 )
 from fracture.preparation.source import Source, find_source
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import official_paths, small_disk
 from tests.preparation.planted import encoded
 
@@ -33,12 +33,12 @@ CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs) -> Manifest:
     source = source_of(folder, config)
-    examined = examine_source(source, place(out), config, to_write=True)
-    return preprocess(examined, place(out), config, **kwargs)
+    examined = examine_source(source, storage_path(out), config, to_write=True)
+    return preprocess(examined, storage_path(out), config, **kwargs)
 
 
 def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
-    return find_source([place(folder)], config)
+    return find_source([storage_path(folder)], config)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def test_every_image_is_in_a_shard_with_its_pixels_label_and_source(image_folder
     assert manifest.split == "official"
     assert manifest.counts == {s: {"normal": 4, "fracture": 4} for s in ("train", "val", "test")}
     assert [len(manifest.shards[s]) for s in ("train", "val", "test")] == [3, 3, 3]
-    table = read_rows(place(tmp_path / "out"), manifest, "train", 0, 8)
+    table = Dataset(storage_path(tmp_path / "out"), manifest).read("train", 0, 8)
     for row, pixels in zip(table.to_pylist(), images_of(table, 32), strict=True):
         assert np.array_equal(pixels[..., 0], decode((folder / row["source"]).read_bytes(), 32).pixels)
         assert row["label"] == (1 if "/fractured/" in row["source"] else 0)
@@ -77,13 +77,13 @@ def test_rows_are_shuffled_by_the_seed(image_folder, tmp_path):
     orders = []
     for seed in (0, 1):
         manifest = run(folder, tmp_path / str(seed), DataConfig(image_size=32, seed=seed))
-        orders.append(read_rows(place(tmp_path / str(seed)), manifest, "train", 0, 16)["source"].to_pylist())
+        orders.append(Dataset(storage_path(tmp_path / str(seed)), manifest).read("train", 0, 16)["source"].to_pylist())
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) != orders[0]
 
 
 def test_what_is_done_is_known_until_input_or_settings_change(image_folder, tmp_path):
-    folder, out = image_folder(*official_paths(4)), place(tmp_path / "out")
+    folder, out = image_folder(*official_paths(4)), storage_path(tmp_path / "out")
     manifest = run(folder, tmp_path / "out")
     assert find_done(source_of(folder), out, CONFIG) == manifest
     other = DataConfig(image_size=48)
@@ -110,15 +110,15 @@ def test_interrupted_it_leaves_what_was_there_before(image_folder, tmp_path):
 
     with pytest.raises(Killed):
         run(folder, out, progress=die)
-    assert read_manifest(place(out)) == before
-    assert read_rows(place(out), before, "train", 0, 8).num_rows == 8
+    assert read_dataset(storage_path(out)).manifest == before
+    assert Dataset(storage_path(out), before).read("train", 0, 8).num_rows == 8
 
 
 def test_interrupted_the_first_time_there_is_no_data_set(image_folder, tmp_path):
     run(image_folder(*official_paths(2)), tmp_path / "out")
     (tmp_path / "out" / MANIFEST).unlink()
     with pytest.raises(UsageError, match="holds no shards"):
-        read_manifest(place(tmp_path / "out"))
+        read_dataset(storage_path(tmp_path / "out"))
     assert run(image_folder(*official_paths(2)), tmp_path / "out").rows("train") == 4
 
 
@@ -133,7 +133,7 @@ def test_unreadable_files_are_listed_with_reason_and_never_touched(image_folder,
         ("val/not fractured/1.png", "val", "not an image"),
     ]
     assert (manifest.rows("train"), manifest.rows("val")) == (39, 39)
-    audit = read_audit(place(tmp_path / "out"))
+    audit = read_audit(storage_path(tmp_path / "out"))
     assert "rejected   2 files (1.67%): 1 empty file, 1 not an image; paths in audit.json" in audit_lines(audit)
     assert {p: p.read_bytes() for p in folder.rglob("*.png")} == before
 
@@ -191,7 +191,7 @@ def test_a_leaky_split_is_made_anew_from_whole_groups(image_folder, tmp_path):
     }
     files = pq.read_table(tmp_path / "out/files.parquet").to_pandas()
     used = files[files.split_used != ""]
-    assert (used.groupby("group").split_used.nunique() == 1).all()
+    assert (used.groupby("group_id").split_used.nunique() == 1).all()
     assert len(used) == 32
     assert summary(manifest)[1].startswith("  train    22 images: 10 fracture of 10 groups, 12 normal of 12 groups")
 
@@ -250,7 +250,7 @@ def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path)
     """That of the champion, whatever was prepared since."""
     folder, test, _, config = grown(image_folder, tmp_path / "champion")
     champion = splits_of(tmp_path / "champion")
-    out, there = tmp_path / "out", place(tmp_path / "champion")
+    out, there = tmp_path / "out", storage_path(tmp_path / "champion")
     with pytest.raises(UsageError, match=r"data.seed = 1 would deal .* anew, .* trained with 0: .*Keep 0, or begin"):
         run(folder, out, config.model_copy(update={"seed": 1}), before=there)
     run(folder, out, config.model_copy(update={"seed": 1}))
@@ -261,8 +261,8 @@ def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path)
     assert {p: after[p] for p in champion if champion[p] == "train"} == {
         p: split for p, split in champion.items() if split == "train"
     }
-    assert find_done(source_of(folder, config), place(out), config, there) is not None
-    assert find_done(source_of(folder, config), place(out), config) is None
+    assert find_done(source_of(folder, config), storage_path(out), config, there) is not None
+    assert find_done(source_of(folder, config), storage_path(out), config) is None
 
 
 def test_what_has_left_test_trains_nothing_in_later_weeks_nor_do_its_copies(image_folder, tmp_path):
@@ -276,7 +276,7 @@ def test_what_has_left_test_trains_nothing_in_later_weeks_nor_do_its_copies(imag
             (folder / test).unlink()
             (folder / "fracture/other.png").unlink()
             cv2.imwrite(str(copy), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 0])
-        run(folder, tmp_path / f"week{week}", config, before=place(tmp_path / f"week{week - 1}"))
+        run(folder, tmp_path / f"week{week}", config, before=storage_path(tmp_path / f"week{week - 1}"))
         of_it = {"fracture/other.png", "fracture/copy.png", test}
         assert {s for path, s in splits_of(tmp_path / f"week{week}").items() if path in of_it} == {"retired"}
 
@@ -288,10 +288,10 @@ def test_what_was_away_comes_back_to_where_it_was(image_folder, tmp_path):
     away = {path: (folder / path).read_bytes() for path in sorted(before)[::2]}
     for path in away:
         (folder / path).unlink()
-    run(folder, tmp_path / "week2", before=place(tmp_path / "week1"))
+    run(folder, tmp_path / "week2", before=storage_path(tmp_path / "week1"))
     for path, data in away.items():
         (folder / path).write_bytes(data)
-    run(folder, tmp_path / "week3", before=place(tmp_path / "week2"))
+    run(folder, tmp_path / "week3", before=storage_path(tmp_path / "week2"))
     assert splits_of(tmp_path / "week3") == before
 
 
@@ -300,7 +300,7 @@ def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp
     config = DataConfig(image_size=32)
     run(folder, tmp_path / "champion", config)
     (folder / "test/fractured/0.png").rename(folder / "train/fractured/9.png")
-    manifest = run(folder, tmp_path / "out", config, before=place(tmp_path / "champion"))
+    manifest = run(folder, tmp_path / "out", config, before=storage_path(tmp_path / "champion"))
     assert manifest.split_reason == "ours, whole groups: 1 images that were test are in other splits as found"
     assert splits_of(tmp_path / "out")["train/fractured/9.png"] == "test"
     official = config.model_copy(update={"split": "official"})
@@ -309,12 +309,12 @@ def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp
     with pytest.raises(
         UsageError, match=r"'train/fractured/8.png' lies in training or validation, and has tested the champion. Move"
     ):
-        run(folder, tmp_path / "out", official, before=place(tmp_path / "champion"))
+        run(folder, tmp_path / "out", official, before=storage_path(tmp_path / "champion"))
 
 
 def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):
     config = DataConfig(image_size=32)
-    out = place(tmp_path / "audit")
+    out = storage_path(tmp_path / "audit")
     write_audit(out, examine_source(source_of(leaky(image_folder), config), out, config))
     left = {p.name for p in (tmp_path / "audit").iterdir()}
     assert left == {"audit.json", "audit.html", "links.csv", "examined.parquet", "compared.parquet"}
@@ -336,7 +336,7 @@ def test_grouped_folds(image_folder, tmp_path):
     assert sorted(manifest.rows(fold) for fold in manifest.folds) == [10, 11, 11]
     files = pq.read_table(tmp_path / "out/files.parquet").to_pandas()
     used = files[files.split_used != ""]
-    assert (used.groupby("group").split_used.nunique() == 1).all()
+    assert (used.groupby("group_id").split_used.nunique() == 1).all()
 
 
 def test_folds_by_source(image_folder, tmp_path):
@@ -344,12 +344,12 @@ def test_folds_by_source(image_folder, tmp_path):
     for number, file in enumerate(sorted(roots[1].rglob("*.png"))):
         file.write_bytes(encoded(np.random.default_rng(1000 + number).integers(0, 256, (40, 36), np.uint8)))
     config = DataConfig(image_size=32, folds="source")
-    source = find_source([place(root) for root in roots], config)
-    out = place(tmp_path / "out")
+    source = find_source([storage_path(root) for root in roots], config)
+    out = storage_path(tmp_path / "out")
     manifest = preprocess(examine_source(source, out, config), out, config)
     assert manifest.folds == ["north", "south"]
     south = manifest.fold(2)
-    table = read_rows(place(tmp_path / "out"), south, "test", 0, south.rows("test"))
+    table = Dataset(storage_path(tmp_path / "out"), south).read("test", 0, south.rows("test"))
     assert set(table["origin"].to_pylist()) == {"south"}
     assert south.rows("test") == 24
     assert {split: south.rows(split) for split in ("train", "val")} == {"train": 20, "val": 4}
@@ -390,13 +390,13 @@ def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
     shard = tmp_path / "out" / manifest.shards["train"][0].file
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500])
-    assert find_done(source_of(folder), place(tmp_path / "out"), CONFIG) is None
+    assert find_done(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
     assert run(folder, tmp_path / "out") == manifest
     assert shard.read_bytes() == whole
     shard.write_bytes(bytes(len(whole)))
     image_folder("train/fractured/more.png")
     assert run(folder, tmp_path / "out").rows("train") == 5
-    assert read_rows(place(tmp_path / "out"), read_manifest(place(tmp_path / "out")), "train", 0, 5).num_rows == 5
+    assert read_dataset(storage_path(tmp_path / "out")).read("train", 0, 5).num_rows == 5
 
 
 def test_shards_may_not_reach_the_data_by_a_detour(image_folder, tmp_path):
@@ -423,7 +423,7 @@ def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
 def test_a_disk_that_fills_up_while_shards_are_written(image_folder, tmp_path):
     source = source_of(image_folder(*official_paths(20)))
     with small_disk(tmp_path / "small", kilobytes=8000) as disk:
-        out = place(disk / "out")
+        out = storage_path(disk / "out")
         examined = examine_source(source, out, CONFIG, to_write=True)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
@@ -436,14 +436,14 @@ def test_a_disk_that_fills_up_while_shards_are_written(image_folder, tmp_path):
 def test_pixels_that_waited_are_used_only_if_they_are_those_that_were_looked_at(image_folder, tmp_path, spoil):
     folder = image_folder(*official_paths(4))
     run(folder, tmp_path / "expected")
-    examined = examine_source(source_of(folder), place(tmp_path / "out"), CONFIG, to_write=True)
+    examined = examine_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG, to_write=True)
     [waiting] = (tmp_path / "out").glob("pixels-*.raw")
     pixels = waiting.read_bytes()
     if spoil == "gone":
         waiting.unlink()
     else:
         waiting.write_bytes(pixels[::-1] if spoil == "another job's" else pixels[: len(pixels) // 2 + 7])
-    preprocess(examined, place(tmp_path / "out"), CONFIG)
+    preprocess(examined, storage_path(tmp_path / "out"), CONFIG)
     assert content(tmp_path / "out") == content(tmp_path / "expected")
 
 
@@ -495,20 +495,23 @@ def test_a_clean_split_that_becomes_leaky_moves_only_what_leaks(image_folder, tm
 
 def test_settings_that_differ_from_those_of_the_shards_are_named(image_folder, tmp_path):
     run(image_folder(*official_paths()), tmp_path / "out")
-    assert changed_settings(place(tmp_path / "out"), CONFIG) == []
+    assert changed_settings(storage_path(tmp_path / "out"), CONFIG) == []
     other = CONFIG.model_copy(update={"split": "group", "seed": 3})
-    assert changed_settings(place(tmp_path / "out"), other) == ["data.seed 0 -> 3", "data.split 'auto' -> 'group'"]
-    assert changed_settings(place(tmp_path / "nothing"), CONFIG) == []
+    assert changed_settings(storage_path(tmp_path / "out"), other) == [
+        "data.seed 0 -> 3",
+        "data.split 'auto' -> 'group'",
+    ]
+    assert changed_settings(storage_path(tmp_path / "nothing"), CONFIG) == []
 
 
 def test_other_settings_go_to_another_folder():
-    source = Source({"": place("/data/wrists")}, (), {}, False, "")
+    source = Source({"": storage_path("/data/wrists")}, (), {}, False, "")
     names = {shards_name(source, DataConfig(seed=seed)) for seed in (0, 0, 1)}
     assert len(names) == 2
     assert all(name.startswith("wrists-") for name in names)
 
 
-def film(number: int) -> np.ndarray:
+def radiograph_id(number: int) -> np.ndarray:
     generator = np.random.default_rng(number)
     layers = (
         cv2.resize(generator.normal(size=(n, n)), (96, 96), interpolation=cv2.INTER_CUBIC) * 30 for n in (5, 12, 40)
@@ -530,26 +533,28 @@ def test_a_folder_that_has_grown_costs_what_is_new_and_gives_what_a_fresh_start_
     for number, path in enumerate(official_paths(2)):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded(film(number)))
-        file.with_name(f"{file.stem}-mirrored.png").write_bytes(encoded(film(number)[:, ::-1]))
+        file.write_bytes(encoded(radiograph_id(number)))
+        file.with_name(f"{file.stem}-mirrored.png").write_bytes(encoded(radiograph_id(number)[:, ::-1]))
         shutil.copy2(file, file.with_name(f"{file.stem}-copy.png"))
     (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
     config = config.model_copy(update={"max_rejected_fraction": 0.5})
     known = list(folder.rglob("*.png"))
     run(folder, tmp_path / "out", config)
     again: list[str] = []
-    examine_source(source_of(folder, config), place(tmp_path / "out"), config, lambda what, *_: again.append(what))
+    examine_source(
+        source_of(folder, config), storage_path(tmp_path / "out"), config, lambda what, *_: again.append(what)
+    )
     assert again == [], "no file is examined, no pair compared"
 
-    (folder / "train/fractured/new.png").write_bytes(encoded(film(99)))
-    (folder / "val/not fractured/new-mirrored.png").write_bytes(encoded(film(99)[:, ::-1]))
+    (folder / "train/fractured/new.png").write_bytes(encoded(radiograph_id(99)))
+    (folder / "val/not fractured/new-mirrored.png").write_bytes(encoded(radiograph_id(99)[:, ::-1]))
     (folder / "test/fractured/0-mirrored.png").unlink()
     (folder / "test/fractured/1-mirrored.png").rename(folder / "test/fractured/renamed.png")
     shutil.copytree(folder, tmp_path / "elsewhere")
     run(tmp_path / "elsewhere", tmp_path / "fresh", config)
     blank_out(*(file for file in known if file.exists()))
     told: list[tuple[str, int, int | None]] = []
-    source, out = source_of(folder, config), place(tmp_path / "out")
+    source, out = source_of(folder, config), storage_path(tmp_path / "out")
     preprocess(examine_source(source, out, config, lambda *event: told.append(event)), out, config)
     assert ("examine", 3, 3) in told
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
@@ -574,7 +579,7 @@ def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatc
     (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
     config = CONFIG.model_copy(update={"max_rejected_fraction": 0.5})
     run(folder, tmp_path / "undisturbed", config)
-    out = place(tmp_path / "out")
+    out = storage_path(tmp_path / "out")
     examined = examine_source(source_of(folder, config), out, config, to_write=True)
     assert len(list((tmp_path / "out").glob("pixels-*.raw"))) == 5
     blank_out(*folder.rglob("*.png"))  # no file is read again
@@ -585,7 +590,7 @@ def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatc
 def test_a_killed_job_keeps_what_it_has_looked_at(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 4)
     monkeypatch.setattr("fracture.preparation.preprocess._KEPT_EVERY", -1)
-    source, out = source_of(image_folder(*official_paths(4))), place(tmp_path / "out")
+    source, out = source_of(image_folder(*official_paths(4))), storage_path(tmp_path / "out")
 
     def die(what: str, done: int, total: int | None) -> None:
         if done == 8:
@@ -602,7 +607,7 @@ def test_pixels_are_not_taken_from_shards_that_other_code_made(image_folder, tmp
     folder = image_folder(*official_paths(4))
     run(folder, tmp_path / "out")
     monkeypatch.setattr("PIL.__version__", "0")
-    assert find_done(source_of(folder), place(tmp_path / "out"), CONFIG) is None
+    assert find_done(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
     blank_out(*folder.rglob("0.png"))
     with pytest.raises(UsageError, match=r"6 of 24 files \(25.0%\) are unreadable \(6 not an image"):
         run(folder, tmp_path / "out")
@@ -610,15 +615,17 @@ def test_pixels_are_not_taken_from_shards_that_other_code_made(image_folder, tmp
 
 def test_what_is_known_of_one_folder_says_nothing_of_another(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
-    examine_source(source_of(folder), place(tmp_path / "out"), CONFIG)
+    examine_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG)
     shutil.copytree(folder, tmp_path / "other")
     told: list[tuple[str, int, int | None]] = []
-    examine_source(source_of(tmp_path / "other"), place(tmp_path / "out"), CONFIG, lambda *event: told.append(event))
+    examine_source(
+        source_of(tmp_path / "other"), storage_path(tmp_path / "out"), CONFIG, lambda *event: told.append(event)
+    )
     assert ("examine", 12, 12) in told
 
 
 def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_folder, tmp_path, monkeypatch):
-    source, out = source_of(image_folder(*official_paths(2))), place(tmp_path / "out")
+    source, out = source_of(image_folder(*official_paths(2))), storage_path(tmp_path / "out")
     examine_source(source, out, CONFIG)
 
     def examined_again(config: DataConfig = CONFIG) -> bool:
@@ -640,7 +647,7 @@ def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_fol
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(image_folder, tmp_path):
-    source, out = source_of(image_folder(*official_paths(2))), place(tmp_path / "out")
+    source, out = source_of(image_folder(*official_paths(2))), storage_path(tmp_path / "out")
     file = tmp_path / "data" / source.files[3].path
     file.rename(tmp_path / "away.png")
     assert examine_source(source, out, CONFIG).audit.rejected[0].reason == "cannot be opened"

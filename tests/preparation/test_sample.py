@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from fracture.config import DataConfig, SampleConfig
 from fracture.preparation.sample import draw_sample, make_sample
 from fracture.preparation.source import find_source
-from fracture.storage import place
+from fracture.storage import storage_path
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_size_and_brightness_alone_do_not_tell_a_fracture():
 
 
 def test_a_sample_folder_is_a_source_marked_synthetic_and_made_once(tmp_path):
-    folder, config = place(tmp_path / "sample"), SampleConfig(images=60)
+    folder, config = storage_path(tmp_path / "sample"), SampleConfig(images=60)
     told = []
     make_sample(folder, config, told.append)
     source = find_source([folder], DataConfig())

@@ -7,12 +7,12 @@ from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
 from fracture.preparation.source import Source, find_source, keyed_hash
-from fracture.storage import place
+from fracture.storage import storage_path
 from tests.conftest import official_paths
 
 
 def found(folder: Path, config: DataConfig | None = None, **kwargs) -> Source:
-    return find_source([place(folder)], config or DataConfig(), **kwargs)
+    return find_source([storage_path(folder)], config or DataConfig(), **kwargs)
 
 
 def count(source: Source, split: str, label: int | None = None) -> int:
@@ -76,12 +76,14 @@ def test_a_split_that_cannot_be_used_is_no_error_unless_asked_for(image_folder, 
 
 def test_several_folders_are_origins_of_their_own(image_folder):
     roots = [image_folder(*official_paths(1), root=name) for name in ("north", "south")]
-    source = find_source([place(root) for root in roots], DataConfig())
+    source = find_source([storage_path(root) for root in roots], DataConfig())
     assert {(f.origin, f.path.split("/")[0]) for f in source.files} == {("north", "north"), ("south", "south")}
     path = "south/val/fractured/0.png"
     assert source.place_of(path).read_bytes() == (roots[1] / "val/fractured/0.png").read_bytes()
     with pytest.raises(UsageError, match=r"two folders are named 'north', and the name tells origins apart"):
-        find_source([place(roots[0]), place(image_folder(*official_paths(1), root="deep/north"))], DataConfig())
+        find_source(
+            [storage_path(roots[0]), storage_path(image_folder(*official_paths(1), root="deep/north"))], DataConfig()
+        )
 
 
 LABELS = """path,label,patient,source
@@ -93,7 +95,7 @@ sub/c.png,normal,,
 
 def labelled(folder: Path, text: str) -> Source:
     (folder / "labels.csv").write_text(text)
-    return found(folder, labels=place(folder / "labels.csv"))
+    return found(folder, labels=storage_path(folder / "labels.csv"))
 
 
 def test_a_labels_file_says_what_is_what(image_folder):
@@ -111,7 +113,7 @@ def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_fo
     folder = image_folder("a.png", "b.png")
     (folder / "labels.csv").write_text("Path, Label , PATIENT\na.png,1,ann\nb.png,0,ben\n")
     swapped = DataConfig(fracture_folders=("0",), normal_folders=("1",))
-    files = find_source([place(folder)], swapped, place(folder / "labels.csv")).files
+    files = find_source([storage_path(folder)], swapped, storage_path(folder / "labels.csv")).files
     assert [(f.label, f.patient) for f in files] == [(0, "ann"), (1, "ben")]
 
 
@@ -155,7 +157,7 @@ def test_an_immense_labels_file_is_not_read(image_folder):
     with (folder.parent / "labels.csv").open("wb") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
     with pytest.raises(UsageError, match=r"labels.csv has 1,099,511,627,776 bytes, over the limit"):
-        found(folder, labels=place(folder.parent / "labels.csv"))
+        found(folder, labels=storage_path(folder.parent / "labels.csv"))
 
 
 def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
@@ -168,7 +170,7 @@ def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
         found(folder)
     (folder / "labels.csv").write_text("path,label\ntrain/fractured/9.png,1\ntrain/not fractured/0.png,0\n")
     with pytest.raises(UsageError, match=told):
-        found(folder, labels=place(folder / "labels.csv"))
+        found(folder, labels=storage_path(folder / "labels.csv"))
 
 
 @pytest.mark.parametrize("target", ["/etc", "..", ".", "../not fractured"])
@@ -199,9 +201,9 @@ def test_what_is_no_file_is_not_opened(image_folder):
 def test_a_labels_file_that_is_not_there_or_for_several_folders(image_folder, tmp_path):
     folder = image_folder(*official_paths(1))
     with pytest.raises(UsageError, match=r"--labels .*nowhere.csv: cannot be read as text"):
-        found(folder, labels=place(tmp_path / "nowhere.csv"))
+        found(folder, labels=storage_path(tmp_path / "nowhere.csv"))
     with pytest.raises(UsageError, match="--labels belongs to one --data folder"):
-        find_source([place(folder), place(folder)], DataConfig(), place(tmp_path / "labels.csv"))
+        find_source([storage_path(folder), storage_path(folder)], DataConfig(), storage_path(tmp_path / "labels.csv"))
 
 
 def test_the_stamp_follows_the_files(image_folder):

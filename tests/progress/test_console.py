@@ -5,7 +5,7 @@ import pytest
 
 from fracture.config import load_config
 from fracture.progress import console as screen_module
-from fracture.progress.console import Screen
+from fracture.progress.console import Console
 from fracture.training.phases import Phase
 
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 def shown(*events: dict, stream: io.StringIO | None = None, settings: tuple[str, ...] = ()) -> str:
     stream = stream or io.StringIO()
-    screen = Screen(load_config(None, ["training.epochs=5", *settings]), stream)
+    screen = Console(load_config(None, ["training.epochs=5", *settings]), stream)
     for event in events:
         screen.show(event)
     screen.close()
@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_names_the_rate_that_was_too_high():
         (Phase("all", 5, 1e-3), r"Lower training.learning_rate (0.001) and"),
         (Phase("layers", 5, 1e-5), r"Lower transfer.learning_rate (1e-05) and"),
     ):
-        screen = Screen(load_config(None, ["model.name=mobilenetv2"]), io.StringIO())
+        screen = Console(load_config(None, ["model.name=mobilenetv2"]), io.StringIO())
         for event in (START, PHASE | {"phase": phase}, diverged):
             screen.show(event)
         assert told in screen.diverged
@@ -135,7 +135,7 @@ def test_the_header_is_not_repeated_after_a_restart():
 
 
 def test_divergence_names_the_step_and_the_fix():
-    screen = Screen(load_config(), io.StringIO())
+    screen = Console(load_config(), io.StringIO())
     screen.show({"event": "diverged", "epoch": 2, "step": 7, "steps": 9})
     assert screen.diverged == (
         "the loss is not finite: epoch 2, step 7 of 9. Lower training.learning_rate (0.001) and start a new run"

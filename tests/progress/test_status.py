@@ -7,15 +7,15 @@ import pytest
 from fracture.errors import RunError, UsageError
 from fracture.lock import Claim, claim_of_this_process
 from fracture.progress.status import EVERY, LOCK, STATUS, Status, StatusWriter, status_lines
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 START = {"event": "start", "epochs_done": 0, "steps": 10}
 
 
 @pytest.fixture(params=["disk", "bucket"])
-def runs(request, tmp_path: Path) -> Place:
-    return place(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "runs"
+def runs(request, tmp_path: Path) -> StoragePath:
+    return storage_path(tmp_path if request.param == "disk" else request.getfixturevalue("bucket")) / "runs"
 
 
 class Clock:
@@ -29,7 +29,7 @@ class Clock:
         return NOON + timedelta(seconds=self.seconds)
 
 
-def writer(run: Place, clock: Clock, **more: object) -> StatusWriter:
+def writer(run: StoragePath, clock: Clock, **more: object) -> StatusWriter:
     return StatusWriter(run, 4, clock=clock, now=clock.now, **more)
 
 
@@ -41,23 +41,23 @@ def epoch(number: int, seconds: float = 60.0) -> dict:
     return {"event": "epoch", "record": {"epoch": number, "seconds": seconds}, "best_epoch": number}
 
 
-def read(run: Place) -> Status:
+def read(run: StoragePath) -> Status:
     return Status.model_validate((run / STATUS).read_json())
 
 
-def shown(runs: Place, after: float = 0.0, name: str = "x") -> dict[str, str]:
+def shown(runs: StoragePath, after: float = 0.0, name: str = "x") -> dict[str, str]:
     """What a person is told so many seconds after noon, by label."""
     lines = status_lines(runs, name, NOON + timedelta(seconds=after))
     return {line[:11].strip(): line[11:] for line in lines}
 
 
-def hold(run: Place, **changed: object) -> None:
+def hold(run: StoragePath, **changed: object) -> None:
     """A claim that is there, and whose beat was just now by the store's clock."""
     claim = Claim(**claim_of_this_process("job/train.py").model_dump() | {"beat": 1} | changed)
     (run / LOCK / "claim.json").write_bytes(claim.model_dump_json().encode())
 
 
-def test_the_state_is_told_from_the_start_to_the_end(runs: Place):
+def test_the_state_is_told_from_the_start_to_the_end(runs: StoragePath):
     clock, states = Clock(), []
     with writer(runs / "x", clock) as status:
         states.append(read(runs / "x").state)
@@ -79,7 +79,7 @@ def test_the_state_is_told_from_the_start_to_the_end(runs: Place):
 
 
 def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
-    clock, run = Clock(), place(tmp_path / "x")
+    clock, run = Clock(), storage_path(tmp_path / "x")
     with writer(run, clock) as status:
         status.show(START)
         told = []
@@ -93,7 +93,7 @@ def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
 
 
 def test_the_time_left_is_by_the_epochs_of_the_phase_under_way(tmp_path: Path):
-    run, clock = place(tmp_path) / "x", Clock()
+    run, clock = storage_path(tmp_path) / "x", Clock()
     with writer(run, clock) as status:
         head, layers = {"event": "phase", "last": 3}, {"event": "phase", "last": 4}
         for event in [START, head, epoch(1, 1.0)]:
@@ -105,7 +105,7 @@ def test_the_time_left_is_by_the_epochs_of_the_phase_under_way(tmp_path: Path):
 
 
 def test_the_time_left_is_that_of_the_epochs_left(tmp_path: Path):
-    clock, run = Clock(), place(tmp_path / "x")
+    clock, run = Clock(), storage_path(tmp_path / "x")
     with writer(run, clock) as status:
         for event, at in ((START, 0), (step(1), 20), (step(6), 30)):
             clock.seconds = at
@@ -120,7 +120,7 @@ def test_the_time_left_is_that_of_the_epochs_left(tmp_path: Path):
 
 
 def test_restarts_are_counted_with_their_reason(tmp_path: Path):
-    clock, runs = Clock(), place(tmp_path)
+    clock, runs = Clock(), storage_path(tmp_path)
     with writer(runs / "x", clock) as status:
         status.show(START)
         status.show({"event": "failure", "failures": 1, "reason": "a worker was killed"})
@@ -143,7 +143,7 @@ def test_restarts_are_counted_with_their_reason(tmp_path: Path):
     ],
 )
 def test_what_stopped_it_is_told(tmp_path: Path, error: BaseException, message: str):
-    runs = place(tmp_path)
+    runs = storage_path(tmp_path)
     with pytest.raises(type(error)), writer(runs / "x", Clock()):
         raise error
     assert shown(runs)["state"] == message
@@ -152,7 +152,7 @@ def test_what_stopped_it_is_told(tmp_path: Path, error: BaseException, message: 
 
 def test_a_store_that_fails_does_not_end_a_training(bucket: str, object_store, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    run = place(bucket) / "runs/x"
+    run = storage_path(bucket) / "runs/x"
     with writer(run, Clock()) as status:
         object_store.fail(times=1, status=503, code="SlowDown")
         status.show(START)
@@ -162,7 +162,7 @@ def test_a_store_that_fails_does_not_end_a_training(bucket: str, object_store, m
 
 
 def test_who_was_taken_over_writes_no_more(tmp_path: Path):
-    run = place(tmp_path / "x")
+    run = storage_path(tmp_path / "x")
     ours = [True]
     with writer(run, Clock(), may_write=lambda: ours[0]) as status:
         ours[0] = False
@@ -170,7 +170,7 @@ def test_who_was_taken_over_writes_no_more(tmp_path: Path):
     assert read(run).state == "starting"
 
 
-def test_a_run_under_way_is_told_with_its_best_epoch_and_the_time_left(runs: Place):
+def test_a_run_under_way_is_told_with_its_best_epoch_and_the_time_left(runs: StoragePath):
     run = runs / "x"
     status = Status(updated=NOON, state="training", epochs=8, epoch=3, step=120, steps=247, seconds_left=750)
     (run / STATUS).write_bytes(status.model_dump_json().encode())
@@ -184,7 +184,7 @@ def test_a_run_under_way_is_told_with_its_best_epoch_and_the_time_left(runs: Pla
     }
 
 
-def test_a_job_that_says_nothing_does_not_look_alive_for_ever(runs: Place):
+def test_a_job_that_says_nothing_does_not_look_alive_for_ever(runs: StoragePath):
     status = Status(updated=NOON, state="training", epochs=8, epoch=3, step=120, steps=247)
     (runs / "x" / STATUS).write_bytes(status.model_dump_json().encode())
     assert shown(runs, after=59)["state"] == "training: epoch 3 of 8, step 120 of 247"
@@ -192,7 +192,7 @@ def test_a_job_that_says_nothing_does_not_look_alive_for_ever(runs: Place):
     assert shown(runs, after=-5)["state"].startswith("training"), "another machine's clock is ahead"
 
 
-def test_the_locks_beat_is_a_sign_of_life_too(runs: Place):
+def test_the_locks_beat_is_a_sign_of_life_too(runs: StoragePath):
     """One step may take minutes."""
     now = datetime.now(UTC)
     status = Status(updated=now - timedelta(minutes=4), state="training", epochs=8, epoch=3)
@@ -204,7 +204,7 @@ def test_the_locks_beat_is_a_sign_of_life_too(runs: Place):
 
 
 def test_a_killed_process_of_this_machine_is_told_at_once(tmp_path: Path):
-    runs = place(tmp_path)
+    runs = storage_path(tmp_path)
     status = Status(updated=NOON, state="training", epochs=8, epoch=3)
     (runs / "x" / STATUS).write_bytes(status.model_dump_json().encode())
     hold(runs / "x", since=NOON - timedelta(hours=1), pid=2**22 + 1)
@@ -213,7 +213,7 @@ def test_a_killed_process_of_this_machine_is_told_at_once(tmp_path: Path):
 
 
 def test_a_last_word_counts_more_than_a_lock_that_could_not_be_given_back(tmp_path: Path):
-    runs = place(tmp_path)
+    runs = storage_path(tmp_path)
     status = Status(updated=NOON, state="stopped", message="the store fails", epochs=8)
     (runs / "x" / STATUS).write_bytes(status.model_dump_json().encode())
     hold(runs / "x", since=NOON - timedelta(hours=1), pid=2**22 + 1)
@@ -221,14 +221,14 @@ def test_a_last_word_counts_more_than_a_lock_that_could_not_be_given_back(tmp_pa
 
 
 def test_what_an_earlier_job_said_does_not_count(tmp_path: Path):
-    runs, now = place(tmp_path), datetime.now(UTC)
+    runs, now = storage_path(tmp_path), datetime.now(UTC)
     status = Status(updated=now - timedelta(minutes=4), state="stopped", message="the disk is full", epochs=8)
     (runs / "x" / STATUS).write_bytes(status.model_dump_json().encode())
     hold(runs / "x")
     assert status_lines(runs, "x", now)[1] == "state      starting: preparing the data"
 
 
-def test_a_finished_run_gives_its_test_figures(runs: Place):
+def test_a_finished_run_gives_its_test_figures(runs: StoragePath):
     finish(runs / "x")
     assert shown(runs) == {
         "run": str(runs / "x"),
@@ -237,7 +237,7 @@ def test_a_finished_run_gives_its_test_figures(runs: Place):
     }
 
 
-def test_folds_take_a_line_each(runs: Place):
+def test_folds_take_a_line_each(runs: StoragePath):
     finish(runs / "x/fold-1")
     status = Status(updated=NOON, state="training", epochs=8, epoch=3, seconds_left=90)
     (runs / "x/fold-10" / STATUS).write_bytes(status.model_dump_json().encode())
@@ -252,7 +252,7 @@ def test_folds_take_a_line_each(runs: Place):
     )
 
 
-def test_the_folds_of_each_contender_of_a_comparison_take_a_line(runs: Place):
+def test_the_folds_of_each_contender_of_a_comparison_take_a_line(runs: StoragePath):
     for fold in ("wide/fold-1", "small/fold-1", "small/fold-2"):
         finish(runs / "x" / fold)
     (runs / "x/comparison.json").write_json({})
@@ -261,7 +261,7 @@ def test_the_folds_of_each_contender_of_a_comparison_take_a_line(runs: Place):
     assert lines[1].startswith("small/fold-1 finished: 5 epochs, the best was 3 · 90 radiographs: AUC 0.820")
 
 
-def test_a_run_that_is_not_there_lists_those_that_are(runs: Place):
+def test_a_run_that_is_not_there_lists_those_that_are(runs: StoragePath):
     with pytest.raises(UsageError, match=r"^there is no run 'y' in .*runs. There are none; check --storage.$"):
         status_lines(runs, "y", NOON)
     for name in ("b", "a"):
@@ -271,7 +271,7 @@ def test_a_run_that_is_not_there_lists_those_that_are(runs: Place):
     assert shown(runs, name="a")["state"] == "begun; no job is at work on it"
 
 
-def finish(run: Place) -> None:
+def finish(run: StoragePath) -> None:
     nothing = {"value": None, "low": None, "high": None}
     figures = {"auc": {"value": 0.82, "low": 0.71, "high": 0.93}, "recall": nothing | {"value": 0.9}}
     metrics = {"unit": "radiograph", "count": 90, "figures": figures | {"specificity": nothing}}

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fracture.registry.data_changes import arrivals
+from fracture.registry.data_changes import find_data_changes
 
 
 def table(rows: list[tuple[str, int, int, str]], **others: list[Any]) -> pa.Table:
-    """`files.parquet` of (path, label, film, split_used); the path stands for the bytes, "bad" cannot be read."""
-    paths, labels, films, splits = zip(*rows, strict=True)
+    """`files.parquet` of (path, label, radiograph, split_used); the path stands for the bytes, "bad" cannot be read."""
+    paths, labels, radiograph_ids, splits = zip(*rows, strict=True)
     columns = {"origin": [""] * len(rows), "width": [200] * len(rows), "height": [300] * len(rows)}
     columns |= {name: [100.0] * len(rows) for name in ("mean", "deviation", "border")} | others
     hashes = [None if "bad" in path else path.encode().ljust(32) for path in paths]
@@ -17,7 +17,7 @@ def table(rows: list[tuple[str, int, int, str]], **others: list[Any]) -> pa.Tabl
         {
             "path": list(paths),
             "label": pa.array(labels, pa.uint8()),
-            "film": pa.array(films, pa.int64()),
+            "radiograph_id": pa.array(radiograph_ids, pa.int64()),
             "split_used": list(splits),
             "sha256": pa.array(hashes, pa.binary(32)),
             "pixels": pa.array([h and h.removeprefix(b"again-").ljust(32)[:16] for h in hashes], pa.binary(16)),
@@ -31,7 +31,7 @@ BEFORE = [("a", 1, 1, "train"), ("b", 0, 2, "test"), ("c", 1, 3, "test"), ("d", 
 
 def test_new_is_what_no_known_file_belongs_to():
     now = [*BEFORE[1:], ("a-copy", 1, 4, "val"), ("e", 1, 6, "train"), ("e-copy", 1, 6, ""), ("bad2", 1, 0, "")]
-    new = arrivals(table(now, origin=["", "", "", "", "", "Ward 3", "Ward 3", ""]), table(BEFORE))
+    new = find_data_changes(table(now, origin=["", "", "", "", "", "Ward 3", "Ward 3", ""]), table(BEFORE))
     assert new.images == {"normal": 0, "fracture": 3}
     assert new.radiographs == {"normal": 0, "fracture": 1}
     assert (new.count, new.fresh.tolist()) == (1, [6])
@@ -41,7 +41,7 @@ def test_new_is_what_no_known_file_belongs_to():
 
 
 def test_without_a_model_in_use_all_is_new_and_there_is_nothing_to_compare_with():
-    new = arrivals(table(BEFORE), None)
+    new = find_data_changes(table(BEFORE), None)
     assert (new.count, new.share_before, new.share_now, new.drifts) == (4, None, 0.5, [])
     assert (new.test_before, new.left_test, new.gone) == (0, 0, 0)
 
@@ -58,14 +58,14 @@ def test_without_a_model_in_use_all_is_new_and_there_is_nothing_to_compare_with(
 )
 def test_what_tests_no_longer_is_counted_whatever_the_reason(now: list, left: int):
     before = [*BEFORE, ("b", 0, 2, "")]  # a copy, byte for byte
-    new = arrivals(table([BEFORE[0], *BEFORE[2:4], *now]), table(before))
+    new = find_data_changes(table([BEFORE[0], *BEFORE[2:4], *now]), table(before))
     assert (new.left_test, new.test_before) == (left, 2)
 
 
 def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_new():
     before = [*BEFORE, ("x", 0, 7, ""), ("y", 1, 7, "")]
     now = [*before, ("copy", 0, 3, "")]
-    new = arrivals(table(now), table(before))
+    new = find_data_changes(table(now), table(before))
     assert new.conflicts == 1
     assert new.conflicting == ["c", "copy"]
     assert (new.count, new.changed) == (0, 1)
@@ -73,11 +73,11 @@ def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_n
 
 def test_a_label_that_was_changed_or_stands_on_the_same_bytes_is_a_conflict():
     now = [("a", 0, 1, "train"), *BEFORE[1:]]
-    assert arrivals(table(now), table(BEFORE)).conflicts == 1
+    assert find_data_changes(table(now), table(BEFORE)).conflicts == 1
     same = table([*BEFORE, ("c2", 0, 3, "")])
     hashes = same["sha256"].to_pylist()
     same = same.set_column(4, "sha256", pa.array([*hashes[:-1], hashes[2]], pa.binary(32)))
-    new = arrivals(same, table(BEFORE))
+    new = find_data_changes(same, table(BEFORE))
     assert (new.conflicts, new.conflicting, new.count) == (1, ["c", "c2"], 0)
 
 
@@ -87,7 +87,7 @@ def test_drift_is_the_largest_difference_of_the_distributions():
     generator = np.random.default_rng(0)
     grey = [*generator.normal(100, 10, 100), *generator.normal(100, 10, 100)]
     darker = [*np.arange(100.0), *np.arange(100.0) - 40]
-    new = arrivals(table(now, mean=darker, deviation=grey), table(before))
+    new = find_data_changes(table(now, mean=darker, deviation=grey), table(before))
     drift = {measure.name: measure for measure in new.drifts}
     assert drift["exposure: mean grey"].distance == pytest.approx(0.4)
     assert not drift["exposure: mean grey"].by_chance

@@ -7,21 +7,21 @@ import pyarrow as pa
 import pytest
 
 from fracture.config import GateConfig, load_config
-from fracture.dataset.format import FILES, Leak, Manifest
+from fracture.dataset.format import FILES, Dataset, Leak, Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, auc_differences
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks, write_predictions
 from fracture.inference.bundle import export_model, read_bundle, write_bundle
 from fracture.models import build_model
-from fracture.registry.data_changes import Arrivals, Drift
+from fracture.registry.data_changes import DataChanges, Drift
 from fracture.registry.gate import Comparison, Rule, compare, judge
 from fracture.registry.retraining_page import Retraining, retraining_page
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, write_shards
 
-NOTHING = Arrivals(
+NOTHING = DataChanges(
     images={"normal": 0, "fracture": 0},
     radiographs={"normal": 0, "fracture": 0},
     unreadable=0,
@@ -41,7 +41,7 @@ POOR = np.random.default_rng(0).uniform(size=80)
 
 def scores(**models: np.ndarray) -> pa.Table:
     numbers = np.arange(80)
-    columns = {"row": numbers, "film": numbers, "group": numbers, "label": LABELS.astype(np.uint8)}
+    columns = {"row": numbers, "radiograph_id": numbers, "group_id": numbers, "label": LABELS.astype(np.uint8)}
     return pa.table(columns | models | {"source": [f"{i}.png" for i in numbers], "origin": [""] * 80})
 
 
@@ -105,8 +105,8 @@ def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(man
 def test_it_must_be_more_surely_not_worse_where_more_confidence_is_asked(manifest):
     slipped = np.where(np.arange(80) % 20 == 1, 0.05, GOOD)
     pair = compared(slipped, GOOD)
-    asked = [judge(pair, NOTHING, manifest, GateConfig(confidence=sure)) for sure in (0.8, 0.9, 0.99)]
-    values = [next(rule.value for rule in rules if "beside" in rule.name) for rules in asked]
+    request_hash = [judge(pair, NOTHING, manifest, GateConfig(confidence=sure)) for sure in (0.8, 0.9, 0.99)]
+    values = [next(rule.value for rule in rules if "beside" in rule.name) for rules in request_hash]
     assert values == sorted(values, reverse=True)
 
 
@@ -188,50 +188,50 @@ def test_what_cannot_be_measured_fails(manifest):
     assert not told["AUC beside the champion's"].passed
 
 
-DECISION = Decision(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+DECISION = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, Place, Manifest]:
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoragePath, StoragePath, Manifest]:
     """A run with its bundle, and its shards; row i of each split has the hash of i and the split."""
-    folder = place(tmp_path_factory.mktemp("judged"))
+    folder = storage_path(tmp_path_factory.mktemp("judged"))
     shards, run = folder / "shards", folder / "run"
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 24})
     config = load_config(None, TINY)
     model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
-    test = score_blocks(model, shards, manifest, "test", 0, 1)
+    test = score_blocks(model, Dataset(shards, manifest), "test", 0, 1)
     write_predictions(run, test)
     export_model(model, DECISION, run / "bundle")
     figures = {split: evaluate(test, 0.5) for split in ("val", "test")}
-    write_bundle(run / "bundle", config, manifest, shards, {"name": "x"}, DECISION, figures)
+    write_bundle(run / "bundle", config, Dataset(shards, manifest), {"name": "x"}, DECISION, figures)
     return run, shards, manifest
 
 
-def knows(bundle: Place, to: Place, hashes: list[bytes]) -> Place:
+def knows(bundle: StoragePath, to: StoragePath, hashes: list[bytes]) -> StoragePath:
     """A copy of the bundle that has seen these files."""
     shutil.copytree(bundle.path, to.path)
     (to / "trained_on.parquet").write_parquet(pa.table({"sha256": pa.array(hashes, pa.binary(32))}))
     return to
 
 
-def renamed(shards: Place, to: Place, hash_of: dict[int, bytes]) -> Place:
+def renamed(shards: StoragePath, to: StoragePath, hash_of: dict[int, bytes]) -> StoragePath:
     """The shards, with hashes of files by group."""
     shutil.copytree(shards.path, to.path)
     files = (to / FILES).read_parquet()
-    hashes = [hash_of.get(group, b"\xff" * 32) for group in files["group"].to_pylist()]
+    hashes = [hash_of.get(group, b"\xff" * 32) for group in files["group_id"].to_pylist()]
     (to / FILES).write_parquet(files.set_column(0, "sha256", pa.array(hashes, pa.binary(32))))
     return to
 
 
 def test_both_are_scored_on_what_neither_has_seen(judged, tmp_path):
     run, shards, manifest = judged
-    shards = renamed(shards, place(tmp_path / "shards"), {n: bytes([n] * 32) for n in range(60)})
-    ours = read_bundle(knows(run / "bundle", place(tmp_path / "ours"), [bytes([3] * 32)]))
-    theirs = read_bundle(knows(run / "bundle", place(tmp_path / "theirs"), [bytes([5] * 32), bytes([200] * 32)]))
+    shards = renamed(shards, storage_path(tmp_path / "shards"), {n: bytes([n] * 32) for n in range(60)})
+    ours = read_bundle(knows(run / "bundle", storage_path(tmp_path / "ours"), [bytes([3] * 32)]))
+    theirs = read_bundle(knows(run / "bundle", storage_path(tmp_path / "theirs"), [bytes([5] * 32), bytes([200] * 32)]))
     fresh = replace(NOTHING, fresh=np.array([5, 7, 9, 30]))
-    found = compare(ours, theirs, run, shards, manifest, fresh)
+    found = compare(ours, theirs, run, Dataset(shards, manifest), fresh)
     assert found.left_out == 2
-    assert {3, 5}.isdisjoint(found.scores["group"].to_pylist())
+    assert {3, 5}.isdisjoint(found.scores["group_id"].to_pylist())
     assert np.allclose(found.scores["challenger"], found.scores["champion"], atol=1e-6)
     assert np.abs(found.differences).max() == pytest.approx(0, abs=1e-9)
     assert found.agreement.count == 3, "one of the four new ones it has seen"
@@ -243,42 +243,70 @@ def test_a_champion_of_another_size_is_no_measure(judged, tmp_path):
     bundle = read_bundle(run / "bundle")
     other = replace(bundle, config=load_config(None, [*TINY, "data.image_size=64"]))
     with pytest.raises(UsageError, match=r"data.image_size = 32, and the champion .* takes 64: .*Keep the size"):
-        compare(bundle, other, run, shards, manifest, NOTHING)
+        compare(bundle, other, run, Dataset(shards, manifest), NOTHING)
 
 
 def test_a_test_that_was_seen_whole_is_no_measure(judged, tmp_path):
     run, shards, manifest = judged
     bundle = read_bundle(run / "bundle")  # all files have one hash here, and training has seen it
     with pytest.raises(UsageError, match="each of the 24 images of test has been seen by one of the models"):
-        compare(bundle, None, run, shards, manifest, NOTHING)
+        compare(bundle, None, run, Dataset(shards, manifest), NOTHING)
 
 
 def test_the_page_says_what_was_decided_and_why_and_holds_its_pictures(judged, tmp_path):
     run, shards, manifest = judged
-    shards = renamed(shards, place(tmp_path / "shards"), {})
+    shards = renamed(shards, storage_path(tmp_path / "shards"), {})
     bundle = read_bundle(run / "bundle")
-    champion = replace(bundle, decision=DECISION.model_copy(update={"threshold": 0.999}))
+    champion = replace(bundle, operating_point=DECISION.model_copy(update={"threshold": 0.999}))
     new = replace(NOTHING, drifts=[Drift("mean", np.arange(9.0), np.arange(9.0))], origins={"Ward <3>": 4})
-    found = compare(bundle, champion, run, shards, manifest, new)
+    found = compare(bundle, champion, run, Dataset(shards, manifest), new)
     rules = judge(found, new, manifest, GateConfig())
-    about = ("2026-w48", place(tmp_path), 3, 2, "scratch", bundle, champion, found, new, rules, manifest, ["CAVEAT"])
+    about = (
+        "2026-w48",
+        storage_path(tmp_path),
+        3,
+        2,
+        "scratch",
+        bundle,
+        champion,
+        found,
+        new,
+        rules,
+        Dataset(shards, manifest),
+        ["CAVEAT"],
+    )
     told = Retraining(*about)
     assert not told.promoted
-    page = retraining_page(told, shards).decode()
+    page = retraining_page(told).decode()
     assert "Retraining 2026-w48: version 3 is rejected" in page
     assert "Compared with version 2, which stays in use." in page
     for rule in rules:
         assert f"<td>{rule.name.replace(chr(39), '&#39;')}</td>" in page
-    films, probabilities = (found.scores[name].to_numpy() for name in ("film", "challenger"))
-    apart = sum(probabilities[films == film].mean() >= 0.5 for film in set(films.tolist()))
-    assert f"{apart} of {len(set(films.tolist()))} radiographs of test are called differently" in page
+    radiograph_ids, probabilities = (found.scores[name].to_numpy() for name in ("radiograph_id", "challenger"))
+    apart = sum(
+        probabilities[radiograph_ids == radiograph_id].mean() >= 0.5 for radiograph_id in set(radiograph_ids.tolist())
+    )
+    assert f"{apart} of {len(set(radiograph_ids.tolist()))} radiographs of test are called differently" in page
     assert page.count('src="data:image/png;base64,') == min(apart, 12) + 2
     assert "Ward &lt;3&gt;" in page
     assert "http" not in page, "it needs no network"
     assert told.as_json()["decision"] == "rejected"
     assert told.as_json()["rules"][0]["name"] == "enough to test on"
-    first = compare(bundle, None, run, shards, manifest, new)
-    about = ("2026-w45", place(tmp_path), 1, None, "scratch", bundle, None, first, new, [], manifest, [])
-    page = retraining_page(Retraining(*about), shards).decode()
+    first = compare(bundle, None, run, Dataset(shards, manifest), new)
+    about = (
+        "2026-w45",
+        storage_path(tmp_path),
+        1,
+        None,
+        "scratch",
+        bundle,
+        None,
+        first,
+        new,
+        [],
+        Dataset(shards, manifest),
+        [],
+    )
+    page = retraining_page(Retraining(*about)).decode()
     assert "version 1 is promoted" in page
     assert "Compared with nothing: no version is in use yet." in page

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 
 from fracture.config import load_config
+from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.metrics import compute_metrics
-from fracture.evaluation.operating_point import Decision
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference.bundle import write_bundle
-from fracture.registry.registry import ChampionChanged, Entry, Registry, State, Version
-from fracture.storage import Place, place
+from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, TickState, Version
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import ROOT, TINY, small_disk, write_shards
 
-DECISION = Decision(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
+DECISION = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
 FIGURES = {
     unit: compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, unit)
     for unit in ("image", "radiograph")
@@ -31,58 +32,64 @@ FIGURES = {
 @pytest.fixture(params=["disk", "bucket"])
 def anywhere(request, tmp_path: Path) -> Registry:
     where = tmp_path if request.param == "disk" else request.getfixturevalue("bucket")
-    return Registry(place(where) / "registry", "Ann")
+    return Registry(storage_path(where) / "registry", "Ann")
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(place(tmp_path) / "registry", "Ann")
+    return Registry(storage_path(tmp_path) / "registry", "Ann")
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return place(tmp_path_factory.mktemp("made")) / "shards"
+def shards(tmp_path_factory: pytest.TempPathFactory) -> StoragePath:
+    return storage_path(tmp_path_factory.mktemp("made")) / "shards"
 
 
 @pytest.fixture(scope="module")
-def run(shards: Place) -> Place:
+def run(shards: StoragePath) -> StoragePath:
     """A finished run, but for the files of its model."""
     manifest = write_shards(shards, {"train": 8, "val": 4, "test": 4})
     made, about = shards / "../run", {"name": "x", "epochs": 1}
     evaluations = {"val": FIGURES, "test": FIGURES}
-    write_bundle(made / "bundle", load_config(None, TINY), manifest, shards, about, DECISION, evaluations)
+    write_bundle(made / "bundle", load_config(None, TINY), Dataset(shards, manifest), about, DECISION, evaluations)
     (made / "bundle/weights.npz").write_bytes(b"weights")
     (made / "report/report.html").write_bytes(b"<html>")
     return made
 
 
 @pytest.fixture
-def trained(run: Place, shards: Place) -> Callable[[Registry, str], Version]:
+def trained(run: StoragePath, shards: StoragePath) -> Callable[[Registry, str], Version]:
     """Adds the run as what a tick has trained."""
-    from fracture.dataset.format import read_manifest
+    from fracture.dataset.format import read_dataset
 
-    def add(registry: Registry, tick: str, asked: str = "a") -> Version:
+    def add(registry: Registry, tick: str, request_hash: str = "a") -> Version:
         def version(number: int) -> Version:
             groups = {"normal": 3, "fracture": 4}
-            facts = {"tick": tick, "asked": asked, "dataset": "f", "groups": groups, "initial_weights": "scratch"}
+            facts = {
+                "tick": tick,
+                "request_hash": request_hash,
+                "dataset": "f",
+                "groups": groups,
+                "initial_weights": "scratch",
+            }
             return Version(number=number, made=datetime.now(UTC), **facts)
 
-        return registry.add(version, run, shards, read_manifest(shards))
+        return registry.add(version, run, read_dataset(shards))
 
     return add
 
 
-def decide(registry: Registry, version: Version, promote: bool) -> Entry:
-    return registry.decide(version, promote=promote, beaten=registry.champion(), reason="why")
+def choose_operating_point(registry: Registry, version: Version, promote: bool) -> RegistryDecision:
+    return registry.decide(version, promote=promote, compared_with=registry.champion(), reason="why")
 
 
 def test_a_version_is_promoted_rejected_promoted_by_hand_and_rolled_back(anywhere: Registry, trained):
     assert anywhere.champion() is None
-    decide(anywhere, trained(anywhere, "w1"), promote=True)
-    decide(anywhere, trained(anywhere, "w2"), promote=False)
-    decide(anywhere, trained(anywhere, "w3"), promote=True)
+    choose_operating_point(anywhere, trained(anywhere, "w1"), promote=True)
+    choose_operating_point(anywhere, trained(anywhere, "w2"), promote=False)
+    choose_operating_point(anywhere, trained(anywhere, "w3"), promote=True)
     assert anywhere.champion() == 3
-    assert anywhere.champion_bundle().place.path == anywhere.bundle(3).path
+    assert anywhere.champion_bundle().folder.path == anywhere.bundle(3).path
     anywhere.promote(2, "looked at it")
     anywhere.rollback()
     anywhere.rollback("worse in the ward")
@@ -115,38 +122,38 @@ def test_a_version_holds_all_that_it_was_made_from(registry: Registry, trained):
 
 def test_what_a_tick_has_trained_becomes_one_version_however_often_it_is_added(registry: Registry, trained):
     assert trained(registry, "w1") == trained(registry, "w1")
-    assert trained(registry, "w1", asked="b").number == 2
+    assert trained(registry, "w1", request_hash="b").number == 2
 
 
 def test_a_tick_is_decided_once(registry: Registry, trained):
     version = trained(registry, "w1")
-    first = decide(registry, version, promote=True)
-    assert registry.decide(version, promote=False, beaten=1, reason="") == first
+    first = choose_operating_point(registry, version, promote=True)
+    assert registry.decide(version, promote=False, compared_with=1, reason="") == first
     assert len(registry.history()) == 1
 
 
 def test_nothing_is_decided_on_a_champion_that_was_not_compared_with(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
-    decide(registry, trained(registry, "w2"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w2"), promote=True)
     with pytest.raises(ChampionChanged, match="the champion was changed from version 1 to 2"):
-        registry.decide(trained(registry, "w3"), promote=True, beaten=1, reason="")
+        registry.decide(trained(registry, "w3"), promote=True, compared_with=1, reason="")
     assert registry.champion() == 2
 
 
 def test_a_decision_that_was_cut_short_is_finished_by_the_next(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
-    pointer = (registry.place / "champion.json").read_bytes()
-    decide(registry, trained(registry, "w2"), promote=True)
-    (registry.place / "champion.json").write_bytes(pointer)  # as if it had been killed before writing this
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    pointer = (registry.folder / "champion.json").read_bytes()
+    choose_operating_point(registry, trained(registry, "w2"), promote=True)
+    (registry.folder / "champion.json").write_bytes(pointer)  # as if it had been killed before writing this
     assert registry.champion() == 1
-    registry.settle()
+    registry.finish_pending_decision()
     assert registry.champion() == 2
     with pytest.raises(UsageError, match="version 2 is the champion already"):
         registry.promote(2)
 
 
 def test_half_of_a_version_is_none_and_is_made_anew(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     (registry.bundle(2) / "weights.npz").write_bytes(b"half")
     (registry.bundle(2) / "stray").write_bytes(b"")
     assert [version.number for version in registry.versions()] == [1]
@@ -156,17 +163,17 @@ def test_half_of_a_version_is_none_and_is_made_anew(registry: Registry, trained)
 
 
 def test_the_number_of_a_version_that_was_removed_is_not_given_again(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
-    decide(registry, trained(registry, "w2"), promote=False)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w2"), promote=False)
     registry.bundle(2).delete()
     assert trained(registry, "w3").number == 3
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format_version": 2, "version": 1}', '{"format_version": 1'])
 def test_a_damaged_pointer_is_told_and_mended(registry: Registry, trained, content: str):
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
-    (registry.place / "champion.json").write_bytes(content.encode())
+    (registry.folder / "champion.json").write_bytes(content.encode())
     with pytest.raises(UsageError, match=r"champion.json is damaged: .*registry.py promote VERSION --registry"):
         registry.champion()
     registry.promote(2)
@@ -185,13 +192,13 @@ def test_what_is_not_there_is_told(registry: Registry, trained):
 
 
 def test_readers_always_find_a_whole_champion(anywhere: Registry, trained):
-    decide(anywhere, trained(anywhere, "w1"), promote=True)
-    decide(anywhere, trained(anywhere, "w2"), promote=True)
+    choose_operating_point(anywhere, trained(anywhere, "w1"), promote=True)
+    choose_operating_point(anywhere, trained(anywhere, "w2"), promote=True)
     over, seen = threading.Event(), set()
 
     def read() -> None:
         while not over.is_set():
-            seen.add(Registry(anywhere.place).champion_bundle().place.name)
+            seen.add(Registry(anywhere.folder).champion_bundle().folder.name)
 
     with ThreadPoolExecutor(2) as threads:
         reading = [threads.submit(read) for _ in range(2)]
@@ -204,12 +211,12 @@ def test_readers_always_find_a_whole_champion(anywhere: Registry, trained):
 
 
 def test_of_many_who_change_the_champion_at_once_each_is_recorded(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
-    script = "import sys; from fracture.registry.registry import Registry; from fracture.storage import place\n"
-    script += "registry = Registry(place(sys.argv[1]), sys.argv[2])\n"
+    script = "import sys; from fracture.registry.registry import Registry; from fracture.storage import storage_path\n"
+    script += "registry = Registry(storage_path(sys.argv[1]), sys.argv[2])\n"
     script += "for _ in range(2):\n    registry.promote(2); registry.rollback()"
-    commands = [[sys.executable, "-c", script, str(registry.place), who] for who in ("Ben", "Cleo")]
+    commands = [[sys.executable, "-c", script, str(registry.folder), who] for who in ("Ben", "Cleo")]
     jobs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
     told = [job.communicate(timeout=120)[1] for job in jobs]
     entries = registry.history()
@@ -222,13 +229,13 @@ def test_of_many_who_change_the_champion_at_once_each_is_recorded(registry: Regi
 
 def test_a_change_that_is_killed_leaves_the_old_champion_or_the_new(registry: Registry, trained):
     """At each of its writings in turn; the next change goes on from there."""
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
     script = """
 import os, signal, sys
 from fracture.registry.registry import Registry
-from fracture.storage import Place, place
-left, write = int(sys.argv[2]), Place.write_bytes
+from fracture.storage import StoragePath, storage_path
+left, write = int(sys.argv[2]), StoragePath.write_bytes
 def dying(self, data):
     global left
     if "locks" not in self.path:
@@ -236,11 +243,11 @@ def dying(self, data):
             os.kill(os.getpid(), signal.SIGKILL)
         left -= 1
     write(self, data)
-Place.write_bytes = dying
-Registry(place(sys.argv[1]), "Ben").promote(2)
+StoragePath.write_bytes = dying
+Registry(storage_path(sys.argv[1]), "Ben").promote(2)
 """
     for writes, then in ((0, 1), (1, 1), (2, 2)):
-        command = [sys.executable, "-c", script, str(registry.place), str(writes)]
+        command = [sys.executable, "-c", script, str(registry.folder), str(writes)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == (-signal.SIGKILL if writes < 2 else 0), done.stderr
         assert registry.champion() == then
@@ -251,8 +258,8 @@ Registry(place(sys.argv[1]), "Ben").promote(2)
 
 def test_a_full_disk_leaves_the_champion_as_it_is(tmp_path: Path, trained):
     with small_disk(tmp_path / "small", kilobytes=256) as disk:
-        registry = Registry(place(disk) / "registry", "Ann")
-        decide(registry, trained(registry, "w1"), promote=True)
+        registry = Registry(storage_path(disk) / "registry", "Ann")
+        choose_operating_point(registry, trained(registry, "w1"), promote=True)
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "filler").write_bytes(bytes(free - 8192))
         with pytest.raises(RunError, match="the disk is full"):
@@ -260,25 +267,25 @@ def test_a_full_disk_leaves_the_champion_as_it_is(tmp_path: Path, trained):
         assert registry.champion() == 1
         assert registry.champion_bundle().decision == DECISION
         (disk / "filler").unlink()
-        decide(registry, trained(registry, "w2"), promote=True)
+        choose_operating_point(registry, trained(registry, "w2"), promote=True)
         assert registry.champion() == 2
 
 
 def begun(registry: Registry, tick: str, shards: str = "s") -> None:
-    state = State(after_entry=registry.last_decided(), asked=f"asked in {tick}", recipe="r", shards=shards)
-    registry.keep_state(tick, state)
+    state = TickState(after_entry=registry.last_decided(), request_hash=f"asked in {tick}", recipe="r", shards=shards)
+    registry.write_state(tick, state)
     (registry.run(tick) / "run.json").write_json({})
     (registry.shards(shards) / "dataset.json").write_json({})
 
 
-def names(places: list[Place]) -> list[str]:
+def names(places: list[StoragePath]) -> list[str]:
     return ["/".join(found.path.split("/")[-2:]) for found in places]
 
 
 def test_retention_keeps_the_newest_and_all_that_were_champions(registry: Registry, trained):
     for number, promoted in enumerate([True, False, True, False, False, False], 1):
         begun(registry, f"w{number}", f"s{1 + number // 3}")
-        decide(registry, trained(registry, f"w{number}"), promoted)
+        choose_operating_point(registry, trained(registry, f"w{number}"), promoted)
     registry.rollback()
     (registry.bundle(9) / "weights.npz").write_bytes(b"half of a copy")
     (registry.run("not-ours") / "run.json").write_json({})
@@ -295,31 +302,31 @@ def test_retention_keeps_the_newest_and_all_that_were_champions(registry: Regist
 def test_retention_keeps_what_may_go_on(registry: Registry, trained):
     """A retraining that was killed goes on until another is decided after it."""
     begun(registry, "w1", "s1")
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     begun(registry, "w2", "s2")
     assert names(registry.prunable(keep=1)) == []
-    assert registry.unfinished("asked in w2") == "w2"
+    assert registry.find_unfinished_tick("asked in w2") == "w2"
     registry.promote(trained(registry, "by hand").number)
     registry.rollback()
-    assert registry.unfinished("asked in w2") == "w2", "what is done by hand does not end it"
+    assert registry.find_unfinished_tick("asked in w2") == "w2", "what is done by hand does not end it"
     begun(registry, "w3", "s3")
-    decide(registry, trained(registry, "w3"), promote=False)
-    assert registry.unfinished("asked in w2") is None
+    choose_operating_point(registry, trained(registry, "w3"), promote=False)
+    assert registry.find_unfinished_tick("asked in w2") is None
     assert names(registry.prune(keep=1)) == ["runs/w1", "runs/w2", "shards/s1", "shards/s2"]
-    assert (registry.place / "runs").folders() == ["w3"]
-    assert (registry.place / "shards").folders() == ["s3"]
+    assert (registry.folder / "runs").folders() == ["w3"]
+    assert (registry.folder / "shards").folders() == ["s3"]
 
 
 def test_a_state_that_cannot_be_read_keeps_its_run(registry: Registry, trained):
     begun(registry, "w1", "s1")
     (registry.tick("w1") / "state.json").write_bytes(b"")
-    decide(registry, trained(registry, "w2"), promote=True)
+    choose_operating_point(registry, trained(registry, "w2"), promote=True)
     assert registry.state("w1") is None
     assert names(registry.prunable(keep=1)) == []
 
 
 def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
     (registry.bundle(2) / "weights.npz").delete()
     with pytest.raises(UsageError, match=r"version 2 has lost its weights.npz, so it cannot be used. Name another"):
@@ -329,16 +336,16 @@ def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, tra
 
 @pytest.mark.parametrize("file", ["history/000001.json", "versions/0001/version.json"])
 def test_a_damaged_record_is_named(registry: Registry, trained, file: str):
-    decide(registry, trained(registry, "w1"), promote=True)
-    (registry.place / file).write_bytes(b"")
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    (registry.folder / file).write_bytes(b"")
     with pytest.raises(UsageError, match=rf"{file} is damaged: .*Bring it back from a copy, or delete it"):
         registry.promote(1)
 
 
 def test_the_history_is_plain_json(registry: Registry, trained):
-    decide(registry, trained(registry, "w1"), promote=True)
-    entry = json.loads((registry.place / "history/000001.json").read_bytes())
+    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    entry = json.loads((registry.folder / "history/000001.json").read_bytes())
     assert entry["event"] == "promoted"
     assert entry["reason"] == "why"
-    pointer = json.loads((registry.place / "champion.json").read_bytes())
+    pointer = json.loads((registry.folder / "champion.json").read_bytes())
     assert (pointer["version"], pointer["bundle"], pointer["entry"]) == (1, "versions/0001", 1)

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from fracture.dataset.pipeline import Share
-from fracture.dataset.sampler import Draws
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
 from fracture.training.features import mean_and_variance
 
 
@@ -14,8 +14,8 @@ from fracture.training.features import mean_and_variance
 @pytest.mark.parametrize("views", [1, 2])
 def test_moments_are_those_of_what_the_first_epoch_draws_over_all_workers(views: int, workers: int):
     """By radiograph: the normal one is drawn more often than any of the four images of fractures."""
-    films, labels = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 1, 1, 0])
-    draws = Draws(films, labels, "radiograph", seed=0)
+    radiograph_ids, labels = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 1, 1, 0])
+    sampler = BalancedSampler(radiograph_ids, labels, "radiograph", seed=0)
     features = np.random.default_rng(0).normal(3, 2, (5, views, 4)).astype(np.float32)
     barrier, said, found = threading.Barrier(workers), [None] * workers, [None] * workers
 
@@ -27,15 +27,15 @@ def test_moments_are_those_of_what_the_first_epoch_draws_over_all_workers(views:
             barrier.wait()
             return total
 
-        lanes = Lanes(draws.count, 2, rank, workers)
-        found[rank] = mean_and_variance(Share(lanes, draws, 0, features, tf.constant(labels, tf.float32)), add)
+        batches = ShardedBatches(sampler.count, 2, rank, workers)
+        found[rank] = mean_and_variance(Share(batches, sampler, 0, features, tf.constant(labels, tf.float32)), add)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    drawn = features[draws.rows(0)]
+    drawn = features[sampler.rows(0)]
     for mean, variance in found:
         assert mean == pytest.approx(drawn.mean((0, 1)), abs=1e-6)
         assert variance == pytest.approx(drawn.var((0, 1)), abs=1e-6)

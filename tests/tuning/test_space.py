@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from fracture.config import load_config
+from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
-from fracture.storage import Place, place
+from fracture.storage import StoragePath, storage_path
 from fracture.tuning.space import (
     BEST,
     Result,
@@ -95,16 +96,18 @@ def test_a_search_of_nothing_and_one_whose_trials_are_shorter_than_their_grace()
 
 
 def test_settings_that_are_impossible_only_together_or_on_this_data(shard_folder):
-    _, manifest = shard_folder(train=40)
+    folder, manifest = shard_folder(train=40)
     apart = {"model__batch_norm": {"choice": [False, True]}, "model__sync_batch_norm": {"choice": [False]}}
-    check_trials(searching("training.batch_size=8", **apart), manifest)
+    check_trials(searching("training.batch_size=8", **apart), Dataset(folder, manifest))
     together = apart | {"model__sync_batch_norm": {"choice": [True]}}
     with pytest.raises(
         UsageError, match=r"trial \d+ \(batch_norm False, sync_batch_norm True\): model.sync_batch_norm"
     ):
-        check_trials(searching("training.batch_size=8", **together), manifest)
+        check_trials(searching("training.batch_size=8", **together), Dataset(folder, manifest))
     with pytest.raises(UsageError, match=r"trial \d+ \(batch_size 64\): training.batch_size = 64 is more than the 40"):
-        check_trials(searching("training.batch_size=8", training__batch_size={"choice": [8, 64]}), manifest)
+        check_trials(
+            searching("training.batch_size=8", training__batch_size={"choice": [8, 64]}), Dataset(folder, manifest)
+        )
 
 
 def test_a_number_in_scientific_notation_is_a_number():
@@ -145,7 +148,7 @@ def test_results_are_of_the_best_epoch():
 
 def test_results_are_kept_for_the_same_search_alone(shard_folder, tmp_path: Path):
     shards, manifest = shard_folder()
-    run, config = place(tmp_path / "x"), load_config()
+    run, config = storage_path(tmp_path / "x"), load_config()
     assert read_results(run, config, manifest) == {}
     kept = {result.trial: result for result in results(0.5, None)}
     write_results(run, config, manifest, kept)
@@ -164,12 +167,12 @@ def test_results_are_kept_for_the_same_search_alone(shard_folder, tmp_path: Path
         read_results(shards, config, manifest)
 
 
-def settings_in(file: Place) -> object:
+def settings_in(file: StoragePath) -> object:
     return load_config(file.path)
 
 
 def test_the_best_settings_are_a_file_that_gives_them_again(tmp_path: Path):
-    run = place(tmp_path)
+    run = storage_path(tmp_path)
     write_best(run, load_config(), results(0.5, 0.3, None))
     text = (tmp_path / BEST).read_text()
     assert text.startswith(

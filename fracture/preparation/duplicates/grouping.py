@@ -23,16 +23,16 @@ from fracture.preparation.examine import RING_LENGTH
 KINDS = {
     "bytes": "the same bytes",
     "pixels": "the same pixels",
-    "copy": "the same film, edited",
+    "copy": "the same radiograph, edited",
     "name": "named as a copy, and alike",
     "patient": "the same patient or study",
 }
 COPY_KINDS = ("bytes", "pixels", "copy", "name")  # of one radiograph; one patient may have several
 
-# Correlations of (texture, detail). Films of the real set that only look alike stay below (0.87, 0.70) and mostly below
-# (0.80, 0.55); copies of them, edited in each of the ways tested, lie above (0.95, 0.80) in nine of ten cases.
-_SAME_FILM = (0.94, 0.75)
-_SAME_FILM_BY_NAME = (0.80, 0.60)
+# Correlations of (texture, detail). Radiographs of the real set that only look alike stay below (0.87, 0.70) and
+# mostly below (0.80, 0.55); copies of them, edited in each of the ways tested, lie above (0.95, 0.80) in 9 of 10 cases.
+_SAME_RADIOGRAPH = (0.94, 0.75)
+_SAME_RADIOGRAPH_BY_NAME = (0.80, 0.60)
 
 LINKS = pa.schema(
     [
@@ -97,7 +97,7 @@ def _near_copies(facts: pa.Table, distinct: np.ndarray, compare: Compare) -> lis
             pairs = pairs[_apart(owner[pairs], len(facts), links)]
             new = [pair for pair in map(tuple, pairs.tolist()) if pair not in asked]
             asked.update(new)
-            links.append(_compared(np.array(new, np.int64).reshape(-1, 2), owner, compare, _SAME_FILM, "copy"))
+            links.append(_compared(np.array(new, np.int64).reshape(-1, 2), owner, compare, _SAME_RADIOGRAPH, "copy"))
         groups = _groups(len(facts), links)[owner[views]]
         first, size = np.unique(groups, return_index=True, return_counts=True)[1:]
         if size.max(initial=0) <= NEIGHBOURS or len(first) == groups_before:
@@ -125,7 +125,7 @@ def _named_copies(
         views = np.searchsorted(owner, asked) + position
         there = (views < len(owner)).all(axis=1)
         there[there] = (owner[views[there]] == asked[there]).all(axis=1)
-        found.append(_compared(views[there], owner, compare, _SAME_FILM_BY_NAME, "name"))
+        found.append(_compared(views[there], owner, compare, _SAME_RADIOGRAPH_BY_NAME, "name"))
     return found
 
 

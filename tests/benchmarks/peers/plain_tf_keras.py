@@ -12,12 +12,12 @@ import tensorflow as tf
 import tf_keras as keras
 
 from fracture.config import load_config
-from fracture.dataset.format import read_index, read_manifest
+from fracture.dataset.format import Dataset, read_manifest
 from fracture.dataset.pipeline import load_share, training_batches
-from fracture.dataset.sampler import Draws
-from fracture.dataset.sharding import Lanes
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
 from fracture.models import build_model
-from fracture.storage import place
+from fracture.storage import storage_path
 from fracture.training.augmenting import AugmentingModel
 from fracture.training.precision import choose_precision
 
@@ -25,13 +25,13 @@ from fracture.training.precision import choose_precision
 def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None], int, int]:
     """A function that trains one epoch, how many steps that has, and how many images."""
     config = load_config(None, assignments)
-    shards = place(folder)
+    shards = storage_path(folder)
     manifest = read_manifest(shards)
     keras.mixed_precision.set_global_policy(choose_precision(config.training.precision))
-    index = read_index(shards, manifest, "train", ["film", "label"])
-    draws = Draws(index["film"].to_numpy(), index["label"].to_numpy(), config.training.sampling, 0)
-    lanes = Lanes(draws.count, config.training.batch_size)
-    share = load_share(shards, manifest, "train", lanes, draws, config.training.epochs, memory=10**10)
+    index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
+    sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), config.training.sampling, 0)
+    batches = ShardedBatches(sampler.count, config.training.batch_size)
+    share = load_share(Dataset(shards, manifest), "train", batches, sampler, config.training.epochs, memory=10**10)
     optimizer = keras.optimizers.Adam(config.training.learning_rate, weight_decay=config.training.weight_decay)
     network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
     model = AugmentingModel(network.inputs, network.outputs)
@@ -40,7 +40,7 @@ def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None],
     def train_epoch(epoch: int) -> None:
         model.fit(training_batches(share, 0, epoch, config.augment), steps_per_epoch=share.steps, verbose=0)
 
-    return train_epoch, share.steps, draws.count
+    return train_epoch, share.steps, sampler.count
 
 
 def main(folder: str, epochs: int, assignments: list[str]) -> float:
