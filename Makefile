@@ -21,8 +21,8 @@ KILLS   ?=
 FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
   $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
 
-# The Ray of cluster-up. It wants the token in ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
-# every address, as Ray has it. Its jobs find the Python of .venv.
+# The Ray of cluster-up. It reads the token from ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
+# every address, which is Ray's default. Its jobs find the Python of .venv.
 RAY      := env RAY_AUTH_MODE=token RAY_JOB_STOP_WAIT_TIME_S=60 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ray
 RAY_PID  := .ray-cluster.pid
 RAY_LOG  := .ray-cluster.log
