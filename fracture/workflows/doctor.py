@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from fracture.errors import RunError, UsageError
-from fracture.storage import place
+from fracture.storage import storage_path
 
 SUPPORTED_PYTHON = ((3, 11), (3, 13))  # the first and the last version
 TENSORFLOW = "2.21"
@@ -220,9 +220,9 @@ def _connect(address: str) -> None:
 def check_storage(storage: str) -> Finding:
     """Check that a file can be written to the folder, or to the one that it would be made in, and be deleted."""
     try:
-        folder = place(storage)
+        folder = storage_path(storage)
         while folder.is_local and not Path(folder.path).exists():
-            folder = place(Path(folder.path).parent)
+            folder = storage_path(Path(folder.path).parent)
         probe = folder / f".fracture-doctor-{uuid.uuid4().hex[:8]}"
         probe.write_bytes(b"written and deleted by fracture doctor\n")
         probe.delete()
