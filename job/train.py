@@ -146,7 +146,7 @@ def held(lock: StoragePath, name: str, where: str) -> Iterator[None]:
         RunError: another job took it over.
     """
     from fracture.errors import RunError
-    from fracture.lock import Lease, claim_of_this_process
+    from fracture.lock import Lock, claim_of_this_process
     from fracture.runtime.signals import stop_at_once, stop_by_signals
 
     def give_up() -> None:
@@ -158,7 +158,7 @@ def held(lock: StoragePath, name: str, where: str) -> Iterator[None]:
 
     stop_by_signals()  # so that the lock is given back
     try:
-        with Lease(lock, claim_of_this_process(_job()), name, give_up, tell):
+        with Lock(lock, claim_of_this_process(_job()), name, give_up, tell):
             yield
     except BaseException:
         if not _taken_over.is_set():

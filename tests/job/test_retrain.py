@@ -10,7 +10,7 @@ import pytest
 import retrain
 
 from fracture.errors import UsageError
-from fracture.lock import Lease, claim_of_this_process
+from fracture.lock import Lock, claim_of_this_process
 from fracture.registry.registry import Registry, RegistryDecision, TickState
 from fracture.storage import storage_path
 from tests.conftest import ROOT, official_paths
@@ -105,7 +105,7 @@ def test_a_second_retraining_of_a_registry_leaves_at_once(tmp_path: Path, image_
     lock = storage_path(tmp_path) / "registry/locks/retraining"
     image_folder(*official_paths(), root="radiographs")
     monkeypatch.chdir(tmp_path)
-    with Lease(lock, claim_of_this_process("retrain.py"), "it", lost=lambda: None):
+    with Lock(lock, claim_of_this_process("retrain.py"), "it", on_lost=lambda: None):
         assert retrain.main(request_hash()) == 0
     assert "busy       the retraining of " in capsys.readouterr().out
     assert not (tmp_path / "registry/ticks").exists()
@@ -126,7 +126,8 @@ def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path, 
 import os, sys, time
 sys.path.insert(0, "job")
 import fracture.lock, retrain
-fracture.lock._machine = lambda: sys.argv[1]
+claim_here = fracture.lock.claim_of_this_process
+fracture.lock.claim_of_this_process = lambda what: claim_here(what).model_copy(update={"machine": sys.argv[1]})
 def work(*arguments):
     os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where the other is at work
     print("at work", flush=True)
