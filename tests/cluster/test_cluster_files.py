@@ -43,10 +43,8 @@ def prepared(config: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def kubernetes(name: str) -> dict[str, dict[str, Any]]:
-    """What a file holds, by `kind/name`; the RayJob that is in a ConfigMap, too."""
-    found = [*yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text())]
-    for config in [each for each in found if each["kind"] == "ConfigMap"]:
-        found += [yaml.safe_load(text) | {"metadata": {"name": "TICK-1"}} for text in config["data"].values()]
+    """Return the documents of a file by `kind/name`."""
+    found = yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text())
     return {f"{each['kind']}/{each['metadata']['name']}": each for each in found}
 
 
@@ -60,25 +58,21 @@ def raycluster() -> dict[str, Any]:
     return kubernetes("kuberay/raycluster")["RayCluster/fracture"]
 
 
-def cronjob(name: str) -> dict[str, Any]:
-    return kubernetes(f"schedules/{name}")["CronJob/fracture-retrain"]["spec"]
+def cronjob() -> dict[str, Any]:
+    return kubernetes("schedules/cronjob-submit")["CronJob/fracture-retrain"]["spec"]
 
 
-def pod(name: str) -> dict[str, Any]:
-    """Of a CronJob."""
-    return cronjob(name)["jobTemplate"]["spec"]["template"]["spec"]
+def cronjob_pod() -> dict[str, Any]:
+    return cronjob()["jobTemplate"]["spec"]["template"]["spec"]
 
 
-TICKS_RAYJOB = kubernetes("schedules/cronjob-rayjob")["RayJob/TICK-1"]
 RAYCRONJOB = kubernetes("schedules/raycronjob")["RayCronJob/fracture-retrain"]
-CRONJOBS = ("cronjob-submit", "cronjob-rayjob")
 
 
 def clusters() -> dict[str, dict[str, Any]]:
     return {
         "rayjob": rayjob()["spec"]["rayClusterSpec"],
         "raycluster": raycluster()["spec"],
-        "cronjob-rayjob": TICKS_RAYJOB["spec"]["rayClusterSpec"],
         "raycronjob": RAYCRONJOB["spec"]["jobTemplate"]["rayClusterSpec"],
     }
 
@@ -233,8 +227,7 @@ def test_every_way_to_start_a_cluster_is_looked_at():
         f"{n}.yaml" for n in (*RAY_UP, *KUBERNETES, "runtime-env")
     }
     assert {file.name for file in SCHEDULES} == {
-        *("cronjob-submit.yaml", "submit.py", "cronjob-rayjob.yaml", "own_cluster.py", "raycronjob.yaml"),
-        *("local.py", "cloud.sh"),
+        *("cronjob-submit.yaml", "submit.py", "raycronjob.yaml", "local.py", "cloud.sh"),
     }
     assert "ray start" not in (CLUSTER / "runtime-env.yaml").read_text()
 
@@ -292,7 +285,7 @@ def test_no_file_names_every_address(file: Path):
     assert "0.0.0.0" not in file.read_text()
 
 
-@pytest.mark.parametrize("made", [rayjob(), raycluster(), TICKS_RAYJOB, RAYCRONJOB], ids=lambda made: made["kind"])
+@pytest.mark.parametrize("made", [rayjob(), raycluster(), RAYCRONJOB], ids=lambda made: made["kind"])
 def test_what_kuberay_is_given_is_what_it_knows(made: dict[str, Any]):
     schema(made["kind"]).validate(made)
 
@@ -305,24 +298,22 @@ OF_A_CRONJOB = {
 OF_A_JOB = {"activeDeadlineSeconds", "backoffLimit", "podFailurePolicy", "template"}
 
 
-@pytest.mark.parametrize("name", CRONJOBS)
-def test_the_cronjob_is_one_that_kubernetes_knows(name: str):
-    assert cronjob(name).keys() <= OF_A_CRONJOB
-    job = cronjob(name)["jobTemplate"]["spec"]
+def test_the_cronjob_is_one_that_kubernetes_knows():
+    assert cronjob().keys() <= OF_A_CRONJOB
+    job = cronjob()["jobTemplate"]["spec"]
     assert job.keys() <= OF_A_JOB
     for rule in job["podFailurePolicy"]["rules"]:
         assert rule.keys() < {"action", "onExitCodes", "onPodConditions"}
         assert rule["action"] in ("FailJob", "Ignore", "Count", "FailIndex")
     made = rayjob()["spec"] | {"submitterPodTemplate": job["template"]}
     rayjob_schema().validate(rayjob() | {"spec": made})
-    made["submitterPodTemplate"] = {"spec": pod(name) | {"restartPolcy": "Never"}}
+    made["submitterPodTemplate"] = {"spec": cronjob_pod() | {"restartPolcy": "Never"}}
     with pytest.raises(jsonschema.ValidationError, match="'restartPolcy' was unexpected"):
         rayjob_schema().validate(rayjob() | {"spec": made})
 
 
-@pytest.mark.parametrize("name", CRONJOBS)
-def test_a_cronjob_starts_one_retraining_at_a_time_and_ends_it(name: str):
-    spec = cronjob(name)
+def test_a_cronjob_starts_one_retraining_at_a_time_and_ends_it():
+    spec = cronjob()
     assert spec["concurrencyPolicy"] == "Forbid"
     assert (spec["successfulJobsHistoryLimit"], spec["failedJobsHistoryLimit"]) == (3, 3)
     assert 0 < spec["startingDeadlineSeconds"] < 7 * 86400
@@ -331,31 +322,24 @@ def test_a_cronjob_starts_one_retraining_at_a_time_and_ends_it(name: str):
     assert job["activeDeadlineSeconds"] < 7 * 86400  # it is over when the next one is due
 
 
-@pytest.mark.parametrize("name", CRONJOBS)
-def test_a_rejection_and_a_mistake_are_not_tried_again(name: str):
-    fail, ignore = cronjob(name)["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+def test_a_rejection_and_a_mistake_are_not_tried_again():
+    fail, ignore = cronjob()["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert fail == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2, 10]}}
     assert ignore == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert pod(name)["restartPolicy"] == "Never"
+    assert cronjob_pod()["restartPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("name", CRONJOBS)
-def test_the_tick_is_the_name_of_the_job_that_its_retries_share(name: str):
-    (container,) = pod(name)["containers"]
+def test_the_tick_is_the_name_of_the_job_that_its_retries_share():
+    (container,) = cronjob_pod()["containers"]
     (tick,) = (each for each in container["env"] if each["name"] == "TICK")
     assert tick["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.labels['batch.kubernetes.io/job-name']"}}
-    assert [part for part in container["args"] if "TICK" in part] == {
-        "cronjob-submit": ["--submission-id=$(TICK)", "--tick=$(TICK)"],
-        "cronjob-rayjob": ["--tick=$(TICK)"],
-    }[name]
-    assert len("fracture-retrain-29400000-9") <= 47  # KubeRay's limit for the name of a RayJob
-    assert " --tick TICK " in TICKS_RAYJOB["spec"]["entrypoint"]
+    assert [part for part in container["args"] if "TICK" in part] == ["--submission-id=$(TICK)", "--tick=$(TICK)"]
 
 
 def test_the_cronjob_finds_the_standing_cluster():
     """KubeRay names the service and the secret after it."""
     name = raycluster()["metadata"]["name"]
-    (container,) = pod("cronjob-submit")["containers"]
+    (container,) = cronjob_pod()["containers"]
     assert f"--address=http://{name}-head-svc:8265" in container["args"]
     (token,) = (each for each in container["env"] if each["name"] == "RAY_AUTH_TOKEN")
     assert token["valueFrom"] == {"secretKeyRef": {"name": name, "key": "auth_token"}}
@@ -367,32 +351,16 @@ def test_a_pod_that_has_to_go_stays_until_the_training_has_saved():
 
     (head,) = pods("raycluster")["head"]["containers"]
     (saving,) = (int(each["value"]) for each in head["env"] if each["name"] == "RAY_JOB_STOP_WAIT_TIME_S")
-    assert saving < submit.STOPPING < pod("cronjob-submit")["terminationGracePeriodSeconds"]
+    assert saving < submit.STOPPING < cronjob_pod()["terminationGracePeriodSeconds"]
 
 
-def test_the_pod_that_creates_rayjobs_may_do_nothing_else():
-    made = kubernetes("schedules/cronjob-rayjob")
-    rules = made["Role/fracture-schedule"]["rules"]
-    assert rules == [{"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]}]
-    account = {"kind": "ServiceAccount", "name": pod("cronjob-rayjob")["serviceAccountName"]}
-    assert made["RoleBinding/fracture-schedule"]["subjects"] == [account]
-    assert made["RoleBinding/fracture-schedule"]["roleRef"]["name"] == "fracture-schedule"
-    assert account["name"] != pods("cronjob-rayjob")["head"]["serviceAccountName"]
-    assert pod("cronjob-submit")["automountServiceAccountToken"] is False
-
-
-def test_the_rayjob_of_a_tick_is_where_its_pod_looks():
-    (container,) = pod("cronjob-rayjob")["containers"]
-    (volume,), (mount,) = pod("cronjob-rayjob")["volumes"], container["volumeMounts"]
-    config = kubernetes("schedules/cronjob-rayjob")[f"ConfigMap/{volume['configMap']['name']}"]
-    (file,) = config["data"]
-    assert mount["name"] == volume["name"]
-    assert f"--template={mount['mountPath']}/{file}" in container["args"]
+def test_the_pod_that_submits_has_no_access_to_kubernetes():
+    assert cronjob_pod()["automountServiceAccountToken"] is False
 
 
 def test_clusters_that_come_for_one_job_are_the_same():
     made = clusters()
-    assert made["cronjob-rayjob"] == made["raycronjob"] == made["rayjob"]
+    assert made["raycronjob"] == made["rayjob"]
 
 
 def test_the_standing_cluster_has_gpus_while_they_are_needed():
@@ -409,19 +377,18 @@ def test_the_standing_cluster_has_gpus_while_they_are_needed():
 
 
 def test_only_what_a_retry_mends_is_tried_again_with_a_new_cluster():
-    """A RayJob knows no exit codes: the CronJob's Job retries the one, the other's entrypoint hides two of them."""
-    assert TICKS_RAYJOB["spec"]["backoffLimit"] == 0
+    """A RayJob knows no exit codes, so its entrypoint turns two of them into success."""
     assert RAYCRONJOB["spec"]["jobTemplate"]["backoffLimit"] == 2
     entrypoint = RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"]
     for left, kept in {0: 0, 10: 0, 2: 0, 1: 1}.items():
         script = re.sub(r"python /app/job/retrain.py [^;]*;", f"(exit {left});", entrypoint)
         assert script != entrypoint
         done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (kept, f"left with {left}\n")
+        assert (done.returncode, done.stdout) == (kept, f"exit code {left}\n")
 
 
 def test_every_schedule_of_kubernetes_is_the_same():
-    made = [cronjob(name) for name in CRONJOBS] + [RAYCRONJOB["spec"]]
+    made = [cronjob(), RAYCRONJOB["spec"]]
     assert {(each["schedule"], each["timeZone"]) for each in made} == {("17 3 * * 1", "Etc/UTC")}
 
 
@@ -470,7 +437,7 @@ def test_a_job_that_is_stopped_has_time_to_save():
 
     stated = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S\D+(\d+)", "".join(file.read_text() for file in FILES))
     stated += re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", (ROOT / "Makefile").read_text())
-    assert len(stated) == 8
+    assert len(stated) == 7
     assert all(int(seconds) > RecoveryConfig().grace_seconds for seconds in stated)
 
 
@@ -490,7 +457,7 @@ def test_the_rayjob_has_a_gpu_for_each_worker():
 
 
 PODS = {f"{name}-{kind}": made for name in clusters() for kind, made in pods(name).items()}
-PODS |= {name: pod(name) for name in CRONJOBS}
+PODS["cronjob-submit"] = cronjob_pod()
 
 
 @pytest.mark.parametrize("made", PODS.values(), ids=PODS)
@@ -501,7 +468,7 @@ def test_pods_are_bounded_and_not_root(made: dict[str, Any]):
     assert f"USER {made['securityContext']['runAsUser']}\n" in dockerfile()
     assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert made.get("serviceAccountName") in ("fracture", "fracture-schedule", None)
+    assert made.get("serviceAccountName") in ("fracture", None)
 
 
 def test_ray_is_one_version():
@@ -530,12 +497,11 @@ def test_images_are_of_this_version(name: str):
 
 def test_only_the_code_enters_the_image():
     rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    programs = [f"cluster/{name}.py" for name in ("spot_notice", "schedules/submit", "schedules/own_cluster")]
+    programs = [f"cluster/{name}.py" for name in ("spot_notice", "schedules/submit")]
     wanted = ["requirements.lock", "job", "fracture", *programs]
     assert rules == ["*", *(f"!{name}" for name in wanted), "**/__pycache__"]
     assert re.findall(r"^COPY (\S+) ", dockerfile(), re.MULTILINE) == wanted
-    for name in CRONJOBS:  # the pods find their program in it
-        assert pod(name)["containers"][0]["command"][1].removeprefix("/app/") in wanted
+    assert cronjob_pod()["containers"][0]["command"][1].removeprefix("/app/") in wanted
 
 
 def test_the_image_ends_as_a_user_who_is_not_root():
@@ -551,9 +517,9 @@ def flags_of_retraining() -> set[str]:
     """Of every command that a schedule runs."""
     from cluster.schedules import local
 
-    asked = local.command(*["s3://b/d"] * 2, "week", "seed", "2", "https://example.org")
-    asked += pod("cronjob-submit")["containers"][0]["args"][3:]
-    asked += f"{TICKS_RAYJOB['spec']['entrypoint']} {RAYCRONJOB['spec']['jobTemplate']['entrypoint']}".split()
+    asked = local.build_command(*["s3://b/d"] * 2, "week", "seed", "2", "https://example.org")
+    asked += cronjob_pod()["containers"][0]["args"][3:]
+    asked += RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"].split()
     asked += re.search(r"#   cluster/schedules/cloud.sh (.*\n.*)", (CLUSTER / "schedules/cloud.sh").read_text())[
         1
     ].split()
