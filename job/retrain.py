@@ -316,9 +316,9 @@ def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry:
 
 
 def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
-    from fracture.registry.webhook import notify
+    from fracture.registry.webhook import post_to_webhook
 
-    if args.notify and (why := notify(args.notify, message)):
+    if args.notify and (why := post_to_webhook(args.notify, message)):
         print(f"notify     nobody was told: {why}", flush=True)
 
 

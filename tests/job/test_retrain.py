@@ -92,7 +92,7 @@ def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_a
             ["--set", "data.split=test"],
             r"data.folds = 0, data.split = 'test': retraining needs training, validation",
         ),
-        (["--notify", "x"], "--notify, of 1 characters, is no address of a web hook"),
+        (["--notify", "x"], "--notify, of 1 characters, is not the address of a web hook"),
         (["--set", "gate.auc_margn=1"], "unknown setting 'gate.auc_margn' = 1. Did you mean 'gate.auc_margin'"),
     ],
 )
