@@ -55,9 +55,9 @@ class Decided(Registry):
             for n, (tick, what) in enumerate(request_hash, 1)
         ]
 
-    def state(self, tick: str) -> TickState:
+    def read_state(self, tick: str) -> TickState:
         through = tick not in self._unfinished
-        return TickState(after_entry=0, request_hash="", recipe="", shards="", notified=through)
+        return TickState(after_decision=0, request_hash="", recipe="", shards="", notified=through)
 
 
 def which(
