@@ -1,8 +1,8 @@
 """Decide whether a challenger may replace the model in use: a few rules, all of which must pass.
 
-Both models are scored on the same test radiographs, without the groups that either has seen, which the hashes of their
-files tell. That alone would not find a batch of radiographs with wrong labels: a part of it is in the test split, where
-a model that was trained on the other part scores better. So the model in use, which has seen none of the new
+Both models are scored on the same test radiographs. Groups that either model has seen, as the hashes of its training
+files show, are left out. That alone would not find a batch of radiographs with wrong labels: a part of it is in test,
+where a model that was trained on the other part scores better. So the model in use, which has seen none of the new
 radiographs, is also scored on them, and must agree with their labels.
 """
 

@@ -1,4 +1,4 @@
-"""The cluster files against the schemas of those who read them, and against each other. Nothing here is started."""
+"""The cluster files against their programs' schemas, and against each other. Nothing is started."""
 
 import copy
 import gzip
@@ -33,7 +33,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def prepared(config: dict[str, Any]) -> dict[str, Any]:
-    """The file as `ray up` understands it, before it asks the cloud for anything."""
+    """Return the file as `ray up` parses it, before any request to a cloud."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     made = prepare_config(config)
@@ -85,7 +85,7 @@ def pods(name: str = "rayjob") -> dict[str, dict[str, Any]]:
 
 @cache
 def schema(kind: str) -> jsonschema.Draft7Validator:
-    """KubeRay's of a kind. In that of a RayJob, `submitterPodTemplate` is Kubernetes' own of a pod."""
+    """Return KubeRay's schema of a kind. A RayJob's `submitterPodTemplate` has Kubernetes' own schema of a pod."""
     file = SCHEMAS / f"ray.io_{kind.lower()}s.yaml.gz"
     if not file.is_file():
         pytest.skip(f"KubeRay's schemas are not in {SCHEMAS}")
@@ -99,7 +99,7 @@ def rayjob_schema() -> jsonschema.Draft7Validator:
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with unknown keys refused; Kubernetes would drop them in silence."""
+    """Return the schema with unknown keys refused, which Kubernetes would drop silently."""
     made = dict(schema)
     for key in ("items", "additionalProperties"):
         if isinstance(made.get(key), dict):
@@ -127,7 +127,7 @@ def project() -> dict[str, Any]:
 
 
 def dry_make(*arguments: str) -> str:
-    """What make would run; `-o` takes the installation for done, as in a clone that has none."""
+    """Return the commands that make would run; `-o` makes it skip the installation."""
     command = ["make", "--dry-run", "--no-print-directory", "-o", ".venv/installed", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
@@ -157,7 +157,7 @@ def test_gpu_machines_come_and_go(name: str):
     assert config["idle_timeout_minutes"] == 10
 
 
-def test_gpu_machines_are_the_cheap_ones_that_may_be_taken_away():
+def test_gpu_machines_are_spot_machines():
     aws, gcp = (load(name)["available_node_types"] for name in CLOUDS)
     assert aws["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert gcp["gpu"]["node_config"]["scheduling"]["provisioningModel"] == "SPOT"
@@ -166,7 +166,7 @@ def test_gpu_machines_are_the_cheap_ones_that_may_be_taken_away():
 
 
 @pytest.mark.parametrize("kind", ["head", "gpu"])
-def test_machines_carry_rights_that_we_named(kind: str):
+def test_machines_have_the_named_accounts(kind: str):
     aws, gcp = (load(name)["available_node_types"][kind]["node_config"] for name in CLOUDS)
     account = {"head": "fracture-head", "gpu": "fracture-worker"}[kind]
     assert aws["IamInstanceProfile"]["Arn"].endswith(f":instance-profile/{account}")
@@ -191,7 +191,7 @@ WIDE_OPEN = (
 
 @pytest.mark.parametrize("file", [*FILES, CLUSTER / "Dockerfile", ROOT / "Makefile"], ids=lambda file: file.name)
 def test_no_file_opens_a_port_to_everyone(file: Path):
-    """Neither 6379 nor 8265 nor 10001, nor any other."""
+    """No file opens 6379, 8265, 10001 or any other port."""
     text = file.read_text()
     if file.name == "Makefile":
         text = text.replace("ps -p ", "")
@@ -199,7 +199,7 @@ def test_no_file_opens_a_port_to_everyone(file: Path):
 
 
 def one_line(file: Path) -> list[str]:
-    """The lines of a file, commands that go on in the next one joined, comments too."""
+    """Return the lines of a file, with commands of several lines joined, also in comments."""
     return re.sub(r"\\\n[#\s]*", " ", re.sub(r"(ulimit -n 65536;)\n\s+", r"\1 ", file.read_text())).splitlines()
 
 
@@ -215,14 +215,14 @@ def test_every_ray_that_is_started_keeps_its_dashboard_to_itself():
 
 def test_every_job_is_submitted_with_the_token_through_this_machine():
     shown = [line for file in DOCUMENTS for line in one_line(file) if "ray job submit --" in line]
-    shown = [line for line in shown if not line.startswith("|")]  # a table of what was once measured
+    shown = [line for line in shown if not line.startswith("|")]  # a table of results
     assert len(shown) == 7
     assert [line for line in shown if "RAY_AUTH_MODE=token ray job submit" not in line] == []
     addresses = {a for line in shown for a in re.findall(r"--address (\S+)", line)}
     assert addresses == {"http://127.0.0.1:8265"}
 
 
-def test_every_way_to_start_a_cluster_is_looked_at():
+def test_every_cluster_file_is_tested():
     assert {str(file.relative_to(CLUSTER)) for file in FILES} == {
         f"{n}.yaml" for n in (*RAY_UP, *KUBERNETES, "runtime-env")
     }
@@ -286,22 +286,22 @@ def test_no_file_names_every_address(file: Path):
 
 
 @pytest.mark.parametrize("made", [rayjob(), raycluster(), RAYCRONJOB], ids=lambda made: made["kind"])
-def test_what_kuberay_is_given_is_what_it_knows(made: dict[str, Any]):
+def test_kuberay_files_follow_their_schemas(made: dict[str, Any]):
     schema(made["kind"]).validate(made)
 
 
-# Of batch/v1, https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/cron-job-v1/ and job-v1.
-OF_A_CRONJOB = {
+# Keys of batch/v1: https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/cron-job-v1/ and job-v1.
+CRONJOB_KEYS = {
     *("schedule", "timeZone", "startingDeadlineSeconds", "concurrencyPolicy", "suspend", "jobTemplate"),
     *("successfulJobsHistoryLimit", "failedJobsHistoryLimit"),
 }
-OF_A_JOB = {"activeDeadlineSeconds", "backoffLimit", "podFailurePolicy", "template"}
+JOB_KEYS = {"activeDeadlineSeconds", "backoffLimit", "podFailurePolicy", "template"}
 
 
-def test_the_cronjob_is_one_that_kubernetes_knows():
-    assert cronjob().keys() <= OF_A_CRONJOB
+def test_the_cronjob_has_only_keys_of_kubernetes():
+    assert cronjob().keys() <= CRONJOB_KEYS
     job = cronjob()["jobTemplate"]["spec"]
-    assert job.keys() <= OF_A_JOB
+    assert job.keys() <= JOB_KEYS
     for rule in job["podFailurePolicy"]["rules"]:
         assert rule.keys() < {"action", "onExitCodes", "onPodConditions"}
         assert rule["action"] in ("FailJob", "Ignore", "Count", "FailIndex")
@@ -336,8 +336,8 @@ def test_the_tick_is_the_name_of_the_job_that_its_retries_share():
     assert [part for part in container["args"] if "TICK" in part] == ["--submission-id=$(TICK)", "--tick=$(TICK)"]
 
 
-def test_the_cronjob_finds_the_standing_cluster():
-    """KubeRay names the service and the secret after it."""
+def test_the_cronjob_finds_the_permanent_cluster():
+    """KubeRay names the service and the secret after the RayCluster."""
     name = raycluster()["metadata"]["name"]
     (container,) = cronjob_pod()["containers"]
     assert f"--address=http://{name}-head-svc:8265" in container["args"]
@@ -346,7 +346,7 @@ def test_the_cronjob_finds_the_standing_cluster():
     assert {"name": "RAY_AUTH_MODE", "value": "token"} in container["env"]
 
 
-def test_a_pod_that_has_to_go_stays_until_the_training_has_saved():
+def test_an_evicted_pod_stays_until_the_training_has_saved():
     from cluster.schedules import submit
 
     (head,) = pods("raycluster")["head"]["containers"]
@@ -358,25 +358,25 @@ def test_the_pod_that_submits_has_no_access_to_kubernetes():
     assert cronjob_pod()["automountServiceAccountToken"] is False
 
 
-def test_clusters_that_come_for_one_job_are_the_same():
+def test_clusters_for_one_job_are_equal():
     made = clusters()
     assert made["raycronjob"] == made["rayjob"]
 
 
-def test_the_standing_cluster_has_gpus_while_they_are_needed():
+def test_the_permanent_cluster_adds_gpus_on_demand():
     spec = raycluster()["spec"]
     (group,) = spec["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (0, 0, 4)
     assert spec["enableInTreeAutoscaling"] is True
     assert spec["autoscalerOptions"]["idleTimeoutSeconds"] == 600
     assert spec["autoscalerOptions"]["securityContext"] == pods()["head"]["containers"][0]["securityContext"]
-    # The account hands no key to Kubernetes out; the autoscaler needs one, the workers do not.
+    # The autoscaler on the head needs access to the Kubernetes API, the workers do not.
     assert kubernetes("kuberay/raycluster")["ServiceAccount/fracture"]["automountServiceAccountToken"] is False
     assert pods("raycluster")["head"]["automountServiceAccountToken"] is True
     assert "automountServiceAccountToken" not in pods("raycluster")["gpu"]
 
 
-def test_only_what_a_retry_mends_is_tried_again_with_a_new_cluster():
+def test_only_failures_that_a_retry_can_fix_get_a_new_cluster():
     """A RayJob knows no exit codes, so its entrypoint turns two of them into success."""
     assert RAYCRONJOB["spec"]["jobTemplate"]["backoffLimit"] == 2
     entrypoint = RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"]
@@ -392,8 +392,8 @@ def test_every_schedule_of_kubernetes_is_the_same():
     assert {(each["schedule"], each["timeZone"]) for each in made} == {("17 3 * * 1", "Etc/UTC")}
 
 
-def test_what_raycronjob_lacks_is_said():
-    lacking = OF_A_CRONJOB - {"schedule", "timeZone", "suspend", "jobTemplate"}
+def test_the_header_of_raycronjob_names_what_it_lacks():
+    lacking = CRONJOB_KEYS - {"schedule", "timeZone", "suspend", "jobTemplate"}
     header = (CLUSTER / "schedules/raycronjob.yaml").read_text().partition("apiVersion")[0]
     assert all(word in header for word in ("alpha", "feature-gates", "startingDeadlineSeconds", "concurrencyPolicy"))
     assert "history limits" in header
@@ -422,7 +422,7 @@ def test_a_mistyped_key_of_the_rayjob_is_found(path: tuple[str | int, ...]):
         rayjob_schema().validate(job)
 
 
-def test_a_machine_that_has_to_go_says_so_to_ray_and_stays_until_the_job_has_saved():
+def test_an_evicted_machine_is_drained_and_stays_until_the_job_has_saved():
     (container,) = pods()["gpu"]["containers"]
     command = container["lifecycle"]["preStop"]["exec"]["command"][-1]
     drained, slept = re.search(r"--deadline-remaining-seconds (\d+); sleep (\d+)$", command).groups()
@@ -514,16 +514,16 @@ def flags_of_the_job(file: Path) -> list[str]:
 
 
 def flags_of_retraining() -> set[str]:
-    """Of every command that a schedule runs."""
+    """Return the flags of every command that a schedule runs."""
     from cluster.schedules import local
 
-    asked = local.build_command(*["s3://b/d"] * 2, "week", "seed", "2", "https://example.org")
-    asked += cronjob_pod()["containers"][0]["args"][3:]
-    asked += RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"].split()
-    asked += re.search(r"#   cluster/schedules/cloud.sh (.*\n.*)", (CLUSTER / "schedules/cloud.sh").read_text())[
+    parts = local.build_command(*["s3://b/d"] * 2, "week", "seed", "2", "https://example.org")
+    parts += cronjob_pod()["containers"][0]["args"][3:]
+    parts += RAYCRONJOB["spec"]["jobTemplate"]["entrypoint"].split()
+    parts += re.search(r"#   cluster/schedules/cloud.sh (.*\n.*)", (CLUSTER / "schedules/cloud.sh").read_text())[
         1
     ].split()
-    return {re.sub("=.*", "", part).rstrip(";") for part in asked if part.startswith("--") and part != "--"}
+    return {re.sub("=.*", "", part).rstrip(";") for part in parts if part.startswith("--") and part != "--"}
 
 
 def test_every_flag_of_a_schedule_is_one_of_the_retraining():
@@ -554,8 +554,10 @@ def test_submit_takes_what_local_train_takes():
 
 
 def test_schedule_takes_what_its_program_does():
-    told = re.sub(" +", " ", dry_make("schedule", "DATA=/my data", "REGISTRY=/a registry", "EVERY=day", "CONFIG=seed"))
-    assert 'local.py --data "/my data" --registry "/a registry" --every "day" --config "seed"' in told.replace(
+    command = re.sub(
+        " +", " ", dry_make("schedule", "DATA=/my data", "REGISTRY=/a registry", "EVERY=day", "CONFIG=seed")
+    )
+    assert 'local.py --data "/my data" --registry "/a registry" --every "day" --config "seed"' in command.replace(
         " \\\n", ""
     )
     assert "schedule/" in (ROOT / ".gitignore").read_text().splitlines()

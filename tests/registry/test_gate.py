@@ -97,7 +97,7 @@ def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(man
     assert rule.explanation.startswith(
         "0.975, the champion's 1.000 on the same radiographs: with 90% confidence at most 0.0"
     )
-    assert rule.value == pytest.approx(-0.05, abs=0.02), "two of such cases may be drawn"
+    assert rule.value == pytest.approx(-0.05, abs=0.02), "a resample may contain two such cases"
     assert failed(apply_rules(pair, NOTHING, manifest, GateConfig(auc_margin=0.1))) == []
     assert failed(apply_rules(compared(GOOD, POOR), NOTHING, manifest, GateConfig())) == []
 
