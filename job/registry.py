@@ -64,8 +64,8 @@ def _list(registry: Registry) -> list[str]:
 
 
 def _show(registry: Registry, number: int | None) -> list[str]:
-    number = number or registry.in_use()
-    version, bundle = registry.version(number), registry.read(number)
+    number = number or registry.require_champion()
+    version, bundle = registry.version(number), registry.read_bundle(number)
     state = "in use" if number == registry.champion() else "not in use"
     counts = ", ".join(f"{count:,} {name} groups" for name, count in reversed(version.groups.items()))
     lines = [
@@ -77,9 +77,9 @@ def _show(registry: Registry, number: int | None) -> list[str]:
     from fracture.evaluation.report import result_lines
 
     lines += result_lines(bundle.evaluations)
-    decision = registry.decision(version.tick)
+    decision = registry.read_decision(version.tick)
     for rule in decision["rules"] if decision else []:
-        lines.append(f"{'  holds' if rule['passed'] else '  FAILS':<10} {rule['name']}: {rule['told']}")
+        lines.append(f"{'  holds' if rule['passed'] else '  FAILS':<10} {rule['name']}: {rule['explanation']}")
     return lines + [_line(entry) for entry in registry.history() if number in (entry.version, entry.champion)]
 
 
@@ -99,7 +99,7 @@ def _prune(registry: Registry, args: argparse.Namespace) -> None:
         raise UsageError(f"--keep {args.keep}: at least the newest version and run are kept; give 1 or more")
 
     with held(registry.folder / "locks" / "retraining", f"the registry {registry.folder}", "nothing else was removed"):
-        for folder in registry.prunable(args.keep) if args.dry_run else registry.prune(args.keep):
+        for folder in registry.find_prunable(args.keep) if args.dry_run else registry.prune(args.keep):
             print(f"{'would go' if args.dry_run else 'removed':<10} {folder}")
 
 

@@ -108,11 +108,13 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
 
     dataset = _prepared(args, config, registry, tick, state, source)
     config = with_data_of(config, dataset.manifest)
-    initial = registry.read(state.initial) if state.initial else None
+    initial = registry.read_bundle(state.initial) if state.initial else None
     if initial:
         check_initial(config, initial)
-    train_once(config, dataset, registry.run(tick), args.verbose, initial)
-    version = registry.add(lambda number: _version(number, tick, state, dataset.manifest), registry.run(tick), dataset)
+    train_once(config, dataset, registry.run_folder(tick), args.verbose, initial)
+    version = registry.add_version(
+        lambda number: _version(number, tick, state, dataset.manifest), registry.run_folder(tick), dataset
+    )
     return _finish(args, config, registry, _decide(registry, version, dataset, config))
 
 
@@ -123,7 +125,7 @@ def _check_size(config: Config, registry: Registry) -> None:
     champion = registry.champion()
     if champion is None:
         return
-    size = registry.read(champion).image_size
+    size = registry.read_bundle(champion).image_size
     if size != config.data.image_size:
         raise UsageError(
             f"data.image_size = {config.data.image_size}, and version {champion}, which is in use, takes {size}: they "
@@ -136,7 +138,7 @@ def _which(registry: Registry, tick: str, request_hash: str, force: bool) -> tup
     decided = {entry.tick: entry for entry in registry.history() if entry.tick}
     name, number = tick, 1
     while name in decided:
-        state = registry.state(name)
+        state = registry.read_state(name)
         through = state is None or state.notified  # else it was killed before its end, and this is its retry
         if decided[name].request_hash == request_hash and not (force and through):
             return name, decided[name]
@@ -161,20 +163,21 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> TickState | None:
     from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
 
-    state = registry.state(tick)
+    state = registry.read_state(tick)
     if state is None:
-        registry.run(tick).delete()
+        registry.run_folder(tick).delete()
         return None
     try:
         prepared = (
-            not state.dataset or read_dataset(registry.shards(state.shards)).manifest.fingerprint == state.dataset
+            not state.dataset
+            or read_dataset(registry.shards_folder(state.shards)).manifest.fingerprint == state.dataset
         )
     except UsageError:
         prepared = False
-    if prepared and state.after_entry == registry.last_decided() and state.recipe == recipe:
+    if prepared and state.after_decision == registry.last_decision_number() and state.recipe == recipe:
         return state if state.dataset else None
     print("begins     anew: settings, data or the version in use have changed since this tick was begun", flush=True)
-    registry.run(tick).delete()
+    registry.run_folder(tick).delete()
     return None
 
 
@@ -188,7 +191,7 @@ def _begun(
     if warm and champion is None:
         print("weights    from scratch: no version is in use yet that --warm-start could begin with", flush=True)
     state = TickState(
-        after_entry=registry.last_decided(),
+        after_decision=registry.last_decision_number(),
         request_hash=request_hash,
         recipe=recipe,
         shards=shards_name(source, config.data),
@@ -209,12 +212,12 @@ def _prepared(
         start_ray(args.verbose)
         check_capacity(config)
 
-    shards = registry.shards(state.shards)
+    shards = registry.shards_folder(state.shards)
     if state.dataset:
         print(f"shards     {shards}, as this tick was begun with them", flush=True)
         return read_dataset(shards)
     champion = registry.champion()
-    prepare(source, shards, config, start, None if champion is None else registry.dataset(champion))
+    prepare(source, shards, config, start, None if champion is None else registry.dataset_folder(champion))
     dataset = read_dataset(shards)
     state.dataset = dataset.manifest.fingerprint
     registry.write_state(tick, state)
@@ -260,16 +263,16 @@ def _judged(registry: Registry, version: Version, dataset: Dataset, config: Conf
     from fracture.dataset.format import FILES
     from fracture.evaluation.report import caveats
     from fracture.registry.data_changes import find_data_changes
-    from fracture.registry.gate import compare, judge
-    from fracture.registry.retraining_page import Retraining, retraining_page
+    from fracture.registry.gate import apply_rules, compare_with_champion
+    from fracture.registry.retraining_page import Retraining, render_retraining_page
 
     number = registry.champion()
     print("gate       scoring both models on test", flush=True)
-    champion = None if number is None else registry.read(number)
-    before = None if number is None else (registry.dataset(number) / FILES).read_parquet()
-    challenger = registry.read(version.number)
+    champion = None if number is None else registry.read_bundle(number)
+    before = None if number is None else (registry.dataset_folder(number) / FILES).read_parquet()
+    challenger = registry.read_bundle(version.number)
     new = find_data_changes((dataset.folder / FILES).read_parquet(), before)
-    compared = compare(challenger, champion, registry.run(version.tick), dataset, new)
+    compared = compare_with_champion(challenger, champion, registry.run_folder(version.tick), dataset, new)
     told = Retraining(
         tick=version.tick,
         registry=registry.folder,
@@ -278,18 +281,18 @@ def _judged(registry: Registry, version: Version, dataset: Dataset, config: Conf
         initial_weights=version.initial_weights,
         challenger_bundle=challenger,
         champion_bundle=champion,
-        compared=compared,
-        new=new,
-        rules=judge(compared, new, dataset.manifest, config.gate),
+        comparison=compared,
+        changes=new,
+        rules=apply_rules(compared, new, dataset.manifest, config.gate),
         dataset=dataset,
         caveats=caveats(dataset.manifest),
     )
-    folder = registry.tick(version.tick)
+    folder = registry.tick_folder(version.tick)
     (folder / "scores.parquet").write_parquet(compared.scores)
-    (folder / "report.html").write_bytes(retraining_page(told))
+    (folder / "report.html").write_bytes(render_retraining_page(told))
     (folder / "decision.json").write_json(told.as_json())
     for rule in told.rules:
-        print(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.told}", flush=True)
+        print(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.explanation}", flush=True)
     return told
 
 
@@ -303,7 +306,7 @@ def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry:
             print(f"cleared    {', '.join(names)}", flush=True)
     except (OSError, RunError, UsageError) as error:  # the next time will do
         print(f"cleared    not all that nobody needs: {error}", flush=True)
-    state, page = registry.state(entry.tick), registry.tick(entry.tick) / "report.html"
+    state, page = registry.read_state(entry.tick), registry.tick_folder(entry.tick) / "report.html"
     if state is not None and not state.notified:
         _tell(args, entry.model_dump(mode="json") | {"registry": args.registry, "page": str(page)})
         state.notified = True
@@ -316,9 +319,9 @@ def _finish(args: argparse.Namespace, config: Config, registry: Registry, entry:
 
 
 def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
-    from fracture.registry.webhook import notify
+    from fracture.registry.webhook import post_to_webhook
 
-    if args.notify and (why := notify(args.notify, message)):
+    if args.notify and (why := post_to_webhook(args.notify, message)):
         print(f"notify     nobody was told: {why}", flush=True)
 
 

@@ -76,7 +76,7 @@ def failed(registry: Path, tick: str) -> list[str]:
 
 
 def splits(registry: Path, version: int) -> dict[bytes, str]:
-    files = Registry(storage_path(registry)).dataset(version) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset_folder(version) / "files.parquet"
     table = files.read_parquet(["sha256", "split_used"]).to_pydict()
     return dict(zip(table["sha256"], table["split_used"], strict=True))
 
@@ -120,7 +120,7 @@ def test_four_weeks(hospital, capsys):
         assert len(after) == len(before) + 50
         run = json.loads((registry / "versions/0002/bundle.json").read_text())["run"]
         assert run["initial_weights"].endswith("registry/versions/0001")
-        assert decision(registry, "2026-w47")["new"]["radiographs"] == {"normal": 25, "fracture": 25}
+        assert decision(registry, "2026-w47")["data_changes"]["new_radiographs"] == {"normal": 25, "fracture": 25}
 
         radiograph_ids(folder, range(200, 225), flipped=True)
         assert retraining(folder, registry, "2026-w48") == retrain.REJECTED
@@ -152,7 +152,7 @@ def test_four_weeks(hospital, capsys):
 
 def copies_under_the_other_label(folder: Path, registry: Path) -> None:
     """Of four radiographs that test the model in use."""
-    files = Registry(storage_path(registry)).dataset(1) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset_folder(1) / "files.parquet"
     rows = files.read_parquet(["path", "split_used", "label"]).to_pylist()
     for row in [row for row in rows if row["split_used"] == "test"][:4]:
         other = "normal" if row["label"] else "fracture"
@@ -166,10 +166,10 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
         pytest.param(
             lambda folder, registry: radiograph_ids(folder, range(300, 330), classes=(1,)),
             "classes",
-            "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+            "100% of 30 new radiographs are fractured, 50% before; all are of one class, which is not chance",
             marks=pytest.mark.long,
         ),
-        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs stand under both labels"),
+        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs have both labels"),
     ],
     ids=["one class", "copies"],
 )
@@ -230,4 +230,4 @@ def test_a_run_that_is_asked_again_after_the_clock_went_back_is_one_of_its_own(h
     assert "tick       2026-w45-2" in capsys.readouterr().out
     assert [entry.tick for entry in Registry(storage_path(registry)).history()] == ["2026-w45", "2026-w45-2"]
     assert Registry(storage_path(registry)).champion() == 2
-    assert read_bundle(Registry(storage_path(registry)).bundle(2)).config.data.image_size == 32
+    assert read_bundle(Registry(storage_path(registry)).bundle_folder(2)).config.data.image_size == 32

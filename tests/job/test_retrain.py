@@ -55,9 +55,9 @@ class Decided(Registry):
             for n, (tick, what) in enumerate(request_hash, 1)
         ]
 
-    def state(self, tick: str) -> TickState:
+    def read_state(self, tick: str) -> TickState:
         through = tick not in self._unfinished
-        return TickState(after_entry=0, request_hash="", recipe="", shards="", notified=through)
+        return TickState(after_decision=0, request_hash="", recipe="", shards="", notified=through)
 
 
 def which(
@@ -92,7 +92,7 @@ def test_a_tick_that_was_decided_answers_for_what_it_was_asked_and_else_begins_a
             ["--set", "data.split=test"],
             r"data.folds = 0, data.split = 'test': retraining needs training, validation",
         ),
-        (["--notify", "x"], "--notify, of 1 characters, is no address of a web hook"),
+        (["--notify", "x"], "--notify, of 1 characters, is not the address of a web hook"),
         (["--set", "gate.auc_margn=1"], "unknown setting 'gate.auc_margn' = 1. Did you mean 'gate.auc_margin'"),
     ],
 )
