@@ -21,7 +21,8 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import _cli
-from preprocess import Bars
+
+from fracture.progress.bars import ProgressBars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
     started = time.monotonic()
     start_ray(args.verbose)
-    with nullcontext() if args.verbose else _cli.python_alone_on_stderr(), Bars() as bars:
+    with nullcontext() if args.verbose else _cli.python_alone_on_stderr(), ProgressBars() as bars:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _cli
-from preprocess import Bars, find, prepare
+from preprocess import find, prepare
+
+from fracture.progress.bars import ProgressBars
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -301,7 +303,7 @@ def _sample(config: Config, storage: StoragePath) -> StoragePath:
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
     print("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job", flush=True)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
     return folder
 
