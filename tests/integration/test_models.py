@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from train import train_once
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset
@@ -14,6 +13,7 @@ from fracture.inference.bundle import read_bundle
 from fracture.storage import storage_path
 from fracture.training.checkpoint import BACKBONE, LoopState
 from fracture.training.launch import check_initial, with_data_of
+from fracture.workflows.train import train_run
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
 
@@ -66,7 +66,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     few = ("training.epochs=2", "transfer.head_epochs=2", "compute.workers=2")
     config = with_data_of(settings(folder, name.strip(), *few, *changes), manifest)
     run = tmp_path / "run"
-    train_once(config, Dataset(shards, manifest), storage_path(run), verbose=False)
+    train_run(config, Dataset(shards, manifest), storage_path(run), verbose=False)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == [1, 2]
     assert (run / "report/report.html").exists()
@@ -160,10 +160,10 @@ def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: 
 def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, data, tmp_path: Path):
     shards, manifest = data
     config = with_data_of(settings(folder, "mobilenetv2", "transfer.head_epochs=1", "compute.workers=1"), manifest)
-    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "first"), verbose=False)
+    train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "first"), verbose=False)
     first = read_bundle(storage_path(tmp_path / "first/bundle"))
     check_initial(config, first)
-    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
+    train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
     told = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
     assert told == str(tmp_path / "first/bundle")
     weights = [np.load(tmp_path / f"{name}/bundle/weights.npz") for name in ("first", "second")]
