@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             print(f"error: there is no command {command!r}.{hint} fracture --help lists all.", file=sys.stderr)
             return 2
     try:
-        args = _parser(command).parse_args(words)
+        args = build_parser(command).parse_args(words)
     except SystemExit as error:  # --help, or a mistake that argparse has printed
         return int(error.code or 0)
     return _run(COMMANDS[command], args)
@@ -119,7 +119,8 @@ def _front_page() -> str:
     )
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
+def build_parser(command: str) -> argparse.ArgumentParser:
+    """Return the parser of a command's flags."""
     parser = argparse.ArgumentParser(
         prog=f"fracture {command}",
         description=COMMANDS[command].help,
