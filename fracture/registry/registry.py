@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from fracture.dataset.format import FILES, LEDGER, MANIFEST, Dataset
 from fracture.errors import UsageError
 from fracture.inference.bundle import CARD, WEIGHTS, Bundle, is_bundle, read_bundle
-from fracture.lock import HeldError, Lease, claim_of_this_process
+from fracture.lock import HeldError, Lock, claim_of_this_process
 from fracture.storage import StoragePath
 
 CHAMPION = "champion.json"
@@ -317,7 +317,7 @@ class Registry:
             for left in reversed(range(_PATIENCE)):
                 try:
                     name = f"the champion of {self.folder}"
-                    stack.enter_context(Lease(lock, claim, name, lambda: None, lambda line: None))
+                    stack.enter_context(Lock(lock, claim, name, lambda: None, lambda line: None))
                     break
                 except HeldError:
                     if not left:

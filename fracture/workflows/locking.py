@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fracture.errors import RunError, UsageError
-from fracture.lock import HeldError, Lease, claim_of_this_process
+from fracture.lock import HeldError, Lock, claim_of_this_process
 from fracture.progress.status import LOCK
 from fracture.runtime.signals import stop_at_once, stop_by_signals
 from fracture.runtime.submission import submission_id
@@ -65,7 +65,7 @@ def hold_lock(lock: StoragePath, name: str, command: str, advice: str, report: R
     stop_by_signals()  # so that the lock is released
     claim = claim_of_this_process(describe_job(command))
     try:
-        with Lease(lock, claim, name, stop_this_job, lambda line: report(f"lock       {line}")):
+        with Lock(lock, claim, name, stop_this_job, lambda line: report(f"lock       {line}")):
             yield
     except BaseException:
         if not is_taken_over():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fracture.cli import main
-from fracture.lock import Lease, claim_of_this_process
+from fracture.lock import Lock, claim_of_this_process
 from fracture.registry.registry import Registry, RegistryDecision, TickState
 from fracture.storage import storage_path
 from fracture.workflows.retrain import find_decided_tick, name_tick
@@ -100,7 +100,7 @@ def test_a_second_retraining_of_a_registry_ends_at_once(tmp_path: Path, image_fo
     lock = storage_path(tmp_path) / "registry/locks/retraining"
     image_folder(*official_paths(), root="radiographs")
     monkeypatch.chdir(tmp_path)
-    with Lease(lock, claim_of_this_process("fracture retrain"), "it", lost=lambda: None):
+    with Lock(lock, claim_of_this_process("fracture retrain"), "it", on_lost=lambda: None):
         assert main(FLAGS) == 0
     assert "busy       the retraining of " in capsys.readouterr().out
     assert not (tmp_path / "registry/ticks").exists()
@@ -120,9 +120,10 @@ def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path, 
     script = """
 import os, sys, time
 import fracture.lock
+claim_here = fracture.lock.claim_of_this_process
+fracture.lock.claim_of_this_process = lambda what: claim_here(what).model_copy(update={"machine": sys.argv[1]})
 from fracture.cli import main
 from fracture.workflows import retrain
-fracture.lock._machine = lambda: sys.argv[1]
 def work(*arguments):
     os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where the other is at work
     print("at work", flush=True)
