@@ -77,12 +77,12 @@ def show_version(registry: Registry, number: int | None = None) -> ShownVersion:
     Raises:
         UsageError: there is no such version.
     """
-    number = number or registry.in_use()
+    number = number or registry.require_champion()
     version = registry.version(number)
-    decision = registry.decision(version.tick)
+    decision = registry.read_decision(version.tick)
     return ShownVersion(
         version=version,
-        bundle=registry.read(number),
+        bundle=registry.read_bundle(number),
         in_use=number == registry.champion(),
         rules=decision["rules"] if decision else [],
         decisions=[d for d in registry.history() if number in (d.version, d.champion)],
@@ -105,7 +105,7 @@ def prune_registry(
         raise UsageError(f"--keep {keep}: at least the newest version and run are kept; give 1 or more")
     name = f"the registry {registry.folder}"
     with hold_lock(retraining_lock(registry), name, "registry prune", "nothing else was removed", report):
-        return registry.prunable(keep) if dry_run else registry.prune(keep)
+        return registry.find_prunable(keep) if dry_run else registry.prune(keep)
 
 
 def retraining_lock(registry: Registry) -> StoragePath:

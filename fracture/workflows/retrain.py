@@ -152,12 +152,12 @@ def run_tick(
             state = _begin_tick(arguments, registry, tick, request_hash, recipe, source, report)
         dataset = _prepare_tick_dataset(arguments, registry, tick, state, source, report)
         config = with_data_of(config, dataset.manifest)
-        initial = registry.read(state.initial) if state.initial else None
+        initial = registry.read_bundle(state.initial) if state.initial else None
         if initial:
             check_initial(config, initial)
-        train_run(config, dataset, registry.run(tick), arguments.verbose, report, initial)
-        version = registry.add(
-            lambda number: _describe_version(number, tick, state, dataset.manifest), registry.run(tick), dataset
+        train_run(config, dataset, registry.run_folder(tick), arguments.verbose, report, initial)
+        version = registry.add_version(
+            lambda number: _describe_version(number, tick, state, dataset.manifest), registry.run_folder(tick), dataset
         )
         decision = _decide(registry, version, dataset, config, report)
         return finish_tick(arguments, registry, decision, report)
@@ -168,7 +168,7 @@ def _check_image_size(config: Config, registry: Registry) -> None:
     champion = registry.champion()
     if champion is None:
         return
-    size = registry.read(champion).image_size
+    size = registry.read_bundle(champion).image_size
     if size != config.data.image_size:
         raise UsageError(
             f"data.image_size = {config.data.image_size}, but version {champion}, which is in use, takes {size}: the "
@@ -189,7 +189,7 @@ def find_decided_tick(
     decided = {decision.tick: decision for decision in registry.history() if decision.tick}
     name, number = tick, 1
     while name in decided:
-        state = registry.state(name)
+        state = registry.read_state(name)
         finished = state is None or state.notified
         if decided[name].request_hash == request_hash and not (force and finished):
             return name, decided[name]
@@ -211,20 +211,21 @@ def _find_same_request(registry: Registry, request_hash: str) -> str:
 
 def _resume_tick(registry: Registry, tick: str, recipe: str, report: Report) -> TickState | None:
     """Return the state of a tick that can go on; remove what is left of one that cannot, and return None."""
-    state = registry.state(tick)
+    state = registry.read_state(tick)
     if state is None:
-        registry.run(tick).delete()
+        registry.run_folder(tick).delete()
         return None
     try:
         prepared = (
-            not state.dataset or read_dataset(registry.shards(state.shards)).manifest.fingerprint == state.dataset
+            not state.dataset
+            or read_dataset(registry.shards_folder(state.shards)).manifest.fingerprint == state.dataset
         )
     except UsageError:
         prepared = False
-    if prepared and state.after_entry == registry.last_decided() and state.recipe == recipe:
+    if prepared and state.after_decision == registry.last_decision_number() and state.recipe == recipe:
         return state if state.dataset else None
     report("starts     again: settings, data or the version in use have changed since this tick began")
-    registry.run(tick).delete()
+    registry.run_folder(tick).delete()
     return None
 
 
@@ -244,7 +245,7 @@ def _begin_tick(
     if arguments.warm_start and champion is None:
         report("weights    from scratch: no version is in use yet whose weights --warm-start could take")
     state = TickState(
-        after_entry=registry.last_decided(),
+        after_decision=registry.last_decision_number(),
         request_hash=request_hash,
         recipe=recipe,
         shards=shards_name(source, arguments.config.data),
@@ -263,12 +264,12 @@ def _prepare_tick_dataset(
         start_ray(arguments.verbose)
         check_capacity(arguments.config)
 
-    shards = registry.shards(state.shards)
+    shards = registry.shards_folder(state.shards)
     if state.dataset:
         report(f"shards     {shards}, as when this tick began")
         return read_dataset(shards)
     champion = registry.champion()
-    before = None if champion is None else registry.dataset(champion)
+    before = None if champion is None else registry.dataset_folder(champion)
     dataset = prepare_dataset(source, shards, arguments.config, start, report, before)
     state.dataset = dataset.manifest.fingerprint
     registry.write_state(tick, state)
@@ -315,16 +316,16 @@ def _judge_challenger(
     """Score challenger and champion, apply the gate's rules, and write scores, page and `decision.json`."""
     from fracture.evaluation.report import caveats
     from fracture.registry.data_changes import find_data_changes
-    from fracture.registry.gate import compare, judge
-    from fracture.registry.retraining_page import Retraining, retraining_page
+    from fracture.registry.gate import apply_rules, compare_with_champion
+    from fracture.registry.retraining_page import Retraining, render_retraining_page
 
     number = registry.champion()
     report("gate       scoring both models on test")
-    champion = None if number is None else registry.read(number)
-    before = None if number is None else (registry.dataset(number) / FILES).read_parquet()
-    challenger = registry.read(version.number)
+    champion = None if number is None else registry.read_bundle(number)
+    before = None if number is None else (registry.dataset_folder(number) / FILES).read_parquet()
+    challenger = registry.read_bundle(version.number)
     changes = find_data_changes((dataset.folder / FILES).read_parquet(), before)
-    compared = compare(challenger, champion, registry.run(version.tick), dataset, changes)
+    compared = compare_with_champion(challenger, champion, registry.run_folder(version.tick), dataset, changes)
     retraining = Retraining(
         tick=version.tick,
         registry=registry.folder,
@@ -333,18 +334,18 @@ def _judge_challenger(
         initial_weights=version.initial_weights,
         challenger_bundle=challenger,
         champion_bundle=champion,
-        compared=compared,
-        new=changes,
-        rules=judge(compared, changes, dataset.manifest, config.gate),
+        comparison=compared,
+        changes=changes,
+        rules=apply_rules(compared, changes, dataset.manifest, config.gate),
         dataset=dataset,
         caveats=caveats(dataset.manifest),
     )
-    folder = registry.tick(version.tick)
+    folder = registry.tick_folder(version.tick)
     (folder / "scores.parquet").write_parquet(compared.scores)
-    (folder / "report.html").write_bytes(retraining_page(retraining))
+    (folder / "report.html").write_bytes(render_retraining_page(retraining))
     (folder / "decision.json").write_json(retraining.as_json())
     for rule in retraining.rules:
-        report(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.told}")
+        report(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.explanation}")
     return retraining
 
 
@@ -358,7 +359,7 @@ def finish_tick(
             report(f"removed    {', '.join(names)}")
     except (OSError, RunError, UsageError) as error:  # the next tick tries again
         report(f"removed    not all that nobody needs: {error}")
-    state, page = registry.state(decision.tick), registry.tick(decision.tick) / "report.html"
+    state, page = registry.read_state(decision.tick), registry.tick_folder(decision.tick) / "report.html"
     if state is not None and not state.notified:
         event = decision.model_dump(mode="json") | {"registry": arguments.registry, "page": str(page)}
         _notify(arguments, event, report)
@@ -368,9 +369,9 @@ def finish_tick(
 
 
 def _notify(arguments: RetrainArguments, event: dict[str, Any], report: Report) -> None:
-    from fracture.registry.webhook import notify
+    from fracture.registry.webhook import post_to_webhook
 
-    if arguments.notify and (reason := notify(arguments.notify, event)):
+    if arguments.notify and (reason := post_to_webhook(arguments.notify, event)):
         report(f"notify     failed: {reason}")
 
 

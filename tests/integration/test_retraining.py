@@ -77,7 +77,7 @@ def failed(registry: Path, tick: str) -> list[str]:
 
 
 def splits(registry: Path, version: int) -> dict[bytes, str]:
-    files = Registry(storage_path(registry)).dataset(version) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset_folder(version) / "files.parquet"
     table = files.read_parquet(["sha256", "split_used"]).to_pydict()
     return dict(zip(table["sha256"], table["split_used"], strict=True))
 
@@ -121,7 +121,7 @@ def test_four_weeks(hospital, capsys):
         assert len(after) == len(before) + 50
         run = json.loads((registry / "versions/0002/bundle.json").read_text())["run"]
         assert run["initial_weights"].endswith("registry/versions/0001")
-        assert decision(registry, "2026-w47")["new"]["radiographs"] == {"normal": 25, "fracture": 25}
+        assert decision(registry, "2026-w47")["data_changes"]["new_radiographs"] == {"normal": 25, "fracture": 25}
 
         write_radiographs(folder, range(200, 225), flipped=True)
         assert retraining(folder, registry, "2026-w48") == REJECTED
@@ -153,7 +153,7 @@ def test_four_weeks(hospital, capsys):
 
 def copies_under_the_other_label(folder: Path, registry: Path) -> None:
     """Copy four radiographs that test the model in use into the folder of the other class."""
-    files = Registry(storage_path(registry)).dataset(1) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset_folder(1) / "files.parquet"
     rows = files.read_parquet(["path", "split_used", "label"]).to_pylist()
     for row in [row for row in rows if row["split_used"] == "test"][:4]:
         other = "normal" if row["label"] else "fracture"
@@ -167,10 +167,10 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
         pytest.param(
             lambda folder, registry: write_radiographs(folder, range(300, 330), classes=(1,)),
             "classes",
-            "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+            "100% of 30 new radiographs are fractured, 50% before; all are of one class, which is not chance",
             marks=pytest.mark.long,
         ),
-        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs stand under both labels"),
+        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs have both labels"),
     ],
     ids=["one class", "copies"],
 )
@@ -233,4 +233,4 @@ def test_a_run_that_is_forced_again_after_the_clock_went_back_is_one_of_its_own(
     assert "tick       2026-w45-2" in capsys.readouterr().out
     assert [d.tick for d in Registry(storage_path(registry)).history()] == ["2026-w45", "2026-w45-2"]
     assert Registry(storage_path(registry)).champion() == 2
-    assert read_bundle(Registry(storage_path(registry)).bundle(2)).config.data.image_size == 32
+    assert read_bundle(Registry(storage_path(registry)).bundle_folder(2)).config.data.image_size == 32

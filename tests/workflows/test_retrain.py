@@ -50,9 +50,9 @@ class DecidedRegistry(Registry):
             for number, (tick, request_hash) in enumerate(decided, 1)
         ]
 
-    def state(self, tick: str) -> TickState:
+    def read_state(self, tick: str) -> TickState:
         finished = tick not in self._unfinished
-        return TickState(after_entry=0, request_hash="", recipe="", shards="", notified=finished)
+        return TickState(after_decision=0, request_hash="", recipe="", shards="", notified=finished)
 
 
 def decided_tick(
@@ -87,7 +87,7 @@ def test_a_decided_tick_answers_for_its_own_request_and_begins_another_for_a_new
             ["--set", "data.split=test"],
             "error: data.folds = 0, data.split = 'test': retraining needs training, validation",
         ),
-        (["--notify", "x"], "error: --notify, of 1 characters, is no address of a web hook"),
+        (["--notify", "x"], "error: --notify, of 1 characters, is not the address of a web hook"),
         (["--set", "gate.auc_margn=1"], "error: unknown setting 'gate.auc_margn' = 1. Did you mean 'gate.auc_margin'"),
     ],
 )
