@@ -1,4 +1,4 @@
-"""Every model through the whole job on real workers; backbones begin with random weights, since none can be downloaded."""
+"""Every model through the whole job on real workers; backbones begin with random weights: none can be downloaded."""
 
 import json
 from pathlib import Path
