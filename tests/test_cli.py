@@ -124,8 +124,8 @@ def test_a_mistake_is_one_line_with_exit_code_2(
 
 def test_a_process_ends_with_the_exit_code_of_its_command(tmp_path: Path):
     for command in (["job/train.py"], ["-m", "fracture.cli", "train"]):
-        told = [sys.executable, *command, "--shards", "nowhere", "--storage", str(tmp_path)]
-        failed = subprocess.run(told, capture_output=True, text=True, cwd=ROOT, check=False)
+        words = [sys.executable, *command, "--shards", "nowhere", "--storage", str(tmp_path)]
+        failed = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
         assert failed.returncode == 2
         assert failed.stderr.startswith("error: ")
         assert failed.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Every model through the whole job on real workers; backbones begin with drawn weights: none can be downloaded."""
+"""Every model through the whole job on real workers; backbones begin with random weights: none can be downloaded."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, name: str, *changes: str) -> Config:
-    """Of a model whose backbone, if it has one, begins with drawn weights from a file."""
+    """Return the settings of a model whose backbone, if it has one, begins with random weights from a file."""
     from fracture.models.transfer import build_backbone
 
     config = load_config(None, [*TINY, f"model.name={name}", *changes])
@@ -107,7 +107,7 @@ def test_the_head_learns_first_and_then_the_last_layers(both_phases):
 
 @pytest.mark.long
 def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
-    """By the last checkpoint, whose weights are the backbone's, then the head's, and the bundle."""
+    """As seen in the last checkpoint, whose weights are the backbone's and then the head's, and in the bundle."""
     from fracture.models.transfer import build_backbone
 
     config, run, _ = both_phases
@@ -164,8 +164,8 @@ def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, d
     first = read_bundle(storage_path(tmp_path / "first/bundle"))
     check_initial(config, first)
     train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
-    told = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
-    assert told == str(tmp_path / "first/bundle")
+    initial = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
+    assert initial == str(tmp_path / "first/bundle")
     weights = [np.load(tmp_path / f"{name}/bundle/weights.npz") for name in ("first", "second")]
     assert np.array_equal(weights[0]["Conv_1/kernel:0"], weights[1]["Conv_1/kernel:0"])
     assert not np.array_equal(weights[0]["logit/kernel:0"], weights[1]["logit/kernel:0"])

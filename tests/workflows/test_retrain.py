@@ -120,10 +120,10 @@ def test_of_two_hosts_that_start_at_once_never_are_both_at_work(tmp_path: Path, 
     script = """
 import os, sys, time
 import fracture.lock
-from fracture.cli import main
-from fracture.workflows import retrain
 claim_here = fracture.lock.claim_of_this_process
 fracture.lock.claim_of_this_process = lambda what: claim_here(what).model_copy(update={"machine": sys.argv[1]})
+from fracture.cli import main
+from fracture.workflows import retrain
 def work(*arguments):
     os.close(os.open(sys.argv[3], os.O_CREAT | os.O_EXCL))  # fails where the other is at work
     print("at work", flush=True)
