@@ -69,7 +69,8 @@ def find(args: argparse.Namespace, roots: Sequence[StoragePath], config: Config)
 
 def audit_only(source: Source, out: StoragePath, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
+    from fracture.preparation.scan import examine_source
+    from fracture.preparation.write import check_apart, write_audit
     from fracture.runtime.cluster import start_ray
 
     check_apart(source, out)
@@ -91,10 +92,10 @@ def prepare(
         before: manifest and files of a data set whose split has to stand.
     """
     from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import (
+    from fracture.preparation.scan import examine_source
+    from fracture.preparation.write import (
         changed_settings,
         check_out,
-        examine_source,
         find_done,
         preprocess,
         read_audit,

@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace, config: Config, registry: Registry) -> Source:
-    from fracture.preparation.preprocess import check_apart
+    from fracture.preparation.write import check_apart
     from fracture.storage import storage_path
 
     source = find(args, [storage_path(data) for data in args.data], config)
@@ -181,7 +181,7 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> TickState | None:
 def _begun(
     registry: Registry, tick: str, request_hash: str, recipe: str, source: Source, config: Config, warm: bool
 ) -> TickState:
-    from fracture.preparation.preprocess import shards_name
+    from fracture.preparation.write import shards_name
     from fracture.registry.registry import TickState
 
     champion = registry.champion()

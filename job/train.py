@@ -278,7 +278,7 @@ def _told(evaluations: dict[str, Evaluation], run: StoragePath) -> list[str]:
 
 def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) -> StoragePath:
     """The named shards; else prepares the named data, or sample radiographs where none is named."""
-    from fracture.preparation.preprocess import shards_name
+    from fracture.preparation.write import shards_name
     from fracture.runtime.cluster import check_capacity, start_ray
     from fracture.storage import storage_path
 

@@ -19,9 +19,9 @@ from fracture.config import DataConfig, SampleConfig
 from fracture.preparation.decode import Rejected, decode
 from fracture.preparation.duplicates.alignment import compare_pairs
 from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, group_numbers
-from fracture.preparation.examine import FACTS, examine, stack_views
-from fracture.preparation.preprocess import examine_source
+from fracture.preparation.facts import FACTS, examine, stack_views
 from fracture.preparation.sample import draw_sample
+from fracture.preparation.scan import examine_source
 from fracture.preparation.source import ImageFile, find_source
 from fracture.runtime.cluster import start_ray
 from fracture.storage import storage_path

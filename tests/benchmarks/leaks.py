@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from fracture.config import DataConfig
-from fracture.preparation.preprocess import examine_source, preprocess
+from fracture.preparation.scan import examine_source
 from fracture.preparation.source import find_source
+from fracture.preparation.write import preprocess
 from fracture.runtime.cluster import start_ray
 from fracture.storage import storage_path
 from tests.benchmarks.measure import Part

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_manifest
 from fracture.evaluation.metrics import Metrics, by_radiograph, compute_metrics
-from fracture.preparation.preprocess import shards_name
 from fracture.preparation.source import find_source
+from fracture.preparation.write import shards_name
 from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
 

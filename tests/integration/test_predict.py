@@ -14,8 +14,9 @@ import pytest
 from fracture.config import DataConfig
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import read_bundle
-from fracture.preparation.preprocess import examine_source, preprocess
+from fracture.preparation.scan import examine_source
 from fracture.preparation.source import find_source
+from fracture.preparation.write import preprocess
 from fracture.storage import storage_path
 from tests.conftest import TINY, official_paths, quick_bundle
 

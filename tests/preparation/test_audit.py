@@ -7,7 +7,7 @@ from fracture.labels import FRACTURE, NORMAL
 from fracture.preparation.audit import Audit, alarms, audit_lines, leakage, make_audit, support
 from fracture.preparation.audit_page import audit_page
 from fracture.preparation.duplicates.grouping import LINKS
-from fracture.preparation.examine import FACTS, examine
+from fracture.preparation.facts import FACTS, examine
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile, Source
 from fracture.storage import storage_path

@@ -11,8 +11,8 @@ from PIL import Image
 
 from fracture.labels import NORMAL
 from fracture.preparation.decode import MAX_BYTES, Rejected, decode
-from fracture.preparation.examine import examine
-from fracture.preparation.preprocess import _read
+from fracture.preparation.facts import examine
+from fracture.preparation.scan import read_image
 from fracture.preparation.source import ImageFile
 from fracture.storage import storage_path
 from tests.preparation import hostile
@@ -127,7 +127,7 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path: Path):
     with (tmp_path / "1.png").open("wb") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
     found = ImageFile("1.png", NORMAL, "", size=2**40, modified=0)
-    assert _read(storage_path(tmp_path / "1.png"), found.size) is None
+    assert read_image(storage_path(tmp_path / "1.png"), found.size) is None
     row, pixels = examine(found, None, 32)
     assert row["reason"] == f"1,099,511,627,776 bytes, over the limit of {MAX_BYTES:,}"
     assert pixels is None

@@ -12,9 +12,10 @@ from fracture.dataset.format import MANIFEST, Dataset, Manifest, images_of, read
 from fracture.errors import RunError, UsageError
 from fracture.preparation.audit import audit_lines
 from fracture.preparation.decode import decode
-from fracture.preparation.preprocess import (
+from fracture.preparation.scan import examine_source
+from fracture.preparation.source import Source, find_source
+from fracture.preparation.write import (
     changed_settings,
-    examine_source,
     find_done,
     preprocess,
     read_audit,
@@ -22,7 +23,6 @@ from fracture.preparation.preprocess import (
     summary,
     write_audit,
 )
-from fracture.preparation.source import Source, find_source
 from fracture.storage import storage_path
 from tests.conftest import official_paths, small_disk
 from tests.preparation.planted import encoded
@@ -574,7 +574,7 @@ def test_a_file_that_is_not_what_was_known_of_it_stops_one_run_and_not_the_next(
 
 
 def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 5)
+    monkeypatch.setattr("fracture.preparation.scan._EXAMINED_AT_ONCE", 5)
     folder = image_folder(*official_paths(4))
     (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
     config = CONFIG.model_copy(update={"max_rejected_fraction": 0.5})
@@ -588,8 +588,8 @@ def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatc
 
 
 def test_a_killed_job_keeps_what_it_has_looked_at(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 4)
-    monkeypatch.setattr("fracture.preparation.preprocess._KEPT_EVERY", -1)
+    monkeypatch.setattr("fracture.preparation.scan._EXAMINED_AT_ONCE", 4)
+    monkeypatch.setattr("fracture.preparation.scan.KEPT_EVERY", -1)
     source, out = source_of(image_folder(*official_paths(4))), storage_path(tmp_path / "out")
 
     def die(what: str, done: int, total: int | None) -> None:

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from fracture.config import DataConfig
 from fracture.preparation.duplicates.alignment import SCALES, Likeness
 from fracture.preparation.duplicates.candidates import NEIGHBOURS, candidates
-from fracture.preparation.examine import RING_LENGTH
+from fracture.preparation.facts import RING_LENGTH
 
 # From the plainest to the least plain.
 KINDS = {

@@ -9,7 +9,7 @@ from PIL import Image
 from fracture.config import DataConfig, SampleConfig
 from fracture.preparation.duplicates.alignment import compare_pairs
 from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, group_numbers
-from fracture.preparation.examine import FACTS, examine, stack_views
+from fracture.preparation.facts import FACTS, examine, stack_views
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.source import ImageFile
 from tests.preparation.planted import EDITS, encoded

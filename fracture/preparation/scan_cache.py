@@ -10,15 +10,15 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.preparation import decode, examine
+from fracture.preparation import decode, facts
 from fracture.preparation.duplicates import alignment, signature
 from fracture.preparation.duplicates.alignment import Likeness
-from fracture.preparation.examine import FACTS, NAMED, UNOPENED, named, pixels_hash
+from fracture.preparation.facts import FACTS, NAMED, UNOPENED, named, pixels_hash
 from fracture.preparation.source import Source
 from fracture.storage import StoragePath
 
 EXAMINED, COMPARED = "examined.parquet", "compared.parquet"
-_CODE = [inspect.getsource(module) for module in (decode, signature, examine, alignment)]  # as it was loaded
+_CODE = [inspect.getsource(module) for module in (decode, signature, facts, alignment)]  # as it was loaded
 _STAMP = ("path", "bytes", "modified")
 _COMPARED = pa.schema(
     [
