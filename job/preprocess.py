@@ -61,24 +61,24 @@ def find(args: argparse.Namespace, roots: Sequence[StoragePath], config: Config)
         patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
         print(
             f"labels     {len(source.files):,} files of {len(patients) or 'unknown'} patients from "
-            f"{len(origins) or 'unknown'} sources; {source.unnamed:,} more files in the folder are not named",
+            f"{len(origins) or 'unknown'} sources; {source.unlabelled:,} more files in the folder are not named",
             flush=True,
         )
     return source
 
 
 def audit_only(source: Source, out: StoragePath, config: Config, verbose: bool) -> None:
-    from fracture.preparation.audit import audit_lines
-    from fracture.preparation.scan import examine_source
-    from fracture.preparation.write import check_apart, write_audit
+    from fracture.preparation.audit import format_audit
+    from fracture.preparation.output import check_outside_data, write_audit
+    from fracture.preparation.scan import scan_source
     from fracture.runtime.cluster import start_ray
 
-    check_apart(source, out)
+    check_outside_data(source, out)
     start_ray(verbose)
     with Bars() as bars:
-        examined = examine_source(source, out, config.data, bars.show)
-    write_audit(out, examined)
-    print("\n".join(audit_lines(examined.audit)))
+        scanned = scan_source(source, out, config.data, bars.show)
+    write_audit(out, scanned)
+    print("\n".join(format_audit(scanned.audit)))
     print(f"audit      {out} (audit.html to look at, links.csv with every copy, audit.json)", flush=True)
 
 
@@ -91,28 +91,22 @@ def prepare(
         start: called when Ray is needed.
         before: manifest and files of a data set whose split has to stand.
     """
-    from fracture.preparation.audit import audit_lines
-    from fracture.preparation.scan import examine_source
-    from fracture.preparation.write import (
-        changed_settings,
-        check_out,
-        find_done,
-        preprocess,
-        read_audit,
-        summary,
-    )
+    from fracture.preparation.audit import format_audit
+    from fracture.preparation.output import check_output_folder, find_finished, list_changed_settings, read_audit
+    from fracture.preparation.scan import scan_source
+    from fracture.preparation.write import summarize_split, write_dataset
 
-    manifest = find_done(source, out, config.data, before)
+    manifest = find_finished(source, out, config.data, before)
     state = "unchanged since they were written"
     if manifest is None:
-        changed = changed_settings(out, config.data)
-        check_out(source, out)
+        changed = list_changed_settings(out, config.data)
+        check_output_folder(source, out)
         start()
         with Bars() as bars:
-            examined = examine_source(source, out, config.data, bars.show, to_write=True)
-            manifest = preprocess(examined, out, config.data, bars.show, before)
+            scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
+            manifest = write_dataset(scanned, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
-    print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))
+    print("\n".join([*format_audit(read_audit(out)), *summarize_split(manifest)]))
     print(f"shards     {out} ({state}; audit.html shows the audit)", flush=True)
 
 

@@ -70,11 +70,11 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _source(args: argparse.Namespace, config: Config, registry: Registry) -> Source:
-    from fracture.preparation.write import check_apart
+    from fracture.preparation.output import check_outside_data
     from fracture.storage import storage_path
 
     source = find(args, [storage_path(data) for data in args.data], config)
-    check_apart(source, registry.folder)
+    check_outside_data(source, registry.folder)
     return source
 
 
@@ -181,7 +181,7 @@ def _going_on(registry: Registry, tick: str, recipe: str) -> TickState | None:
 def _begun(
     registry: Registry, tick: str, request_hash: str, recipe: str, source: Source, config: Config, warm: bool
 ) -> TickState:
-    from fracture.preparation.write import shards_name
+    from fracture.preparation.output import name_output_folder
     from fracture.registry.registry import TickState
 
     champion = registry.champion()
@@ -191,7 +191,7 @@ def _begun(
         after_entry=registry.last_decided(),
         request_hash=request_hash,
         recipe=recipe,
-        shards=shards_name(source, config.data),
+        shards=name_output_folder(source, config.data),
         initial=champion if warm else None,
     )
     registry.write_state(tick, state)
@@ -324,7 +324,7 @@ def _tell(args: argparse.Namespace, message: dict[str, Any]) -> None:
 
 def _request_hash(source: Source, config: Config, warm: bool) -> str:
     """Differs where files, labels or settings of the recipe do."""
-    return hashlib.sha256((source.stamp() + _recipe(config, warm)).encode()).hexdigest()
+    return hashlib.sha256((source.hash_listing() + _recipe(config, warm)).encode()).hexdigest()
 
 
 def _recipe(config: Config, warm: bool) -> str:

@@ -278,7 +278,7 @@ def _told(evaluations: dict[str, Evaluation], run: StoragePath) -> list[str]:
 
 def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) -> StoragePath:
     """The named shards; else prepares the named data, or sample radiographs where none is named."""
-    from fracture.preparation.write import shards_name
+    from fracture.preparation.output import name_output_folder
     from fracture.runtime.cluster import check_capacity, start_ray
     from fracture.storage import storage_path
 
@@ -291,7 +291,7 @@ def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) ->
 
     roots = [storage_path(data) for data in args.data] if args.data else [_sample(config, storage)]
     source = find(args, roots, config)
-    shards = storage / "shards" / shards_name(source, config.data)
+    shards = storage / "shards" / name_output_folder(source, config.data)
     prepare(source, shards, config, start)
     return shards
 

@@ -1,19 +1,16 @@
-"""The examined source to shards, with manifest, audit and ledger beside them.
+"""Write a scanned source as a dataset: Parquet shards, their manifest, and the files beside them.
 
-Which row goes into which shard is decided by keyed hashes, so that any number of workers writes the same bytes.
+Keyed hashes decide which row goes into which shard, so any number of workers writes the same bytes.
 """
 
 import hashlib
-import os
-import re
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from pyarrow import csv, fs
 
 from fracture.config import DataConfig
 from fracture.dataset.format import (
@@ -28,36 +25,43 @@ from fracture.dataset.format import (
     encode_shard,
     images_of,
     read_dataset,
-    read_manifest,
 )
 from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES
-from fracture.preparation.audit import Audit, alarming, alarms, leakage
-from fracture.preparation.audit_page import audit_page
-from fracture.preparation.decode import decode
-from fracture.preparation.facts import pixels_hash
-from fracture.preparation.parallel import Progress, map_tasks
-from fracture.preparation.plan import Plan, check_same_split, plan_split, read_ledger, renew_ledger
-from fracture.preparation.scan import IS_WAITING, Examined, read_image, remove_waiting
-from fracture.preparation.scan_cache import COMPARED, EXAMINED, code_key
-from fracture.preparation.source import Source, keyed_hash
+from fracture.preparation.audit import Audit, count_leakage, list_alarming_shortcuts, list_alarms
+from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.facts import read_image_file
+from fracture.preparation.ledger import Ledger, check_split_settings
+from fracture.preparation.output import INPUT, check_output_folder, hash_input, remove_old_files, write_audit
+from fracture.preparation.parallel import map_unordered, share
+from fracture.preparation.pending import PendingPixels, read_pending, remove_pending
+from fracture.preparation.plan import SplitPlan, plan_split
+from fracture.preparation.scan import Progress, ScannedSource
+from fracture.preparation.scan_cache import SCANNED, hash_code
+from fracture.preparation.source import keyed_hash
 from fracture.storage import StoragePath
 
-_INPUT = "input.json"  # what the shards were made from, to tell in a second that nothing changed
-
-
-_LINKS = "links.csv"  # why files are one group
-
-
-_BESIDE = (MANIFEST, _INPUT, FILES, LEDGER, _LINKS, EXAMINED, COMPARED, "audit.json", "audit.html")
-
-
-_SPREAD = 4  # old rows that may be read for each that is wanted, before decoding is the smaller work
+_MOST_READ = 4  # rows of earlier shards that may be read for each row that is needed, before decoding is less work
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one task returns of the shard it wrote."""
+class _ShardTask:
+    """Everything that one task needs to write one shard. All sequences have one element a row."""
+
+    out: StoragePath
+    image_size: int
+    split: str
+    number: int
+    files: list[StoragePath]
+    pixel_hashes: list[bytes]
+    pending: list[PendingPixels | None]
+    earlier_rows: list[tuple[str, int] | None]  # split and row in the earlier dataset
+    columns: dict[str, list[Any]]  # of the shard, without the image
+
+
+@dataclass(frozen=True)
+class _WrittenShard:
+    """What a task returns of the shard it wrote."""
 
     split: str
     number: int
@@ -65,302 +69,60 @@ class _Part:
     pixels: Pixels
 
 
-@dataclass(frozen=True)
-class _Before:
-    """The shards that are there, whose pixels can be taken over."""
-
-    dataset: Dataset
-    rows: dict[tuple[str, bytes], tuple[str, int]]  # path and hash of the file -> split, row in it
-
-
-def find_done(
-    source: Source, out: StoragePath, config: DataConfig, before: StoragePath | None = None
-) -> Manifest | None:
-    """The manifest in `out`, where its shards were made from this very input and are whole.
-
-    Args:
-        before: as for `preprocess`.
-    """
-    try:
-        made_from = (out / _INPUT).read_json()
-        manifest = read_dataset(out).manifest
-    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
-        return None
-    same = made_from == _made_from(source, config, manifest, before)
-    return manifest if same else None
-
-
-def changed_settings(out: StoragePath, config: DataConfig) -> list[str]:
-    """What differs from the settings that the shards in `out`, if any, were made with, as `key old -> new`."""
-    try:
-        before = read_dataset(out).manifest.parameters
-    except (FileNotFoundError, NotADirectoryError, UsageError):
-        return []
-    now = config.model_dump(mode="json")
-    return [f"data.{key} {before.get(key)!r} -> {now[key]!r}" for key in now if before.get(key) != now[key]]
-
-
-def preprocess(
-    examined: Examined,
+def write_dataset(
+    scanned: ScannedSource,
     out: StoragePath,
     config: DataConfig,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda step, done, total: None,
     before: StoragePath | None = None,
 ) -> Manifest:
-    """Writes the shards of the examined source into the folder `out`; needs a started Ray.
+    """Write the shards and the manifest of a scanned source into the folder `out`. Ray must have been started.
 
-    What `out` held before stays valid until the new manifest is written, in one stroke. The split that is recorded
-    there stands: no group that was assigned before moves, where the settings of the split are the same.
+    The dataset that `out` held before stays valid until the new manifest replaces it. No group of the earlier dataset
+    moves to another split, if the settings of the split are the same.
 
     Args:
-        before: manifest and files of a data set whose split has to stand in place of that in `out`.
+        before: a folder with manifest and ledger of a dataset whose split is kept, in place of the one in `out`.
 
     Raises:
-        UsageError: too many files are unreadable, a split would lack a class, the split of `before` cannot stand, or
-            `out` is somebody's folder of other things.
-        RunError: the disk is full, or a file changed meanwhile.
+        UsageError: too many files are unreadable, a split would lack a class, the split of `before` cannot be kept, or
+            `out` is a folder of other things.
+        RunError: the disk is full, or a file changed since it was scanned.
     """
-    source = examined.source
-    check_out(source, out)
-    _check_rejected(examined.audit, config)
+    source = scanned.source
+    check_output_folder(source, out)
+    _check_rejected(scanned.audit, config)
     if before is not None:
-        check_same_split(before, config)
-    ledger = read_ledger(before or out, config)
-    plan = plan_split(examined, config, ledger, binding=before is not None)
+        check_split_settings(before, config)
+    ledger = Ledger.read(before or out, config)
+    plan = plan_split(scanned, config, ledger, keep_test=before is not None)
     try:
-        parts = _write_parts(examined, out, config, plan, _pixels_of(out, config), progress)
+        written = _write_shards(scanned, out, config, plan, progress)
     finally:
-        remove_waiting(out)
-    manifest = _manifest(examined, plan, parts, config)
-    (out / _INPUT).delete()
-    write_audit(out, examined)
+        remove_pending(out)
+    manifest = _make_manifest(scanned, plan, written, config)
+    (out / INPUT).delete()
+    write_audit(out, scanned)
     (out / FILES).write_parquet(plan.files)
-    (out / LEDGER).write_parquet(renew_ledger(plan, ledger))
+    (out / LEDGER).write_parquet(ledger.update(plan.files).table)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
-    (out / _INPUT).write_json(_made_from(source, config, manifest, before))
-    _remove_others(out, manifest)
+    (out / INPUT).write_json(hash_input(source, config, manifest, before))
+    remove_old_files(out, manifest)
     return manifest
 
 
-def check_apart(source: Source, out: StoragePath) -> None:
-    """Raises UsageError where `out` lies inside the data folder, which is never written to, or around it."""
-    there = _folder(out)
-    for root in source.roots.values():
-        here = _folder(root)
-        if out.is_local == root.is_local and (there.startswith(here) or here.startswith(there)):
-            raise UsageError(
-                f"--out {out}: may not lie inside the data folder, which is never written to, or around it. Name "
-                "another folder."
-            )
-
-
-def write_audit(out: StoragePath, examined: Examined) -> None:
-    """`audit.json`, `audit.html` with the pictures of what it says, and `links.csv`, which names every copy."""
-    (out / "audit.html").write_bytes(audit_page(examined.source, examined.facts, examined.audit))
-    (out / "audit.json").write_bytes(examined.audit.model_dump_json(indent=1).encode() + b"\n")
-    paths, links = examined.facts["path"], examined.links
-    for position, name in enumerate(("first", "second")):
-        links = links.set_column(position, name, paths.take(links[name]))
-    sink = pa.BufferOutputStream()
-    csv.write_csv(links, sink)
-    (out / _LINKS).write_bytes(sink.getvalue())
-
-
-def read_audit(out: StoragePath) -> Audit:
-    return Audit.model_validate((out / "audit.json").read_json())
-
-
-def shards_name(source: Source, config: DataConfig) -> str:
-    """A folder name that differs for other data or other settings."""
-    roots = sorted(str(root) for root in (*source.roots.values(), source.labels) if root)
-    key = hashlib.sha256(repr((roots, sorted(config.model_dump(mode="json").items()))).encode()).hexdigest()
-    return f"{'-'.join(root.name for root in source.roots.values())[:60]}-{key[:8]}"
-
-
-def _pixels_of(out: StoragePath, config: DataConfig) -> _Before | None:
-    """What is in `out`, where the same code made it, at the same size."""
-    rows: dict[tuple[str, bytes], tuple[str, int]] = {}
-    try:
-        if (out / _INPUT).read_json().get("code") != code_key(config.image_size):
-            return None
-        dataset = read_dataset(out)
-        for split in (name for name in dataset.splits if dataset.rows(name)):
-            index = dataset.read_columns(split, ["source", "sha256"])
-            names = zip(index["source"].to_pylist(), index["sha256"].to_pylist(), strict=True)
-            rows |= {name: (split, row) for row, name in enumerate(names)}
-    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
-        return None
-    return _Before(dataset, rows)
-
-
-def _write_parts(
-    examined: Examined, out: StoragePath, config: DataConfig, plan: Plan, before: _Before | None, progress: Progress
-) -> list[_Part]:
-    source = examined.source
-    columns = {name: plan.files[name].to_pylist() for name in ("path", "label", "sha256", "origin", "pixels")}
-    tasks = []
-    for split in plan.names:
-        rows = np.flatnonzero(plan.splits == split).tolist()
-        rows.sort(key=lambda row: keyed_hash(columns["path"][row], config.seed))
-        for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
-            chunk = rows[start : start + config.rows_per_shard]
-            content = {name: [columns[name][row] for row in chunk] for name in ("label", "sha256", "origin", "pixels")}
-            content |= {"source": [columns["path"][row] for row in chunk], "group_id": plan.groups[chunk].tolist()}
-            content["study_id"] = [None] * len(chunk)  # studies are not read yet
-            content["radiograph_id"] = plan.radiograph_ids[chunk].tolist()
-            places = [source.place_of(path) for path in content["source"]]
-            names = zip(content["source"], content["sha256"], strict=True)
-            written = [before.rows.get(name) if before else None for name in names]
-            waiting = [examined.waiting.get(path) for path in content["source"]]
-            tasks.append((split, number, places, waiting, written, content))
-    previous = before.dataset if before else None
-
-    def write(
-        split: str,
-        number: int,
-        places: list[StoragePath],
-        waiting: list[tuple[str, int] | None],
-        written: list[tuple[str, int] | None],
-        content: dict[str, list[Any]],
-    ) -> _Part:
-        pixels = _read_waiting(out, waiting, content.pop("pixels"), config.image_size)
-        with suppress(UsageError):  # a damaged shard: its images are decoded again
-            pixels |= _read_written(previous, written) if previous else {}
-        return _write_shard(out, config, split, number, places, pixels, content)
-
-    parts = []
-    done, total = 0, int((plan.splits != "").sum())
-    for part in map_tasks(write, tasks):
-        parts.append(part)
-        done += part.shard.rows
-        progress("write", done, total)
-    return sorted(parts, key=lambda part: (plan.names.index(part.split), part.number))
-
-
-def _read_waiting(
-    out: StoragePath, waiting: list[tuple[str, int] | None], digests: list[bytes], size: int
-) -> dict[int, np.ndarray]:
-    """Position in the list -> [H, W] uint8, of the images that were looked at now.
-
-    One that is not what was looked at, since another job wrote there too, is left to be decoded.
-    """
-    pixels: dict[int, np.ndarray] = {}
-    for name in {place[0] for place in waiting if place}:
-        with suppress(OSError), (out / name).open() as file:
-            for position, place in enumerate(waiting):
-                if place and place[0] == name:
-                    image = file.read_at(size**2, place[1] * size**2)
-                    if pixels_hash(image) == digests[position]:
-                        pixels[position] = np.frombuffer(image, np.uint8).reshape(size, size)
-    return pixels
-
-
-def _read_written(dataset: Dataset, written: list[tuple[str, int] | None]) -> dict[int, np.ndarray]:
-    """Position in the list -> [H, W] uint8, from the shards that are there.
-
-    Rows that lie near each other in new shards did so in the old ones, since both are in the order of one hash; where
-    they do not, as after a change of the seed, they are left to be decoded.
-    """
-    pixels: dict[int, np.ndarray] = {}
-    for split in {place[0] for place in written if place}:
-        rows = {position: place[1] for position, place in enumerate(written) if place and place[0] == split}
-        start, stop = min(rows.values()), max(rows.values()) + 1
-        if stop - start > _SPREAD * len(written):
-            continue
-        images = images_of(dataset.read(split, start, stop), dataset.image_size)
-        pixels |= {position: images[row - start, ..., 0] for position, row in rows.items()}
-    return pixels
-
-
-def _write_shard(
-    out: StoragePath,
-    config: DataConfig,
-    split: str,
-    number: int,
-    places: list[StoragePath],
-    written: dict[int, np.ndarray],
-    content: dict[str, list[Any]],
-) -> _Part:
-    images = []
-    for position, (place, digest) in enumerate(zip(places, content["sha256"], strict=True)):
-        if position in written:
-            images.append(written[position])
-            continue
-        data = read_image(place)
-        if data is None or hashlib.sha256(data).digest() != digest:
-            (out / EXAMINED).delete()  # what it says of this file is not so
-            raise RunError(f"{place} changed while it was being prepared; run the same command again")
-        images.append(decode(data, config.image_size).pixels)
-    pixels = np.stack(images)  # [N, H, W] uint8
-    encoded, digest = encode_shard(pixels, content)
-    name = f"{split}-{number:05d}-{digest[:12]}.parquet"
-    (out / name).write_bytes(encoded)
-    histogram = np.bincount(pixels.ravel(), minlength=256)
-    levels = np.arange(256)
-    return _Part(
-        split=split,
-        number=number,
-        shard=Shard(file=name, rows=len(images), bytes=encoded.size, digest=digest),
-        pixels=Pixels(count=pixels.size, sum=int(histogram @ levels), square_sum=int(histogram @ levels**2)),
-    )
-
-
-def _manifest(examined: Examined, plan: Plan, parts: list[_Part], config: DataConfig) -> Manifest:
-    source, labels = examined.source, examined.facts["label"].to_numpy()
-    shards = {split: [part.shard for part in parts if part.split == split] for split in plan.names}
-    parameters = config.model_dump(mode="json")
-    digest = hashlib.sha256(repr((SCHEMA_VERSION, sorted(parameters.items()))).encode())
-    for split in plan.names:
-        digest.update(f"{split}:{','.join(shard.digest for shard in shards[split])}\n".encode())
-
-    def of_class(split: str, label: int) -> np.ndarray:
-        return (plan.splits == split) & (labels == label)
-
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        fingerprint=digest.hexdigest(),
-        synthetic=source.synthetic,
-        split=plan.split,
-        split_reason=plan.reason,
-        folds=list(plan.folds),
-        parameters=parameters,
-        class_folders=source.class_folders,
-        counts={s: {n: int(of_class(s, i).sum()) for i, n in enumerate(CLASS_NAMES)} for s in plan.names},
-        groups={
-            s: {n: len(np.unique(plan.groups[of_class(s, i)])) for i, n in enumerate(CLASS_NAMES)} for s in plan.names
-        },
-        leakage=leakage(plan.splits, examined.links),
-        leakage_found=examined.audit.leakage,
-        alarms=alarms(examined.audit),
-        shortcuts={name: shortcut.auc for name, shortcut in alarming(examined.audit)},
-        moved=plan.moved,
-        left_out=plan.left_out,
-        pixels={s: Pixels.total(part.pixels for part in parts if part.split == s) for s in plan.names},
-        rejected=examined.audit.rejected,
-        shards=shards,
-    )
-
-
-def _made_from(source: Source, config: DataConfig, manifest: Manifest, before: StoragePath | None) -> dict[str, str]:
-    parameters = sorted(config.model_dump(mode="json").items())
-    stands = "" if before is None else read_manifest(before).fingerprint
-    content = repr((SCHEMA_VERSION, source.stamp(), source.synthetic, parameters))
-    if stands not in ("", manifest.fingerprint):
-        content += stands
-    key = hashlib.sha256(content.encode()).hexdigest()
-    return {"input": key, "code": code_key(config.image_size), "fingerprint": manifest.fingerprint}
-
-
-def check_out(source: Source, out: StoragePath) -> None:
-    check_apart(source, out)
-    if strangers := [info.base_name for info in out.files() if not _is_ours(out, info)]:
-        raise UsageError(
-            f"--out {out}: holds other things, such as {strangers[0]!r}. Name a new folder, or one that holds shards."
-        )
-
-
-def _folder(place: StoragePath) -> str:
-    return f"{os.path.realpath(place.path) if place.is_local else place.path}/"
+def summarize_split(manifest: Manifest) -> list[str]:
+    """Describe the splits of a dataset in a few aligned lines."""
+    lines = [f"split      {manifest.split_reason}"]
+    for split, counts in manifest.counts.items():
+        groups = manifest.groups[split]
+        classes = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
+        lines.append(f"  {split:<8} {sum(counts.values()):,} images: {classes}")
+    lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
+    lines += [
+        f"moved      group {line}; new images join its parts, and what was test is left out" for line in manifest.moved
+    ]
+    return lines
 
 
 def _check_rejected(audit: Audit, config: DataConfig) -> None:
@@ -374,30 +136,178 @@ def _check_rejected(audit: Audit, config: DataConfig) -> None:
         )
 
 
-def _remove_others(out: StoragePath, manifest: Manifest) -> None:
-    """Shards of an earlier or interrupted run, once the manifest names the new ones."""
-    keep = {shard.file for shards in manifest.shards.values() for shard in shards}
-    for info in out.files():
-        if _is_ours(out, info) and info.base_name not in keep | set(_BESIDE):
-            (out / info.base_name).delete()
+def _write_shards(
+    scanned: ScannedSource, out: StoragePath, config: DataConfig, plan: SplitPlan, progress: Progress
+) -> list[_WrittenShard]:
+    """Write all shards on Ray's workers."""
+    earlier, earlier_rows = _find_earlier_shards(out, config)
+    earlier = share(earlier)
+    tasks = [(task, earlier) for task in _prepare_tasks(scanned, out, config, plan, earlier_rows)]
+    written: list[_WrittenShard] = []
+    done, total = 0, int((plan.split_used != "").sum())
+    for one in map_unordered(_write_shard, tasks):
+        written.append(one)
+        done += one.shard.rows
+        progress("write", done, total)
+    return sorted(written, key=lambda one: (plan.splits.index(one.split), one.number))
 
 
-def _is_ours(out: StoragePath, info: fs.FileInfo) -> bool:
-    """Whether a file below `out` has a name that only this program gives."""
-    shard = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
-    name = rf"(?:{shard}|{IS_WAITING}|{'|'.join(re.escape(name) for name in _BESIDE)})"
-    return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
+def _share_out_rows(plan: SplitPlan, config: DataConfig) -> list[tuple[str, int, list[int]]]:
+    """Shuffle the rows of each split with the seed, and cut them into shards: (split, number, rows of the plan)."""
+    paths, shards = plan.files["path"].to_pylist(), []
+    for split in plan.splits:
+        rows = np.flatnonzero(plan.split_used == split).tolist()
+        rows.sort(key=lambda row: keyed_hash(paths[row], config.seed))
+        for number, start in enumerate(range(0, len(rows), config.rows_per_shard)):
+            shards.append((split, number, rows[start : start + config.rows_per_shard]))
+    return shards
 
 
-def summary(manifest: Manifest) -> list[str]:
-    """What the shards hold, in a few aligned lines."""
-    lines = [f"split      {manifest.split_reason}"]
-    for split, counts in manifest.counts.items():
-        groups = manifest.groups[split]
-        told = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
-        lines.append(f"  {split:<8} {sum(counts.values()):,} images: {told}")
-    lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
-    lines += [
-        f"moved      group {line}; new images join its parts, and what was test is left out" for line in manifest.moved
-    ]
-    return lines
+def _prepare_tasks(
+    scanned: ScannedSource,
+    out: StoragePath,
+    config: DataConfig,
+    plan: SplitPlan,
+    earlier_rows: dict[tuple[str, bytes], tuple[str, int]],
+) -> list[_ShardTask]:
+    names = ("path", "label", "sha256", "origin", "pixels", "radiograph_id", "group_id")
+    listed = {name: plan.files[name].to_pylist() for name in names}
+    tasks = []
+    for split, number, rows in _share_out_rows(plan, config):
+        columns = {name: [values[row] for row in rows] for name, values in listed.items()}
+        paths, pixel_hashes = columns.pop("path"), columns.pop("pixels")
+        columns |= {"source": paths, "study_id": [None] * len(rows)}  # studies are not read yet
+        task = _ShardTask(
+            out=out,
+            image_size=config.image_size,
+            split=split,
+            number=number,
+            files=[scanned.source.locate(path) for path in paths],
+            pixel_hashes=pixel_hashes,
+            pending=[scanned.pending.get(path) for path in paths],
+            earlier_rows=[earlier_rows.get(key) for key in zip(paths, columns["sha256"], strict=True)],
+            columns=columns,
+        )
+        tasks.append(task)
+    return tasks
+
+
+def _find_earlier_shards(
+    out: StoragePath, config: DataConfig
+) -> tuple[Dataset | None, dict[tuple[str, bytes], tuple[str, int]]]:
+    """Find the shards in `out` whose pixels can be reused: the same code made them at the same image size.
+
+    Returns:
+        Their dataset, and path and hash of each file -> split and row in it.
+    """
+    rows: dict[tuple[str, bytes], tuple[str, int]] = {}
+    try:
+        if (out / INPUT).read_json().get("code") != hash_code(config.image_size):
+            return None, {}
+        dataset = read_dataset(out)
+        for split in (name for name in dataset.splits if dataset.rows(name)):
+            index = dataset.read_columns(split, ["source", "sha256"])
+            keys = zip(index["source"].to_pylist(), index["sha256"].to_pylist(), strict=True)
+            rows |= {key: (split, row) for row, key in enumerate(keys)}
+    except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
+        return None, {}
+    return dataset, rows
+
+
+def _write_shard(task: _ShardTask, earlier: Dataset | None) -> _WrittenShard:
+    """Collect the pixels of a shard's images, and write the shard."""
+    known = read_pending(task.out, task.pending, task.pixel_hashes, task.image_size)
+    if earlier is not None:
+        with suppress(UsageError):  # a damaged shard: its images are decoded again
+            known |= _read_earlier_pixels(earlier, task.earlier_rows)
+    pixels = np.stack([known[row] if row in known else _decode_again(task, row) for row in range(len(task.files))])
+    encoded, digest = encode_shard(pixels, task.columns)  # of [N, H, W] uint8
+    name = f"{task.split}-{task.number:05d}-{digest[:12]}.parquet"
+    (task.out / name).write_bytes(encoded)
+    histogram = np.bincount(pixels.ravel(), minlength=256)
+    levels = np.arange(256)
+    return _WrittenShard(
+        split=task.split,
+        number=task.number,
+        shard=Shard(file=name, rows=len(pixels), bytes=encoded.size, digest=digest),
+        pixels=Pixels(count=pixels.size, sum=int(histogram @ levels), square_sum=int(histogram @ levels**2)),
+    )
+
+
+def _read_earlier_pixels(dataset: Dataset, earlier_rows: Sequence[tuple[str, int] | None]) -> dict[int, np.ndarray]:
+    """Read pixels from earlier shards: position in the sequence -> [H, W] uint8.
+
+    Both shards are in the order of one hash, so rows that are close in the new shard were close in the earlier one. If
+    they were not, as after a change of the seed, they are left out, to be decoded again.
+    """
+    pixels: dict[int, np.ndarray] = {}
+    for split in {item[0] for item in earlier_rows if item}:
+        rows = {position: item[1] for position, item in enumerate(earlier_rows) if item and item[0] == split}
+        start, stop = min(rows.values()), max(rows.values()) + 1
+        if stop - start <= _MOST_READ * len(earlier_rows):
+            images = images_of(dataset.read(split, start, stop), dataset.image_size)
+            pixels |= {position: images[row - start, ..., 0] for position, row in rows.items()}
+    return pixels
+
+
+def _decode_again(task: _ShardTask, row: int) -> np.ndarray:
+    try:
+        data = read_image_file(task.files[row])
+    except Rejected:
+        data = None
+    if data is None or hashlib.sha256(data).digest() != task.columns["sha256"][row]:
+        (task.out / SCANNED).delete()  # its facts of this file are wrong
+        raise RunError(f"{task.files[row]} changed while it was being prepared; run the same command again")
+    return decode(data, task.image_size).pixels
+
+
+def _make_manifest(
+    scanned: ScannedSource, plan: SplitPlan, written: list[_WrittenShard], config: DataConfig
+) -> Manifest:
+    audit, source = scanned.audit, scanned.source
+    shards = {split: [one.shard for one in written if one.split == split] for split in plan.splits}
+    counts, groups = _count_classes(scanned, plan)
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        fingerprint=_compute_fingerprint(shards, config),
+        synthetic=source.synthetic,
+        split=plan.kind,
+        split_reason=plan.reason,
+        folds=list(plan.folds),
+        parameters=config.model_dump(mode="json"),
+        class_folders=source.class_folders,
+        counts=counts,
+        groups=groups,
+        leakage=count_leakage(plan.split_used, scanned.links),
+        leakage_found=audit.leakage,
+        alarms=list_alarms(audit),
+        shortcuts={name: shortcut.auc for name, shortcut in list_alarming_shortcuts(audit)},
+        moved=plan.moved,
+        left_out=plan.left_out,
+        pixels={split: Pixels.total(one.pixels for one in written if one.split == split) for split in plan.splits},
+        rejected=audit.rejected,
+        shards=shards,
+    )
+
+
+def _compute_fingerprint(shards: dict[str, list[Shard]], config: DataConfig) -> str:
+    parameters = sorted(config.model_dump(mode="json").items())
+    fingerprint = hashlib.sha256(repr((SCHEMA_VERSION, parameters)).encode())
+    for split, listed in shards.items():
+        fingerprint.update(f"{split}:{','.join(shard.digest for shard in listed)}\n".encode())
+    return fingerprint.hexdigest()
+
+
+def _count_classes(
+    scanned: ScannedSource, plan: SplitPlan
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Count images and groups: split -> class name -> number."""
+    labels = scanned.facts["label"].to_numpy()
+    counts: dict[str, dict[str, int]] = {split: {} for split in plan.splits}
+    groups: dict[str, dict[str, int]] = {split: {} for split in plan.splits}
+    for split in plan.splits:
+        for label, name in enumerate(CLASS_NAMES):
+            chosen = (plan.split_used == split) & (labels == label)
+            counts[split][name] = int(chosen.sum())
+            groups[split][name] = len(np.unique(plan.group_ids[chosen]))
+    return counts, groups
