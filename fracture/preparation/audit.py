@@ -1,4 +1,4 @@
-"""The audit: what a person should know about a folder of radiographs before training on it."""
+"""Audit a folder of radiographs before a model is trained on it."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -26,7 +26,7 @@ _NOT_LISTED = ["modified", "views", "rings", "spectrum"]  # columns of FACTS tha
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Where each file goes."""
+    """The split of each file, with the reasons."""
 
     kind: str  # official, group, folds or test, as in the manifest
     reason: str

@@ -129,7 +129,7 @@ def _join(sources: list[Source]) -> Source:
 
 
 class _TreePosition(NamedTuple):
-    """What the folders of a path say about a file."""
+    """A file's position in the tree of folders."""
 
     base: str  # folder above the splits or classes
     split: str  # "" if there are only class folders
@@ -310,7 +310,7 @@ def is_clutter(path: str) -> bool:
 
 
 def _find_position(path: str, labels: Mapping[str, int]) -> _TreePosition | None:
-    """Return what the folders of a path say; None if none of them names a class."""
+    """Return the position that the folders of a path give; None if none of them names a class."""
     folders = path.split("/")[:-1]
     for depth, folder in enumerate(folders):
         base = "/".join(folders[:depth])

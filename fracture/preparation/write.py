@@ -61,7 +61,7 @@ class _ShardTask:
 
 @dataclass(frozen=True)
 class _WrittenShard:
-    """What a task returns of the shard it wrote."""
+    """The result of a task."""
 
     split: str
     number: int
