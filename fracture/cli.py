@@ -336,7 +336,7 @@ def _audit(args: argparse.Namespace) -> None:
     Every file is decoded once. Leaves in OUT: audit.html with pictures, links.csv with every copy, and audit.json.
     DIR is laid out as for `fracture preprocess`, and is never changed.
     """
-    from fracture.preparation.audit import audit_lines
+    from fracture.preparation.audit import format_audit
     from fracture.workflows.preprocess import AuditArguments, audit
 
     config = _load_config(args, _data_settings(args))
@@ -346,7 +346,7 @@ def _audit(args: argparse.Namespace) -> None:
     result = audit(arguments)
     _print(
         [
-            *audit_lines(result.audit),
+            *format_audit(result.audit),
             f"audit      {result.folder} (audit.html to look at, links.csv with every copy, audit.json)",
         ]
     )

@@ -27,7 +27,7 @@ from fracture.errors import RunError, UsageError
 from fracture.evaluation.scores import BLOCK_ROWS, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
-from fracture.preparation.decode import Rejected, decode, too_large
+from fracture.preparation.decode import Rejected, check_file_size, decode
 from fracture.preparation.source import is_clutter, list_files
 from fracture.storage import StoragePath
 
@@ -258,8 +258,7 @@ def read_file(root: StoragePath, path: str, size: int) -> bytes:
         Rejected: the file is too large, gone, or may not be read, while its folder can be.
         UsageError, RunError: the folder or the store does not answer either.
     """
-    if reason := too_large(size):
-        raise Rejected(reason)
+    check_file_size(size)
     try:
         return (root / path).read_bytes()
     except (OSError, UsageError):

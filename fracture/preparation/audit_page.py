@@ -1,4 +1,4 @@
-"""The audit as a page to look at."""
+"""Render the audit as an HTML page."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, render
-from fracture.preparation.audit import Audit, Pair, alarms, support
+from fracture.preparation.audit import Audit, Pair, describe_support, list_alarms
 from fracture.preparation.duplicates.grouping import KINDS
 from fracture.preparation.duplicates.signature import SIDE
 from fracture.preparation.source import Source
@@ -15,49 +15,53 @@ from fracture.preparation.source import Source
 _CONFLICTS = 12
 
 
-def audit_page(source: Source, facts: pa.Table, audit: Audit) -> bytes:
-    """`audit.html`, with the pictures of the pairs and conflicts that the audit names.
+def render_audit_page(source: Source, facts: pa.Table, audit: Audit) -> bytes:
+    """Return `audit.html`, with the images of the audit's examples and conflicts.
 
     Args:
         facts: the rows of `FACTS` that the audit was made from.
     """
     conflicts = [paths[:4] for paths in audit.conflicts[:_CONFLICTS]]
-    wanted = {path for pair in audit.plainest for path in (pair.path, pair.twin)}
-    wanted |= {path for paths in conflicts for path in paths}
-    rows = pa.array([row for row, path in enumerate(facts["path"].to_pylist()) if path in wanted], pa.int64())
-    small = facts.select(["path", "small"]).take(rows).to_pydict()
-    pictures = {
-        path: picture(np.frombuffer(views[0], np.uint8).reshape(SIDE, SIDE))
-        for path, views in zip(small["path"], small["small"], strict=True)
-    }
+    shown = {path for pair in audit.examples for path in (pair.path, pair.training_path)}
+    images = _embed_images(facts, shown | {path for paths in conflicts for path in paths})
     return render(
         "audit.html",
         name=", ".join(root.name for root in source.roots.values()),
         data=source.name,
         synthetic=source.synthetic,
         audit=audit,
-        alarms=alarms(audit),
-        support=support(audit),
+        alarms=list_alarms(audit),
+        support=describe_support(audit),
         kinds=KINDS,
         classes=list(reversed(CLASS_NAMES)),
-        pairs=[_shown(pair, pictures) for pair in audit.plainest],
-        conflicts=[{"paths": paths, "pictures": [pictures[path] for path in paths]} for paths in conflicts],
+        pairs=[_describe_pair(pair, images) for pair in audit.examples],
+        conflicts=[{"paths": paths, "images": [images[path] for path in paths]} for paths in conflicts],
     )
 
 
-def _shown(pair: Pair, pictures: dict[str, str]) -> dict[str, Any]:
-    how = []
+def _embed_images(facts: pa.Table, paths: set[str]) -> dict[str, str]:
+    """Return path -> the address of an `img` with the file's first view."""
+    rows = pa.array([row for row, path in enumerate(facts["path"].to_pylist()) if path in paths], pa.int64())
+    chosen = facts.select(["path", "views"]).take(rows).to_pydict()
+    return {
+        path: picture(np.frombuffer(views[0], np.uint8).reshape(SIDE, SIDE))
+        for path, views in zip(chosen["path"], chosen["views"], strict=True)
+    }
+
+
+def _describe_pair(pair: Pair, images: dict[str, str]) -> dict[str, Any]:
+    edits = []
     if pair.degrees is not None:
-        turn = round(pair.degrees if pair.degrees <= 180 else pair.degrees - 360)
-        how = [f"turned by {turn}°"] if turn else []
-        how += ["mirrored"] if pair.flipped else []
-        how += ["inverted"] if pair.inverted else []
-        how.append(f"texture {pair.texture:.2f}")
+        degrees = round(pair.degrees if pair.degrees <= 180 else pair.degrees - 360)
+        edits = [f"rotated by {degrees}°"] if degrees else []
+        edits += ["mirrored"] if pair.flipped else []
+        edits += ["inverted"] if pair.inverted else []
+        edits.append(f"texture {pair.texture:.2f}")
     return {
         "kind": pair.kind,
         "path": pair.path,
-        "twin": pair.twin,
-        "left": pictures[pair.path],
-        "right": pictures[pair.twin],
-        "how": f": {', '.join(how)}" if how else "",
+        "training_path": pair.training_path,
+        "image": images[pair.path],
+        "training_image": images[pair.training_path],
+        "edits": f": {', '.join(edits)}" if edits else "",
     }

@@ -1,10 +1,9 @@
-"""Synthetic radiographs, so that everything can be tried without a patient's image.
+"""Generate synthetic radiographs, so that everything can be tried without a patient's image.
 
-Bones are hollow tubes seen by their path length, as X-rays see them: bright cortex, darker marrow with each patient's
-own trabecular pattern, in soft tissue with a pattern of its own. A fracture is a
-jagged gap across the shaft, with the far fragment shifted and tilted. Size, exposure, position, rotation and the
-distractors (growth plates, nutrient canals, side markers) are drawn alike for both classes, so that nothing but the
-gap tells them apart.
+Bones are hollow tubes, and their brightness is the path length of the X-ray in them: bright cortex, darker marrow with
+each patient's own trabecular pattern, in soft tissue with a pattern of its own. A fracture is a jagged gap across the
+shaft, with the far fragment shifted and tilted. Size, exposure, position, rotation and the distractors (growth plates,
+nutrient canals, side markers) have the same distribution in both classes, so that only the gap differs.
 """
 
 import io
@@ -22,8 +21,8 @@ from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
 from fracture.preparation.source import SYNTHETIC_MARKER
 from fracture.storage import StoragePath
 
-_VERSION = 2  # of the drawing: the same configuration and version give the same files
-_TRABECULAR, _MUSCULAR = 0.22, 0.12  # deviation of the density of bone and of soft tissue
+_VERSION = 2  # of the generator: the same configuration and version give the same files
+_TRABECULAR, _MUSCULAR = 0.22, 0.12  # standard deviation of the density of bone and of soft tissue
 _VIEWS = 3  # images of each patient
 _SHARES = (0.7, 0.15, 0.15)  # of the patients, in the order of SPLITS
 
@@ -41,6 +40,8 @@ class _Bone:
 
 @dataclass(frozen=True)
 class _Break:
+    """A fracture across a bone."""
+
     at: float  # along the bone, 0 to 1
     width: float  # of the gap
     slope: float  # 0 is straight across
@@ -50,14 +51,17 @@ class _Break:
 
 
 def make_sample(
-    folder: StoragePath, config: SampleConfig, progress: Callable[[int], None] = lambda drawn: None
+    folder: StoragePath, config: SampleConfig, progress: Callable[[int], None] = lambda written: None
 ) -> None:
-    """Writes `train/ val/ test/` with `fracture/` and `normal/` into `folder`; patients do not cross splits.
+    """Write `train/ val/ test/` with `fracture/` and `normal/` into `folder`. Each patient is in one split only.
 
-    Nothing to do where the very same sample is there already.
+    Does nothing if `folder` already holds the same sample.
 
     Args:
-        progress: called with the number of images drawn so far.
+        progress: called with the number of images written so far.
+
+    Raises:
+        UsageError: the folder holds other things.
     """
     marker, file = {"synthetic": True, "version": _VERSION, **config.model_dump()}, folder / SYNTHETIC_MARKER
     if file.is_file() and file.read_json() == marker | {"complete": True}:
@@ -65,19 +69,19 @@ def make_sample(
     if folder.files() and not file.is_file():
         raise UsageError(f"{folder} holds other things than sample radiographs. Move it, or name another --storage.")
     folder.delete()
-    file.write_json(marker | {"complete": False})  # first, so that half a sample is known for what it is
-    for drawn, (path, data) in enumerate(draw_sample(config), 1):
+    file.write_json(marker | {"complete": False})  # first, so that an incomplete sample is recognised
+    for written, (path, data) in enumerate(draw_sample(config), 1):
         (folder / path).write_bytes(data)
-        progress(drawn)
+        progress(written)
     file.write_json(marker | {"complete": True})
 
 
 def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
-    """Path and file content of each image, as many of each class."""
+    """Yield path and file content of each image, equally many of each class."""
     patients = config.images // _VIEWS
     for patient in range(patients):
         generator = np.random.default_rng([config.seed, patient])
-        label = patient % 2  # and patients are alike but for this
+        label = patient % 2  # the only difference between patients
         split = SPLITS[int(np.searchsorted(np.cumsum(_SHARES), (patient // 2 + 0.5) / (patients / 2)))]
         bones, broken, fracture = _draw_patient(generator, label == FRACTURE)
         trabeculae, muscle = _draw_pattern(generator, 1.5, 4.0), _draw_pattern(generator, 2.5, 8.0)
@@ -91,7 +95,7 @@ def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
 
 
 def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list[_Bone], int, _Break | None]:
-    """Bones of one anatomy, the one that is broken or could be, and the break."""
+    """Return the bones of one anatomy, the number of the one that may be broken, and its break if it is."""
     anatomy = generator.choice(["femur", "forearm", "finger", "metacarpals"])
     cortex = generator.uniform(0.25, 0.45)
     u = generator.uniform
@@ -113,7 +117,7 @@ def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list
             for i in range(4)
         ]
     broken = int(generator.integers(len(bones)))
-    # Drawn for both classes, so that both use the generator alike.
+    # For both classes, so that both take the same numbers from the generator.
     side = generator.choice([-1, 1])
     shift, tilt = side * u(0.4, 1.0), side * u(0.05, 0.35)
     drawn = _Break(u(0.3, 0.7), u(0.05, 0.1), u(-0.8, 0.8), shift, tilt, int(u(0, 2**31)))
@@ -121,7 +125,7 @@ def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list
 
 
 def _draw_pattern(generator: np.random.Generator, fine: float, coarse: float) -> np.ndarray:
-    """[512, 512] float32 of mean 0 and deviation 1: structure at two scales, which belongs to the limb."""
+    """Return structure at two scales: [512, 512] float32 of mean 0 and standard deviation 1."""
     noise = generator.standard_normal((512, 512), np.float32)
     small, large = (gaussian_filter(noise, sigma, mode="wrap") for sigma in (fine, coarse))
     pattern = small / small.std() + large / large.std()
@@ -136,7 +140,7 @@ def _draw_view(
     trabeculae: np.ndarray,
     muscle: np.ndarray,
 ) -> np.ndarray:
-    """[H, W] uint8."""
+    """Return one radiograph: [H, W] uint8."""
     u = generator.uniform
     short = int(generator.integers(180, 420))
     height, width = short, int(short * u(1.0, 1.4))
@@ -162,7 +166,7 @@ def _draw_view(
 
 
 def _view_coordinates(generator: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel in the limb's coordinates: a turn, a shift, a scale and perhaps a mirroring for each view."""
+    """Return x and y of each pixel in the limb's coordinates, with a random rotation, shift, scale and mirroring."""
     u = generator.uniform
     half = min(height, width) / 2
     columns, rows = np.meshgrid((np.arange(width) - width / 2) / half, (np.arange(height) - height / 2) / half)
@@ -174,7 +178,7 @@ def _view_coordinates(generator: np.random.Generator, height: int, width: int) -
 
 
 def _chord(distance: np.ndarray, radius: np.ndarray | float) -> np.ndarray:
-    """Path length of a ray through a cylinder of this radius, as a share of its diameter."""
+    """Return the path length of a ray through a cylinder of this radius, as a share of its diameter."""
     return np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, 1))
 
 
@@ -203,14 +207,14 @@ def _bone_density(
 
 
 def _jagged(position: np.ndarray, fracture: _Break) -> np.ndarray:
-    """Where the edge of the break lies along the bone, in radii, at a position across it."""
+    """Return the position of the jagged edge along the bone, in radii, at each position across it."""
     generator = np.random.default_rng(fracture.seed)
     knots = np.linspace(-1.6, 1.6, 9)
     return np.interp(position, knots, fracture.slope * knots + generator.uniform(-0.22, 0.22, len(knots)))
 
 
 def _distractors(generator: np.random.Generator, bone: _Bone, along: np.ndarray, across: np.ndarray) -> np.ndarray:
-    """Dark lines that are no fracture: a growth plate near an end, a canal that stays within the marrow."""
+    """Return the factor of dark lines that are no fracture: a growth plate near an end, a canal within the marrow."""
     u = generator.uniform
     plate_at, plate_depth = (0.09 if generator.random() < 0.5 else 0.91), u(0.1, 0.4) * (generator.random() < 0.5)
     plate = plate_depth * np.exp(-(((along - plate_at) * bone.length / 0.012) ** 2))
@@ -221,7 +225,7 @@ def _distractors(generator: np.random.Generator, bone: _Bone, along: np.ndarray,
 
 
 def _side_marker(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A bright letter-sized block in a corner of every second image, as burnt-in L and R are."""
+    """Return the density of a bright L in a corner of every second image, like burnt-in side markers."""
     density = np.zeros((height, width))
     size = max(6, min(height, width) // 18)
     top = size if generator.random() < 0.5 else height - 2 * size

@@ -64,16 +64,17 @@ def audit(arguments: AuditArguments, report: Report = print_line) -> AuditResult
     Raises:
         UsageError: the data or the folder for the audit cannot be used.
     """
-    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
+    from fracture.preparation.output import check_outside_data, write_audit
+    from fracture.preparation.scan import scan_source
 
     source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
     out = storage_path(arguments.out or f"audits/{next(iter(source.roots.values())).name}")
-    check_apart(source, out)
+    check_outside_data(source, out)
     start_ray(arguments.verbose)
     with ProgressBars() as bars:
-        examined = examine_source(source, out, arguments.config.data, bars.show)
-    write_audit(out, examined)
-    return AuditResult(examined.audit, out)
+        scanned = scan_source(source, out, arguments.config.data, bars.show)
+    write_audit(out, scanned)
+    return AuditResult(scanned.audit, out)
 
 
 def find_radiographs(data: Sequence[str], labels: str | None, config: Config, report: Report) -> Source:
@@ -87,7 +88,7 @@ def find_radiographs(data: Sequence[str], labels: str | None, config: Config, re
         patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
         report(
             f"labels     {len(source.files):,} files of {len(patients) or 'unknown'} patients from "
-            f"{len(origins) or 'unknown'} sources; {source.unnamed:,} more files in the folder are not named"
+            f"{len(origins) or 'unknown'} sources; {source.unlabelled:,} more files in the folder are not named"
         )
     return source
 
@@ -106,28 +107,22 @@ def prepare_dataset(
         start: called when Ray is needed.
         before: manifest and files of an earlier dataset, whose split is kept.
     """
-    from fracture.preparation.audit import audit_lines
-    from fracture.preparation.preprocess import (
-        changed_settings,
-        check_out,
-        examine_source,
-        find_done,
-        preprocess,
-        read_audit,
-        summary,
-    )
+    from fracture.preparation.audit import format_audit
+    from fracture.preparation.output import check_output_folder, find_finished, list_changed_settings, read_audit
+    from fracture.preparation.scan import scan_source
+    from fracture.preparation.write import summarize_split, write_dataset
 
-    manifest = find_done(source, out, config.data, before)
+    manifest = find_finished(source, out, config.data, before)
     state = "unchanged since they were written"
     if manifest is None:
-        changed = changed_settings(out, config.data)
-        check_out(source, out)
+        changed = list_changed_settings(out, config.data)
+        check_output_folder(source, out)
         start()
         with ProgressBars() as bars:
-            examined = examine_source(source, out, config.data, bars.show, to_write=True)
-            manifest = preprocess(examined, out, config.data, bars.show, before)
+            scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
+            manifest = write_dataset(scanned, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
-    for line in [*audit_lines(read_audit(out)), *summary(manifest)]:
+    for line in [*format_audit(read_audit(out)), *summarize_split(manifest)]:
         report(line)
     report(f"shards     {out} ({state}; audit.html shows the audit)")
     return read_dataset(out)
@@ -135,7 +130,7 @@ def prepare_dataset(
 
 def prepare_run_data(arguments: RunArguments, config: Config, report: Report) -> Dataset:
     """Read the named shards, or prepare the named data, or sample radiographs where neither is named."""
-    from fracture.preparation.preprocess import shards_name
+    from fracture.preparation.output import name_output_folder
 
     if arguments.shards:
         return read_dataset(storage_path(arguments.shards))
@@ -147,7 +142,7 @@ def prepare_run_data(arguments: RunArguments, config: Config, report: Report) ->
     storage = storage_path(arguments.storage)
     data = arguments.data or (make_sample_radiographs(config, storage, report),)
     source = find_radiographs(data, arguments.labels, config, report)
-    return prepare_dataset(source, storage / "shards" / shards_name(source, config.data), config, start, report)
+    return prepare_dataset(source, storage / "shards" / name_output_folder(source, config.data), config, start, report)
 
 
 def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:

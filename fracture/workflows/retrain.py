@@ -94,7 +94,7 @@ def retrain(arguments: RetrainArguments, report: Report = print_line) -> Retrain
         RunError: training or the decision failed; the same tick again goes on.
         KeyboardInterrupt: a signal came; what could be saved in time is saved. Its note says how to resume.
     """
-    from fracture.preparation.preprocess import check_apart
+    from fracture.preparation.output import check_outside_data
     from fracture.registry.webhook import check_url
 
     tick = arguments.tick or name_tick(arguments.every, datetime.now(UTC))
@@ -105,7 +105,7 @@ def retrain(arguments: RetrainArguments, report: Report = print_line) -> Retrain
     try:
         with resumable(f"the same command with --tick {tick}"):
             source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
-            check_apart(source, registry.folder)
+            check_outside_data(source, registry.folder)
             with hold_lock(retraining_lock(registry), name, "retrain", advice, report):
                 return run_tick(arguments, registry, tick, source, report)
     except HeldError as error:
@@ -239,7 +239,7 @@ def _begin_tick(
     report: Report,
 ) -> TickState:
     """Write the state of a new tick, and return it."""
-    from fracture.preparation.preprocess import shards_name
+    from fracture.preparation.output import name_output_folder
 
     champion = registry.champion()
     if arguments.warm_start and champion is None:
@@ -248,7 +248,7 @@ def _begin_tick(
         after_decision=registry.last_decision_number(),
         request_hash=request_hash,
         recipe=recipe,
-        shards=shards_name(source, arguments.config.data),
+        shards=name_output_folder(source, arguments.config.data),
         initial=champion if arguments.warm_start else None,
     )
     registry.write_state(tick, state)
@@ -377,7 +377,7 @@ def _notify(arguments: RetrainArguments, event: dict[str, Any], report: Report) 
 
 def _hash_request(source: Source, config: Config, warm_start: bool) -> str:
     """Return a hash that differs where files, labels or settings of the recipe do."""
-    return hashlib.sha256((source.stamp() + _hash_recipe(config, warm_start)).encode()).hexdigest()
+    return hashlib.sha256((source.hash_listing() + _hash_recipe(config, warm_start)).encode()).hexdigest()
 
 
 def _hash_recipe(config: Config, warm_start: bool) -> str:

@@ -1,4 +1,4 @@
-"""Preprocessing with its audit, against decoding and resizing alone on as many cores, and against a plain loop.
+"""Compare preprocessing and its audit with decoding and resizing alone on as many cores, and with a plain loop.
 
 make bench ONLY=preparation              generated radiographs as scanners give them, 1,500 to 2,500 pixels a side
 make bench ONLY=preparation DATA=DIR     also the radiographs in DIR
@@ -44,27 +44,27 @@ def run(data: str | None) -> Part:
         write_large_radiographs(large)
         folders = {"generated radiographs": large} | ({Path(data).name: Path(data)} if data else {})
         for name, folder in folders.items():
-            found, again = _measured(folder, Path(scratch))
+            found, again = _measure(folder, Path(scratch))
             figures[name] = found | {"again, with 1 % new files, s": [again]}
             lines += _lines(name, found, again)
     return Part(lines, figures)
 
 
-def write_large_radiographs(folder: Path, radiograph_ids: int = RADIOGRAPHS) -> None:
+def write_large_radiographs(folder: Path, radiographs: int = RADIOGRAPHS) -> None:
     generator = np.random.default_rng(0)
-    for number in range(radiograph_ids):
+    for number in range(radiographs):
         height, width = generator.integers(1500, 2500, 2)
         coarse, fine = (
             cv2.resize(generator.normal(size=(n, n)), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
             for n in (6, 300)
         )
-        radiograph_id = np.clip(110 + 50 * coarse + 12 * fine, 0, 255).astype(np.uint8)
+        radiograph = np.clip(110 + 50 * coarse + 12 * fine, 0, 255).astype(np.uint8)
         file = folder / ("fracture", "normal")[number % 2] / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(radiograph_id).save(file, quality=90)
+        Image.fromarray(radiograph).save(file, quality=90)
 
 
-def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
+def _measure(folder: Path, scratch: Path) -> tuple[Figures, float]:
     source = find_source([storage_path(folder)], DataConfig())
     files = [folder / file.path for file in source.files]
 
@@ -73,17 +73,17 @@ def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
         return len(files) / _preprocess(folder, out)
 
     def floor() -> float:
-        # Not forked: what OpenCV's threads hold would stay locked in the child.
+        # Not forked: locks that OpenCV's threads hold would stay locked in the child.
         with ProcessPoolExecutor(CORES, get_context("spawn")) as pool:
-            list(pool.map(fastest, files[:CORES]))  # the processes are there
+            list(pool.map(decode_fast, files[:CORES]))  # starts the processes
             started = time.monotonic()
-            list(pool.map(fastest, files, chunksize=16))
+            list(pool.map(decode_fast, files, chunksize=16))
             return len(files) / (time.monotonic() - started)
 
     def loop() -> float:
         started = time.monotonic()
         for file in files:
-            plain(file)
+            decode_plainly(file)
         return len(files) / (time.monotonic() - started)
 
     tenth = Path(tempfile.mkdtemp(dir=scratch), "tenth")
@@ -92,17 +92,17 @@ def _measured(folder: Path, scratch: Path) -> tuple[Figures, float]:
         shutil.copy2(file, tenth / file.relative_to(folder))
 
     def beyond() -> float:
-        """What a radiograph adds: from the difference of the whole and a tenth of it, without start and end."""
+        """Measure the whole folder and a tenth of it: the difference is without start and end."""
         whole = len(files) / job()
         part = _preprocess(tenth, Path(tempfile.mkdtemp(dir=scratch), "shards"))
         return (len(files) - len(files[::10])) / (whole - part)
 
     found = take_turns({JOB: job, BEYOND: beyond, FLOOR: floor, LOOP: loop}, ROUNDS)
-    return found, _again(folder, scratch, files)
+    return found, _measure_again(folder, scratch, files)
 
 
-def _again(folder: Path, scratch: Path, files: list[Path]) -> float:
-    """Seconds of a second run, after one file in a hundred has been added."""
+def _measure_again(folder: Path, scratch: Path, files: list[Path]) -> float:
+    """Return the seconds of a second run, after one file in a hundred has been added."""
     grown = Path(tempfile.mkdtemp(dir=scratch), "grown")
     shutil.copytree(folder, grown)
     added = [grown / file.relative_to(folder) for file in files[:: max(1, len(files) // (len(files) // 100))]]
@@ -121,8 +121,8 @@ def _preprocess(folder: Path, out: Path) -> float:
     return time.monotonic() - started
 
 
-def fastest(file: Path) -> int:
-    """OpenCV decodes a JPEG at 1/2, 1/4 or 1/8; which, its header says."""
+def decode_fast(file: Path) -> int:
+    """Decode a JPEG with OpenCV at 1/2, 1/4 or 1/8, chosen from the size in its header."""
     cv2.setNumThreads(1)
     data = file.read_bytes()
     try:
@@ -135,7 +135,7 @@ def fastest(file: Path) -> int:
     return 0 if grey is None else int(cv2.resize(grey, (SIZE, SIZE), interpolation=cv2.INTER_AREA)[0, 0])
 
 
-def plain(file: Path) -> None:
+def decode_plainly(file: Path) -> None:
     try:
         with Image.open(file) as image:
             np.asarray(image.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
@@ -144,7 +144,7 @@ def plain(file: Path) -> None:
 
 
 def _lines(name: str, figures: Figures, again: float) -> list[str]:
-    rows = [f"| {what} | {spread(values)} |" for what, values in figures.items()]
+    rows = [f"| {name} | {spread(values)} |" for name, values in figures.items()]
     return [
         f"### {name}",
         "",

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_manifest
 from fracture.evaluation.metrics import Metrics, by_radiograph, compute_metrics
-from fracture.preparation.preprocess import shards_name
+from fracture.preparation.output import name_output_folder
 from fracture.preparation.source import find_source
 from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
@@ -67,7 +67,7 @@ def run(data: str | None) -> Part:
 
 def judge(trial: Path, data: str, config: Config) -> dict[str, list[float]]:
     """AUC with its interval: [value, low, high]; and one AUC per radiograph for each fold."""
-    shards = Path("shards", shards_name(find_source([storage_path(data)], config.data), config.data))
+    shards = Path("shards", name_output_folder(find_source([storage_path(data)], config.data), config.data))
     scores = pq.read_table(trial / "predictions.parquet")
     mirrored = scores.set_column(
         scores.schema.get_field_index("probability"), "probability", pa.array(_mirrored(trial, shards, scores))

@@ -1,4 +1,4 @@
-"""Jobs that find, group and share out radiographs, as a shell runs them on a cluster that is up."""
+"""`job/preprocess.py` as a shell runs it on a running cluster."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def preprocess(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_labels_file_names_class_patient_and_hospital(image_folder, tmp_path):
+def test_a_labels_file_gives_class_patient_and_hospital(image_folder, tmp_path):
     folder = image_folder(*(f"{i}.png" for i in range(40)))
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         rows = csv.writer(file)

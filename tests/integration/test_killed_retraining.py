@@ -65,7 +65,7 @@ def end_of(registry: Path) -> dict[str, object]:
     decided = json.loads((registry / "ticks/2026-w46/decision.json").read_text())
     entries = [(e.number, e.event, e.version, e.champion, e.tick) for e in Registry(storage_path(registry)).history()]
     return {
-        "files": {n for n in names if not re.search("tensorboard|stacks|examined|compared", n)},
+        "files": {n for n in names if not re.search("tensorboard|stacks|scanned|compared", n)},
         "rules": {rule["name"]: rule["passed"] for rule in decided["rules"]},
         "auc": decided["models"]["challenger"]["radiograph"]["figures"]["auc"]["value"],
         "history": entries,

@@ -14,8 +14,9 @@ import pytest
 from fracture.config import DataConfig
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import read_bundle
-from fracture.preparation.preprocess import examine_source, preprocess
+from fracture.preparation.scan import scan_source
 from fracture.preparation.source import find_source
+from fracture.preparation.write import write_dataset
 from fracture.storage import storage_path
 from tests.conftest import TINY, official_paths, quick_bundle
 
@@ -49,7 +50,8 @@ def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path
     bundle = read_bundle(storage_path(quick_bundle(tmp_path / "quick", *TINY)))
     data = DataConfig(image_size=32, split="test")
     source = find_source([storage_path(folder / "val")], data)
-    manifest = preprocess(examine_source(source, storage_path(shards), data, to_write=True), storage_path(shards), data)
+    scanned = scan_source(source, storage_path(shards), data, keep_pixels=True)
+    manifest = write_dataset(scanned, storage_path(shards), data)
     scores = score_blocks(bundle.model(), storage_path(shards), manifest, "test", rank=0, workers=1)
     expected = dict(zip(scores["source"].to_pylist(), scores["probability"].to_pylist(), strict=True))
     between = sorted(expected.values())[11:13]

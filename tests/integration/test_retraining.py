@@ -114,7 +114,7 @@ def test_four_weeks(hospital, capsys):
         write_radiographs(folder, range(100, 125))
         assert retraining(folder, registry, "2026-w47", "--warm-start") == 0
         printed = capsys.readouterr().out
-        assert "examine    50 of 50" in printed, "what was known is not decoded again"
+        assert "scan       50 of 50" in printed, "what was known is not decoded again"
         assert "version 2 promoted: in use from now on" in printed
         before, after = splits(registry, 1), splits(registry, 2)
         assert {digest: after[digest] for digest in before} == before

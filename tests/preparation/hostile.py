@@ -1,4 +1,4 @@
-"""Files that were made to hurt whoever opens them, in the formats that are read."""
+"""Files made to harm a program that opens them, in the formats that are read."""
 
 import io
 import struct
@@ -9,11 +9,11 @@ from PIL import Image
 
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, rows: bytes | None = None) -> bytes:
-    """A PNG of those sides; its pixels are `rows`, or black, packed a thousandfold."""
+    """Return a PNG of those sides; its compressed pixels are `rows`, or black."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     if rows is None:
         samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-        rows = _packed_zeros((1 + (width * samples * depth + 7) // 8) * height)
+        rows = _compress_zeros((1 + (width * samples * depth + 7) // 8) * height)
     return b"\x89PNG\r\n\x1a\n" + b"".join([chunk(b"IHDR", header), *chunks, chunk(b"IDAT", rows), chunk(b"IEND", b"")])
 
 
@@ -21,17 +21,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def text_bomb(kind: bytes, unfolded: int) -> bytes:
-    """A chunk of text or of a colour profile that unfolds to so many bytes."""
+def text_bomb(kind: bytes, size: int) -> bytes:
+    """Return a chunk of text or of a colour profile that decompresses to so many bytes."""
     before = {b"zTXt": b"Comment\0\0", b"iTXt": b"Comment\0\1\0\0\0", b"iCCP": b"profile\0\0"}[kind]
-    return chunk(kind, before + _packed_zeros(unfolded))
+    return chunk(kind, before + _compress_zeros(size))
 
 
-def _packed_zeros(count: int) -> bytes:
-    packer = zlib.compressobj(9)
-    block = bytes(2**20)
-    parts = [packer.compress(block) for _ in range(count // len(block))]
-    return b"".join([*parts, packer.compress(bytes(count % len(block))), packer.flush()])
+def _compress_zeros(count: int) -> bytes:
+    """Return a zlib stream of so many zeros, a thousand times smaller: one compressed block, repeated."""
+    full, rest = divmod(count, 2**20)
+    compressor, last = (zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS) for _ in range(2))
+    block = compressor.compress(bytes(2**20)) + compressor.flush(zlib.Z_FULL_FLUSH)
+    checksum = struct.pack(">HH", count % 65521, 1)  # Adler-32: each zero adds 1 to the upper half
+    return b"\x78\xda" + full * block + last.compress(bytes(rest)) + last.flush() + checksum
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -46,7 +48,7 @@ def small(kind: str, mode: str = "L", **options) -> bytes:
 
 
 def jpeg(width: int, height: int, **options) -> bytes:
-    """A small JPEG whose header claims other sides."""
+    """Return a small JPEG whose header claims other sides."""
     data = bytearray(small("jpeg", "RGB", **options))
     at = next(data.find(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data)
     struct.pack_into(">HH", data, at + 5, height, width)
@@ -54,7 +56,7 @@ def jpeg(width: int, height: int, **options) -> bytes:
 
 
 def gif(width: int, height: int) -> bytes:
-    """A small GIF whose screen and first frame claim other sides."""
+    """Return a small GIF whose screen and first frame claim other sides."""
     data = bytearray(small("gif"))
     struct.pack_into("<HH", data, 6, width, height)
     struct.pack_into("<HH", data, data.index(b"\x2c\0\0\0\0") + 5, width, height)
@@ -62,14 +64,14 @@ def gif(width: int, height: int) -> bytes:
 
 
 def gif_with_large_frame(width: int, height: int) -> bytes:
-    """Its screen is small, the frame on it is not."""
+    """Return a GIF with a small screen and a large frame."""
     data = bytearray(small("gif"))
     struct.pack_into("<HH", data, data.index(b"\x2c\0\0\0\0") + 5, width, height)
     return bytes(data)
 
 
 def webp(width: int, height: int) -> bytes:
-    """A small animation whose canvas claims other sides."""
+    """Return a small animation whose canvas claims other sides."""
     frames = [Image.new("RGB", (64, 64), grey) for grey in ("black", "white")]
     data = bytearray(encoded(frames[0], "webp", save_all=True, append_images=frames[1:]))
     at = data.index(b"VP8X") + 12
@@ -78,7 +80,7 @@ def webp(width: int, height: int) -> bytes:
 
 
 def tiff(tags: dict[int, tuple[int, int]], data: bytes = b"", **options) -> bytes:
-    """A small TIFF with other values: tag -> (type, value)."""
+    """Return a small TIFF with other values: tag -> (type, value)."""
     content = bytearray(small("tiff", **options))
     (directory,) = struct.unpack_from("<I", content, 4)
     (count,) = struct.unpack_from("<H", content, directory)
@@ -91,7 +93,7 @@ def tiff(tags: dict[int, tuple[int, int]], data: bytes = b"", **options) -> byte
 
 
 def tiff_with_immense_tag() -> bytes:
-    """A description that claims four billion characters."""
+    """Return a TIFF whose description claims four billion characters."""
     content = bytearray(small("tiff", description="x" * 40))
     at = content.index(struct.pack("<HH", 270, 2))
     struct.pack_into("<I", content, at + 4, 2**32 - 1)
@@ -105,6 +107,6 @@ def bmp(width: int, height: int) -> bytes:
 
 
 def frames(kind: str, count: int) -> bytes:
-    """So many frames of 64 × 64, the first of them black."""
+    """Return an animation of so many frames of 64 × 64; the first is black."""
     black, grey = Image.new("L", (64, 64), 0), Image.new("L", (64, 64), 128)
     return encoded(black, kind, save_all=True, append_images=[grey, black] * (count // 2))

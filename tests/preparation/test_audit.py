@@ -1,26 +1,33 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from fracture.config import SampleConfig
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.audit import Audit, alarms, audit_lines, leakage, make_audit, support
-from fracture.preparation.audit_page import audit_page
+from fracture.preparation.audit import (
+    Audit,
+    count_leakage,
+    describe_support,
+    format_audit,
+    list_alarms,
+    make_audit,
+)
+from fracture.preparation.audit_page import render_audit_page
 from fracture.preparation.duplicates.grouping import LINKS
-from fracture.preparation.examine import FACTS, examine
-from fracture.preparation.sample import draw_sample
+from fracture.preparation.facts import FACTS, scan_file
 from fracture.preparation.source import ImageFile, Source
 from fracture.storage import storage_path
 
-DRAWN = [data for _, (_, data) in zip(range(12), draw_sample(SampleConfig(images=60)), strict=False)]
 
-
-def facts_of(*files: tuple[str, int, bytes]) -> pa.Table:
-    """(path, label, content) each; the split is the path's first folder."""
-    rows = [
-        examine(ImageFile(path, label, path.split("/")[0], len(data), 0, "", ""), data, 64)[0]
-        for path, label, data in files
-    ]
+def facts_of(folder: Path, *files: tuple[str, int, bytes]) -> pa.Table:
+    """Scan files, given as (path, label, content); the split is the path's first folder."""
+    rows = []
+    for path, label, data in files:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+        file = ImageFile(path, label, path.split("/")[0], len(data), 0, "", "")
+        rows.append(scan_file(file, storage_path(folder / path), 64)[0])
     return pa.Table.from_pylist(rows, schema=FACTS)
 
 
@@ -33,16 +40,18 @@ def links_of(*links: tuple[int, int, str]) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def facts() -> pa.Table:
+def facts(sample_images: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    images = list(sample_images.values())
     return facts_of(
-        ("train/fracture/a.jpg", FRACTURE, DRAWN[0]),
-        ("train/fracture/b.jpg", FRACTURE, DRAWN[1]),
-        ("train/normal/c.png", NORMAL, DRAWN[2]),
-        ("val/fracture/d.jpg", FRACTURE, DRAWN[3]),
-        ("val/normal/e.jpg", NORMAL, DRAWN[4]),
-        ("test/fracture/f.jpg", FRACTURE, DRAWN[5]),
-        ("test/fracture/g.jpg", FRACTURE, DRAWN[0]),
-        ("test/normal/h.jpg", NORMAL, DRAWN[7]),
+        tmp_path_factory.mktemp("audit"),
+        ("train/fracture/a.jpg", FRACTURE, images[0]),
+        ("train/fracture/b.jpg", FRACTURE, images[1]),
+        ("train/normal/c.png", NORMAL, images[2]),
+        ("val/fracture/d.jpg", FRACTURE, images[3]),
+        ("val/normal/e.jpg", NORMAL, images[4]),
+        ("test/fracture/f.jpg", FRACTURE, images[5]),
+        ("test/fracture/g.jpg", FRACTURE, images[0]),
+        ("test/normal/h.jpg", NORMAL, images[7]),
         ("test/normal/i.jpg", NORMAL, b"no image"),
     )
 
@@ -50,13 +59,13 @@ def facts() -> pa.Table:
 LEAKY = links_of((0, 6, "bytes"), (0, 6, "pixels"), (1, 5, "copy"), (2, 7, "patient"), (3, 5, "name"), (1, 2, "copy"))
 
 
-def test_each_leaking_image_counts_once_under_its_plainest_link(facts):
+def test_each_leaking_image_counts_once_under_its_strongest_link(facts):
     audit = make_audit(facts, LEAKY)
     assert audit.leakage["test"].images == 3
     assert audit.leakage["test"].by_kind == {"bytes": 1, "pixels": 0, "copy": 1, "name": 0, "patient": 1}
     assert audit.leakage["val"].by_kind == {"bytes": 0, "pixels": 0, "copy": 0, "name": 1, "patient": 0}
     assert audit.leaks
-    assert leakage(np.array(["fold-1"] * 9), LEAKY) == {}
+    assert count_leakage(np.array(["fold-1"] * 9), LEAKY) == {}
 
 
 def test_what_test_shares_with_validation_alone_leaks_too(facts):
@@ -67,8 +76,8 @@ def test_what_test_shares_with_validation_alone_leaks_too(facts):
 
 
 def test_one_group_that_holds_much_of_the_data_is_an_alarm(facts):
-    assert any(line.startswith("One group holds 5 of 8 images") for line in alarms(make_audit(facts, LEAKY)))
-    assert not any(line.startswith("One group") for line in alarms(make_audit(facts, links_of())))
+    assert any(line.startswith("One group holds 5 of 8 images") for line in list_alarms(make_audit(facts, LEAKY)))
+    assert not any(line.startswith("One group") for line in list_alarms(make_audit(facts, links_of())))
 
 
 def test_counts_are_of_readable_images_and_of_radiographs(facts):
@@ -85,39 +94,39 @@ def test_counts_are_of_readable_images_and_of_radiographs(facts):
     ]
 
 
-def test_what_the_data_supports_is_told_for_its_radiographs(facts):
+def test_the_precision_of_a_test_follows_from_the_number_of_radiographs(facts):
     """Hanley and McNeil at AUC .9: standard errors of .0452 (38 and 10 in a test of 15 %) and .0171 (253 and 67)."""
     audit = make_audit(facts, LEAKY)
     many = audit.model_copy(update={"radiographs": {"normal": 67, "fracture": 253}})
-    assert support(many) == (
+    assert describe_support(many) == (
         "an AUC of 0.90 to within ±0.09 in a test of 15% of the radiographs (38 fracture, 10 normal), ±0.03 in folds "
         "that test each one"
     )
-    assert support(audit) == (
+    assert describe_support(audit) == (
         "no firm figure: 2 fracture of 5 radiographs, and a test of 15% needs at least 2 of each class; --folds uses "
         "each one"
     )
 
 
-def test_names_that_belie_their_bytes(facts):
+def test_extensions_that_do_not_match_the_content(facts):
     audit = make_audit(facts, LEAKY)
     by_format = dict(zip(facts["path"].to_pylist(), facts["format"].to_pylist(), strict=True))
-    belied = [p for p, f in by_format.items() if f and (f == "PNG") != p.endswith(".png")]
-    assert audit.wrong_extension == belied
-    assert belied
+    wrong = [p for p, f in by_format.items() if f and (f == "PNG") != p.endswith(".png")]
+    assert audit.wrong_extension == wrong
+    assert wrong
 
 
 def test_each_kind_of_link_shows_its_pairs_one_a_radiograph(facts):
-    pairs = make_audit(facts, LEAKY).plainest
-    assert [(p.path, p.twin, p.kind) for p in pairs] == [
+    pairs = make_audit(facts, LEAKY).examples
+    assert [(p.path, p.training_path, p.kind) for p in pairs] == [
         ("test/fracture/g.jpg", "train/fracture/a.jpg", "bytes"),
         ("test/fracture/f.jpg", "train/fracture/b.jpg", "copy"),
         ("test/normal/h.jpg", "train/normal/c.png", "patient"),
     ]
 
 
-def test_groups_that_leave_a_part_one_class_are_no_obstacle():
-    """One group holds both classes of the second one, so that a part of the cross-validation has no fracture."""
+def test_a_part_of_the_cross_validation_may_have_one_class_only():
+    """One group holds nearly all fractures."""
     labels = [0] * 3 + [1] * 30 + [0] * 8 + [1] + [0] * 24
     groups = [0] * 3 + [1] * 30 + [2] * 9 + [3] * 20 + [4] * 3 + [5]
     rows = []
@@ -139,13 +148,13 @@ def test_groups_that_leave_a_part_one_class_are_no_obstacle():
     assert all(0 <= shortcut.auc <= 1 for shortcut in audit.shortcuts.values())
 
 
-def shortcut_audit(size_tells: bool) -> Audit:
-    """80 images of 40 groups; fractures are larger by a quarter, or not."""
+def shortcut_audit(size_predicts: bool) -> Audit:
+    """Audit 80 images of 40 groups; fractures are larger by half, or not."""
     generator = np.random.default_rng(0)
     rows = []
     for number in range(80):
         label = number // 2 % 2
-        side = int(generator.integers(200, 300) * (1.5 if label and size_tells else 1))
+        side = int(generator.integers(200, 300) * (1.5 if label and size_predicts else 1))
         row = dict.fromkeys(FACTS.names) | {"path": f"{number}.jpg", "label": label, "split": "", "patient": ""}
         row |= {"origin": "", "bytes": int(generator.integers(9000, 20000)), "sha256": bytes([number] * 32)}
         row |= {"pixels": bytes([number] * 16), "format": "JPEG", "mode": "L", "width": side, "height": side}
@@ -156,25 +165,25 @@ def shortcut_audit(size_tells: bool) -> Audit:
 
 
 def test_a_shortcut_is_found_and_chance_is_not_one():
-    audit = shortcut_audit(size_tells=True)
+    audit = shortcut_audit(size_predicts=True)
     assert audit.shortcuts["size"].auc > 0.9
-    assert audit.shortcuts["size"].alarming
+    assert audit.shortcuts["size"].is_alarming
     assert 0.3 < audit.shortcuts["border"].auc < 0.7
-    assert alarms(audit)[-1].startswith("Things beside the anatomy predict the label (AUC, chance is 0.50): size ")
-    fair = shortcut_audit(size_tells=False)
-    assert not any(s.alarming for s in fair.shortcuts.values())
-    assert alarms(fair) == []
+    assert list_alarms(audit)[-1].startswith("Things beside the anatomy predict the label (AUC, chance is 0.50): size ")
+    fair = shortcut_audit(size_predicts=False)
+    assert not any(s.is_alarming for s in fair.shortcuts.values())
+    assert list_alarms(fair) == []
 
 
 def test_the_interval_counts_groups_not_images():
     """Hanley and McNeil at AUC .5 with 20 groups a class: a standard error of .092."""
-    shortcut = shortcut_audit(size_tells=False).shortcuts["aspect"]
+    shortcut = shortcut_audit(size_predicts=False).shortcuts["aspect"]
     assert shortcut.auc == 0.5
     assert (shortcut.high - shortcut.low) / 2 == pytest.approx(1.96 * 0.0924, abs=0.002)
 
 
-def test_the_screen_says_it_in_ten_lines_and_the_alarms(facts):
-    lines = audit_lines(make_audit(facts, LEAKY))
+def test_the_audit_takes_ten_lines_on_a_screen_and_one_for_each_alarm(facts):
+    lines = format_audit(make_audit(facts, LEAKY))
     assert len([line for line in lines if not line.startswith("ALARM")]) <= 10
     assert not any("no split was found" in line for line in lines)
     assert (
@@ -185,8 +194,8 @@ def test_the_screen_says_it_in_ten_lines_and_the_alarms(facts):
     assert sum(line.startswith("ALARM") for line in lines) >= 3
 
 
-def test_data_without_a_split_cannot_leak_and_the_screen_says_so():
-    lines = audit_lines(shortcut_audit(size_tells=False))
+def test_data_without_a_split_cannot_leak():
+    lines = format_audit(shortcut_audit(size_predicts=False))
     assert "leakage    no split was found that could leak; training makes one of whole groups" in lines
 
 
@@ -195,17 +204,17 @@ def test_names_of_files_are_text_and_no_html(facts):
     names = [f"{script}/{path}" for path in facts["path"].to_pylist()]
     facts = facts.set_column(facts.schema.get_field_index("path"), facts.schema.field("path"), pa.array(names))
     source = Source({"": storage_path(f"/data/{script}")}, (), {"fracture": [script]}, True, "")
-    page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
+    page = render_audit_page(source, facts, make_audit(facts, LEAKY)).decode()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;/") > 7
 
 
-def test_the_page_holds_pictures_and_escapes_names(facts):
+def test_the_page_embeds_images_and_escapes_names(facts):
     source = Source({"": storage_path("/data/<wrists>")}, (), {}, True, "")
-    page = audit_page(source, facts, make_audit(facts, LEAKY)).decode()
+    page = render_audit_page(source, facts, make_audit(facts, LEAKY)).decode()
     assert page.count("data:image/png;base64,") == 10  # two pairs, and four of the conflict
     assert "&lt;wrists&gt;" in page
     assert "<wrists>" not in page
     assert "SYNTHETIC" in page
-    assert "turned by -10°" in page
+    assert "rotated by -10°" in page
     assert "http" not in page.replace("data:image", ""), "nothing is fetched"

@@ -48,7 +48,7 @@ def test_16_bit_is_scaled_by_the_range_in_use(kind: str, white: int, grey: int):
     assert (pixels[0, 0], pixels[0, -1]) == (0, grey)
 
 
-def test_a_tiff_in_which_0_is_white_is_turned_round():
+def test_a_tiff_in_which_0_is_white_is_inverted():
     deep = Image.fromarray(np.array([[0, 4095]], np.uint16).repeat(32, axis=1))
     entry = struct.pack("<HHII", 262, 3, 1, 1)  # PhotometricInterpretation, one SHORT: BlackIsZero
     tiff = encoded(deep, "tiff")
@@ -63,8 +63,8 @@ def test_negative_values_are_no_grey():
 
 
 def test_transparent_is_black():
-    clear = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
-    assert decode(encoded(clear), 32).pixels.max() == 0
+    transparent = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+    assert decode(encoded(transparent), 32).pixels.max() == 0
 
 
 def test_exif_orientation_is_applied():
@@ -85,12 +85,12 @@ def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same():
     assert np.abs(decode(encoded(large, "jpeg", quality=95), 64).pixels - exact).max() <= 4
 
 
-def test_what_a_file_was_stored_as_is_told():
-    picture = decode(encoded(Image.fromarray(RAMP[:32]).convert("RGBA"), "png"), 64)
-    assert (picture.format, picture.mode, picture.width, picture.height) == ("PNG", "RGBA", 64, 32)
+def test_the_stored_format_mode_and_size_are_reported():
+    image = decode(encoded(Image.fromarray(RAMP[:32]).convert("RGBA"), "png"), 64)
+    assert (image.format, image.mode, image.width, image.height) == ("PNG", "RGBA", 64, 32)
 
 
-def test_files_that_are_no_radiographs():
+def test_files_that_are_no_images():
     whole = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99), np.uint8)), "jpeg")
     for data, reason in ((b"", "empty file"), (b"hello", "not an image"), (whole[: len(whole) // 2], "truncated")):
         with pytest.raises(Rejected, match=reason):
@@ -98,19 +98,19 @@ def test_files_that_are_no_radiographs():
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "gif", "bmp"])
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage that it can live with
-def test_no_damage_gets_past_as_another_error(kind: str):
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage that it tolerates
+def test_damaged_files_raise_no_other_error(kind: str):
     whole = bytearray(encoded(Image.fromarray(RAMP).convert("RGB"), kind))
     generator = np.random.default_rng(0)
     for _ in range(200):
         data = whole.copy()
-        for place in generator.integers(0, len(data), 4):
-            data[place] = generator.integers(256)
+        for position in generator.integers(0, len(data), 4):
+            data[position] = generator.integers(256)
         with suppress(Rejected):
             assert decode(bytes(data), 32).pixels.shape == (32, 32)
 
 
-def test_a_decompression_bomb_is_refused_before_it_unfolds(monkeypatch):
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed(monkeypatch):
     monkeypatch.setattr(decode_module, "MAX_PIXELS", 63 * 64)
     with pytest.raises(Rejected, match="64 x 64 pixels, over the limit of 4,032"):
         decode(encoded(Image.fromarray(RAMP)), 64)
@@ -118,7 +118,7 @@ def test_a_decompression_bomb_is_refused_before_it_unfolds(monkeypatch):
 
 def test_the_centre_keeps_the_aspect():
     wide = np.tile(np.arange(90, dtype=np.uint8), (30, 1))
-    centre = decode(encoded(Image.fromarray(wide), "png"), 30).centre()
+    centre = decode(encoded(Image.fromarray(wide), "png"), 30).crop_centre()
     assert centre.shape == (30, 30)
     assert centre[0].tolist() == list(range(30, 60))
-    assert decode(encoded(Image.fromarray(wide[:, :30]), "png"), 30).centre() is None
+    assert decode(encoded(Image.fromarray(wide[:, :30]), "png"), 30).crop_centre() is None

@@ -1,4 +1,4 @@
-"""Each file is decoded in a process of its own that may take only so much memory more than it has to begin with."""
+"""Each file is decoded in a process of its own, whose additional memory is limited."""
 
 import subprocess
 import sys
@@ -11,8 +11,7 @@ from PIL import Image
 
 from fracture.labels import NORMAL
 from fracture.preparation.decode import MAX_BYTES, Rejected, decode
-from fracture.preparation.examine import examine
-from fracture.preparation.preprocess import _read
+from fracture.preparation.facts import scan_file
 from fracture.preparation.source import ImageFile
 from fracture.storage import storage_path
 from tests.preparation import hostile
@@ -26,14 +25,14 @@ data = Path(sys.argv[1]).read_bytes()
 own = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (own + int(sys.argv[2]) * 10**6,) * 2)
 try:
-    picture = decode(data, 224)
-    print("read", picture.format, picture.pixels.shape, picture.width, picture.height)
+    image = decode(data, 224)
+    print("read", image.format, image.pixels.shape, image.width, image.height)
 except Rejected as error:
     print("rejected:", error)
 """
 
 
-def tried(tmp_path: Path, data: bytes, megabytes: int) -> str:
+def try_to_decode(tmp_path: Path, data: bytes, megabytes: int) -> str:
     (tmp_path / "file").write_bytes(data)
     command = [sys.executable, "-W", "ignore", "-c", DECODE, str(tmp_path / "file"), str(megabytes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -76,7 +75,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_bomb_is_refused_before_it_unfolds(tmp_path: Path, name: str):
     make, reason = REFUSED[name]
     with pytest.raises(Rejected, match=reason):
-        raise Rejected(tried(tmp_path, make(), megabytes=100))
+        raise Rejected(try_to_decode(tmp_path, make(), megabytes=100))
 
 
 READ: dict[str, tuple[Callable[[], bytes], int]] = {
@@ -98,9 +97,9 @@ READ: dict[str, tuple[Callable[[], bytes], int]] = {
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_stays_below_the_limits_takes_a_bounded_memory(tmp_path: Path, name: str):
+def test_decoding_within_the_limits_takes_bounded_memory(tmp_path: Path, name: str):
     make, megabytes = READ[name]
-    assert tried(tmp_path, make(), megabytes).startswith("read ")
+    assert try_to_decode(tmp_path, make(), megabytes).startswith("read ")
 
 
 @pytest.mark.parametrize(
@@ -127,8 +126,7 @@ def test_a_file_of_many_bytes_is_not_read(tmp_path: Path):
     with (tmp_path / "1.png").open("wb") as file:
         file.truncate(2**40)  # a hole, which takes no room on the disk
     found = ImageFile("1.png", NORMAL, "", size=2**40, modified=0)
-    assert _read(storage_path(tmp_path / "1.png"), found.size) is None
-    row, pixels = examine(found, None, 32)
+    row, pixels = scan_file(found, storage_path(tmp_path / "1.png"), 32)
     assert row["reason"] == f"1,099,511,627,776 bytes, over the limit of {MAX_BYTES:,}"
     assert pixels is None
 
@@ -144,7 +142,7 @@ def test_an_image_converted_in_bands_is_as_one_converted_whole():
     assert np.array_equal(pixels, np.round(deep * (255 / 4095)))
 
 
-def test_clear_colours_of_a_palette_are_black():
+def test_transparent_colours_of_a_palette_are_black():
     palette = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("P")
-    clear = hostile.encoded(palette, "png", transparency=200)
-    assert decode(clear, 16).pixels.ravel().tolist() == [*range(200), 0, *range(201, 256)]
+    transparent = hostile.encoded(palette, "png", transparency=200)
+    assert decode(transparent, 16).pixels.ravel().tolist() == [*range(200), 0, *range(201, 256)]

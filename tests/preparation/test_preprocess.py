@@ -10,19 +10,18 @@ import pytest
 from fracture.config import DataConfig
 from fracture.dataset.format import MANIFEST, Dataset, Manifest, images_of, read_dataset
 from fracture.errors import RunError, UsageError
-from fracture.preparation.audit import audit_lines
+from fracture.preparation.audit import format_audit
 from fracture.preparation.decode import decode
-from fracture.preparation.preprocess import (
-    changed_settings,
-    examine_source,
-    find_done,
-    preprocess,
+from fracture.preparation.output import (
+    find_finished,
+    list_changed_settings,
+    name_output_folder,
     read_audit,
-    shards_name,
-    summary,
     write_audit,
 )
+from fracture.preparation.scan import scan_source
 from fracture.preparation.source import Source, find_source
+from fracture.preparation.write import summarize_split, write_dataset
 from fracture.storage import storage_path
 from tests.conftest import official_paths, small_disk
 from tests.preparation.planted import encoded
@@ -33,8 +32,8 @@ CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 def run(folder: Path, out: Path, config: DataConfig = CONFIG, **kwargs) -> Manifest:
     source = source_of(folder, config)
-    examined = examine_source(source, storage_path(out), config, to_write=True)
-    return preprocess(examined, storage_path(out), config, **kwargs)
+    scanned = scan_source(source, storage_path(out), config, keep_pixels=True)
+    return write_dataset(scanned, storage_path(out), config, **kwargs)
 
 
 def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
@@ -42,16 +41,16 @@ def source_of(folder: Path, config: DataConfig = CONFIG) -> Source:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What is the same wherever the data lies, and whatever was known of it."""
-    others = ("input.json", "audit.html", "examined.parquet", "compared.parquet", "ledger.parquet")
+    """Return the files that do not depend on the path of the data or on earlier scans."""
+    others = ("input.json", "audit.html", "scanned.parquet", "compared.parquet", "ledger.parquet")
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name not in others}
 
 
 def test_every_image_is_in_a_shard_with_its_pixels_label_and_source(image_folder, tmp_path):
     folder = image_folder(*official_paths(4))
-    told: list[tuple[str, int, int]] = []
-    manifest = run(folder, tmp_path / "out", progress=lambda *event: told.append(event))
-    assert told[-1] == ("write", 24, 24)
+    steps: list[tuple[str, int, int]] = []
+    manifest = run(folder, tmp_path / "out", progress=lambda *event: steps.append(event))
+    assert steps[-1] == ("write", 24, 24)
     assert manifest.split == "official"
     assert manifest.counts == {s: {"normal": 4, "fracture": 4} for s in ("train", "val", "test")}
     assert [len(manifest.shards[s]) for s in ("train", "val", "test")] == [3, 3, 3]
@@ -82,14 +81,14 @@ def test_rows_are_shuffled_by_the_seed(image_folder, tmp_path):
     assert sorted(orders[0]) == sorted(orders[1]) != orders[0]
 
 
-def test_what_is_done_is_known_until_input_or_settings_change(image_folder, tmp_path):
+def test_a_finished_dataset_is_found_until_input_or_settings_change(image_folder, tmp_path):
     folder, out = image_folder(*official_paths(4)), storage_path(tmp_path / "out")
     manifest = run(folder, tmp_path / "out")
-    assert find_done(source_of(folder), out, CONFIG) == manifest
+    assert find_finished(source_of(folder), out, CONFIG) == manifest
     other = DataConfig(image_size=48)
-    assert find_done(source_of(folder, other), out, other) is None
+    assert find_finished(source_of(folder, other), out, other) is None
     (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
-    assert find_done(source_of(folder), out, CONFIG) is None
+    assert find_finished(source_of(folder), out, CONFIG) is None
     renewed = run(folder, tmp_path / "out")
     assert renewed.counts["train"]["fracture"] == 5
     assert renewed.fingerprint != manifest.fingerprint
@@ -97,7 +96,7 @@ def test_what_is_done_is_known_until_input_or_settings_change(image_folder, tmp_
     assert {p.name for p in (tmp_path / "out").glob("*-*.parquet")} == named, "the old shards are gone"
 
 
-def test_interrupted_it_leaves_what_was_there_before(image_folder, tmp_path):
+def test_an_interrupted_run_leaves_the_earlier_dataset(image_folder, tmp_path):
     folder, out = image_folder(*official_paths(4)), tmp_path / "out"
     before = run(folder, out)
     (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
@@ -105,7 +104,7 @@ def test_interrupted_it_leaves_what_was_there_before(image_folder, tmp_path):
     class Killed(Exception):
         pass
 
-    def die(what: str, done: int, total: int) -> None:
+    def die(step: str, done: int, total: int) -> None:
         raise Killed
 
     with pytest.raises(Killed):
@@ -114,7 +113,7 @@ def test_interrupted_it_leaves_what_was_there_before(image_folder, tmp_path):
     assert Dataset(storage_path(out), before).read("train", 0, 8).num_rows == 8
 
 
-def test_interrupted_the_first_time_there_is_no_data_set(image_folder, tmp_path):
+def test_without_a_manifest_there_is_no_dataset(image_folder, tmp_path):
     run(image_folder(*official_paths(2)), tmp_path / "out")
     (tmp_path / "out" / MANIFEST).unlink()
     with pytest.raises(UsageError, match="holds no shards"):
@@ -134,7 +133,7 @@ def test_unreadable_files_are_listed_with_reason_and_never_touched(image_folder,
     ]
     assert (manifest.rows("train"), manifest.rows("val")) == (39, 39)
     audit = read_audit(storage_path(tmp_path / "out"))
-    assert "rejected   2 files (1.67%): 1 empty file, 1 not an image; paths in audit.json" in audit_lines(audit)
+    assert "rejected   2 files (1.67%): 1 empty file, 1 not an image; paths in audit.json" in format_audit(audit)
     assert {p: p.read_bytes() for p in folder.rglob("*.png")} == before
 
 
@@ -158,14 +157,14 @@ def test_a_class_with_no_readable_image(image_folder, tmp_path):
 
 
 def leaky(image_folder) -> Path:
-    """6 images a split and class; 3 of test and 1 of val are train's first again."""
+    """Make a folder of 6 images a split and class; 3 of test and 1 of val are copies of train's first."""
     folder = image_folder(*official_paths(6))
     for copy in ("test/fractured/0.png", "test/fractured/1.png", "test/fractured/2.png", "val/fractured/0.png"):
         (folder / copy).write_bytes((folder / "train/fractured/0.png").read_bytes())
     return folder
 
 
-def test_a_leaky_split_is_kept_only_when_asked_for_and_then_told(image_folder, tmp_path):
+def test_a_leaky_split_is_kept_only_if_it_is_set_and_is_an_alarm(image_folder, tmp_path):
     config = DataConfig(image_size=32, split="official")
     manifest = run(leaky(image_folder), tmp_path / "out", config)
     assert (manifest.split, manifest.split_reason) == ("official", "as found, asked for")
@@ -177,7 +176,7 @@ def test_a_leaky_split_is_kept_only_when_asked_for_and_then_told(image_folder, t
     )
 
 
-def test_a_leaky_split_is_made_anew_from_whole_groups(image_folder, tmp_path):
+def test_a_leaky_split_is_replaced_by_one_of_whole_groups(image_folder, tmp_path):
     manifest = run(leaky(image_folder), tmp_path / "out")
     assert manifest.split == "group"
     assert manifest.split_reason == (
@@ -187,20 +186,22 @@ def test_a_leaky_split_is_made_anew_from_whole_groups(image_folder, tmp_path):
     assert {s: leak.leaking for s, leak in manifest.leakage_found.items()} == {"val": 1, "test": 3}
     assert manifest.left_out == {
         "a copy of the same pixels is kept": 4,
-        "the radiograph stands under both labels": 0,
+        "the radiograph has both labels": 0,
     }
     files = pq.read_table(tmp_path / "out/files.parquet").to_pandas()
     used = files[files.split_used != ""]
     assert (used.groupby("group_id").split_used.nunique() == 1).all()
     assert len(used) == 32
-    assert summary(manifest)[1].startswith("  train    22 images: 10 fracture of 10 groups, 12 normal of 12 groups")
+    assert summarize_split(manifest)[1].startswith(
+        "  train    22 images: 10 fracture of 10 groups, 12 normal of 12 groups"
+    )
 
 
-def test_a_radiograph_under_both_labels_is_left_out_and_told(image_folder, tmp_path):
+def test_a_radiograph_under_both_labels_is_left_out_and_is_an_alarm(image_folder, tmp_path):
     folder = image_folder(*official_paths(6))
     (folder / "train/not fractured/0.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
     manifest = run(folder, tmp_path / "out", DataConfig(image_size=32, split="group"))
-    assert manifest.left_out["the radiograph stands under both labels"] == 2
+    assert manifest.left_out["the radiograph has both labels"] == 2
     assert manifest.alarms == [
         "Radiographs under both labels: 1, for example 'train/fractured/0.png' and 'train/not fractured/0.png'."
     ]
@@ -219,8 +220,11 @@ def test_images_added_later_move_no_group(image_folder, tmp_path):
 
 
 def grown(image_folder, out: Path) -> tuple[Path, str, str, DataConfig]:
-    """A prepared folder to which an image is added, of the patient of one in test and with the bytes of one in
-    validation; and these two."""
+    """Prepare a folder, then add an image: of the patient of a test image, with the bytes of a validation image.
+
+    Returns:
+        The folder, the paths of the two images, and the configuration.
+    """
     config = DataConfig(image_size=32, group_pattern=r"/[fn]\d+")
     folder = image_folder(*[f"{c}/{c[0]}{i}-0.png" for c in ("fracture", "normal") for i in range(12)])
     run(folder, out, config)
@@ -231,7 +235,7 @@ def grown(image_folder, out: Path) -> tuple[Path, str, str, DataConfig]:
     return folder, test, val, config
 
 
-def test_new_images_that_join_test_to_another_split_take_it_out_of_test(image_folder, tmp_path):
+def test_a_test_group_that_new_images_join_to_another_split_is_retired(image_folder, tmp_path):
     folder, test, val, config = grown(image_folder, tmp_path / "out")
     before = splits_of(tmp_path / "out")
     manifest = run(folder, tmp_path / "out", config)
@@ -246,12 +250,14 @@ def test_new_images_that_join_test_to_another_split_take_it_out_of_test(image_fo
     assert sum(manifest.counts["test"].values()) == list(before.values()).count("test") - 1
 
 
-def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path):
-    """That of the champion, whatever was prepared since."""
+def test_the_split_of_another_dataset_may_be_kept(image_folder, tmp_path):
+    """The split of the champion is kept, whatever was prepared since."""
     folder, test, _, config = grown(image_folder, tmp_path / "champion")
     champion = splits_of(tmp_path / "champion")
     out, there = tmp_path / "out", storage_path(tmp_path / "champion")
-    with pytest.raises(UsageError, match=r"data.seed = 1 would deal .* anew, .* trained with 0: .*Keep 0, or begin"):
+    with pytest.raises(
+        UsageError, match=r"data.seed = 1 would make another split, .* trained with 0: .*Keep 0, or begin"
+    ):
         run(folder, out, config.model_copy(update={"seed": 1}), before=there)
     run(folder, out, config.model_copy(update={"seed": 1}))
     assert {path: split for path, split in splits_of(out).items() if path in champion} != champion
@@ -261,12 +267,12 @@ def test_the_split_of_another_data_set_may_have_to_stand(image_folder, tmp_path)
     assert {p: after[p] for p in champion if champion[p] == "train"} == {
         p: split for p, split in champion.items() if split == "train"
     }
-    assert find_done(source_of(folder, config), storage_path(out), config, there) is not None
-    assert find_done(source_of(folder, config), storage_path(out), config) is None
+    assert find_finished(source_of(folder, config), storage_path(out), config, there) is not None
+    assert find_finished(source_of(folder, config), storage_path(out), config) is None
 
 
-def test_what_has_left_test_trains_nothing_in_later_weeks_nor_do_its_copies(image_folder, tmp_path):
-    """Though one is in no split, since its pixels are there; and though another is written anew, and alone is left."""
+def test_retired_files_and_their_copies_train_nothing_in_later_weeks(image_folder, tmp_path):
+    """Not even a copy that was in no split because of its pixels, or one re-encoded after all others were removed."""
     folder, test, _, config = grown(image_folder, tmp_path / "week0")
     copy = folder / "fracture/copy.png"
     (folder / "fracture/other.png").write_bytes((folder / test).read_bytes())
@@ -281,7 +287,7 @@ def test_what_has_left_test_trains_nothing_in_later_weeks_nor_do_its_copies(imag
         assert {s for path, s in splits_of(tmp_path / f"week{week}").items() if path in of_it} == {"retired"}
 
 
-def test_what_was_away_comes_back_to_where_it_was(image_folder, tmp_path):
+def test_files_that_come_back_are_in_the_split_they_were_in(image_folder, tmp_path):
     folder = image_folder(*[f"{c}/{c[0]}{i}.png" for c in ("fracture", "normal") for i in range(20)])
     run(folder, tmp_path / "week1")
     before = splits_of(tmp_path / "week1")
@@ -295,7 +301,7 @@ def test_what_was_away_comes_back_to_where_it_was(image_folder, tmp_path):
     assert splits_of(tmp_path / "week3") == before
 
 
-def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp_path):
+def test_files_that_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp_path):
     folder = image_folder(*official_paths(6))
     config = DataConfig(image_size=32)
     run(folder, tmp_path / "champion", config)
@@ -307,17 +313,17 @@ def test_what_tested_the_champion_may_not_be_moved_to_training(image_folder, tmp
     run(folder, tmp_path / "champion", official)
     (folder / "test/fractured/1.png").rename(folder / "train/fractured/8.png")
     with pytest.raises(
-        UsageError, match=r"'train/fractured/8.png' lies in training or validation, and has tested the champion. Move"
+        UsageError, match=r"'train/fractured/8.png' is in training or validation, and has tested the champion. Move"
     ):
         run(folder, tmp_path / "out", official, before=storage_path(tmp_path / "champion"))
 
 
-def test_the_audit_alone_leaves_its_page_and_no_shards(image_folder, tmp_path):
+def test_the_audit_alone_writes_its_files_and_no_shards(image_folder, tmp_path):
     config = DataConfig(image_size=32)
     out = storage_path(tmp_path / "audit")
-    write_audit(out, examine_source(source_of(leaky(image_folder), config), out, config))
+    write_audit(out, scan_source(source_of(leaky(image_folder), config), out, config))
     left = {p.name for p in (tmp_path / "audit").iterdir()}
-    assert left == {"audit.json", "audit.html", "links.csv", "examined.parquet", "compared.parquet"}
+    assert left == {"audit.json", "audit.html", "links.csv", "scanned.parquet", "compared.parquet"}
     assert read_audit(out).leakage["test"].by_kind["bytes"] == 3
     links = (tmp_path / "audit/links.csv").read_text().splitlines()
     assert links[0] == '"first","second","kind","texture","detail","degrees","flipped","inverted"'
@@ -346,7 +352,7 @@ def test_folds_by_source(image_folder, tmp_path):
     config = DataConfig(image_size=32, folds="source")
     source = find_source([storage_path(root) for root in roots], config)
     out = storage_path(tmp_path / "out")
-    manifest = preprocess(examine_source(source, out, config), out, config)
+    manifest = write_dataset(scan_source(source, out, config), out, config)
     assert manifest.folds == ["north", "south"]
     south = manifest.fold(2)
     table = Dataset(storage_path(tmp_path / "out"), south).read("test", 0, south.rows("test"))
@@ -363,7 +369,7 @@ def splits_of(out: Path) -> dict[str, str]:
 def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
     with pytest.raises(
-        UsageError, match=r"--out .*: may not lie inside the data folder, which is never written to, or around it"
+        UsageError, match=r"--out .*: may not be inside the data folder, which is never written to, or around it"
     ):
         run(folder, folder / "shards")
     (tmp_path / "mine").mkdir()
@@ -373,7 +379,7 @@ def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
 
 
-def test_parquet_files_of_somebody_else_are_not_ours_to_remove(image_folder, tmp_path):
+def test_other_parquet_files_are_not_removed(image_folder, tmp_path):
     out = tmp_path / "out"
     for name in ("my_table.parquet", "deep/train-00000-0123456789ab.parquet"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -390,7 +396,7 @@ def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
     shard = tmp_path / "out" / manifest.shards["train"][0].file
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500])
-    assert find_done(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
+    assert find_finished(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
     assert run(folder, tmp_path / "out") == manifest
     assert shard.read_bytes() == whole
     shard.write_bytes(bytes(len(whole)))
@@ -399,11 +405,11 @@ def test_a_damaged_shard_is_made_again(image_folder, tmp_path):
     assert read_dataset(storage_path(tmp_path / "out")).read("train", 0, 5).num_rows == 5
 
 
-def test_shards_may_not_reach_the_data_by_a_detour(image_folder, tmp_path):
+def test_shards_may_not_go_into_the_data_through_a_link(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
     (tmp_path / "link").symlink_to(folder)
     for out in (tmp_path / "data/../data/shards", tmp_path / "link/shards"):
-        with pytest.raises(UsageError, match="may not lie inside the data folder"):
+        with pytest.raises(UsageError, match="may not be inside the data folder"):
             run(folder, out)
 
 
@@ -413,7 +419,7 @@ def test_a_file_that_looks_compressed_is_no_image(image_folder, tmp_path):
     assert [r.reason for r in run(folder, tmp_path / "out").rejected] == ["not an image"]
 
 
-def test_a_full_disk_is_said_calmly(image_folder, tmp_path):
+def test_a_full_disk_is_one_clear_error(image_folder, tmp_path):
     with small_disk(tmp_path / "small", kilobytes=20) as disk:
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
             run(image_folder(*official_paths(20)), disk / "out")
@@ -424,30 +430,30 @@ def test_a_disk_that_fills_up_while_shards_are_written(image_folder, tmp_path):
     source = source_of(image_folder(*official_paths(20)))
     with small_disk(tmp_path / "small", kilobytes=8000) as disk:
         out = storage_path(disk / "out")
-        examined = examine_source(source, out, CONFIG, to_write=True)
+        scanned = scan_source(source, out, CONFIG, keep_pixels=True)
         (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free))
         with pytest.raises(RunError, match=r"the disk is full: .*Free space and run the same command again"):
-            preprocess(examined, out, CONFIG)
+            write_dataset(scanned, out, CONFIG)
         assert not (disk / "out" / MANIFEST).exists()
-        assert not list((disk / "out").glob("pixels-*")), "what waited makes room"
+        assert not list((disk / "out").glob("pixels-*")), "pending pixels are removed"
 
 
 @pytest.mark.parametrize("spoil", ["another job's", "half of it", "gone"])
-def test_pixels_that_waited_are_used_only_if_they_are_those_that_were_looked_at(image_folder, tmp_path, spoil):
+def test_pending_pixels_are_used_only_if_they_are_those_that_were_scanned(image_folder, tmp_path, spoil):
     folder = image_folder(*official_paths(4))
     run(folder, tmp_path / "expected")
-    examined = examine_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG, to_write=True)
-    [waiting] = (tmp_path / "out").glob("pixels-*.raw")
-    pixels = waiting.read_bytes()
+    scanned = scan_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG, keep_pixels=True)
+    [pending] = (tmp_path / "out").glob("pixels-*.raw")
+    pixels = pending.read_bytes()
     if spoil == "gone":
-        waiting.unlink()
+        pending.unlink()
     else:
-        waiting.write_bytes(pixels[::-1] if spoil == "another job's" else pixels[: len(pixels) // 2 + 7])
-    preprocess(examined, storage_path(tmp_path / "out"), CONFIG)
+        pending.write_bytes(pixels[::-1] if spoil == "another job's" else pixels[: len(pixels) // 2 + 7])
+    write_dataset(scanned, storage_path(tmp_path / "out"), CONFIG)
     assert content(tmp_path / "out") == content(tmp_path / "expected")
 
 
-def test_a_place_that_a_task_cannot_write_to(image_folder, tmp_path):
+def test_a_folder_that_a_task_cannot_write_to(image_folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UsageError, match=r"file/out.* cannot be written: .*Check the path and its permissions\.$"):
         run(image_folder(*official_paths(4)), tmp_path / "file/out")
@@ -466,7 +472,7 @@ def test_a_folder_without_one_readable_image(image_folder, tmp_path):
 def test_every_radiograph_under_both_labels(image_folder, tmp_path):
     folder = image_folder(*(f"fracture/{i}.png" for i in range(3)))
     shutil.copytree(folder / "fracture", folder / "normal")
-    with pytest.raises(UsageError, match="every radiograph stands under both labels, for example 'fracture/"):
+    with pytest.raises(UsageError, match="every radiograph has both labels, for example 'fracture/"):
         run(folder, tmp_path / "out")
 
 
@@ -493,25 +499,25 @@ def test_a_clean_split_that_becomes_leaky_moves_only_what_leaks(image_folder, tm
     assert {path for path in before if after.get(path) != before[path]} <= {"val/fractured/0.png"}
 
 
-def test_settings_that_differ_from_those_of_the_shards_are_named(image_folder, tmp_path):
+def test_settings_that_differ_from_those_of_the_shards_are_listed(image_folder, tmp_path):
     run(image_folder(*official_paths()), tmp_path / "out")
-    assert changed_settings(storage_path(tmp_path / "out"), CONFIG) == []
+    assert list_changed_settings(storage_path(tmp_path / "out"), CONFIG) == []
     other = CONFIG.model_copy(update={"split": "group", "seed": 3})
-    assert changed_settings(storage_path(tmp_path / "out"), other) == [
+    assert list_changed_settings(storage_path(tmp_path / "out"), other) == [
         "data.seed 0 -> 3",
         "data.split 'auto' -> 'group'",
     ]
-    assert changed_settings(storage_path(tmp_path / "nothing"), CONFIG) == []
+    assert list_changed_settings(storage_path(tmp_path / "nothing"), CONFIG) == []
 
 
 def test_other_settings_go_to_another_folder():
     source = Source({"": storage_path("/data/wrists")}, (), {}, False, "")
-    names = {shards_name(source, DataConfig(seed=seed)) for seed in (0, 0, 1)}
+    names = {name_output_folder(source, DataConfig(seed=seed)) for seed in (0, 0, 1)}
     assert len(names) == 2
     assert all(name.startswith("wrists-") for name in names)
 
 
-def radiograph_id(number: int) -> np.ndarray:
+def make_radiograph(number: int) -> np.ndarray:
     generator = np.random.default_rng(number)
     layers = (
         cv2.resize(generator.normal(size=(n, n)), (96, 96), interpolation=cv2.INTER_CUBIC) * 30 for n in (5, 12, 40)
@@ -520,7 +526,7 @@ def radiograph_id(number: int) -> np.ndarray:
 
 
 def blank_out(*files: Path) -> None:
-    """Other bytes, of the same size and time: a job that reads them again will see."""
+    """Replace files by other bytes of the same size and time: a job that reads them again will notice."""
     for file in files:
         stamp = file.stat()
         file.write_bytes(bytes(stamp.st_size))
@@ -528,39 +534,37 @@ def blank_out(*files: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "official"])
-def test_a_folder_that_has_grown_costs_what_is_new_and_gives_what_a_fresh_start_gives(tmp_path, split: str):
+def test_only_new_files_of_a_grown_folder_are_scanned_and_the_result_is_that_of_a_fresh_start(tmp_path, split: str):
     folder, config = tmp_path / "data", DataConfig(image_size=96, rows_per_shard=3, split=split)
     for number, path in enumerate(official_paths(2)):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(encoded(radiograph_id(number)))
-        file.with_name(f"{file.stem}-mirrored.png").write_bytes(encoded(radiograph_id(number)[:, ::-1]))
+        file.write_bytes(encoded(make_radiograph(number)))
+        file.with_name(f"{file.stem}-mirrored.png").write_bytes(encoded(make_radiograph(number)[:, ::-1]))
         shutil.copy2(file, file.with_name(f"{file.stem}-copy.png"))
     (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
     config = config.model_copy(update={"max_rejected_fraction": 0.5})
     known = list(folder.rglob("*.png"))
     run(folder, tmp_path / "out", config)
     again: list[str] = []
-    examine_source(
-        source_of(folder, config), storage_path(tmp_path / "out"), config, lambda what, *_: again.append(what)
-    )
-    assert again == [], "no file is examined, no pair compared"
+    scan_source(source_of(folder, config), storage_path(tmp_path / "out"), config, lambda step, *_: again.append(step))
+    assert again == [], "no file is scanned, no pair compared"
 
-    (folder / "train/fractured/new.png").write_bytes(encoded(radiograph_id(99)))
-    (folder / "val/not fractured/new-mirrored.png").write_bytes(encoded(radiograph_id(99)[:, ::-1]))
+    (folder / "train/fractured/new.png").write_bytes(encoded(make_radiograph(99)))
+    (folder / "val/not fractured/new-mirrored.png").write_bytes(encoded(make_radiograph(99)[:, ::-1]))
     (folder / "test/fractured/0-mirrored.png").unlink()
     (folder / "test/fractured/1-mirrored.png").rename(folder / "test/fractured/renamed.png")
     shutil.copytree(folder, tmp_path / "elsewhere")
     run(tmp_path / "elsewhere", tmp_path / "fresh", config)
     blank_out(*(file for file in known if file.exists()))
-    told: list[tuple[str, int, int | None]] = []
+    steps: list[tuple[str, int, int | None]] = []
     source, out = source_of(folder, config), storage_path(tmp_path / "out")
-    preprocess(examine_source(source, out, config, lambda *event: told.append(event)), out, config)
-    assert ("examine", 3, 3) in told
+    write_dataset(scan_source(source, out, config, lambda *event: steps.append(event)), out, config)
+    assert ("scan", 3, 3) in steps
     assert content(tmp_path / "out") == content(tmp_path / "fresh")
 
 
-def test_a_file_that_is_not_what_was_known_of_it_stops_one_run_and_not_the_next(image_folder, tmp_path):
+def test_a_file_that_changed_unnoticed_stops_one_run_and_not_the_next(image_folder, tmp_path):
     folder = image_folder(*official_paths(4))
     run(folder, tmp_path / "out")
     file = folder / "train/fractured/0.png"
@@ -573,83 +577,83 @@ def test_a_file_that_is_not_what_was_known_of_it_stops_one_run_and_not_the_next(
     assert run(folder, tmp_path / "out").rows("train") == 8
 
 
-def test_what_is_written_is_what_was_examined(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 5)
+def test_pixels_are_written_as_they_were_scanned(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracture.preparation.scan.FILES_PER_TASK", 5)
     folder = image_folder(*official_paths(4))
     (folder / "train/fractured/damaged.png").write_bytes(b"damaged")
     config = CONFIG.model_copy(update={"max_rejected_fraction": 0.5})
     run(folder, tmp_path / "undisturbed", config)
     out = storage_path(tmp_path / "out")
-    examined = examine_source(source_of(folder, config), out, config, to_write=True)
+    scanned = scan_source(source_of(folder, config), out, config, keep_pixels=True)
     assert len(list((tmp_path / "out").glob("pixels-*.raw"))) == 5
     blank_out(*folder.rglob("*.png"))  # no file is read again
-    preprocess(examined, out, config)
-    assert content(tmp_path / "out") == content(tmp_path / "undisturbed"), "and no pixels wait any longer"
+    write_dataset(scanned, out, config)
+    assert content(tmp_path / "out") == content(tmp_path / "undisturbed"), "and no pending pixels are left"
 
 
-def test_a_killed_job_keeps_what_it_has_looked_at(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fracture.preparation.preprocess._EXAMINED_AT_ONCE", 4)
-    monkeypatch.setattr("fracture.preparation.preprocess._KEPT_EVERY", -1)
+def test_a_killed_job_keeps_what_it_has_scanned(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("fracture.preparation.scan.FILES_PER_TASK", 4)
+    monkeypatch.setattr("fracture.preparation.scan.SECONDS_BETWEEN_SAVES", -1)
     source, out = source_of(image_folder(*official_paths(4))), storage_path(tmp_path / "out")
 
-    def die(what: str, done: int, total: int | None) -> None:
+    def die(step: str, done: int, total: int | None) -> None:
         if done == 8:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        examine_source(source, out, CONFIG, die)
-    told: list[tuple[str, int, int | None]] = []
-    examine_source(source, out, CONFIG, lambda *event: told.append(event))
-    assert ("examine", 16, 16) in told
+        scan_source(source, out, CONFIG, die)
+    steps: list[tuple[str, int, int | None]] = []
+    scan_source(source, out, CONFIG, lambda *event: steps.append(event))
+    assert ("scan", 16, 16) in steps
 
 
 def test_pixels_are_not_taken_from_shards_that_other_code_made(image_folder, tmp_path, monkeypatch):
     folder = image_folder(*official_paths(4))
     run(folder, tmp_path / "out")
     monkeypatch.setattr("PIL.__version__", "0")
-    assert find_done(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
+    assert find_finished(source_of(folder), storage_path(tmp_path / "out"), CONFIG) is None
     blank_out(*folder.rglob("0.png"))
     with pytest.raises(UsageError, match=r"6 of 24 files \(25.0%\) are unreadable \(6 not an image"):
         run(folder, tmp_path / "out")
 
 
-def test_what_is_known_of_one_folder_says_nothing_of_another(image_folder, tmp_path):
+def test_facts_of_one_folder_are_not_used_for_another(image_folder, tmp_path):
     folder = image_folder(*official_paths(2))
-    examine_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG)
+    scan_source(source_of(folder), storage_path(tmp_path / "out"), CONFIG)
     shutil.copytree(folder, tmp_path / "other")
-    told: list[tuple[str, int, int | None]] = []
-    examine_source(
-        source_of(tmp_path / "other"), storage_path(tmp_path / "out"), CONFIG, lambda *event: told.append(event)
+    steps: list[tuple[str, int, int | None]] = []
+    scan_source(
+        source_of(tmp_path / "other"), storage_path(tmp_path / "out"), CONFIG, lambda *event: steps.append(event)
     )
-    assert ("examine", 12, 12) in told
+    assert ("scan", 12, 12) in steps
 
 
-def test_what_was_found_by_other_code_or_at_another_size_is_found_anew(image_folder, tmp_path, monkeypatch):
+def test_a_scan_by_other_code_or_at_another_size_is_repeated(image_folder, tmp_path, monkeypatch):
     source, out = source_of(image_folder(*official_paths(2))), storage_path(tmp_path / "out")
-    examine_source(source, out, CONFIG)
+    scan_source(source, out, CONFIG)
 
-    def examined_again(config: DataConfig = CONFIG) -> bool:
-        told: list[tuple[str, int, int | None]] = []
-        examine_source(source, out, config, lambda *event: told.append(event))
-        return ("examine", 12, 12) in told
+    def scanned_again(config: DataConfig = CONFIG) -> bool:
+        steps: list[tuple[str, int, int | None]] = []
+        scan_source(source, out, config, lambda *event: steps.append(event))
+        return ("scan", 12, 12) in steps
 
-    assert not examined_again()
-    assert examined_again(DataConfig(image_size=48))
-    assert examined_again()
+    assert not scanned_again()
+    assert scanned_again(DataConfig(image_size=48))
+    assert scanned_again()
     monkeypatch.setattr("PIL.__version__", "0")
-    assert examined_again()
-    for name in ("examined", "compared"):
+    assert scanned_again()
+    for name in ("scanned", "compared"):
         file = tmp_path / f"out/{name}.parquet"
         whole = bytearray(file.read_bytes())
         whole[len(whole) // 3] ^= 1
         file.write_bytes(whole)
-    assert examined_again(), "a flipped bit is found"
+    assert scanned_again(), "a flipped bit is found"
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(image_folder, tmp_path):
     source, out = source_of(image_folder(*official_paths(2))), storage_path(tmp_path / "out")
     file = tmp_path / "data" / source.files[3].path
     file.rename(tmp_path / "away.png")
-    assert examine_source(source, out, CONFIG).audit.rejected[0].reason == "cannot be opened"
+    assert scan_source(source, out, CONFIG).audit.rejected[0].reason == "cannot be opened"
     (tmp_path / "away.png").rename(file)
-    assert not examine_source(source, out, CONFIG).audit.rejected
+    assert not scan_source(source, out, CONFIG).audit.rejected

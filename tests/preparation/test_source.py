@@ -28,14 +28,14 @@ def count(source: Source, split: str, label: int | None = None) -> int:
         ("fracture", "Non-Fractured"),
     ],
 )
-def test_class_folders_as_named_in_the_wild_and_fracture_is_1(image_folder, names):
+def test_common_names_of_class_folders_and_fracture_is_1(image_folder, names):
     source = found(image_folder(*official_paths(classes=names)))
     assert {f.path.split("/")[1]: f.label for f in source.files} == {names[0]: FRACTURE, names[1]: NORMAL}
     assert [count(source, s) for s in ("train", "val", "test")] == [4, 4, 4]
     assert source.class_folders == {"fracture": [names[0]], "normal": [names[1]]}
 
 
-def test_the_tree_may_lie_deeper_and_splits_have_other_names(image_folder):
+def test_the_tree_may_be_deeper_and_splits_have_other_names(image_folder):
     paths = [f"Bone/Bone/{p}".replace("val/", "Validation/") for p in official_paths()]
     source = found(image_folder(*paths, "Bone/README.txt"))
     assert source.split_fault == ""
@@ -43,7 +43,7 @@ def test_the_tree_may_lie_deeper_and_splits_have_other_names(image_folder):
     assert len(source.files) == 12
 
 
-def test_clutter_is_not_data(image_folder):
+def test_clutter_is_not_listed(image_folder):
     folder = image_folder(
         *official_paths(), "train/.DS_Store", "train/fractured/Thumbs.db", ".git/train/fractured/1.png"
     )
@@ -67,7 +67,7 @@ def test_more_folder_names_by_config(image_folder):
         ([p for p in official_paths() if "test/not" not in p], "split 'test' has no image of class 'normal'"),
     ],
 )
-def test_a_split_that_cannot_be_used_is_no_error_unless_asked_for(image_folder, paths, fault):
+def test_a_split_that_cannot_be_used_is_an_error_only_if_it_is_set(image_folder, paths, fault):
     folder = image_folder(*paths)
     assert found(folder).split_fault == fault
     with pytest.raises(UsageError, match=f"{fault}, so data.split = official is not possible. .*use --split group"):
@@ -79,8 +79,8 @@ def test_several_folders_are_origins_of_their_own(image_folder):
     source = find_source([storage_path(root) for root in roots], DataConfig())
     assert {(f.origin, f.path.split("/")[0]) for f in source.files} == {("north", "north"), ("south", "south")}
     path = "south/val/fractured/0.png"
-    assert source.place_of(path).read_bytes() == (roots[1] / "val/fractured/0.png").read_bytes()
-    with pytest.raises(UsageError, match=r"two folders are named 'north', and the name tells origins apart"):
+    assert source.locate(path).read_bytes() == (roots[1] / "val/fractured/0.png").read_bytes()
+    with pytest.raises(UsageError, match=r"two folders have the name 'north', and origins are distinguished by name"):
         find_source(
             [storage_path(roots[0]), storage_path(image_folder(*official_paths(1), root="deep/north"))], DataConfig()
         )
@@ -98,7 +98,7 @@ def labelled(folder: Path, text: str) -> Source:
     return found(folder, labels=storage_path(folder / "labels.csv"))
 
 
-def test_a_labels_file_says_what_is_what(image_folder):
+def test_a_labels_file_gives_label_patient_and_source(image_folder):
     source = labelled(image_folder("a.png", "b.png", "sub/c.png", "not-named.png"), LABELS)
     assert [(f.path, f.label, f.patient, f.origin) for f in source.files] == [
         ("a.png", 1, "p1", "north"),
@@ -106,7 +106,7 @@ def test_a_labels_file_says_what_is_what(image_folder):
         ("sub/c.png", 0, "", ""),
     ]
     assert source.class_folders == {"fracture": ["Fracture"], "normal": ["0", "normal"]}
-    assert source.unnamed == 2, "not-named.png and the labels file itself"
+    assert source.unlabelled == 2, "not-named.png and the labels file itself"
 
 
 def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_folder):
@@ -122,9 +122,12 @@ def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_fo
     [
         ("file,label\n", r"has no column 'path'; its first line is 'file, label'. Columns: path,label"),
         (LABELS + "d.png,normal,,\n", r"line 5: there is no file 'd.png' in .*Paths are relative to --data"),
-        (LABELS + "a.png,normal,,\n", r"line 5: 'a.png' stands in the file twice"),
+        (LABELS + "a.png,normal,,\n", r"line 5: 'a.png' is in the file twice"),
         (LABELS.replace("Fracture", "broken"), r"line 2: label 'broken' names no known class. Known: '0', '1',"),
-        (LABELS.replace("patient", "Patient_ID"), r"column 'patient_id' is not known. Columns: path,label.* Rename it"),
+        (
+            LABELS.replace("patient", "Patient_ID"),
+            r"column 'patient_id' is not known. Columns: path,label.* Rename the column",
+        ),
         ('path,label\n"a.png,1\nb.png,0\n', r"line 3: not readable as CSV"),
         ("path,label\n", r"names no image"),
         ("path,label\na.png,1\n", r"no image of class 'normal'; both classes are needed"),
@@ -138,7 +141,7 @@ def test_a_labels_file_with_a_mistake(image_folder, text, message):
 @pytest.mark.parametrize(
     "path", ["../../etc/passwd", "/etc/passwd", "sub/../../secret.png", "..", "sub/../a.png", "{data}/a.png"]
 )
-def test_a_labels_file_leads_nowhere_else(image_folder, path: str):
+def test_a_labels_file_cannot_lead_out_of_the_folder(image_folder, path: str):
     folder = image_folder("a.png", "b.png", "sub/c.png")
     (folder.parent / "secret.png").write_bytes((folder / "a.png").read_bytes())
     path = path.format(data=folder)
@@ -165,17 +168,19 @@ def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
     folder = image_folder(*official_paths())
     link = folder / "train/fractured/9.png"
     link.symlink_to(elsewhere / "secret.png")
-    told = r"--data .*: 'train/fractured/9.png' is a link to a file outside, .*elsewhere/secret.png, and such links are"
-    with pytest.raises(UsageError, match=told):
+    message = (
+        r"--data .*: 'train/fractured/9.png' is a link to a file outside, .*elsewhere/secret.png, and such links are"
+    )
+    with pytest.raises(UsageError, match=message):
         found(folder)
     (folder / "labels.csv").write_text("path,label\ntrain/fractured/9.png,1\ntrain/not fractured/0.png,0\n")
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         found(folder, labels=storage_path(folder / "labels.csv"))
 
 
 @pytest.mark.parametrize("target", ["/etc", "..", ".", "../not fractured"])
 def test_links_to_folders_are_refused(image_folder, target: str):
-    """Two that lead to where they stand would be a list of 2^40 files."""
+    """Two links to the folder that holds them would make a list of 2^40 files."""
     folder = image_folder(*official_paths())
     for name in ("loop", "again"):
         (folder / "train/fractured" / name).symlink_to(target)
@@ -192,7 +197,7 @@ def test_links_within_the_folder_and_to_the_folder_are_followed(image_folder, tm
     assert len(found(tmp_path / "link").files) == 13
 
 
-def test_what_is_no_file_is_not_opened(image_folder):
+def test_a_pipe_is_not_opened(image_folder):
     folder = image_folder(*official_paths())
     os.mkfifo(folder / "train/fractured/9.png")
     assert len(found(folder).files) == 12
@@ -206,12 +211,12 @@ def test_a_labels_file_that_is_not_there_or_for_several_folders(image_folder, tm
         find_source([storage_path(folder), storage_path(folder)], DataConfig(), storage_path(tmp_path / "labels.csv"))
 
 
-def test_the_stamp_follows_the_files(image_folder):
+def test_the_hash_of_the_listing_follows_the_files(image_folder):
     folder = image_folder(*official_paths())
-    before = found(folder).stamp()
-    assert found(folder).stamp() == before
+    before = found(folder).hash_listing()
+    assert found(folder).hash_listing() == before
     (folder / "train/fractured/0.png").write_bytes(b"other")
-    assert found(folder).stamp() != before
+    assert found(folder).hash_listing() != before
 
 
 def test_the_keyed_hash_is_the_same_on_every_machine():
@@ -226,7 +231,7 @@ def test_the_keyed_hash_is_the_same_on_every_machine():
         ([*official_paths(), "train/broken/1.png"], r"folder 'train/broken' names no known class. Known: .*--set"),
         (["fracture/1.png", "normal/1.png", "broken/1.png"], r"folder 'broken' names no known class"),
         (["fracture/1.png", "normal/1.png", "broken/a/1.png"], r"folder 'broken/a' names no known class"),
-        (["fracture/train/1.png", "normal/train/1.png"], r"the class lies above the split. Move .* to train/CLASS"),
+        (["fracture/train/1.png", "normal/train/1.png"], r"the class is above the split. Move .* to train/CLASS"),
         ([*official_paths(), "normal/1.png"], r"has class folders inside and beside train/, val/ and test/"),
         (["fracture/1.png", "fracture/2.png"], r"no image of class 'normal'; both classes are needed. Add images"),
         ([f"{d}/{p}" for d in "ab" for p in official_paths()], r"holds 2 data sets, in 'a', 'b'. Name one of them"),
@@ -237,7 +242,7 @@ def test_a_tree_that_cannot_be_used(image_folder, paths, message):
         found(image_folder(*paths))
 
 
-def test_a_table_beside_the_class_folders_is_nobodys_class(image_folder):
+def test_a_table_beside_the_class_folders_is_ignored(image_folder):
     assert len(found(image_folder(*official_paths(), "train/labels.csv", "README.md")).files) == 12
 
 

@@ -6,7 +6,7 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import SPLITS
-from fracture.preparation.split import RETIRED, assign, assign_by_source, shares_of
+from fracture.preparation.split import RETIRED, assign_by_source, assign_groups, compute_shares
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -25,32 +25,34 @@ def test_each_split_gets_its_share_of_both_classes_and_of_the_large_families():
     sizes = [100] * 10 + [10] * 20 + [1] * 70
     groups, hashes = families(sizes * 2)
     labels = (groups >= 100).astype(int)
-    placed = splits_of(groups, assign(groups, labels, hashes, SHARES, seed=0).splits)
+    split_of = splits_of(groups, assign_groups(groups, labels, hashes, SHARES, seed=0).splits)
     for label in (0, 1):
-        of_class = [placed[g] for g in range(100 * label, 100 * label + 100)]
+        of_class = [split_of[g] for g in range(100 * label, 100 * label + 100)]
         assert Counter(of_class) == {"train": 70, "val": 15, "test": 15}
         large = Counter(of_class[:10])
         assert large["train"] == 7
         assert sorted([large["val"], large["test"]]) == [1, 2]
 
 
-def test_it_is_decided_by_contents_and_seed_not_by_order():
+def test_contents_and_seed_decide_not_the_order():
     groups, hashes = families([3] * 40)
     labels = groups % 2
-    one = assign(groups, labels, hashes, SHARES, seed=0).splits
+    one = assign_groups(groups, labels, hashes, SHARES, seed=0).splits
     shuffled = np.random.default_rng(0).permutation(len(groups))
-    other = assign(groups[shuffled] + 1000, labels[shuffled], [hashes[i] for i in shuffled], SHARES, seed=0).splits
+    other = assign_groups(
+        groups[shuffled] + 1000, labels[shuffled], [hashes[i] for i in shuffled], SHARES, seed=0
+    ).splits
     assert other.tolist() == one[shuffled].tolist()
-    assert assign(groups, labels, hashes, SHARES, seed=1).splits.tolist() != one.tolist()
+    assert assign_groups(groups, labels, hashes, SHARES, seed=1).splits.tolist() != one.tolist()
 
 
-def test_what_was_assigned_stays_when_more_is_added():
+def test_assigned_groups_stay_when_more_are_added():
     groups, hashes = families([2] * 40)
-    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    before = assign_groups(groups, groups % 2, hashes, SHARES, seed=0).splits
     previous = dict(zip(hashes, before.tolist(), strict=True))
     more, more_hashes = families([2] * 90)
     more_hashes = [h if i < 80 else f"new{h}" for i, h in enumerate(more_hashes)]
-    after = assign(more, more % 2, more_hashes, SHARES, seed=0, previous=previous)
+    after = assign_groups(more, more % 2, more_hashes, SHARES, seed=0, previous=previous)
     assert after.splits[:80].tolist() == before.tolist()
     assert after.moved == []
     counts = Counter(after.splits[::2].tolist())
@@ -59,46 +61,46 @@ def test_what_was_assigned_stays_when_more_is_added():
 
 
 @pytest.mark.parametrize("other", ["train", "val"])
-def test_what_new_images_join_to_another_split_leaves_test_for_good(other: str):
+def test_a_test_group_that_new_images_join_to_another_split_is_retired_for_good(other: str):
     groups, hashes = families([1] * 40)
-    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    before = assign_groups(groups, groups % 2, hashes, SHARES, seed=0).splits
     test, rest = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("test", other))
     joined = groups.copy()
     joined[rest] = joined[test]
     for _ in range(2):
         previous = dict(zip(hashes, before.tolist(), strict=True))
-        after = assign(joined, groups % 2, hashes, SHARES, 0, previous)
+        after = assign_groups(joined, groups % 2, hashes, SHARES, 0, previous)
         assert after.splits[[test, rest]].tolist() == [RETIRED, other]
         others = np.setdiff1d(np.arange(40), [test, rest])
         assert after.splits[others].tolist() == before[others].tolist()
         before = after.splits
-    first = assign(joined, groups % 2, hashes, SHARES, 0, previous | {hashes[test]: "test"})
+    first = assign_groups(joined, groups % 2, hashes, SHARES, 0, previous | {hashes[test]: "test"})
     assert first.moved == [f"{min(hashes[test], hashes[rest])[:12]}: {', '.join(sorted(['test', other]))}"]
 
 
-def test_what_new_images_join_to_training_from_validation_trains():
+def test_a_validation_group_that_new_images_join_to_training_trains():
     groups, hashes = families([1] * 40)
-    before = assign(groups, groups % 2, hashes, SHARES, seed=0).splits
+    before = assign_groups(groups, groups % 2, hashes, SHARES, seed=0).splits
     train, val = (int(np.flatnonzero((before == split) & (groups % 2 == 0))[0]) for split in ("train", "val"))
     joined = groups.copy()
     joined[val] = joined[train]
-    after = assign(joined, groups % 2, hashes, SHARES, 0, dict(zip(hashes, before.tolist(), strict=True)))
+    after = assign_groups(joined, groups % 2, hashes, SHARES, 0, dict(zip(hashes, before.tolist(), strict=True)))
     assert after.splits[[train, val]].tolist() == ["train", "train"]
 
 
-def test_a_new_image_of_what_has_left_test_alone_trains():
+def test_a_new_image_of_a_retired_group_trains():
     groups, hashes = families([1] * 40)
     joined = groups.copy()
     joined[1] = joined[0]
-    after = assign(joined, groups % 2, hashes, SHARES, 0, {hashes[0]: RETIRED})
+    after = assign_groups(joined, groups % 2, hashes, SHARES, 0, {hashes[0]: RETIRED})
     assert after.splits[:2].tolist() == [RETIRED, "train"]
 
 
 def test_three_groups_of_a_class_are_enough_for_three_splits():
     groups, hashes = families([5, 5, 5, 1, 1, 1])
     labels = (groups >= 3).astype(int)
-    placed = splits_of(groups, assign(groups, labels, hashes, SHARES, seed=0).splits)
-    assert {placed[g] for g in (0, 1, 2)} == {placed[g] for g in (3, 4, 5)} == set(SPLITS)
+    split_of = splits_of(groups, assign_groups(groups, labels, hashes, SHARES, seed=0).splits)
+    assert {split_of[g] for g in (0, 1, 2)} == {split_of[g] for g in (3, 4, 5)} == set(SPLITS)
 
 
 @pytest.mark.parametrize("sizes", [[50, 50], [1, 1], [400]])
@@ -107,29 +109,29 @@ def test_too_few_groups_of_a_class(sizes):
     labels = (groups >= 30).astype(int)
     message = rf"class 'fracture' has {len(sizes)} separate radiographs or patients, and split .* gets none of them"
     with pytest.raises(UsageError, match=message):
-        assign(groups, labels, hashes, SHARES, seed=0)
+        assign_groups(groups, labels, hashes, SHARES, seed=0)
 
 
 def test_folds_are_alike():
     groups, hashes = families([30] * 10 + [1] * 90)
     labels = groups % 2
-    shares = shares_of(DataConfig(folds=5))
+    shares = compute_shares(DataConfig(folds=5))
     assert tuple(shares) == ("fold-1", "fold-2", "fold-3", "fold-4", "fold-5")
-    placed = splits_of(groups, assign(groups, labels, hashes, shares, seed=0).splits)
+    split_of = splits_of(groups, assign_groups(groups, labels, hashes, shares, seed=0).splits)
     for label in (0, 1):
-        assert set(Counter(placed[g] for g in placed if g % 2 == label).values()) == {10}
-    assert set(Counter(placed[g] for g in range(10)).values()) == {2}
+        assert set(Counter(split_of[g] for g in split_of if g % 2 == label).values()) == {10}
+    assert set(Counter(split_of[g] for g in range(10)).values()) == {2}
 
 
-def test_by_source_each_is_a_fold_with_a_part_that_validates():
+def test_each_source_is_a_fold_with_a_part_that_validates():
     groups, hashes = families([2] * 60)
     origins = ["south" if group < 20 else "north" for group in groups]
     labels = groups % 2
     assignment, names = assign_by_source(groups, labels, hashes, origins, DataConfig(folds="source"))
     assert names == ("north", "south")
-    placed = splits_of(groups, assignment.splits)
-    assert Counter(placed[g] for g in range(20)) == {"fold-2": 18, "fold-2-val": 2}
-    assert Counter(placed[g] for g in range(20, 60)) == {"fold-1": 34, "fold-1-val": 6}
+    split_of = splits_of(groups, assignment.splits)
+    assert Counter(split_of[g] for g in range(20)) == {"fold-2": 18, "fold-2-val": 2}
+    assert Counter(split_of[g] for g in range(20, 60)) == {"fold-1": 34, "fold-1-val": 6}
 
 
 def test_a_group_of_two_sources_is_in_one_fold():
@@ -140,8 +142,8 @@ def test_a_group_of_two_sources_is_in_one_fold():
     assert {split[:6] for split in assignment.splits[:2]} == {"fold-1"}
 
 
-def test_by_source_what_validated_still_does_when_the_data_has_grown():
-    """East sorts first, so that all folds get another number."""
+def test_validation_parts_of_sources_stay_when_the_data_has_grown():
+    """East sorts first, so all folds get another number."""
     groups, hashes = families([2] * 40)
     origins = ["south" if group % 4 < 2 else "north" for group in groups]
     config = DataConfig(folds="source")

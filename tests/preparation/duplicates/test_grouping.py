@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from fracture.config import DataConfig, SampleConfig
+from fracture.config import DataConfig
+from fracture.preparation.decode import Rejected
 from fracture.preparation.duplicates.alignment import compare_pairs
-from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, group_numbers
-from fracture.preparation.examine import FACTS, examine, stack_views
-from fracture.preparation.sample import draw_sample
+from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, number_groups, stack_views
+from fracture.preparation.facts import FACTS, make_listed_row, scan_bytes
 from fracture.preparation.source import ImageFile
 from tests.preparation.planted import EDITS, encoded
 
@@ -18,12 +18,13 @@ SIZE = 224
 
 
 def table(*files: tuple[str, bytes], patients: dict[str, str] | None = None, origins: dict[str, str] | None = None):
-    rows = [
-        examine(
-            ImageFile(path, 0, "", len(d), 0, (patients or {}).get(path, ""), (origins or {}).get(path, "")), d, SIZE
-        )[0]
-        for path, d in files
-    ]
+    rows = []
+    for path, data in files:
+        file = ImageFile(path, 0, "", len(data), 0, (patients or {}).get(path, ""), (origins or {}).get(path, ""))
+        try:
+            rows.append(scan_bytes(file, data, SIZE)[0])
+        except Rejected as error:
+            rows.append(dict.fromkeys(FACTS.names) | make_listed_row(file) | {"reason": str(error)})
     return pa.Table.from_pylist(rows, schema=FACTS)
 
 
@@ -33,24 +34,24 @@ def links_of(facts: pa.Table, **config) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def radiograph_ids() -> list[np.ndarray]:
-    """Forty radiographs of forty patients, of four anatomies: all alike, none the same. [224, 224] uint8."""
-    drawn = [data for path, data in draw_sample(SampleConfig(images=120)) if "view1" in path]
-    return [np.asarray(Image.open(io.BytesIO(data)).convert("L").resize((SIZE, SIZE))) for data in drawn]
+def radiographs(sample_images) -> list[np.ndarray]:
+    """Forty radiographs of forty patients, of four anatomies: all similar, none the same. [224, 224] uint8."""
+    first_views = [data for path, data in sample_images.items() if "view1" in path]
+    return [np.asarray(Image.open(io.BytesIO(data)).convert("L").resize((SIZE, SIZE))) for data in first_views]
 
 
 @pytest.fixture(scope="module")
-def planted(radiograph_ids):
-    """The radiographs, and of each one copy of every third kind; links found among all of them."""
+def planted(radiographs):
+    """Find links among the radiographs and their copies: of each radiograph one copy of every third kind."""
     files, originals, kinds = [], [], []
     generator = np.random.default_rng(0)
-    for number, radiograph_id in enumerate(radiograph_ids):
-        files.append((f"radiograph{number}.png", encoded(radiograph_id)))
+    for number, radiograph in enumerate(radiographs):
+        files.append((f"radiograph{number}.png", encoded(radiograph)))
         originals.append(number)
         kinds.append("")
         for position, (kind, edit) in enumerate(EDITS.items()):
             if position % 3 == number % 3:
-                files.append((f"x{len(files)}.png", encoded(edit(radiograph_id, generator))))
+                files.append((f"x{len(files)}.png", encoded(edit(radiograph, generator))))
                 originals.append(number)
                 kinds.append(kind)
     facts = table(*files)
@@ -67,7 +68,7 @@ def test_different_radiographs_are_never_linked(planted):
 @pytest.mark.parametrize("kind", EDITS)
 def test_copies_are_found(planted, kind):
     originals, kinds, links = planted
-    groups = group_numbers(len(originals), links)
+    groups = number_groups(len(originals), links)
     group_of_radiograph = {original: groups[i] for i, original in enumerate(originals) if not kinds[i]}
     copies = np.flatnonzero(kinds == kind)
     found = [groups[i] == group_of_radiograph[originals[i]] for i in copies]
@@ -75,14 +76,14 @@ def test_copies_are_found(planted, kind):
     assert np.mean(found) >= 0.9, f"{np.sum(found)} of {len(found)}"
 
 
-def test_each_link_says_why(radiograph_ids):
-    turned = EDITS["inverted"](np.rot90(radiograph_ids[0]).copy(), None)
+def test_each_link_has_its_reason(radiographs):
+    turned = EDITS["inverted"](np.rot90(radiographs[0]).copy(), None)
     facts = table(
-        ("a.png", encoded(radiograph_ids[0])),
-        ("b.png", encoded(radiograph_ids[0])),  # the same bytes
-        ("c.bmp", encoded(radiograph_ids[0], "bmp")),  # the same pixels
+        ("a.png", encoded(radiographs[0])),
+        ("b.png", encoded(radiographs[0])),  # the same bytes
+        ("c.bmp", encoded(radiographs[0], "bmp")),  # the same pixels
         ("d.png", encoded(turned)),
-        ("e.png", encoded(radiograph_ids[1])),
+        ("e.png", encoded(radiographs[1])),
         ("f.png", b""),  # unreadable: in no link
     )
     links = links_of(facts).to_pylist()
@@ -98,62 +99,62 @@ def test_each_link_says_why(radiograph_ids):
     assert links[-1]["degrees"] == pytest.approx(90, abs=3)
 
 
-def test_patients_are_groups_but_not_copies(radiograph_ids):
-    files = [(f"p{i}.png", encoded(radiograph_ids[i])) for i in range(4)]
+def test_patients_are_groups_but_not_copies(radiographs):
+    files = [(f"p{i}.png", encoded(radiographs[i])) for i in range(4)]
     facts = table(*files, patients={"p0.png": "ann", "p2.png": "ann"})
     links = links_of(facts)
-    assert group_numbers(4, links).tolist() == [0, 1, 0, 2]
-    assert len(set(group_numbers(4, links, COPY_KINDS).tolist())) == 4
+    assert number_groups(4, links).tolist() == [0, 1, 0, 2]
+    assert len(set(number_groups(4, links, COPY_KINDS).tolist())) == 4
 
 
-def test_number_seven_of_two_hospitals_is_two_patients(radiograph_ids):
-    files = [(f"p{i}.png", encoded(radiograph_ids[i])) for i in range(4)]
+def test_number_seven_of_two_hospitals_is_two_patients(radiographs):
+    files = [(f"p{i}.png", encoded(radiographs[i])) for i in range(4)]
     patients, origins = dict.fromkeys(dict(files), "7"), {"p0.png": "north", "p1.png": "north"}
-    assert group_numbers(4, links_of(table(*files, patients=patients, origins=origins))).tolist() == [0, 0, 1, 1]
+    assert number_groups(4, links_of(table(*files, patients=patients, origins=origins))).tolist() == [0, 0, 1, 1]
 
 
-def test_a_pattern_that_captures_nothing_joins_nothing(radiograph_ids):
-    files = [(f"{name}.png", encoded(radiograph_ids[i])) for i, name in enumerate(("s1-a", "s1-b", "other", "more"))]
+def test_a_pattern_that_captures_nothing_joins_nothing(radiographs):
+    files = [(f"{name}.png", encoded(radiographs[i])) for i, name in enumerate(("s1-a", "s1-b", "other", "more"))]
     links = links_of(table(*files), group_pattern=r"(?:s(\d+))?")
-    assert group_numbers(4, links).tolist() == [0, 0, 1, 2]
+    assert number_groups(4, links).tolist() == [0, 0, 1, 2]
 
 
 @pytest.mark.parametrize("degrees", [25, 40, 90])
-def test_a_radiograph_that_is_not_square_is_known_when_turned(radiograph_ids, degrees):
-    """Turned first, made square afterwards: what was a circle is an ellipse, but in the middle, its aspect kept."""
-    long = cv2.resize(radiograph_ids[5], (300, 220), interpolation=cv2.INTER_AREA)
+def test_a_rotated_copy_of_a_radiograph_that_is_not_square_is_found(radiographs, degrees):
+    """A radiograph that is rotated first and resized to a square afterwards: only its middle keeps its aspect."""
+    long = cv2.resize(radiographs[5], (300, 220), interpolation=cv2.INTER_AREA)
     turn = cv2.getRotationMatrix2D((149.5, 109.5), degrees, 1)
-    files = [("a.png", long), ("b.png", cv2.warpAffine(long, turn, (300, 220))), ("c.png", radiograph_ids[6])]
+    files = [("a.png", long), ("b.png", cv2.warpAffine(long, turn, (300, 220))), ("c.png", radiographs[6])]
     facts = table(*[(path, encoded(image)) for path, image in files])
-    assert [len(views) for views in facts["small"].to_pylist()] == [2, 2, 1]
-    assert group_numbers(3, links_of(facts)).tolist() == [0, 0, 1]
+    assert [len(views) for views in facts["views"].to_pylist()] == [2, 2, 1]
+    assert number_groups(3, links_of(facts)).tolist() == [0, 0, 1]
 
 
-def test_two_large_families_of_one_radiograph_are_joined(radiograph_ids):
-    """Each image's nearest neighbours are all of its own family."""
-    turned = EDITS["gamma 0.7"](radiograph_ids[3], None)
+def test_two_large_families_of_one_radiograph_are_joined(radiographs):
+    """The nearest neighbours of each image are all of its own family."""
+    turned = EDITS["gamma 0.7"](radiographs[3], None)
     files = [
         (f"{n}-{q}.jpg", encoded(f, "jpeg", quality=q))
-        for n, f in enumerate((radiograph_ids[3], turned))
+        for n, f in enumerate((radiographs[3], turned))
         for q in range(60, 90, 3)
     ]
     facts = table(*files)
-    assert len(set(group_numbers(len(facts), links_of(facts)).tolist())) == 1
+    assert len(set(number_groups(len(facts), links_of(facts)).tolist())) == 1
 
 
-def test_a_pattern_on_the_path_names_the_patient(radiograph_ids):
-    files = [(f"{name}.png", encoded(radiograph_ids[i])) for i, name in enumerate(("s1-a", "s2-a", "s1-b", "other"))]
+def test_a_pattern_on_the_path_names_the_patient(radiographs):
+    files = [(f"{name}.png", encoded(radiographs[i])) for i, name in enumerate(("s1-a", "s2-a", "s1-b", "other"))]
     links = links_of(table(*files), group_pattern=r"s\d+")
-    assert group_numbers(4, links).tolist() == [0, 1, 0, 2]
+    assert number_groups(4, links).tolist() == [0, 1, 0, 2]
 
 
-def test_a_name_alone_joins_nothing(radiograph_ids):
+def test_a_name_alone_joins_nothing(radiographs):
     names = ("1.png", "1 (1).png", "1-rotated2.png", "1 - Copy.png")
-    links = links_of(table(*[(name, encoded(radiograph_ids[i])) for i, name in enumerate(names)]))
+    links = links_of(table(*[(name, encoded(radiographs[i])) for i, name in enumerate(names)]))
     assert links.num_rows == 0
 
 
-def test_blank_images_are_like_nothing():
+def test_blank_images_are_similar_to_nothing():
     blank = np.zeros((SIZE, SIZE), np.uint8)
     facts = table(("a.png", encoded(blank)), ("b.png", encoded(blank + 1)), ("c.png", encoded(blank + 200)))
     assert links_of(facts).num_rows == 0

@@ -1,0 +1,130 @@
+"""Scan one file: whether it can be read, how it was stored, and the hashes and signatures of its image."""
+
+import hashlib
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from fracture.preparation.decode import DecodedImage, Rejected, check_file_size, decode
+from fracture.preparation.duplicates.alignment import SCALES
+from fracture.preparation.duplicates.signature import (
+    RING_LENGTH,
+    SIDE,
+    SPECTRUM_LENGTH,
+    compute_signatures,
+    shrink,
+)
+from fracture.preparation.source import ImageFile
+from fracture.storage import StoragePath
+
+UNOPENED = "cannot be opened"
+
+# Columns that are known before the file is opened.
+LISTED = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("label", pa.uint8()),
+        pa.field("split", pa.string()),  # as found; "" if the folder has none
+        pa.field("patient", pa.string()),  # "" if unknown
+        pa.field("origin", pa.string()),  # hospital, scanner or collection; "" if unknown
+        pa.field("bytes", pa.int64()),
+        pa.field("modified", pa.int64()),  # nanoseconds since the epoch
+    ]
+)
+# One row a file. All columns after `reason` are null for a file that cannot be read.
+FACTS = pa.schema(
+    [
+        *LISTED,
+        pa.field("reason", pa.string()),  # why the file cannot be read; null if it can
+        pa.field("sha256", pa.binary(32)),
+        pa.field("pixels", pa.binary(16)),  # hash of the grey image at the size of training
+        pa.field("format", pa.string()),
+        pa.field("mode", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("mean", pa.float32()),  # grey, in [0, 255]
+        pa.field("deviation", pa.float32()),
+        pa.field("border", pa.float32()),  # mean grey of the outermost 3 %
+        # One view, the image as training sees it, or two: also the square in its middle, if the image is not square.
+        pa.field("views", pa.list_(pa.binary(SIDE * SIDE))),  # uint8 [SIDE, SIDE]
+        pa.field("rings", pa.list_(pa.list_(pa.float32(), len(SCALES) * RING_LENGTH))),  # zeros for a blank view
+        pa.field("spectrum", pa.list_(pa.list_(pa.float32(), SPECTRUM_LENGTH))),
+    ]
+)
+
+
+def scan_file(file: ImageFile, path: StoragePath, size: int) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Read and decode a file.
+
+    Returns:
+        A row of `FACTS`, and the image that training will see, [size, size] uint8; None if the file is rejected.
+    """
+    try:
+        return scan_bytes(file, read_image_file(path, file.size), size)
+    except Rejected as error:
+        return dict.fromkeys(FACTS.names) | make_listed_row(file) | {"reason": str(error)}, None
+
+
+def scan_bytes(file: ImageFile, data: bytes, size: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Decode the content of a file; see `scan_file`.
+
+    Raises:
+        Rejected: not an image that can be used.
+    """
+    image = decode(data, size)
+    row = dict.fromkeys(FACTS.names) | make_listed_row(file)
+    row["sha256"] = hashlib.sha256(data).digest()
+    row |= {name: getattr(image, name) for name in ("format", "mode", "width", "height")}
+    return row | _measure_pixels(image.pixels) | _compute_views(image), image.pixels
+
+
+def read_image_file(path: StoragePath, size: int = 0) -> bytes:
+    """Read a file whose size, where it is known, is within the limit.
+
+    Raises:
+        Rejected: the file is too large, is not there or may not be read.
+    """
+    check_file_size(size)
+    try:
+        return path.read_bytes()
+    except (PermissionError, FileNotFoundError):
+        raise Rejected(UNOPENED) from None
+
+
+def hash_pixels(pixels: np.ndarray | bytes) -> bytes:
+    """Return a hash of 16 bytes."""
+    return hashlib.blake2b(pixels, digest_size=16).digest()
+
+
+def make_listed_row(file: ImageFile) -> dict[str, Any]:
+    """Return a row of `LISTED`."""
+    row = {name: getattr(file, name) for name in ("path", "label", "split", "patient", "origin", "modified")}
+    return row | {"bytes": file.size}
+
+
+def _measure_pixels(pixels: np.ndarray) -> dict[str, Any]:
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(pixels))
+    return {
+        "pixels": hash_pixels(pixels),
+        "mean": mean,
+        "deviation": deviation,
+        "border": _measure_border(pixels),
+    }
+
+
+def _compute_views(image: DecodedImage) -> dict[str, Any]:
+    views = [shrink(view) for view in (image.pixels, image.crop_centre()) if view is not None]
+    rings, spectra = zip(*(compute_signatures(view, SCALES) for view in views), strict=True)
+    return {
+        "views": [view.tobytes() for view in views],
+        "rings": [scales.ravel() for scales in rings],
+        "spectrum": list(spectra),
+    }
+
+
+def _measure_border(pixels: np.ndarray) -> float:
+    margin = max(1, round(0.03 * len(pixels)))
+    inner = pixels[margin:-margin, margin:-margin]
+    return (cv2.sumElems(pixels)[0] - cv2.sumElems(inner)[0]) / (pixels.size - inner.size)
