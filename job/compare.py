@@ -42,13 +42,13 @@ _IMAGES = 64  # that prediction is timed with
 
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
-    from fracture.evaluation.contenders import choose, read_contenders
+    from fracture.evaluation.contenders import read_contenders, select_contenders
     from fracture.lock import HeldError
     from fracture.progress.status import LOCK
 
     check_names(args)
     contenders = read_contenders(Path(args.models))
-    chosen = choose(contenders, args.only)
+    chosen = select_contenders(contenders, args.only)
     configs = {title: _config(args, title, entry.settings) for title, entry in contenders.items()}
     run = storage_of(args) / "runs" / args.run
     if (run / "run.json").is_file() or "fold-1" in run.folders():
@@ -106,7 +106,7 @@ def _train_and_compare(
 ) -> list[str]:
     from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
-    from fracture.evaluation.contenders import folder_of
+    from fracture.evaluation.contenders import folder_name
     from fracture.inference.bundle import is_bundle
     from fracture.training.launch import check_batches, check_run, with_data_of
 
@@ -117,7 +117,7 @@ def _train_and_compare(
     configs = {title: with_data_of(config, dataset.manifest) for title, config in configs.items()}
     finished = set()
     for title, config in configs.items():  # before hours of training, and not after
-        folds = [run / folder_of(title) / f"fold-{number}" for number in range(1, len(dataset.manifest.folds) + 1)]
+        folds = [run / folder_name(title) / f"fold-{number}" for number in range(1, len(dataset.manifest.folds) + 1)]
         if all(is_bundle(fold / "bundle") for fold in folds):
             finished.add(title)
         elif title not in chosen:
@@ -133,7 +133,7 @@ def _train_and_compare(
     for number, title in enumerate(chosen, 1):
         print(f"contender  {number} of {len(chosen)}: {title}", flush=True)
         with _named(title):
-            lines = train_folds(configs[title], dataset, run / folder_of(title), args.verbose)
+            lines = train_folds(configs[title], dataset, run / folder_name(title), args.verbose)
         print("\n".join(lines), flush=True)
     shown = {title: entry for title, entry in contenders.items() if title in finished or title in chosen}
     return _compare(shown, dataset, run)
@@ -141,27 +141,33 @@ def _train_and_compare(
 
 def _compare(contenders: dict[str, ContenderSettings], dataset: Dataset, run: StoragePath) -> list[str]:
     """Writes the page; what there is to say."""
-    from fracture.evaluation.comparison import comparison_lines, table_lines, write_comparison
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.comparison import format_comparison, format_table, write_comparison
+    from fracture.evaluation.report import list_caveats
 
     told = _measured(contenders, dataset, run)
-    write_comparison(run, dataset.manifest, told, caveats(dataset.manifest))
-    lines = [*comparison_lines(told), "", *table_lines(told), ""]
-    lines += [f"CAVEAT     {line}" for line in caveats(dataset.manifest)]
+    write_comparison(run, dataset.manifest, told, list_caveats(dataset.manifest))
+    lines = [*format_comparison(told), "", *format_table(told), ""]
+    lines += [f"CAVEAT     {line}" for line in list_caveats(dataset.manifest)]
     return [*lines, f"comparison {run / 'comparison.html'} (comparison.md: the table; comparison.json: all figures)"]
 
 
 def _measured(contenders: dict[str, ContenderSettings], dataset: Dataset, run: StoragePath) -> list[Contender]:
     from fracture.dataset.format import images_of
-    from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
-    from fracture.evaluation.contenders import folder_of
+    from fracture.evaluation.comparison import (
+        Contender,
+        compute_differences,
+        compute_figures,
+        measure_prediction_speeds,
+        read_costs,
+    )
+    from fracture.evaluation.contenders import folder_name
     from fracture.evaluation.folds import pool_folds
     from fracture.inference.bundle import read_bundle
 
-    folders = {title: run / folder_of(title) for title in contenders}
+    folders = {title: run / folder_name(title) for title in contenders}
     models = {title: read_bundle(folder / "fold-1" / "bundle").model() for title, folder in folders.items()}
     images = images_of(dataset.read("fold-1", 0, _IMAGES), dataset.image_size)
-    speeds = prediction_speeds(models, images)
+    speeds = measure_prediction_speeds(models, images)
     pooled = {title: pool_folds(folder, dataset.manifest) for title, folder in folders.items()}
     baseline = next(iter(contenders))  # the first of those that are there
     others = {
@@ -172,12 +178,12 @@ def _measured(contenders: dict[str, ContenderSettings], dataset: Dataset, run: S
     return [
         Contender(
             title=title,
-            folder=folder_of(title),
+            folder=folder_name(title),
             settings=entry.settings,
             pooled=pooled[title],
-            figures=figures(pooled[title]),
+            figures=compute_figures(pooled[title]),
             costs=read_costs(folders[title], len(dataset.manifest.folds), models[title].count_params(), speeds[title]),
-            differences={other: differences(pooled[title], pooled[other], pairs) for other in others[title]},
+            differences={other: compute_differences(pooled[title], pooled[other], pairs) for other in others[title]},
         )
         for title, entry in contenders.items()
     ]

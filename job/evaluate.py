@@ -40,7 +40,14 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.operating_point import mean_operating_point
-    from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
+    from fracture.evaluation.report import (
+        Report,
+        evaluate_run,
+        format_own_test_comparison,
+        format_results,
+        list_caveats,
+        write_report,
+    )
     from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
     from fracture.inference.bundle import read_bundle, versions
     from fracture.storage import storage_path
@@ -59,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _counted(dataset.manifest, scores))
     manifest = dataset.manifest
-    notes = [*of_the_models(bundles), *caveats(manifest)]
+    notes = [*of_the_models(bundles), *list_caveats(manifest)]
     evaluations = evaluate_run(scores, dataset, operating_point.threshold)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": args.flips, "dataset": manifest.fingerprint} | versions()
@@ -78,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out   {left_out} images that the model was trained on, or of a radiograph or patient it knows")
     if len(bundles) > 1:
         print(f"ensemble   of {len(bundles)} models; threshold {operating_point.threshold:.3f}, {operating_point.rule}")
-    lines = [*result_lines(evaluations), *([comparison_line(own, evaluations["test"])] if own else [])]
+    lines = [*format_results(evaluations), *([format_own_test_comparison(own, evaluations["test"])] if own else [])]
     lines += [f"CAVEAT     {line}" for line in notes]
     print("\n".join([*lines, f"report     {out / 'report.html'}"]))
 

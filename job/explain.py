@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def main(args: argparse.Namespace) -> None:
     from fracture.errors import UsageError
     from fracture.evaluation.gallery import make_gallery
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
     from fracture.inference.bundle import read_bundle
     from fracture.page import render
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     with Bars() as bars:
         scores = score_blocks(model, dataset, "test", 0, 1, lambda: step("score", BLOCK_ROWS, len(fresh)))
         gallery = make_gallery(model, scores, dataset, threshold, args.count, lambda: step("explain", 1, None))
-    notes = [*of_the_models([bundle]), *caveats(dataset.manifest)]
+    notes = [*of_the_models([bundle]), *list_caveats(dataset.manifest)]
     if seen := len(fresh) - sum(fresh):
         notes.append(
             f"SEEN: the model was trained on {seen} of these {len(fresh)} images, or on others of their radiograph or "
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     )
     (out / "explanations.html").write_bytes(page)
     print(f"shown      {', '.join(f'{len(examples)} {name}' for name, examples in gallery.groups.items())}")
-    print("\n".join([f"maps       {gallery.sanity}", *(f"CAVEAT     {line}" for line in notes)]))
+    print("\n".join([f"maps       {gallery.sanity_check}", *(f"CAVEAT     {line}" for line in notes)]))
     print(f"page       {out / 'explanations.html'}")
 
 

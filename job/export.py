@@ -60,7 +60,7 @@ def _name(bundle: StoragePath) -> str:
 
 def _lines(content: dict[str, Any], out: StoragePath) -> list[str]:
     from fracture.evaluation.metrics import Metrics
-    from fracture.evaluation.report import text
+    from fracture.evaluation.report import format_figure
     from fracture.inference.export import CARD, FORMS, INT8
 
     form, (_, size, _, _) = FORMS[content["format"]], content["input"]["shape"]
@@ -76,9 +76,8 @@ def _lines(content: dict[str, Any], out: StoragePath) -> list[str]:
     for name, m in tested.items():
         if name == "bundle":
             lines.append(f"test       {m.count:,} radiographs that the model has not seen:")
-        lines.append(
-            f"  {name:<18} AUC {text(m, 'auc')}, sensitivity {text(m, 'recall')}, specificity {text(m, 'specificity')}"
-        )
+        auc, recall, specificity = (format_figure(m.figures[figure]) for figure in ("auc", "recall", "specificity"))
+        lines.append(f"  {name:<18} AUC {auc}, sensitivity {recall}, specificity {specificity}")
     if tested and (exact := tested["bundle"]["auc"]) is not None and exact - tested[INT8]["auc"] > _WORSE:
         lines.append(
             f"CAVEAT     INT8: its AUC is {exact - tested[INT8]['auc']:.3f} below the bundle's. Take the float form."

@@ -74,9 +74,9 @@ def _show(registry: Registry, number: int | None) -> list[str]:
         f"data       {counts}; fingerprint {version.dataset[:12]}",
         f"began      with {version.initial_weights}",
     ]
-    from fracture.evaluation.report import result_lines
+    from fracture.evaluation.report import format_results
 
-    lines += result_lines(bundle.evaluations)
+    lines += format_results(bundle.evaluations)
     decision = registry.decision(version.tick)
     for rule in decision["rules"] if decision else []:
         lines.append(f"{'  holds' if rule['passed'] else '  FAILS':<10} {rule['name']}: {rule['told']}")

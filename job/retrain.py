@@ -258,7 +258,7 @@ def _decide(registry: Registry, version: Version, dataset: Dataset, config: Conf
 
 def _judged(registry: Registry, version: Version, dataset: Dataset, config: Config) -> Retraining:
     from fracture.dataset.format import FILES
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.registry.data_changes import find_data_changes
     from fracture.registry.gate import compare, judge
     from fracture.registry.retraining_page import Retraining, retraining_page
@@ -282,7 +282,7 @@ def _judged(registry: Registry, version: Version, dataset: Dataset, config: Conf
         new=new,
         rules=judge(compared, new, dataset.manifest, config.gate),
         dataset=dataset,
-        caveats=caveats(dataset.manifest),
+        caveats=list_caveats(dataset.manifest),
     )
     folder = registry.tick(version.tick)
     (folder / "scores.parquet").write_parquet(compared.scores)

@@ -106,9 +106,9 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Storag
         lines = train_folds(config, dataset, run, args.verbose)
     else:
         lines = _told(train_once(config, dataset, run, args.verbose), run)
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
 
-    return [*lines, *(f"CAVEAT     {line}" for line in caveats(manifest))]
+    return [*lines, *(f"CAVEAT     {line}" for line in list_caveats(manifest))]
 
 
 @contextmanager
@@ -204,12 +204,12 @@ def train_folds(config: Config, dataset: Dataset, run: StoragePath, verbose: boo
     for number, title in enumerate(dataset.manifest.folds, 1):
         print(f"fold       {number} of {len(dataset.manifest.folds)}: {title} is test", flush=True)
         train_once(config, dataset.fold(number), run / f"fold-{number}", verbose)
-    from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.folds import format_folds, pool_folds, write_folds
+    from fracture.evaluation.report import list_caveats
 
     pooled = pool_folds(run, dataset.manifest)
-    write_folds(run, dataset.manifest, pooled, caveats(dataset.manifest))
-    return [*fold_lines(pooled), f"report     {run / 'folds.html'}"]
+    write_folds(run, dataset.manifest, pooled, list_caveats(dataset.manifest))
+    return [*format_folds(pooled), f"report     {run / 'folds.html'}"]
 
 
 def _train_and_test(
@@ -238,7 +238,7 @@ def _test(
     from fracture.config import flatten
     from fracture.evaluation.gallery import read_gallery
     from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
+    from fracture.evaluation.report import Report, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.inference.bundle import versions, write_bundle
     from fracture.training.checkpoint import BACKBONE
@@ -259,7 +259,7 @@ def _test(
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
     title = f"Run {run.name}"
-    told = caveats(manifest)
+    told = list_caveats(manifest)
     history, best_epoch, gallery = outcome.history, outcome.best_epoch, read_gallery(run)
     report = Report(title, dataset, operating_point, evaluations, history, best_epoch, facts, told, gallery=gallery)
     write_report(run / "report", report, scores)
@@ -270,9 +270,9 @@ def _test(
 
 def _told(evaluations: dict[str, Evaluation], run: StoragePath) -> list[str]:
     """What a finished run says on the screen."""
-    from fracture.evaluation.report import result_lines
+    from fracture.evaluation.report import format_results
 
-    lines = [*result_lines(evaluations), f"bundle     {run / 'bundle'} (the model and its figures)"]
+    lines = [*format_results(evaluations), f"bundle     {run / 'bundle'} (the model and its figures)"]
     return [*lines, f"report     {run / 'report' / 'report.html'}"]
 
 

@@ -44,7 +44,7 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Stora
     """What there is to say of the finished search."""
     from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.training.launch import with_data_of
     from fracture.tuning.space import BEST, check_trials, read_results, table, write_best, write_results
 
@@ -72,7 +72,7 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Stora
         "           * lowest validation loss; the best of many by luck too, so expect less of it on test",
         f"best       {run / BEST}",
         f"train it   python job/train.py --config {best} {again}",
-        *(f"CAVEAT     {line}" for line in caveats(manifest)),
+        *(f"CAVEAT     {line}" for line in list_caveats(manifest)),
     ]
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fracture.config import GateConfig
 from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import UsageError
-from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, by_radiograph, compute_metrics
+from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, average_by_radiograph, compute_metrics
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
@@ -98,7 +98,7 @@ def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
 def _differences(scores: pa.Table) -> np.ndarray | None:
     names = ("label", "radiograph_id", "group_id", "challenger", "champion")
     labels, radiograph_ids, groups, *models = (scores[name].to_numpy() for name in names)
-    first, means = by_radiograph(labels, radiograph_ids, *models)
+    first, means = average_by_radiograph(labels, radiograph_ids, *models)
     if len(np.unique(labels)) < 2:
         return None
     return auc_differences(labels[first], *means, groups[first], resamples=_RESAMPLES)
@@ -118,7 +118,7 @@ def _agreement(model: object, champion: Bundle, dataset: Dataset, new: DataChang
     labels, radiograph_ids, groups, values = (
         scores[name].to_numpy() for name in ("label", "radiograph_id", "group_id", "probability")
     )
-    first, (means,) = by_radiograph(labels, radiograph_ids, values)
+    first, (means,) = average_by_radiograph(labels, radiograph_ids, values)
     return compute_metrics(labels[first], means, groups[first], champion.operating_point.threshold, "radiograph")
 
 
