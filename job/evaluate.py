@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
             f"{which} trained on every one of these {len(fresh)} images, or on others of their radiograph or patient: "
             "they cannot test it. Name radiographs that are new to it."
         )
-    models = [bundle.model() for bundle in bundles]
+    models = [bundle.load_model() for bundle in bundles]
     model = Ensemble(models, args.flips)
     scores = score_blocks(model, dataset, "test", rank=0, workers=1, only=fresh)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
@@ -119,7 +119,7 @@ def find_test(args: argparse.Namespace, bundles: Sequence[Bundle], out: StorageP
             f"{shards}: the model takes a test split of images of {image_size} pixels; these shards have "
             f"{', '.join(dataset.splits)} of {dataset.image_size}. Name the radiographs with --data instead."
         )
-    fresh = [bundle.fresh(dataset, ["test"])["test"] for bundle in bundles]
+    fresh = [bundle.find_unseen_rows(dataset, ["test"])["test"] for bundle in bundles]
     return dataset, np.logical_and.reduce(fresh)
 
 

@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
         raise UsageError(f"--count {args.count}: how many of each group to show, 1 or more")
     bundle, out = read_bundle(storage_path(args.bundle)), storage_path(args.out)
     dataset, fresh = find_test(args, [bundle], out)
-    model, threshold = bundle.model(), bundle.operating_point.threshold
+    model, threshold = bundle.load_model(), bundle.operating_point.threshold
     steps = {"score": 0, "explain": 0}
 
     def step(what: str, size: int, total: int | None) -> None:

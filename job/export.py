@@ -61,14 +61,15 @@ def _name(bundle: StoragePath) -> str:
 def _lines(content: dict[str, Any], out: StoragePath) -> list[str]:
     from fracture.evaluation.metrics import Metrics
     from fracture.evaluation.report import format_figure
-    from fracture.inference.export import CARD, FORMS, INT8
+    from fracture.inference.export import CARD, FORMATS, INT8
 
-    form, (_, size, _, _) = FORMS[content["format"]], content["input"]["shape"]
+    export_format, (_, size, _, _) = FORMATS[content["format"]], content["input"]["shape"]
     lines = [f"written    {out / file} ({count / 1e6:.1f} MB)" for file, count in content["files"].items()]
     lines += [
         f"takes      images [N, {size}, {size}, 1] in [0, 255]; a fracture from {content['threshold']:.4f} on ({CARD})",
-        f"compared   {form.file} differs from the bundle's model by at most {content['largest_difference']:.1e}",
-        f"load       {form.line.format(str(out / form.file))}",
+        f"compared   {export_format.file} differs from the bundle's model by at most "
+        f"{content['largest_difference']:.1e}",
+        f"load       {export_format.line.format(str(out / export_format.file))}",
     ]
     if content["format"] == "tflite" and "test" not in content:
         lines.append("int8       not written: name the shards that the model was trained on with --shards")

@@ -30,14 +30,21 @@ if TYPE_CHECKING:
 
 
 def main(args: argparse.Namespace) -> None:
-    from fracture.inference.predict import check_out, find_inputs, formulas, predict, summary, write_results
+    from fracture.inference.batch_prediction import (
+        check_output,
+        count_formula_paths,
+        find_inputs,
+        predict,
+        summarize,
+        write_results,
+    )
     from fracture.runtime.cluster import start_ray
     from fracture.storage import storage_path
 
     bundle, facts = _bundle(args)
     out = storage_path(args.out)
     inputs = find_inputs([storage_path(data) for data in args.data], bundle.image_size)
-    check_out(out, inputs)
+    check_output(out, inputs)
     print(f"model      {', '.join(f'{name} {value}' for name, value in facts.items())}", flush=True)
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
     started = time.monotonic()
@@ -46,11 +53,11 @@ def main(args: argparse.Namespace) -> None:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started
-    print("\n".join(summary(results, bundle.operating_point.threshold)))
+    print("\n".join(summarize(results, bundle.operating_point.threshold)))
     print(f"speed      {len(results) / seconds:.3g} files/s, {seconds:.0f} s in all, Ray's start included")
     if bundle.synthetic:
         print("CAVEAT     SYNTHETIC MODEL: it was trained on drawn radiographs and knows nothing of real ones.")
-    if out.name.lower().endswith(".csv") and (count := formulas(results)):
+    if out.name.lower().endswith(".csv") and (count := count_formula_paths(results)):
         print(f"CAVEAT     {count:,} paths begin with = + - or @: a spreadsheet would run them; import them as text.")
     print(f"results    {out} ({len(results):,} rows)", flush=True)
 

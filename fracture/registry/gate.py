@@ -70,9 +70,9 @@ def compare(
         )
     scores = (run / "predictions.parquet").read_parquet()
     scores = scores.filter(pc.equal(scores["split"], "test")).rename_columns({"probability": "challenger"})
-    seen = [bundle.groups_seen(dataset) for bundle in (challenger, champion) if bundle is not None]
+    seen = [bundle.find_seen_groups(dataset) for bundle in (challenger, champion) if bundle is not None]
     fresh = ~np.isin(scores["group_id"].to_numpy(), list(set().union(*seen)))
-    model = None if champion is None else champion.model()
+    model = None if champion is None else champion.load_model()
     if model is not None:
         theirs = score_blocks(model, dataset, "test", rank=0, workers=1)
         scores = scores.append_column("champion", theirs["probability"])
@@ -107,7 +107,7 @@ def _differences(scores: pa.Table) -> np.ndarray | None:
 def _agreement(model: object, champion: Bundle, dataset: Dataset, new: DataChanges) -> Metrics | None:
     """How the champion judges the new radiographs of all splits, of which it has seen nothing."""
     asked = new.fresh[:_MOST_JUDGED]  # ids are hashes, so that any are drawn at random
-    seen, parts = list(champion.groups_seen(dataset)), []
+    seen, parts = list(champion.find_seen_groups(dataset)), []
     for split in dataset.splits:
         index = dataset.read_columns(split, ["radiograph_id", "group_id"])
         only = np.isin(index["radiograph_id"].to_numpy(), asked) & ~np.isin(index["group_id"].to_numpy(), seen)

@@ -99,7 +99,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     if state is None:
         state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
         if assignment.initial is not None:
-            state.weights = assignment.initial.weights()
+            state.weights = assignment.initial.load_weights()
     watchdog.busy("reading the backbone's weights")
     backbone = _backbone(assignment)
 
