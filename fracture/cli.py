@@ -430,14 +430,14 @@ def _train(args: argparse.Namespace) -> None:
     _report_idle_settings(config, args)
     result = train(arguments)
     if result.pooled is not None:
-        from fracture.evaluation.folds import fold_lines
+        from fracture.evaluation.folds import format_folds
 
-        lines = [*fold_lines(result.pooled), f"report     {result.run / 'folds.html'}"]
+        lines = [*format_folds(result.pooled), f"report     {result.run / 'folds.html'}"]
     else:
-        from fracture.evaluation.report import result_lines
+        from fracture.evaluation.report import format_results
 
         lines = [
-            *result_lines(result.evaluations),
+            *format_results(result.evaluations),
             f"bundle     {result.run / 'bundle'} (the model and its figures)",
             f"report     {result.run / 'report' / 'report.html'}",
         ]
@@ -532,14 +532,14 @@ def _compare(args: argparse.Namespace) -> None:
             **_run_flags(args),
         )
     )
-    from fracture.evaluation.comparison import comparison_lines, table_lines
+    from fracture.evaluation.comparison import format_comparison, format_table
 
     page = result.run / "comparison.html"
     _print(
         [
-            *comparison_lines(result.contenders),
+            *format_comparison(result.contenders),
             "",
-            *table_lines(result.contenders),
+            *format_table(result.contenders),
             "",
             *_caveat_lines(result.caveats),
             f"comparison {page} (comparison.md: the table; comparison.json: all figures)",
@@ -647,7 +647,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and shards if DIR was named.
     """
-    from fracture.evaluation.report import comparison_line, result_lines
+    from fracture.evaluation.report import format_own_test_comparison, format_results
     from fracture.workflows.evaluate import EvaluateArguments, evaluate
 
     result = evaluate(
@@ -671,8 +671,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if result.models > 1:
         point = result.operating_point
         lines.append(f"ensemble   of {result.models} models; threshold {point.threshold:.3f}, {point.rule}")
-    lines += result_lines(result.evaluations)
-    lines += [comparison_line(result.own, result.evaluations["test"])] if result.own else []
+    lines += format_results(result.evaluations)
+    lines += [format_own_test_comparison(result.own, result.evaluations["test"])] if result.own else []
     _print([*lines, *_caveat_lines(result.caveats), f"report     {result.page}"])
 
 
@@ -708,7 +708,7 @@ def _predict(args: argparse.Namespace) -> None:
     be read, in which case the other columns are empty. Rows are sorted by path; those of shards keep their order. An
     existing FILE is replaced when all is done.
     """
-    from fracture.inference.predict import formulas, summary
+    from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.predict import PredictArguments, predict
 
     result = predict(
@@ -722,10 +722,10 @@ def _predict(args: argparse.Namespace) -> None:
         )
     )
     rows, seconds = result.rows, result.seconds
-    lines = summary(rows, result.bundle.operating_point.threshold)
+    lines = summarize(rows, result.bundle.operating_point.threshold)
     lines.append(f"speed      {len(rows) / seconds:.3g} files/s, {seconds:.0f} s in all, including Ray's start")
     lines += [_SYNTHETIC] if result.bundle.synthetic else []
-    if result.out.name.lower().endswith(".csv") and (count := formulas(rows)):
+    if result.out.name.lower().endswith(".csv") and (count := count_formula_paths(rows)):
         lines.append(
             f"CAVEAT     {count:,} paths begin with = + - or @: a spreadsheet would run them; import them as text."
         )
@@ -779,7 +779,7 @@ def _explain(args: argparse.Namespace) -> None:
     _print(
         [
             f"shown      {groups}",
-            f"maps       {result.gallery.sanity}",
+            f"maps       {result.gallery.sanity_check}",
             *_caveat_lines(result.caveats),
             f"page       {result.page}",
         ]
@@ -828,10 +828,10 @@ def export_lines(card: dict, out: str) -> list[str]:
         card: the content of export.json.
     """
     from fracture.evaluation.metrics import Metrics
-    from fracture.evaluation.report import text
-    from fracture.inference.export import CARD, FORMS, INT8
+    from fracture.evaluation.report import format_figure
+    from fracture.inference.export import CARD, FORMATS, INT8
 
-    form, (_, size, _, _) = FORMS[card["format"]], card["input"]["shape"]
+    form, (_, size, _, _) = FORMATS[card["format"]], card["input"]["shape"]
     lines = [f"written    {out}/{file} ({size_bytes / 1e6:.1f} MB)" for file, size_bytes in card["files"].items()]
     lines += [
         f"takes      images [N, {size}, {size}, 1] in [0, 255]; a fracture from {card['threshold']:.4f} on ({CARD})",
@@ -844,9 +844,8 @@ def export_lines(card: dict, out: str) -> list[str]:
     for name, m in tested.items():
         if name == "bundle":
             lines.append(f"test       {m.count:,} radiographs that the model has not seen:")
-        lines.append(
-            f"  {name:<18} AUC {text(m, 'auc')}, sensitivity {text(m, 'recall')}, specificity {text(m, 'specificity')}"
-        )
+        auc, recall, specificity = (format_figure(m.figures[figure]) for figure in ("auc", "recall", "specificity"))
+        lines.append(f"  {name:<18} AUC {auc}, sensitivity {recall}, specificity {specificity}")
     if tested and (exact := tested["bundle"]["auc"]) is not None and exact - tested[INT8]["auc"] > _INT8_AUC_LOSS:
         lines.append(
             f"CAVEAT     INT8: its AUC is {exact - tested[INT8]['auc']:.3f} below the bundle's. Take the float form."
@@ -925,7 +924,7 @@ def _registry(args: argparse.Namespace) -> None:
             ]
             _print(lines + [_decision_line(decision) for decision in listing.decisions])
         case "show":
-            from fracture.evaluation.report import result_lines
+            from fracture.evaluation.report import format_results
 
             shown = show_version(registry, args.version)
             version = shown.version
@@ -936,7 +935,7 @@ def _registry(args: argparse.Namespace) -> None:
                 f"bundle     {shown.bundle.folder}",
                 f"data       {counts}; fingerprint {version.dataset[:12]}",
                 f"began      with {version.initial_weights}",
-                *result_lines(shown.bundle.evaluations),
+                *format_results(shown.bundle.evaluations),
             ]
             for rule in shown.rules:
                 lines.append(f"{'  holds' if rule['passed'] else '  FAILS':<10} {rule['name']}: {rule['explanation']}")

@@ -136,6 +136,12 @@ def shard_folder(tmp_path: Path) -> Callable[..., tuple[StoragePath, Manifest]]:
     return write
 
 
+@pytest.fixture
+def dataset(shard_folder: Callable[..., tuple[StoragePath, Manifest]]) -> Callable[..., Dataset]:
+    """Writes shards and returns them as a Dataset; arguments as of `shard_folder`."""
+    return lambda **rows: Dataset(*shard_folder(**rows))
+
+
 def quick_bundle(folder: Path, *assignments: str) -> Path:
     """A bundle of a network whose weights are drawn, for whoever reads its numbers; no form of it is for others."""
     from fracture.arrays import save_arrays

@@ -1,4 +1,4 @@
-"""What a network looks at: radiographs that it called right and wrong, each with the map of what spoke for it."""
+"""Gallery of explanations: radiographs that were classified correctly and wrongly, each with its Grad-CAM map."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,64 +14,66 @@ from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.page import picture
 from fracture.storage import StoragePath
 
-GROUPS = {  # name -> the label, and whether it was called a fracture
+GROUPS = {  # name -> (label, true if the model called a fracture)
     "true positives": (FRACTURE, True),
     "false positives": (NORMAL, True),
     "true negatives": (NORMAL, False),
     "false negatives": (FRACTURE, False),
 }
 FILE = "gallery.json"
-_NETWORKS = 5  # with random weights; one alone often draws channels that cancel out, and is like nothing
-# Measured over 25 drawn networks on 32 radiographs, our default one, trained, is like the likest of five by 0.33 to
-# 0.47 (5 and 95 %), and a map of nothing but the image's brightness by 0.55 to 0.79. Maps of different images: 0.25.
-# In maps of 2 × 2 places, as backbones have of 64 pixels, chance alone comes near it: then the page warns too soon.
-MOST_LIKENESS = 0.5
-_OPAQUE = 0.6  # how much of the radiograph the map hides where it is 1
+_NETWORKS = 5  # with random weights; the channels of a single one often cancel out, and then its map resembles none
+# Highest similarity of five random networks, measured with 25 of them on 32 radiographs (5 to 95 %): 0.33 to 0.47 for
+# the trained default network, 0.55 to 0.79 for a map of the image's brightness alone; maps of different images: 0.25.
+# Maps of 2 × 2 positions, which backbones have at 64 pixels, come near the limit by chance: there the page warns early.
+MAX_SIMILARITY = 0.5
+_OPACITY = 0.6  # of the map where it is 1
 
 
 class Example(BaseModel):
-    """A radiograph, and the map over it."""
+    """A radiograph, and the same radiograph with its map on top."""
 
     path: str
     label: str
     probability: float  # of a fracture, calibrated
-    radiograph: str  # address of an `img`
-    explained: str  # the same with the map
+    radiograph: str  # data URL
+    explained: str  # data URL of the radiograph under its map
 
 
 class Gallery(BaseModel):
-    groups: dict[str, list[Example]]  # each of GROUPS -> the surest first
-    likeness: list[float]  # to networks with random weights
+    """Explained radiographs of a test split, and the result of the sanity check of their maps."""
+
+    groups: dict[str, list[Example]]  # name of GROUPS -> examples, the most confident first
+    similarity: list[float]  # of the maps to those of each network with random weights
 
     @property
-    def is_sane(self) -> bool:
-        return max(self.likeness) < MOST_LIKENESS
+    def passes_sanity_check(self) -> bool:
+        return max(self.similarity) < MAX_SIMILARITY
 
     @property
-    def sanity(self) -> str:
-        """What the sanity check found."""
+    def sanity_check(self) -> str:
+        """Describe the result of the sanity check in a sentence."""
         shown = sum(len(examples) for examples in self.groups.values())
         measured = (
-            f"the mean size of the rank correlation over these {shown} images is {min(self.likeness):.2f} to "
-            f"{max(self.likeness):.2f} (0: unrelated, 1: the same places)"
+            f"the mean absolute rank correlation over these {shown} images is {min(self.similarity):.2f} to "
+            f"{max(self.similarity):.2f} (0: unrelated, 1: the same positions)"
         )
-        networks = f"{len(self.likeness)} copies of the network with random weights"
-        if self.is_sane:
-            return f"Sanity check: {networks} give other maps: {measured}, below the limit of {MOST_LIKENESS}."
+        networks = f"{len(self.similarity)} copies of the network with random weights"
+        if self.passes_sanity_check:
+            return f"Sanity check passed: {networks} give other maps: {measured}, below the limit of {MAX_SIMILARITY}."
         return (
-            f"SANITY: do not believe these maps. Of {networks} at least one gives much the same, so that they may show "
-            f"the image and not what the model has learned: {measured}, and the limit is {MOST_LIKENESS}."
+            f"SANITY CHECK FAILED: do not rely on these maps. At least one of {networks} gives similar maps, so they "
+            f"may show the image and not what the model has learned: {measured}; the limit is {MAX_SIMILARITY}."
         )
 
 
-def surest(scores: pa.Table, threshold: float, count: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows of `scores` for each of GROUPS, the surest first, at most `count` and one image of a radiograph each."""
+def select_most_confident(scores: pa.Table, threshold: float, count: int) -> dict[str, list[dict[str, Any]]]:
+    """Return the `count` most confident rows of each of GROUPS, at most one image per radiograph."""
     called = pc.greater_equal(scores["probability"], threshold)
     found: dict[str, list[dict[str, Any]]] = {}
     for name, (label, fracture) in GROUPS.items():
-        of_group = pc.and_(pc.equal(scores["label"], label), pc.equal(called, fracture))
+        in_group = pc.and_(pc.equal(scores["label"], label), pc.equal(called, fracture))
         order = [("probability", "descending" if fracture else "ascending"), ("row", "ascending")]
-        rows = scores.filter(of_group).sort_by(order)
+        rows = scores.filter(in_group).sort_by(order)
         _, first = np.unique(rows["radiograph_id"].to_numpy(), return_index=True)
         found[name] = rows.take(np.sort(first)[:count]).to_pylist()
     return found
@@ -85,24 +87,25 @@ def make_gallery(
     count: int = 3,
     each: Callable[[], None] = lambda: None,
 ) -> Gallery:
-    """
-    Args:
-        test: calibrated scores of rows of test, by this model.
-        count: of each group, at most.
-        each: is called after each step, of seconds.
-    """
-    from fracture.evaluation.gradcam import likeness_to_random, maps
+    """Explain the most confident test radiographs with Grad-CAM, and check the maps.
 
-    chosen = surest(test, threshold, count)
+    Args:
+        test: calibrated scores of test rows, by this model.
+        count: the maximum for each of GROUPS.
+        each: called after each step, which takes seconds.
+    """
+    from fracture.evaluation.gradcam import compute_maps, measure_similarity_to_random
+
+    chosen = select_most_confident(test, threshold, count)
     rows = [row for group in chosen.values() for row in group]
     fracture = np.array([GROUPS[name][1] for name, group in chosen.items() for _ in group])
     one_by_one = [dataset.read("test", row["row"], row["row"] + 1) for row in rows]
     images = images_of(pa.concat_tables(one_by_one), dataset.image_size)
-    found = maps(model, images, fracture)
+    maps = compute_maps(model, images, fracture)
     each()
-    likeness = []
-    for like in likeness_to_random(model, images, fracture, _NETWORKS):
-        likeness.append(like)
+    similarity = []
+    for value in measure_similarity_to_random(model, images, fracture, _NETWORKS):
+        similarity.append(value)
         each()
     examples = iter(
         Example(
@@ -110,20 +113,28 @@ def make_gallery(
             label=CLASS_NAMES[row["label"]],
             probability=row["probability"],
             radiograph=picture(image),
-            explained=picture(overlay(image, of_image)),
+            explained=picture(overlay(image, heat_map)),
         )
-        for row, image, of_image in zip(rows, images[..., 0], found, strict=True)
+        for row, image, heat_map in zip(rows, images[..., 0], maps, strict=True)
     )
     groups = {name: [next(examples) for _ in group] for name, group in chosen.items()}
-    return Gallery(groups=groups, likeness=likeness)
+    return Gallery(groups=groups, similarity=similarity)
 
 
-def overlay(image: np.ndarray, of_image: np.ndarray) -> np.ndarray:
-    """[H, W, 3] uint8: the [H, W] uint8 image, covered with colour where its map, in [0, 1], is high."""
+def overlay(image: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
+    """Cover an image with colour where its map is high.
+
+    Args:
+        image: [H, W] uint8.
+        heat_map: [H, W] in [0, 1].
+
+    Returns:
+        [H, W, 3] uint8.
+    """
     colours = cv2.cvtColor(
-        cv2.applyColorMap((255 * of_image).round().astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB
+        cv2.applyColorMap((255 * heat_map).round().astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB
     )
-    opacity = _OPAQUE * of_image[..., None]
+    opacity = _OPACITY * heat_map[..., None]
     return (image[..., None] * (1 - opacity) + colours * opacity).round().astype(np.uint8)
 
 
@@ -132,6 +143,6 @@ def write_gallery(run: StoragePath, gallery: Gallery) -> None:
 
 
 def read_gallery(run: StoragePath) -> Gallery | None:
-    """That of a run, if it has one."""
+    """Return the gallery of a run; None if it has none."""
     file = run / FILE
     return Gallery.model_validate_json(file.read_bytes()) if file.is_file() else None

@@ -1,4 +1,4 @@
-"""Grad-CAM: which places of an image speak for what a network decided (https://arxiv.org/abs/1610.02391)."""
+"""Grad-CAM: which positions of an image support the predicted class (https://arxiv.org/abs/1610.02391)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,88 +6,105 @@ from typing import Any
 import numpy as np
 
 from fracture.errors import UsageError
-from fracture.evaluation.scores import AT_ONCE
+from fracture.evaluation.scores import BATCH_SIZE
 
 
-def maps(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
-    """[N, S, S] float32 in [0, 1]: how much each place speaks for what was decided; 0 where nothing does.
+def compute_maps(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
+    """Compute how much each position of each image supports the predicted class.
 
-    Each map has a scale of its own, from 0 to the most: how bright two are does not compare. Where no place speaks for
-    the decision, only the bias does, and the map is 0 everywhere.
+    Each map is scaled by its own maximum, so the brightness of two maps does not compare. Where no position supports
+    the class, only the bias does, and the map is 0 everywhere.
 
     Args:
-        model: flat functional, with a layer called `logit`; whether calibration is within changes nothing.
+        model: flat functional model with a layer called `logit`. Calibration inside the model changes nothing.
         images: [N, S, S, 1] uint8.
-        fracture: [N] bool, what was decided.
+        fracture: [N] bool, true where a fracture was predicted.
+
+    Returns:
+        [N, S, S] float32 in [0, 1]; 0 where a position supports nothing or the other class.
 
     Raises:
         UsageError: the network has no layer of shape [N, H, W, C].
     """
     import tensorflow as tf
 
-    found = tf.nn.relu(evidence(model, images, fracture))[..., None]
-    found = tf.image.resize(found, images.shape[1:3], "bilinear").numpy()[..., 0]
-    most = found.max((1, 2), keepdims=True)
-    return np.divide(found, most, out=np.zeros_like(found), where=most > 0)
+    maps = tf.nn.relu(compute_evidence(model, images, fracture))[..., None]
+    maps = tf.image.resize(maps, images.shape[1:3], "bilinear").numpy()[..., 0]
+    maximum = maps.max((1, 2), keepdims=True)
+    return np.divide(maps, maximum, out=np.zeros_like(maps), where=maximum > 0)
 
 
-def evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
-    """[N, H, W] float32, in the places of the last convolution: what speaks for the decision, and below 0 against it.
+def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
+    """Compute the evidence for the predicted class at each position of the last convolution.
 
-    That layer's channels are weighed by the mean gradient of the logit; of an image that was called normal, by that of
-    minus the logit, which is the logit of "normal". With the logit itself its map would show what spoke for a fracture
-    and did not prevail.
+    The layer's channels are weighted by the mean gradient of the logit. Where "normal" was predicted it is the gradient
+    of minus the logit, which is the logit of "normal": that of the logit itself would show the evidence for a fracture,
+    which did not prevail.
 
-    Args and errors as of `maps`.
+    Arguments and errors as of `compute_maps`.
+
+    Returns:
+        [N, H, W] float32, of that layer's size; below 0 at positions that contradict the prediction.
     """
     import tensorflow as tf
     import tf_keras as keras
 
-    places = keras.Model(model.inputs, [_last_with_places(model).output, model.get_layer("logit").output])
+    outputs = [_find_last_spatial_layer(model).output, model.get_layer("logit").output]
+    channels_and_logits = keras.Model(model.inputs, outputs)
     parts = []
-    for at in range(0, len(images), AT_ONCE):
-        inputs = tf.cast(images[at : at + AT_ONCE], tf.float32)
-        signs = np.where(fracture[at : at + AT_ONCE], 1, -1).astype(np.float32)
+    for start in range(0, len(images), BATCH_SIZE):
+        inputs = tf.cast(images[start : start + BATCH_SIZE], tf.float32)
+        signs = np.where(fracture[start : start + BATCH_SIZE], 1, -1).astype(np.float32)
         with tf.GradientTape() as tape:
-            tape.watch(inputs)  # a tape follows what is watched and trainable, and a backbone may be frozen
-            channels, logits = places(inputs, training=False)
-            summed = tf.reduce_sum(logits[:, 0] * signs)  # no image changes another's
+            tape.watch(inputs)  # by default a tape follows only trainable weights, and a backbone may be frozen
+            channels, logits = channels_and_logits(inputs, training=False)
+            summed = tf.reduce_sum(logits[:, 0] * signs)  # the gradients of different images stay independent
         weights = tf.reduce_mean(tape.gradient(summed, channels), axis=(1, 2), keepdims=True)
         parts.append(tf.reduce_sum(weights * channels, axis=-1).numpy())
     return np.concatenate(parts)
 
 
-def _last_with_places(model: Any) -> Any:
+def _find_last_spatial_layer(model: Any) -> Any:
     layers = [layer for layer in model.layers[1:] if len(layer.output_shape) == 4]  # the first is the input
     if not layers:
         raise UsageError(
-            f"the network {model.name!r} has no layer of shape [N, H, W, C], in which Grad-CAM could find places. "
-            "Use one with convolutions"
+            f"the network {model.name!r} has no layer of shape [N, H, W, C], so Grad-CAM cannot locate anything. "
+            "Use a network with convolutions"
         )
     return layers[-1]
 
 
-def likeness_to_random(model: Any, images: np.ndarray, fracture: np.ndarray, networks: int) -> Iterator[float]:
-    """For each of some copies of the network with random weights, how like the model's its maps are, in [0, 1].
+def measure_similarity_to_random(
+    model: Any, images: np.ndarray, fracture: np.ndarray, networks: int
+) -> Iterator[float]:
+    """Yield the similarity of the model's maps to those of each of several copies with random weights, in [0, 1].
 
-    The sanity check of https://arxiv.org/abs/1810.03292: maps that stay when all weights are drawn anew show the image
-    and not what the model has learned. Likeness is the mean over the images of the size of Spearman's rank correlation
-    of the evidence in all places: its size, since a drawn network is as likely to be that logit as minus that logit.
-    Draws from Keras' own generators, which it seeds.
+    This is the sanity check of https://arxiv.org/abs/1810.03292: maps that stay the same when all weights are random
+    show the image and not what the model has learned. The similarity is the mean over the images of the absolute value
+    of Spearman's rank correlation of the evidence at all positions; absolute, since the logit of a random network may
+    just as well have the opposite sign. The function seeds Keras' own generators.
 
-    Args as of `maps`.
+    Arguments as of `compute_maps`.
     """
     import tf_keras as keras
 
-    own = evidence(model, images, fracture)
+    own = compute_evidence(model, images, fracture)
     for seed in range(networks):
         keras.utils.set_random_seed(seed)
-        drawn = keras.models.clone_model(model)  # its layers begin as new ones do, those of a backbone too
-        yield float(np.abs(rank_correlation(own, evidence(drawn, images, fracture))).mean())
+        random_model = keras.models.clone_model(model)  # all layers are newly initialised, pretrained ones included
+        yield float(np.abs(rank_correlation(own, compute_evidence(random_model, images, fracture))).mean())
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's, of two maps each: [N, H, W] twice -> [N] in [-1, 1]; 0 where one has the same value everywhere."""
+    """Compute Spearman's rank correlation of pairs of maps.
+
+    Args:
+        first: [N, H, W].
+        second: [N, H, W].
+
+    Returns:
+        [N] in [-1, 1]; 0 where one map has the same value everywhere.
+    """
     from scipy.stats import rankdata
 
     ranks = [rankdata(each.reshape(len(each), -1), axis=1) for each in (first, second)]

@@ -1,4 +1,4 @@
-"""Figures from labels and probabilities, counted exactly, with intervals that know which images belong together."""
+"""Metrics from labels and probabilities, with intervals by bootstrap over groups of dependent images."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 from pydantic import BaseModel
 
 RESAMPLES = 1000
-BINS = 10  # of the calibration error, of equal width
-_LEAST = 1e-7  # probabilities are kept this far from 0 and 1 for logarithms, as Keras does
+BINS = 10  # of the expected calibration error, equally wide
+_EPSILON = 1e-7  # distance of clipped probabilities from 0 and 1, as in Keras
 
 
 class Figure(BaseModel):
-    """A figure and its 95 % interval; None where it is undefined (0 / 0, or one class only)."""
+    """The value of a metric and its 95 % interval; None where it is undefined (0 / 0, or one class only)."""
 
     value: float | None
     low: float | None = None
@@ -20,12 +20,12 @@ class Figure(BaseModel):
 
 
 class Metrics(BaseModel):
-    """Scores of one split; fracture is the positive class."""
+    """The metrics of one split; fracture is the positive class."""
 
-    unit: str  # "image", or "radiograph": the mean probability over each radiograph's images
-    count: int  # of that unit
+    unit: str  # "image", or "radiograph", whose probability is the mean over its images
+    count: int  # number of units
     groups: int
-    threshold: float | None  # None where images have thresholds of their own
+    threshold: float | None  # None where images have different thresholds
     true_positives: int
     false_positives: int
     true_negatives: int
@@ -36,11 +36,11 @@ class Metrics(BaseModel):
         return self.figures[name].value
 
 
-Evaluation = dict[str, Metrics]  # unit -> its figures
+Evaluation = dict[str, Metrics]  # unit -> metrics
 
 
 def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Several evaluations by name, as plain values."""
+    """Return evaluations, by name, as values that JSON can hold."""
     return {name: {unit: m.model_dump() for unit, m in evaluation.items()} for name, evaluation in evaluations.items()}
 
 
@@ -52,16 +52,16 @@ def compute_metrics(
     unit: str = "image",
     resamples: int = RESAMPLES,
 ) -> Metrics:
-    """All figures, with percentile intervals by bootstrap over groups (Efron 1979, doi:10.1214/aos/1176344552).
+    """Compute all metrics, with percentile intervals by bootstrap over groups (Efron 1979, doi:10.1214/aos/1176344552).
 
-    A fracture is called at `probability >= threshold`. Images of one radiograph or patient are not independent, so
-    whole groups are drawn, not images.
+    The model calls a fracture at `probability >= threshold`. Images of one radiograph or patient are not independent,
+    so whole groups are resampled, not images.
 
     Args:
-        labels: [N] of 0 and 1; of images, or of radiographs as `by_radiograph` makes them.
+        labels: [N] of 0 and 1, for images or for radiographs as `average_by_radiograph` makes them.
         probabilities: [N] in [0, 1].
         groups: [N] int64.
-        threshold: one for all, or [N] where models of several folds were pooled.
+        threshold: one for all, or [N] where several folds are pooled.
     """
     truth, called = labels.astype(bool), probabilities >= threshold
     cases = _Cases(truth, called, probabilities.astype(np.float64))
@@ -73,7 +73,7 @@ def compute_metrics(
     number["auc"] = min(number["recall"], number["specificity"])
     for name, count in number.items():
         if values[name] in (0, 1) and name in intervals:
-            intervals[name] = _exact(values[name], count)
+            intervals[name] = _exact_interval(values[name], count)
     return Metrics(
         unit=unit,
         count=len(labels),
@@ -84,12 +84,12 @@ def compute_metrics(
     )
 
 
-def by_radiograph(
+def average_by_radiograph(
     labels: np.ndarray, radiograph_ids: np.ndarray, *values: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The row of each radiograph's first image, and the values' means over its images.
+    """Return the row of each radiograph's first image, and the mean of each of the values over its images.
 
-    A radiograph that stands under both labels counts under each.
+    A radiograph that has images under both labels counts once under each.
     """
     pairs = np.stack([radiograph_ids, labels.astype(np.int64)])
     _, first, position, count = np.unique(pairs, axis=1, return_index=True, return_inverse=True, return_counts=True)
@@ -99,7 +99,7 @@ def by_radiograph(
 def auc_within_folds(
     labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, folds: np.ndarray, resamples: int = RESAMPLES
 ) -> Figure:
-    """The AUC over pairs of one fold: a fracture and a normal that the same network scored.
+    """Compute the AUC over pairs of a fracture and a normal of the same fold, both scored by the same network.
 
     Pairs across folds would compare the probabilities of two networks, whose calibrations differ by chance.
 
@@ -107,16 +107,16 @@ def auc_within_folds(
         labels: [N] of 0 and 1.
         probabilities: [N] in [0, 1].
         groups: [N] int64, each within one fold.
-        folds: [N], which network scored each.
+        folds: [N], the fold of each row.
     """
     cases = _Folds(labels, probabilities, folds)
     value = cases.auc(np.ones(len(labels)))
     if value is None:
         return Figure(value=None)
-    drawn = [auc for weights in _bootstrap_weights(groups, resamples) if (auc := cases.auc(weights)) is not None]
-    interval = dict(zip(("low", "high"), np.percentile(drawn, [2.5, 97.5]).tolist(), strict=True))
+    resampled = [auc for weights in _bootstrap_weights(groups, resamples) if (auc := cases.auc(weights)) is not None]
+    interval = _percentile_interval(resampled)
     if value in (0, 1):
-        interval = _exact(value, min(len(np.unique(groups[labels == label])) for label in (0, 1)))
+        interval = _exact_interval(value, min(len(np.unique(groups[labels == label])) for label in (0, 1)))
     return Figure(value=value, **interval)
 
 
@@ -128,17 +128,20 @@ def auc_differences(
     resamples: int = RESAMPLES,
     folds: np.ndarray | None = None,
 ) -> np.ndarray:
-    """[resamples] of the first model's AUC minus the second's, on the same groups drawn with replacement.
+    """Compute the first model's AUC minus the second's on each of the same bootstrap resamples over groups.
 
-    Both models meet the same hard cases in a resample, so that what is left is what they differ in: a pair is told
-    apart by far fewer cases than two intervals that do not overlap would need.
+    In a resample both models are scored on the same cases, hard ones included. So a difference shows with far fewer
+    cases than two separate intervals need to not overlap.
 
     Args:
-        labels: [N] of 0 and 1, both among them.
+        labels: [N] of 0 and 1, both present.
         first: [N] probabilities of one model.
-        second: [N] of the other.
+        second: [N] probabilities of the other.
         groups: [N] int64.
-        folds: [N], which of a contender's networks scored each, as of `auc_within_folds`; None: one scored all.
+        folds: [N], the fold of each row, as of `auc_within_folds`; None: the same network scored all.
+
+    Returns:
+        [resamples]; fewer where a resample has one class only.
     """
     folds = np.zeros(len(labels)) if folds is None else folds
     models = [_Folds(labels, probabilities, folds) for probabilities in (first, second)]
@@ -149,21 +152,25 @@ def auc_differences(
 def rate_differences(
     labels: np.ndarray, first: np.ndarray, second: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES
 ) -> dict[str, np.ndarray]:
-    """The first model's sensitivity and specificity minus the second's, [resamples] each, paired likewise.
+    """Compute the first model's sensitivity and specificity minus the second's on each of the same resamples.
 
     Args:
         labels: [N] of 0 and 1.
-        first: [N] bool, what one model calls a fracture.
-        second: [N] of the other.
+        first: [N] bool, true where one model calls a fracture.
+        second: [N] bool, the same of the other.
         groups: [N] int64.
+
+    Returns:
+        "recall" and "specificity" -> [resamples]; fewer where a resample lacks that class.
     """
     truth = labels.astype(bool)
-    ahead = np.where(truth, 1.0, -1.0) * (first.astype(float) - second)  # 1 where only the first is right
+    # 1 where only the first model is right, -1 where only the second is, else 0.
+    advantage = np.where(truth, 1.0, -1.0) * (first.astype(float) - second)
     found: dict[str, list[float]] = {"recall": [], "specificity": []}
     for weights in _bootstrap_weights(groups, resamples):
-        for name, of in (("recall", truth), ("specificity", ~truth)):
-            if total := weights @ of:
-                found[name].append(float(weights[of] @ ahead[of] / total))
+        for name, cases in (("recall", truth), ("specificity", ~truth)):
+            if total := weights @ cases:
+                found[name].append(float(weights[cases] @ advantage[cases] / total))
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -171,23 +178,24 @@ _CELLS = ("true_positives", "false_positives", "true_negatives", "false_negative
 
 
 class _Cases:
-    """Images or radiographs, sorted once, so that a thousand resamples are a thousand sums."""
+    """Images or radiographs, sorted once, so that each resample costs only sums."""
 
     def __init__(self, truth: np.ndarray, called: np.ndarray, probabilities: np.ndarray) -> None:
-        """All [N]."""
-        # [4, N] of 0 and 1: which cell of the confusion matrix each case is in, as `_CELLS` names them.
+        """All arguments are [N]."""
+        # [4, N] of 0 and 1: the cell of the confusion matrix that each case is in, in the order of `_CELLS`.
         self.cells = np.stack([called & truth, called & ~truth, ~called & ~truth, ~called & truth]).astype(float)
         self._order = np.argsort(-probabilities, kind="stable")
-        # A threshold lies between different probabilities, never between equal ones.
+        # Thresholds lie between different probabilities, never between equal ones.
         self._ends = np.r_[np.flatnonzero(np.diff(probabilities[self._order])), len(probabilities) - 1]
-        clipped = bounded(probabilities)
+        clipped = clip_probabilities(probabilities)
         self._square = (probabilities - truth) ** 2
         self._loss = -np.log(np.where(truth, clipped, 1 - clipped))
-        self._bin, self._gap = bin_of(probabilities), probabilities - truth
+        self._bin, self._gap = assign_bins(probabilities), probabilities - truth
         self._sorted_truth = truth[self._order]
 
     def figures(self, weights: np.ndarray) -> dict[str, float | None]:
-        """
+        """Compute all figures.
+
         Args:
             weights: [N], how often each case counts.
         """
@@ -207,69 +215,70 @@ class _Cases:
         return found | self.ranking(weights)
 
     def ranking(self, weights: np.ndarray) -> dict[str, float | None]:
-        """Figures of the order alone, whatever the threshold."""
+        """Compute the figures that depend on the order of the probabilities alone, not on the threshold."""
         names = ("auc", "average_precision")
         at = [(f"{a}_at_{b}_{c}", a, b / 100) for a, c in _OPPOSITES.items() for b in (90, 95)]
-        found_true, found_false = self.found(weights)
+        found_true, found_false = self.count_called(weights)
         if not (found_true[-1] and found_false[-1]):
             return dict.fromkeys([*names, *(name for name, _, _ in at)])
         true_rate, false_rate = found_true / found_true[-1], found_false / found_false[-1]
         precision = found_true[1:] / np.maximum(found_true[1:] + found_false[1:], 1e-12)
         found: dict[str, float | None] = {
-            "auc": round(float(np.trapezoid(true_rate, false_rate)), 12),  # sums of thirds may miss 1 by a bit
+            "auc": round(float(np.trapezoid(true_rate, false_rate)), 12),  # rounding of sums may miss 1 by a bit
             "average_precision": float(np.diff(true_rate) @ precision),
         }
-        for name, wanted, least in at:
-            if wanted == "sensitivity":
-                found[name] = float(true_rate[false_rate <= 1 - least + 1e-12].max())
+        for name, metric, minimum in at:
+            if metric == "sensitivity":
+                found[name] = float(true_rate[false_rate <= 1 - minimum + 1e-12].max())
             else:
-                found[name] = float(1 - false_rate[true_rate >= least - 1e-12].min())
+                found[name] = float(1 - false_rate[true_rate >= minimum - 1e-12].min())
         return found
 
-    def found(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How many fractures, and how many normals, are called down to each threshold, from none to all."""
+    def count_called(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Count the fractures, and the normals, that are called fractures at each threshold, from none to all."""
         sorted_weights, truth = weights[self._order], self._sorted_truth
         return tuple(np.r_[0, np.cumsum(sorted_weights * which)[self._ends]] for which in (truth, ~truth))
 
 
 class _Folds:
-    """Cases of several folds, ranked within each."""
+    """Cases of several folds, which are ranked within each fold."""
 
     def __init__(self, labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> None:
-        """All [N]."""
+        """All arguments are [N]."""
         self._rows = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-        truth, nobody, values = labels.astype(bool), np.zeros(len(labels), bool), probabilities.astype(np.float64)
-        self._cases = [_Cases(truth[rows], nobody[rows], values[rows]) for rows in self._rows]
+        truth, none_called, values = labels.astype(bool), np.zeros(len(labels), bool), probabilities.astype(np.float64)
+        self._cases = [_Cases(truth[rows], none_called[rows], values[rows]) for rows in self._rows]
 
     def auc(self, weights: np.ndarray) -> float | None:
-        """The share of pairs whose fracture has the higher probability, equal ones by half; None without a pair."""
+        """Return the share of pairs whose fracture has the higher probability, ties by half; None without a pair."""
         in_order = pairs = 0.0
         for rows, cases in zip(self._rows, self._cases, strict=True):
-            found_true, found_false = cases.found(weights[rows])
+            found_true, found_false = cases.count_called(weights[rows])
             in_order += np.trapezoid(found_true, found_false)
             pairs += found_true[-1] * found_false[-1]
-        return round(float(in_order / pairs), 12) if pairs else None  # sums of thirds may miss 1 by a bit
+        return round(float(in_order / pairs), 12) if pairs else None  # rounding of sums may miss 1 by a bit
 
 
 _OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}
 
 
 def _bootstrap(cases: _Cases, groups: np.ndarray, resamples: int) -> dict[str, dict[str, float]]:
-    """95 % intervals of each figure over groups drawn with replacement; resamples without it are left out."""
-    drawn: dict[str, list[float]] = {}
+    """Return the 95 % interval of each figure, over the resamples in which it is defined."""
+    resampled: dict[str, list[float]] = {}
     for weights in _bootstrap_weights(groups, resamples):
         for name, value in cases.figures(weights).items():
             if value is not None:
-                drawn.setdefault(name, []).append(value)
-    return {
-        name: dict(zip(("low", "high"), np.percentile(values, [2.5, 97.5]).tolist(), strict=True))
-        for name, values in drawn.items()
-        if len(values) > resamples / 2
-    }
+                resampled.setdefault(name, []).append(value)
+    return {name: _percentile_interval(values) for name, values in resampled.items() if len(values) > resamples / 2}
+
+
+def _percentile_interval(values: list[float]) -> dict[str, float]:
+    low, high = np.percentile(values, [2.5, 97.5]).tolist()
+    return {"low": low, "high": high}
 
 
 def _bootstrap_weights(groups: np.ndarray, resamples: int) -> Iterator[np.ndarray]:
-    """[N] float64 for each resample: how often each case's group was drawn."""
+    """Yield [N] float64 for each resample: how often the group of each case was drawn, with replacement."""
     _, position = np.unique(groups, return_inverse=True)
     count = position.max() + 1
     generator = np.random.default_rng(0)
@@ -277,23 +286,26 @@ def _bootstrap_weights(groups: np.ndarray, resamples: int) -> Iterator[np.ndarra
         yield np.bincount(generator.integers(0, count, count), minlength=count)[position].astype(float)
 
 
-def _exact(value: float, cases: int) -> dict[str, float]:
-    """95 % interval where all cases or none are right, so that resampling finds nothing to vary.
+def _exact_interval(value: float, cases: int) -> dict[str, float]:
+    """Return the exact 95 % interval of a proportion of 0 or 1, which resampling cannot vary.
 
-    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; cases are groups.
+    Clopper and Pearson 1934, doi:10.1093/biomet/26.4.404; the cases are groups.
     """
-    least = 0.025 ** (1 / cases)
-    return {"low": least, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - least}
+    limit = 0.025 ** (1 / cases)
+    return {"low": limit, "high": 1.0} if value == 1 else {"low": 0.0, "high": 1 - limit}
 
 
-def bin_of(probabilities: np.ndarray) -> np.ndarray:
-    """[N] int, of the expected calibration error (Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602)."""
+def assign_bins(probabilities: np.ndarray) -> np.ndarray:
+    """Return the bin of each probability, [N] int, for the expected calibration error.
+
+    Naeini et al. 2015, doi:10.1609/aaai.v29i1.9602.
+    """
     return np.minimum((probabilities * BINS).astype(int), BINS - 1)
 
 
-def bounded(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities whose logarithms are finite, float64."""
-    return np.clip(probabilities.astype(np.float64), _LEAST, 1 - _LEAST)
+def clip_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Clip probabilities so that their logarithms are finite; float64."""
+    return np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
 
 
 def _ratio(part: float, whole: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What validation decides after training: how sure the model may sound, and from where on it calls a fracture."""
+"""The operating point, which validation chooses after training: calibration and threshold."""
 
 from collections.abc import Sequence
 
@@ -8,24 +8,24 @@ from pydantic import BaseModel
 from scipy.special import expit, log_expit, logit
 
 from fracture.config import EvaluationConfig
-from fracture.evaluation.metrics import bounded
+from fracture.evaluation.metrics import clip_probabilities
 
 
 class OperatingPoint(BaseModel):
-    """Made on validation, kept in the bundle, used on test."""
+    """The threshold and the calibration it belongs to; chosen on validation, stored in the bundle, used on test."""
 
-    temperature: float  # logits are divided by it,
-    offset: float  # and then this is added
-    threshold: float  # of the calibrated probability
-    rule: str
+    temperature: float  # calibrated logit = logit / temperature + offset
+    offset: float
+    threshold: float  # a calibrated probability
+    rule: str  # that chose the threshold, in words
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
-        """The model's own probabilities as calibrated ones, float32; their order stays."""
+        """Return calibrated probabilities, float32; calibration keeps their order."""
         return calibrate(probabilities, self.temperature, self.offset)
 
 
 def choose_operating_point(scores: pa.Table, config: EvaluationConfig) -> OperatingPoint:
-    """Calibration and threshold from the scores of validation as the model gives them."""
+    """Choose calibration and threshold from the uncalibrated scores of validation."""
     labels, radiograph_ids = scores["label"].to_numpy(), scores["radiograph_id"].to_numpy()
     raw = scores["probability"].to_numpy()
     temperature, offset = fit_calibration(labels, raw, radiograph_ids)
@@ -33,33 +33,37 @@ def choose_operating_point(scores: pa.Table, config: EvaluationConfig) -> Operat
     return OperatingPoint(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
 
 
-def mean_operating_point(decisions: Sequence[OperatingPoint]) -> OperatingPoint:
-    """Of models whose calibrated probabilities are averaged: at the mean of their thresholds."""
-    if len(decisions) == 1:
-        return decisions[0]
-    thresholds = [operating_point.threshold for operating_point in decisions]
-    told = ", ".join(f"{threshold:.3f}" for threshold in thresholds)
-    rule = f"the mean of the {len(thresholds)} models' own: {told}"
+def mean_operating_point(operating_points: Sequence[OperatingPoint]) -> OperatingPoint:
+    """Return the operating point for the mean of calibrated probabilities: the mean of the models' thresholds."""
+    if len(operating_points) == 1:
+        return operating_points[0]
+    thresholds = [operating_point.threshold for operating_point in operating_points]
+    listed = ", ".join(f"{threshold:.3f}" for threshold in thresholds)
+    rule = f"the mean of the {len(thresholds)} models' own: {listed}"
     return OperatingPoint(temperature=1.0, offset=0.0, threshold=float(np.mean(thresholds)), rule=rule)
 
 
 def radiograph_weights(radiograph_ids: np.ndarray) -> np.ndarray:
-    """[N] float64: each radiograph weighs 1 in all, so that a family of a hundred copies does not decide."""
+    """Return weights, [N] float64, that sum to 1 for each radiograph, so that copies do not count double."""
     _, position, size = np.unique(radiograph_ids, return_inverse=True, return_counts=True)
     return 1 / size[position]
 
 
 def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray) -> tuple[float, float]:
-    """The (temperature, offset) of the logits with the least cross-entropy, each radiograph counting once.
+    """Fit the (temperature, offset) of the logits with the lowest cross-entropy; each radiograph counts once.
 
-    Training may show both classes equally often, however rare one is, and with that shifts all logits: a temperature
-    alone (Guo et al. 2017, https://arxiv.org/abs/1706.04599) could not shift them back. As in Platt scaling, the
-    targets stay as far from 0 and 1 as so many radiographs can tell, so that a small validation set without a mistake
-    does not make the model boundlessly sure (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
+    A sampler that balances the classes shifts all logits, and a temperature alone (Guo et al. 2017,
+    https://arxiv.org/abs/1706.04599) cannot shift them back. As in Platt scaling, the targets keep a distance from 0
+    and 1 that shrinks with the number of radiographs. So a small validation set without a mistake does not make the
+    model overconfident (Lin, Lin and Weng 2007, doi:10.1007/s10994-007-5018-6).
     """
-    from scipy.optimize import minimize  # a second to load, for which no training need wait
+    from scipy.optimize import minimize  # takes a second to load; training does not need it
 
-    logits, weights, fractured = logit(bounded(probabilities)), radiograph_weights(radiograph_ids), labels.astype(bool)
+    logits, weights, fractured = (
+        logit(clip_probabilities(probabilities)),
+        radiograph_weights(radiograph_ids),
+        labels.astype(bool),
+    )
     positives, negatives = weights[fractured].sum(), weights[~fractured].sum()
     targets = np.where(fractured, (positives + 1) / (positives + 2), 1 / (negatives + 2))
 
@@ -72,13 +76,14 @@ def fit_calibration(labels: np.ndarray, probabilities: np.ndarray, radiograph_id
 
 
 def calibrate(probabilities: np.ndarray, temperature: float, offset: float) -> np.ndarray:
-    return expit(logit(bounded(probabilities)) / temperature + offset).astype(np.float32)
+    """Return calibrated probabilities, float32."""
+    return expit(logit(clip_probabilities(probabilities)) / temperature + offset).astype(np.float32)
 
 
 def choose_threshold(
     labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray, config: EvaluationConfig
 ) -> tuple[float, str]:
-    """(threshold, rule in words), by the rule of the configuration; each radiograph counts once."""
+    """Return (threshold, rule in words) by the configured rule; each radiograph counts once."""
     if config.threshold_rule == "given":
         return config.threshold, f"given: {config.threshold:g}"
     from sklearn.metrics import roc_curve
@@ -90,7 +95,7 @@ def choose_threshold(
     false_rate, true_rate, thresholds = false_rate[finite], true_rate[finite], thresholds[finite]
     if config.threshold_rule == "youden":
         # Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3
-        at = int(np.argmax(true_rate - false_rate))
-        return float(thresholds[at]), "highest sensitivity + specificity on validation (Youden)"
-    at = int(np.argmax(true_rate >= config.min_sensitivity - 1e-12))
-    return float(thresholds[at]), f"highest with a sensitivity of at least {config.min_sensitivity:g} on validation"
+        best = int(np.argmax(true_rate - false_rate))
+        return float(thresholds[best]), "highest sensitivity + specificity on validation (Youden)"
+    first = int(np.argmax(true_rate >= config.min_sensitivity - 1e-12))
+    return float(thresholds[first]), f"highest with a sensitivity of at least {config.min_sensitivity:g} on validation"

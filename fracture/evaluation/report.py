@@ -1,4 +1,4 @@
-"""From scores to a report: exact figures, pictures, one page, and the lines a person reads last."""
+"""Evaluation of a run's scores: metrics, plots, the report page, and the summary on the screen."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fracture.dataset.format import Dataset, Manifest, images_of
-from fracture.evaluation.gallery import Gallery, surest
-from fracture.evaluation.metrics import Evaluation, Figure, Metrics, by_radiograph, compute_metrics
+from fracture.evaluation.gallery import Gallery, select_most_confident
+from fracture.evaluation.metrics import Evaluation, Figure, Metrics, average_by_radiograph, compute_metrics
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
@@ -24,7 +24,7 @@ from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
 from fracture.storage import StoragePath
 
-NAMES = {  # figure -> what a reader calls it, in the order of the page
+NAMES = {  # figure -> its name on pages, in their order
     "auc": "AUC (area under the ROC curve)",
     "average_precision": "average precision",
     "accuracy": "accuracy",
@@ -42,15 +42,15 @@ NAMES = {  # figure -> what a reader calls it, in the order of the page
     "loss": "cross-entropy",
 }
 ORIGIN = "test_from:"
-_WORST = 6  # mistakes of each kind that are shown
+_MISTAKES = 6  # of each kind on the page
 
 
 def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
-    """Figures per image and per radiograph, at one threshold or at one for each row."""
+    """Compute metrics per image and per radiograph, at one threshold or at one for each row."""
     labels, probabilities, radiograph_ids, groups = (
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id", "group_id")
     )
-    first, (means, thresholds) = by_radiograph(
+    first, (means, thresholds) = average_by_radiograph(
         labels, radiograph_ids, probabilities, np.broadcast_to(threshold, labels.shape)
     )
     if np.ndim(threshold) == 0:
@@ -62,10 +62,11 @@ def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
 
 
 def evaluate_run(scores: pa.Table, dataset: Dataset, threshold: float) -> dict[str, Evaluation]:
-    """Validation and test; of several origins, test of each; where test leaks, also that part of it which does not.
+    """Evaluate validation and test.
 
     Returns:
-        "val", "test", perhaps "test_from:ORIGIN" and "test_without_leaks" -> figures.
+        "val" and "test" -> evaluation; also "test_from:ORIGIN" for each of several origins, and "test_without_leaks"
+        where a part of test leaks from training.
     """
     parts = {split: scores.filter(pc.equal(scores["split"], split)) for split in SPLITS[1:]}
     found = {split: evaluate(rows, threshold) for split, rows in parts.items() if len(rows)}
@@ -77,15 +78,15 @@ def evaluate_run(scores: pa.Table, dataset: Dataset, threshold: float) -> dict[s
     leak = dataset.manifest.leakage.get("test")
     if leak is not None and leak.leaking:
         seen = dataset.read_seen("group_id").combine_chunks()
-        apart = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group_id"], seen)))
-        if len(apart):
-            found["test_without_leaks"] = evaluate(apart, threshold)
+        unseen = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group_id"], seen)))
+        if len(unseen):
+            found["test_without_leaks"] = evaluate(unseen, threshold)
     return found
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a run's report tells."""
+    """The content of a run's report."""
 
     title: str
     dataset: Dataset
@@ -94,17 +95,17 @@ class Report:
     history: Sequence[dict[str, float]]  # empty where nothing was trained
     best_epoch: int
     facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
-    caveats: Sequence[str]  # what has to stand beside every figure
-    own_test: Evaluation | None = None  # of the model on the data set it comes from, where this is another
-    models: int = 1  # whose probabilities were averaged
-    gallery: Gallery | None = None  # of test
+    caveats: Sequence[str]  # shown beside every figure
+    own_test: Evaluation | None = None  # on the test split of the model's own dataset, if this dataset is another
+    models: int = 1  # number of models whose probabilities were averaged
+    gallery: Gallery | None = None  # of test radiographs
 
 
 def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
-    """Writes the plots as PNG files and `report.html`, which holds them all.
+    """Write the plots as PNG files, and `report.html`, which contains them all.
 
     Args:
-        scores: calibrated, of validation and test.
+        scores: calibrated scores of validation and test.
     """
     caption = "\n".join(report.caveats)
     test = scores.filter(pc.equal(scores["split"], "test"))
@@ -120,15 +121,15 @@ def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
-        comparison=comparison_line(report.own_test, report.evaluations["test"]) if report.own_test else "",
+        comparison=format_own_test_comparison(report.own_test, report.evaluations["test"]) if report.own_test else "",
         plots={name: png(data) for name, data in plots.items()},
-        mistakes=_mistakes(test, report),
+        mistakes=_find_worst_mistakes(test, report),
     )
     (folder / "report.html").write_bytes(page)
 
 
 def plot_scores(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics, caption: str) -> dict[str, bytes]:
-    """The plots of a test, as PNG files; curves only where both classes are there."""
+    """Plot a test, as name -> PNG file; the curves only if both classes are present."""
     plots = {"confusion_matrix": plot_confusion_matrix(metrics, caption)}
     if metrics["auc"] is not None:
         plots["roc"] = plot_roc(labels, probabilities, metrics, caption)
@@ -138,88 +139,88 @@ def plot_scores(labels: np.ndarray, probabilities: np.ndarray, metrics: Metrics,
     return plots
 
 
-def _mistakes(test: pa.Table, report: Report) -> list[dict[str, Any]]:
-    """The worst of each kind, one a radiograph, with their pictures."""
-    worst = surest(test, report.operating_point.threshold, _WORST)
+def _find_worst_mistakes(test: pa.Table, report: Report) -> list[dict[str, Any]]:
+    """Return the most confident mistakes of each kind, one image per radiograph."""
+    worst = select_most_confident(test, report.operating_point.threshold, _MISTAKES)
     shown = []
     for row in (*worst["false negatives"], *worst["false positives"]):
         block = report.dataset.read("test", row["row"], row["row"] + 1)
         pixels = images_of(block, report.dataset.image_size)
-        what = f"{CLASS_NAMES[row['label']]}, probability of a fracture {row['probability']:.2f}"
-        shown.append({"picture": picture(pixels[0, ..., 0]), "what": what, "path": row["source"]})
+        text = f"{CLASS_NAMES[row['label']]}, probability of a fracture {row['probability']:.2f}"
+        shown.append({"picture": picture(pixels[0, ..., 0]), "text": text, "path": row["source"]})
     return shown
 
 
-def caveats(manifest: Manifest) -> list[str]:
-    """What has to stand beside every figure made from this data."""
+def list_caveats(manifest: Manifest) -> list[str]:
+    """Return the warnings that belong beside every figure made from this dataset."""
     lines = []
     if manifest.synthetic:
-        lines.append("SYNTHETIC: drawn sample radiographs. Says that the job works, nothing about patients.")
-    told = [
+        lines.append(
+            "SYNTHETIC: generated sample radiographs. They show that the job works, and nothing about patients."
+        )
+    leaks = [
         f"{leak.leaking} of {leak.images} {split} images ({leak.by_kind['bytes']} byte for byte) show a radiograph or "
         f"patient that {leak.where} has too"
         for split, leak in sorted(manifest.leakage.items())
         if leak.leaking
     ]
-    if told:
+    if leaks:
         test = manifest.leakage.get("test")
-        advice = " No test image is left that does not: --split group makes one that can tell more."
+        advice = " No other test image is left: split the data with --split group to get a test without leaks."
         whole = test is not None and test.leaking == test.images
-        lines.append(f"MEMORY: {'; '.join(told)}.{advice if whole else ''}")
+        lines.append(f"LEAKAGE: {'; '.join(leaks)}.{advice if whole else ''}")
     if manifest.shortcuts:
-        told = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]
+        measures = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]
+        verb, pronoun = ("predicts", "it") if len(measures) == 1 else ("predict", "them")
         lines.append(
-            f"SHORTCUTS: in this data, {', '.join(told)} alone {'tells' if len(told) == 1 else 'tell'} the classes "
-            f"apart; a model may use {'it' if len(told) == 1 else 'them'} too."
+            f"SHORTCUTS: in this data, {', '.join(measures)} alone {verb} the class; a model may use {pronoun} too."
         )
     return lines
 
 
-def result_lines(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """The test result on a screen."""
+def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Return the lines that show the result on test on the screen."""
     lines = []
     for unit, m in reversed(evaluations["test"].items()):
         figures = ", ".join(
-            f"{word} {text(m, name)}"
+            f"{word} {format_figure(m.figures[name])}"
             for word, name in (("AUC", "auc"), ("sensitivity", "recall"), ("specificity", "specificity"))
         )
         lines.append(f"{'test' if unit == 'radiograph' else '':<10} {m.count:,} {unit}s: {figures}")
     m = evaluations["test"]["image"]
     lines.append(
-        f"           at threshold {m.threshold:.3f}, accuracy {text(m, 'accuracy')}: {m.true_positives} fractures "
-        f"found, {m.false_negatives} missed · {m.true_negatives} normals cleared, {m.false_positives} called fractures"
+        f"           at threshold {m.threshold:.3f}, accuracy {format_figure(m.figures['accuracy'])}: "
+        f"{m.true_positives} fractures found, {m.false_negatives} missed · {m.true_negatives} normals cleared, "
+        f"{m.false_positives} called fractures"
     )
     for name, evaluation in evaluations.items():
         if name.startswith(ORIGIN):
             m = evaluation["radiograph"]
-            lines.append(f"  {name.removeprefix(ORIGIN):<8} {m.count:,} radiographs: AUC {text(m, 'auc')}")
-    if apart := evaluations.get("test_without_leaks"):
-        m = apart["image"]
+            auc = format_figure(m.figures["auc"])
+            lines.append(f"  {name.removeprefix(ORIGIN):<8} {m.count:,} radiographs: AUC {auc}")
+    if without_leaks := evaluations.get("test_without_leaks"):
+        m = without_leaks["image"]
         lines.append(
-            f"           on the {m.count} images that do not leak from training: AUC {text(m, 'auc')}, "
-            f"accuracy {text(m, 'accuracy')}"
+            f"           on the {m.count} images that do not leak from training: AUC {format_figure(m.figures['auc'])}"
+            f", accuracy {format_figure(m.figures['accuracy'])}"
         )
     return lines
 
 
-def text(metrics: Metrics, name: str) -> str:
-    """A figure with its interval, for the screen."""
-    return figure_text(metrics.figures[name])
-
-
-def figure_text(figure: Figure) -> str:
+def format_figure(figure: Figure) -> str:
+    """Return a figure with its interval as text."""
     if figure.value is None:
         return "undefined"
     return f"{figure.value:.3f}" + (f" [{figure.low:.3f}, {figure.high:.3f}]" if figure.low is not None else "")
 
 
-def comparison_line(own: Evaluation, here: Evaluation) -> str:
-    """How far the score falls, or does not, from a model's own test to data from elsewhere."""
+def format_own_test_comparison(own: Evaluation, here: Evaluation) -> str:
+    """Compare a model's AUC on its own test split with its AUC on another dataset, in one line."""
     before, now = (evaluation["radiograph"]["auc"] for evaluation in (own, here))
     if before is None or now is None:
         return "compare    AUC per radiograph is undefined: one class only"
-    fall = before - now
-    verdict = f"{fall:.3f} lower here" if fall > 0 else f"{abs(fall):.3f} higher here"
+    drop = before - now
+    verdict = f"{drop:.3f} lower here" if drop > 0 else f"{abs(drop):.3f} higher here"
     low = here["radiograph"].figures["auc"].low
-    chance = "; the AUC on these cannot be told from guessing" if low is not None and low <= 0.5 else ""
+    chance = "; the AUC on these is not distinguishable from chance" if low is not None and low <= 0.5 else ""
     return f"compare    AUC per radiograph {before:.3f} on its own test, {now:.3f} on these: {verdict}{chance}"

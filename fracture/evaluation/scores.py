@@ -1,4 +1,4 @@
-"""Probabilities of every row of a split, each exactly once, on any number of workers."""
+"""Scoring: the probability of every row of a split, each exactly once, on any number of workers."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import SPLITS
 from fracture.storage import StoragePath
 
-# Scoring goes by fixed blocks of rows and fixed parts of them, so that a row meets the same neighbours in a batch, and
-# gets the same probability to the last bit, whoever scores it.
+# Blocks and batches are fixed. So a row is always in a batch with the same others, and gets the same probability to the
+# last bit on any number of workers.
 BLOCK_ROWS = 64
-AT_ONCE = 16  # in float32; more would take more memory than training did
+BATCH_SIZE = 16  # in float32; a larger batch would need more memory than training
 
 _SCHEMA = pa.schema(
     [
@@ -32,22 +32,23 @@ _SCHEMA = pa.schema(
 
 
 class Ensemble:
-    """Several models as one: the mean of their probabilities; with `flips`, of those of the mirror images as well."""
+    """The mean probability of several models; with `flips`, the mean over each image and its mirror image."""
 
     def __init__(self, models: Sequence[Any], flips: bool = False) -> None:
         self._models, self._flips = models, flips
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        """[N, 1] of images [N, H, W, 1]."""
+        """Return probabilities [N, 1] of images [N, H, W, 1]."""
         views = [images, images[:, :, ::-1]] if self._flips else [images]
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
 def score(model: Any, images: np.ndarray) -> np.ndarray:
-    """[N] float32 of images [N, H, W, 1] uint8, by parts of one size: for each other TensorFlow would compile anew."""
+    """Return the probabilities, [N] float32, of images [N, H, W, 1] uint8."""
     count = len(images)
-    full = np.concatenate([images, np.zeros_like(images, shape=(-count % AT_ONCE, *images.shape[1:]))])
-    parts = [model.predict_on_batch(full[at : at + AT_ONCE]) for at in range(0, len(full), AT_ONCE)]
+    # Every batch is full, since TensorFlow would compile the model again for another size.
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % BATCH_SIZE, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[i : i + BATCH_SIZE]) for i in range(0, len(full), BATCH_SIZE)]
     return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 
@@ -60,12 +61,12 @@ def score_blocks(
     each_block: Callable[[], None] = lambda: None,
     only: np.ndarray | None = None,
 ) -> pa.Table:
-    """Scores every `workers`-th block of a split, starting at block `rank`.
+    """Score every `workers`-th block of a split, starting at block `rank`.
 
     Args:
-        model: Keras model of images [N, H, W, 1] uint8 to probabilities [N, 1].
-        each_block: is called after each.
-        only: [rows] bool; the others are not scored, and blocks without any not read.
+        model: Keras model from images [N, H, W, 1] uint8 to probabilities [N, 1].
+        each_block: called after each block.
+        only: [rows] bool, the rows to score; blocks without any are not read.
     """
     rows = dataset.rows(split)
     tables = [_SCHEMA.empty_table()]
@@ -92,16 +93,16 @@ def score_blocks(
 
 
 def write_scores(run: StoragePath, scores: pa.Table, split: str, rank: int, workers: int) -> None:
-    _part(run, split, rank, workers).write_parquet(scores)
+    _scores_file(run, split, rank, workers).write_parquet(scores)
 
 
 def read_scores(run: StoragePath, dataset: Dataset, split: str, workers: int) -> pa.Table:
-    """All workers' scores of a split as one table in row order, not calibrated yet.
+    """Read all workers' scores of a split as one table in row order; they are not calibrated yet.
 
     Raises:
-        RunError: a row is missing or scored twice.
+        RunError: a row is missing, or was scored twice.
     """
-    parts = [_part(run, split, rank, workers).read_parquet() for rank in range(workers)]
+    parts = [_scores_file(run, split, rank, workers).read_parquet() for rank in range(workers)]
     scores = pa.concat_tables(parts).sort_by("row").combine_chunks()
     if not np.array_equal(scores["row"], np.arange(dataset.rows(split))):
         raise RunError(f"{split}: {scores.num_rows} scores for {dataset.rows(split)} images; run the job again")
@@ -109,25 +110,25 @@ def read_scores(run: StoragePath, dataset: Dataset, split: str, workers: int) ->
 
 
 def gather_scores(run: StoragePath, dataset: Dataset, workers: int, operating_point: OperatingPoint) -> pa.Table:
-    """Validation and test, calibrated, as one table in row order, also written as `predictions.parquet`."""
+    """Calibrate the scores of validation and test, and write them as `predictions.parquet` in row order."""
     gathered = pa.concat_tables([read_scores(run, dataset, split, workers) for split in SPLITS[1:]])
-    gathered = calibrate(gathered, operating_point)
+    gathered = calibrate_scores(gathered, operating_point)
     write_predictions(run, gathered)
     (run / "scores").delete()
     return gathered
 
 
-def calibrate(scores: pa.Table, operating_point: OperatingPoint) -> pa.Table:
-    """The same rows with calibrated probabilities."""
+def calibrate_scores(scores: pa.Table, operating_point: OperatingPoint) -> pa.Table:
+    """Return the same rows with calibrated probabilities."""
     calibrated = pa.array(operating_point.calibrate(scores["probability"].to_numpy()), pa.float32())
     field = _SCHEMA.field("probability")
     return scores.set_column(scores.schema.get_field_index(field.name), field, calibrated)
 
 
 def write_predictions(folder: StoragePath, scores: pa.Table) -> None:
-    """Every figure of a report can be computed again from this file."""
+    """Write `predictions.parquet`, from which every figure of a report can be computed again."""
     (folder / "predictions.parquet").write_parquet(scores)
 
 
-def _part(run: StoragePath, split: str, rank: int, workers: int) -> StoragePath:
+def _scores_file(run: StoragePath, split: str, rank: int, workers: int) -> StoragePath:
     return run / "scores" / f"{split}-{rank:05d}-of-{workers:05d}.parquet"

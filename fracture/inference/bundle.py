@@ -1,9 +1,9 @@
-"""What a run hands over: one folder with the model and everything needed to judge and use it.
+"""The bundle: the result of a run, one folder with the model and everything needed to judge and use it.
 
 `bundle.json` is written last: a folder without it is not a bundle.
 
-A SavedModel is a program, and `model.keras` may hold one; both are there for others. A bundle may come from anyone, so
-this program reads only its numbers and settings, all checked, and builds the network of them itself.
+A bundle may come from anyone. A SavedModel is a program, and `model.keras` may contain one, so both are for other
+programs only. This program reads a bundle's numbers and settings alone, checks them, and builds the network itself.
 """
 
 import platform
@@ -39,18 +39,19 @@ IMAGES = {
     "resize": "bilinear with antialiasing to the square; the aspect is not kept",
 }
 _TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
-_MOST_CARD = 2**24  # bytes; ours have some 20,000
-_MOST_WEIGHTS = 2**32  # bytes, of a billion weights; the reference network has 27 million
-_ANEW = "Fetch the bundle anew from where it was trained, or train anew."
+_MAX_CARD_BYTES = 2**24  # a usual bundle.json has some 20,000
+_MAX_WEIGHTS_BYTES = 2**32  # a billion weights; the reference network has 27 million
+_ADVICE = "Fetch the bundle again from where it was trained, or train again."
 
 
 def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePath) -> None:
-    """Writes the model into the bundle's folder, thrice.
+    """Write the model into the bundle's folder, in three formats.
 
     `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone.
 
     Args:
-        decision: its calibration goes into the last layer's weights, so that all give calibrated probabilities.
+        operating_point: its calibration becomes part of the last layer's weights, so that all three formats return
+            calibrated probabilities.
     """
     logit = model.get_layer("logit")
     kernel, bias = logit.get_weights()
@@ -66,9 +67,9 @@ def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePat
 
 
 def save_for_tensorflow(model: Any, folder: Path) -> Any:
-    """Writes a SavedModel, and gives the module that it holds.
+    """Write a SavedModel and return the module in it.
 
-    It takes [N, H, W, 1] float32 in [0, 255] by `serve`, uint8 by `serve_uint8`.
+    Its function `serve` takes images [N, H, W, 1] float32 in [0, 255], and `serve_uint8` takes uint8.
     """
     import tensorflow as tf
 
@@ -96,11 +97,11 @@ def write_bundle(
     evaluations: Mapping[str, Evaluation],
     initial: "Bundle | None" = None,
 ) -> None:
-    """Adds `bundle.json` to an exported model, and the hashes of the files that it has seen.
+    """Add `bundle.json` to an exported model, and the hashes of the files that it was trained on.
 
     Args:
-        initial: whose weights it began with, and which has seen files too.
         run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
+        initial: the bundle that the training started from; the model was trained on its files, too.
     """
     manifest = dataset.manifest
     content = {
@@ -110,8 +111,8 @@ def write_bundle(
         "input": {
             "shape": [None, manifest.image_size, manifest.image_size, 1],
             **IMAGES,
-            "pixel_mean": manifest.pixel_mean,  # the network subtracts it,
-            "pixel_std": manifest.pixel_std,  # and divides by this
+            "pixel_mean": manifest.pixel_mean,  # the first layer subtracts it
+            "pixel_std": manifest.pixel_std,  # and divides by it
         },
         "output": "probability of a fracture, calibrated",
         "operating_point": operating_point.model_dump(),
@@ -129,14 +130,15 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    seen = pa.Table.from_arrays([dataset.read_seen("sha256")], schema=_TRAINED_ON)
+    hashes = pa.Table.from_arrays([dataset.read_seen("sha256")], schema=_TRAINED_ON)
     if initial is not None:
-        seen = pa.concat_tables([seen, pa.table([list(initial.trained_on())], schema=_TRAINED_ON)])
-    (bundle / TRAINED_ON).write_parquet(seen)
+        hashes = pa.concat_tables([hashes, pa.table([list(initial.read_trained_on())], schema=_TRAINED_ON)])
+    (bundle / TRAINED_ON).write_parquet(hashes)
     (bundle / CARD).write_json(content)
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
     named = {name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow", "numpy")}
     return {"python": platform.python_version()} | named
 
@@ -148,7 +150,7 @@ class _Input(BaseModel):
 
 
 class _Card(BaseModel):
-    """What this program reads of `bundle.json`."""
+    """The part of `bundle.json` that this program reads."""
 
     synthetic: bool
     input: _Input
@@ -160,9 +162,9 @@ class _Card(BaseModel):
     def _fits_together(self) -> "_Card":
         size = self.config.data.image_size
         if self.input.shape[1:3] != (size, size):
-            raise ValueError(f"input.shape is {self.input.shape}, and config.data.image_size {size}")
+            raise ValueError(f"input.shape is {self.input.shape}, but config.data.image_size is {size}")
         if not 0 <= self.operating_point.threshold <= 1:
-            raise ValueError(f"decision.threshold is {self.operating_point.threshold}, not in 0 to 1")
+            raise ValueError(f"operating_point.threshold is {self.operating_point.threshold}, not in 0 to 1")
         for unit in ("image", "radiograph"):
             if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
                 raise ValueError(f"metrics.test.{unit} has no AUC")
@@ -171,13 +173,13 @@ class _Card(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A finished bundle, as read."""
+    """A finished bundle whose `bundle.json` was read and checked."""
 
     folder: StoragePath
     config: Config
     pixel_mean: float  # of the training images, in [0, 255]
     pixel_std: float
-    synthetic: bool  # trained on drawings
+    synthetic: bool  # trained on generated sample radiographs
     operating_point: OperatingPoint
     evaluations: dict[str, Evaluation]
 
@@ -185,44 +187,47 @@ class Bundle:
     def image_size(self) -> int:
         return self.config.data.image_size
 
-    def trained_on(self) -> set[bytes]:
-        """SHA-256 of the files that training or validation has seen."""
+    def read_trained_on(self) -> set[bytes]:
+        """Return the SHA-256 of every file of training and validation."""
         batches = (self.folder / TRAINED_ON).parquet_batches(_TRAINED_ON)
         return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
 
-    def groups_seen(self, dataset: Dataset) -> set[int]:
-        """Groups of which training or validation has seen a file, byte for byte; with it, it knows the whole group."""
-        seen = pa.array(self.trained_on(), pa.binary(32))
-        columns = pa.schema([pa.field("sha256", seen.type), pa.field("group_id", pa.int64())])
+    def find_seen_groups(self, dataset: Dataset) -> set[int]:
+        """Return the groups of a dataset that have a file of training or validation, byte for byte.
+
+        The whole group counts as seen, since its images show the same radiographs or patient.
+        """
+        hashes = pa.array(self.read_trained_on(), pa.binary(32))
+        columns = pa.schema([pa.field("sha256", hashes.type), pa.field("group_id", pa.int64())])
         batches = (dataset.folder / FILES).parquet_batches(columns)
-        known = (batch.filter(pc.is_in(batch["sha256"], seen)) for batch in batches)
-        return {group for batch in known for group in pc.unique(batch["group_id"]).to_pylist()}
+        seen = (batch.filter(pc.is_in(batch["sha256"], hashes)) for batch in batches)
+        return {group for batch in seen for group in pc.unique(batch["group_id"]).to_pylist()}
 
-    def fresh(self, dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
-        """Split -> [rows] bool: those that can test the model, which knows nothing of their group."""
-        known = list(self.groups_seen(dataset))
+    def find_unseen_rows(self, dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return split -> [rows] bool: true for rows whose group neither training nor validation has seen."""
+        seen = list(self.find_seen_groups(dataset))
         groups = {split: dataset.read_columns(split, ["group_id"])["group_id"].to_numpy() for split in splits}
-        return {split: ~np.isin(numbers, known) for split, numbers in groups.items()}
+        return {split: ~np.isin(numbers, seen) for split, numbers in groups.items()}
 
-    def model(self) -> Any:
-        """The Keras model of uint8 or float images [N, S, S, 1] in [0, 255] to calibrated probabilities [N, 1].
+    def load_model(self) -> Any:
+        """Build the Keras model from images [N, S, S, 1] in [0, 255], of any dtype, to calibrated probabilities [N, 1].
 
         Raises:
-            UsageError: see `weights`.
+            UsageError: see `load_weights`.
         """
-        arrays = self.weights()
+        arrays = self.load_weights()
 
         import tf_keras as keras
 
         from fracture.models import build_model
 
-        keras.mixed_precision.set_global_policy("float32")  # as when it was exported
+        keras.mixed_precision.set_global_policy("float32")  # as it was exported
         model = build_model(self.config, self.pixel_mean, self.pixel_std)
         model.set_weights(arrays)
         return model
 
-    def weights(self) -> list[np.ndarray]:
-        """In the order of `model.weights`, calibration within.
+    def load_weights(self) -> list[np.ndarray]:
+        """Return the weights in the order of `model.weights`; they include the calibration.
 
         Raises:
             UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
@@ -233,9 +238,9 @@ class Bundle:
         expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
         file = self.folder / WEIGHTS
         if not file.is_file():
-            raise UsageError(f"{file} is missing. {_ANEW}")
-        most = min(file_bytes(expected)[1], _MOST_WEIGHTS)
-        return load_arrays(file.read_bytes(most=most), expected, file, _ANEW)
+            raise UsageError(f"{file} is missing. {_ADVICE}")
+        most = min(file_bytes(expected)[1], _MAX_WEIGHTS_BYTES)
+        return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE)
 
 
 def is_bundle(folder: StoragePath) -> bool:
@@ -243,30 +248,31 @@ def is_bundle(folder: StoragePath) -> bool:
 
 
 def read_bundle(folder: StoragePath) -> Bundle:
-    """
+    """Read and check a bundle's `bundle.json`.
+
     Raises:
-        UsageError: no bundle there, one of another format, or one whose `bundle.json` is damaged.
+        UsageError: the folder is no bundle, a bundle of another format, or its `bundle.json` is damaged.
     """
     if not is_bundle(folder):
         raise UsageError(f"{folder} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
-    text = (folder / CARD).read_bytes(most=_MOST_CARD)
+    text = (folder / CARD).read_bytes(most=_MAX_CARD_BYTES)
     try:
         content = from_json(text)
     except ValueError:
-        raise UsageError(f"{folder / CARD} is damaged: not JSON. {_ANEW}") from None
+        raise UsageError(f"{folder / CARD} is damaged: not JSON. {_ADVICE}") from None
     format_version = content.get("format_version") if isinstance(content, dict) else None
     if format_version != FORMAT_VERSION:
         raise UsageError(
-            f"{folder} is of bundle format {format_version!r:.20}, and this program reads {FORMAT_VERSION}. "
-            "Read it with the version that wrote it, or train anew under another --run name."
+            f"{folder} has bundle format {format_version!r:.20}, and this program reads format {FORMAT_VERSION}. "
+            "Use the version of the program that wrote it, or train again under another --run name."
         )
     try:
         card = _Card.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         raise UsageError(
-            f"{folder / CARD} is damaged{f' at {where!r:.100}' if where else ''}: {first['msg']}. {_ANEW}"
+            f"{folder / CARD} is damaged{f' at {key!r:.100}' if key else ''}: {first['msg']}. {_ADVICE}"
         ) from None
     return Bundle(
         folder=folder,

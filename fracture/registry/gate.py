@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from fracture.config import GateConfig
 from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import UsageError
-from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, by_radiograph, compute_metrics
+from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, average_by_radiograph, compute_metrics
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
@@ -73,9 +73,9 @@ def compare_with_champion(
         )
     scores = (run / "predictions.parquet").read_parquet()
     scores = scores.filter(pc.equal(scores["split"], "test")).rename_columns({"probability": "challenger"})
-    seen_groups = [bundle.groups_seen(dataset) for bundle in (challenger, champion) if bundle is not None]
+    seen_groups = [bundle.find_seen_groups(dataset) for bundle in (challenger, champion) if bundle is not None]
     unseen = ~np.isin(scores["group_id"].to_numpy(), list(set().union(*seen_groups)))
-    model = None if champion is None else champion.model()
+    model = None if champion is None else champion.load_model()
     if model is not None:
         champion_scores = score_blocks(model, dataset, "test", rank=0, workers=1)
         scores = scores.append_column("champion", champion_scores["probability"])
@@ -102,7 +102,7 @@ def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
 def _resample_differences(scores: pa.Table) -> np.ndarray | None:
     names = ("label", "radiograph_id", "group_id", "challenger", "champion")
     labels, radiograph_ids, groups, *models = (scores[name].to_numpy() for name in names)
-    first, means = by_radiograph(labels, radiograph_ids, *models)
+    first, means = average_by_radiograph(labels, radiograph_ids, *models)
     if len(np.unique(labels)) < 2:
         return None
     return auc_differences(labels[first], *means, groups[first], resamples=_RESAMPLES)
@@ -111,7 +111,7 @@ def _resample_differences(scores: pa.Table) -> np.ndarray | None:
 def _measure_agreement(model: object, champion: Bundle, dataset: Dataset, changes: DataChanges) -> Metrics | None:
     """Score the champion on new radiographs of all splits, whose groups it has not seen."""
     chosen = changes.new_radiograph_ids[:_AGREEMENT_RADIOGRAPHS]  # a random sample, since the ids are hashes
-    seen, parts = list(champion.groups_seen(dataset)), []
+    seen, parts = list(champion.find_seen_groups(dataset)), []
     for split in dataset.splits:
         index = dataset.read_columns(split, ["radiograph_id", "group_id"])
         only = np.isin(index["radiograph_id"].to_numpy(), chosen) & ~np.isin(index["group_id"].to_numpy(), seen)
@@ -122,7 +122,7 @@ def _measure_agreement(model: object, champion: Bundle, dataset: Dataset, change
     labels, radiograph_ids, groups, values = (
         scores[name].to_numpy() for name in ("label", "radiograph_id", "group_id", "probability")
     )
-    first, (means,) = by_radiograph(labels, radiograph_ids, values)
+    first, (means,) = average_by_radiograph(labels, radiograph_ids, values)
     return compute_metrics(labels[first], means, groups[first], champion.operating_point.threshold, "radiograph")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fracture.dataset.format import Dataset, images_of
-from fracture.evaluation.metrics import as_json, by_radiograph
+from fracture.evaluation.metrics import as_json, average_by_radiograph
 from fracture.evaluation.plots import plot_drifts, plot_rocs
 from fracture.evaluation.report import NAMES
 from fracture.inference.bundle import Bundle
@@ -105,7 +105,8 @@ def _average_by_radiograph(retraining: Retraining) -> tuple[np.ndarray, dict[str
     if retraining.champion is not None:
         names[f"version {retraining.champion}, in use"] = "champion"
     labels, radiograph_ids, rows = (scores[name].to_numpy() for name in ("label", "radiograph_id", "row"))
-    first, means = by_radiograph(labels, radiograph_ids, *(scores[column].to_numpy() for column in names.values()))
+    probabilities = (scores[column].to_numpy() for column in names.values())
+    first, means = average_by_radiograph(labels, radiograph_ids, *probabilities)
     return labels[first], dict(zip(names, means, strict=True)), rows[first]
 
 

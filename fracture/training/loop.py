@@ -99,7 +99,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     if state is None:
         state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
         if assignment.initial is not None:
-            state.weights = assignment.initial.weights()
+            state.weights = assignment.initial.load_weights()
     watchdog.busy("reading the backbone's weights")
     backbone = _backbone(assignment)
 
@@ -462,7 +462,7 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
 
     from fracture.evaluation.gallery import make_gallery, write_gallery
     from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.scores import calibrate, read_scores, score_blocks, write_scores
+    from fracture.evaluation.scores import calibrate_scores, read_scores, score_blocks, write_scores
     from fracture.inference.bundle import export_model
     from fracture.models import build_model
 
@@ -484,6 +484,6 @@ def _score_and_export(assignment: Assignment, state: LoopState, rank: int, worke
         export_model(model, operating_point, assignment.run / "bundle")
         explaining = partial(watchdog.busy, "explaining test")
         explaining()
-        test = calibrate(read_scores(assignment.run, dataset, "test", workers), operating_point)
+        test = calibrate_scores(read_scores(assignment.run, dataset, "test", workers), operating_point)
         gallery = make_gallery(model, test, dataset, operating_point.threshold, each=explaining)
         write_gallery(assignment.run, gallery)

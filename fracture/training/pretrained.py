@@ -31,7 +31,7 @@ def keep_backbone(run: StoragePath, config: Config, initial: "Bundle | None") ->
     if (run / BACKBONE).is_file():
         return
     expected = _expected(config)
-    arrays = _named_weights(config) if initial is None else initial.weights()[: len(expected)]
+    arrays = _named_weights(config) if initial is None else initial.load_weights()[: len(expected)]
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(Path(folder) / BACKBONE, arrays, [array.name for array in expected])
         run.upload(Path(folder))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from fracture.config import Config, load_config
 from fracture.errors import RunError, UsageError
-from fracture.evaluation.contenders import choose, folder_of, read_contenders
+from fracture.evaluation.contenders import folder_name, read_contenders, select_contenders
 from fracture.workflows.arguments import Report, RunArguments, print_line, resumable, resume_hint
 from fracture.workflows.locking import hold_run_lock
 from fracture.workflows.preprocess import prepare_run_data
@@ -55,7 +55,7 @@ def compare(arguments: CompareArguments, report: Report = print_line) -> Compare
         KeyboardInterrupt: a signal came; what could be saved in time is saved. Its note says how to resume.
     """
     contenders = read_contenders(arguments.models)
-    chosen = choose(contenders, arguments.only)
+    chosen = select_contenders(contenders, arguments.only)
     configs = {title: _load_settings(arguments, title, contender) for title, contender in contenders.items()}
     run = arguments.folder
     if (run / "run.json").is_file() or "fold-1" in run.folders():
@@ -113,17 +113,17 @@ def _train_and_compare(
     for number, title in enumerate(chosen, 1):
         report(f"contender  {number} of {len(chosen)}: {title}")
         with _naming_contender(title):
-            pooled = train_folds(configs[title], dataset, run / folder_of(title), arguments.verbose, report)
-        from fracture.evaluation.folds import fold_lines  # loads scikit-learn
+            pooled = train_folds(configs[title], dataset, run / folder_name(title), arguments.verbose, report)
+        from fracture.evaluation.folds import format_folds  # loads scikit-learn
 
-        for line in [*fold_lines(pooled), f"report     {run / folder_of(title) / 'folds.html'}"]:
+        for line in [*format_folds(pooled), f"report     {run / folder_name(title) / 'folds.html'}"]:
             report(line)
     from fracture.evaluation.comparison import write_comparison
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
 
     shown = {title: contender for title, contender in contenders.items() if title in finished or title in chosen}
     measured = _measure(shown, dataset, run)
-    notes = caveats(dataset.manifest)
+    notes = list_caveats(dataset.manifest)
     write_comparison(run, dataset.manifest, measured, notes)
     return CompareResult(measured, notes, run)
 
@@ -137,7 +137,7 @@ def _check_contenders(
 
     finished = set()
     for title, config in configs.items():
-        folds = [run / folder_of(title) / f"fold-{number}" for number in range(1, len(dataset.manifest.folds) + 1)]
+        folds = [run / folder_name(title) / f"fold-{number}" for number in range(1, len(dataset.manifest.folds) + 1)]
         if all(is_bundle(fold / "bundle") for fold in folds):
             finished.add(title)
         elif title not in chosen:
@@ -156,14 +156,20 @@ def _check_contenders(
 def _measure(contenders: Mapping[str, ContenderSettings], dataset: Dataset, run: StoragePath) -> list[Contender]:
     """Return the figures, costs and paired differences of finished contenders."""
     from fracture.dataset.format import images_of
-    from fracture.evaluation.comparison import Contender, differences, figures, prediction_speeds, read_costs
+    from fracture.evaluation.comparison import (
+        Contender,
+        compute_differences,
+        compute_figures,
+        measure_prediction_speeds,
+        read_costs,
+    )
     from fracture.evaluation.folds import pool_folds
     from fracture.inference.bundle import read_bundle
 
-    folders = {title: run / folder_of(title) for title in contenders}
-    models = {title: read_bundle(folder / "fold-1" / "bundle").model() for title, folder in folders.items()}
+    folders = {title: run / folder_name(title) for title in contenders}
+    models = {title: read_bundle(folder / "fold-1" / "bundle").load_model() for title, folder in folders.items()}
     images = images_of(dataset.read("fold-1", 0, _TIMED_IMAGES), dataset.image_size)
-    speeds = prediction_speeds(models, images)
+    speeds = measure_prediction_speeds(models, images)
     pooled = {title: pool_folds(folder, dataset.manifest) for title, folder in folders.items()}
     baseline = next(iter(contenders))  # the first of those that are finished
     others = {
@@ -176,12 +182,12 @@ def _measure(contenders: Mapping[str, ContenderSettings], dataset: Dataset, run:
     return [
         Contender(
             title=title,
-            folder=folder_of(title),
+            folder=folder_name(title),
             settings=contender.settings,
             pooled=pooled[title],
-            figures=figures(pooled[title]),
+            figures=compute_figures(pooled[title]),
             costs=read_costs(folders[title], len(dataset.manifest.folds), models[title].count_params(), speeds[title]),
-            differences={other: differences(pooled[title], pooled[other], pairs) for other in others[title]},
+            differences={other: compute_differences(pooled[title], pooled[other], pairs) for other in others[title]},
         )
         for title, contender in contenders.items()
     ]

@@ -75,7 +75,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.operating_point import mean_operating_point
     from fracture.evaluation.report import Report as EvaluationReport
-    from fracture.evaluation.report import caveats, evaluate_run, write_report
+    from fracture.evaluation.report import evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
     from fracture.inference.bundle import read_bundle, versions
 
@@ -87,11 +87,11 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             f"{which} trained on every one of these {len(is_new)} images, or on others of their radiograph or patient: "
             "they cannot test it. Name radiographs that are new to it."
         )
-    models = [bundle.model() for bundle in bundles]
+    models = [bundle.load_model() for bundle in bundles]
     scores = score_blocks(Ensemble(models, arguments.flips), dataset, "test", rank=0, workers=1, only=is_new)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
-    notes = [*model_caveats(bundles), *caveats(dataset.manifest)]
+    notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
     evaluations = evaluate_run(scores, dataset, operating_point.threshold)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
@@ -155,7 +155,7 @@ def prepare_test_data(
             f"{dataset.folder}: the model needs a test split of images of {image_size} pixels; these shards have "
             f"{', '.join(dataset.splits)} of {dataset.image_size}. Name the radiographs with --data instead."
         )
-    is_new = [bundle.fresh(dataset, ["test"])["test"] for bundle in bundles]
+    is_new = [bundle.find_unseen_rows(dataset, ["test"])["test"] for bundle in bundles]
     return dataset, np.logical_and.reduce(is_new)
 
 

@@ -44,14 +44,14 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
         UsageError: the bundle, the data or the folder for the page cannot be used.
     """
     from fracture.evaluation.gallery import make_gallery
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
     from fracture.inference.bundle import read_bundle
     from fracture.page import render
 
     bundle, page = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out) / PAGE
     dataset, is_new = prepare_test_data(arguments, [bundle], report)
-    model, threshold = bundle.model(), bundle.operating_point.threshold
+    model, threshold = bundle.load_model(), bundle.operating_point.threshold
     done = {"score": 0, "explain": 0}
 
     def advance(stage: str, images: int, total: int | None) -> None:
@@ -61,7 +61,7 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
     with ProgressBars() as bars:
         scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", BLOCK_ROWS, len(is_new)))
         gallery = make_gallery(model, scores, dataset, threshold, arguments.count, lambda: advance("explain", 1, None))
-    notes = [*model_caveats([bundle]), *caveats(dataset.manifest)]
+    notes = [*model_caveats([bundle]), *list_caveats(dataset.manifest)]
     if seen := len(is_new) - sum(is_new):
         notes.append(
             f"SEEN: the model was trained on {seen} of these {len(is_new)} images, or on others of their radiograph or "

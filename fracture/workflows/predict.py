@@ -54,12 +54,12 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     Raises:
         UsageError: the model, the data or the file for the predictions cannot be used.
     """
-    from fracture.inference.predict import check_out, find_inputs, predict, write_results
+    from fracture.inference.batch_prediction import check_output, find_inputs, predict, write_results
 
     bundle, facts = _read_model(arguments)
     out = storage_path(arguments.out)
     inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size)
-    check_out(out, inputs)
+    check_output(out, inputs)
     report(f"model      {', '.join(f'{name} {value}' for name, value in facts.items())}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")
     started = time.monotonic()

@@ -314,7 +314,7 @@ def _judge_challenger(
     registry: Registry, version: Version, dataset: Dataset, config: Config, report: Report
 ) -> Retraining:
     """Score challenger and champion, apply the gate's rules, and write scores, page and `decision.json`."""
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.registry.data_changes import find_data_changes
     from fracture.registry.gate import apply_rules, compare_with_champion
     from fracture.registry.retraining_page import Retraining, render_retraining_page
@@ -338,7 +338,7 @@ def _judge_challenger(
         changes=changes,
         rules=apply_rules(compared, changes, dataset.manifest, config.gate),
         dataset=dataset,
-        caveats=caveats(dataset.manifest),
+        caveats=list_caveats(dataset.manifest),
     )
     folder = registry.tick_folder(version.tick)
     (folder / "scores.parquet").write_parquet(compared.scores)

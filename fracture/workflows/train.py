@@ -60,9 +60,9 @@ def train(arguments: TrainArguments, report: Report = print_line) -> TrainResult
             pooled = train_folds(config, dataset, run, arguments.verbose, report)
         else:
             evaluations = train_run(config, dataset, run, arguments.verbose, report)
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
 
-    return TrainResult(run, evaluations, pooled, caveats(manifest))
+    return TrainResult(run, evaluations, pooled, list_caveats(manifest))
 
 
 def check_weights(config: Config, run: StoragePath) -> None:
@@ -114,10 +114,10 @@ def train_folds(
         report(f"fold       {number} of {len(dataset.manifest.folds)}: {title} is test")
         train_run(config, dataset.fold(number), run / f"fold-{number}", verbose, report)
     from fracture.evaluation.folds import pool_folds, write_folds
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
 
     pooled = pool_folds(run, dataset.manifest)
-    write_folds(run, dataset.manifest, pooled, caveats(dataset.manifest))
+    write_folds(run, dataset.manifest, pooled, list_caveats(dataset.manifest))
     return pooled
 
 
@@ -148,7 +148,7 @@ def _finish(
     from fracture.evaluation.gallery import read_gallery
     from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report as RunReport
-    from fracture.evaluation.report import caveats, evaluate_run, write_report
+    from fracture.evaluation.report import evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import gather_scores, read_scores
     from fracture.inference.bundle import versions, write_bundle
     from fracture.training.checkpoint import BACKBONE
@@ -176,7 +176,7 @@ def _finish(
         outcome.history,
         outcome.best_epoch,
         facts,
-        caveats(manifest),
+        list_caveats(manifest),
         gallery=read_gallery(run),
     )
     write_report(run / "report", page, scores)

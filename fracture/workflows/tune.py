@@ -48,7 +48,7 @@ def tune(arguments: TuneArguments, report: Report = print_line) -> TuneResult:
 
 
 def _prepare_and_search(arguments: TuneArguments, run: StoragePath, report: Report) -> TuneResult:
-    from fracture.evaluation.report import caveats
+    from fracture.evaluation.report import list_caveats
     from fracture.training.launch import with_data_of
     from fracture.tuning.space import BEST, check_trials, read_results, write_best, write_results
 
@@ -70,7 +70,7 @@ def _prepare_and_search(arguments: TuneArguments, run: StoragePath, report: Repo
         _search(config, dataset, run, results, arguments.verbose, report)
     trials = [results[number] for number in numbers]
     write_best(run, config, trials)
-    return TuneResult(trials, run / BEST, dataset.folder, caveats(manifest))
+    return TuneResult(trials, run / BEST, dataset.folder, list_caveats(manifest))
 
 
 def _search(

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_manifest
-from fracture.evaluation.metrics import Metrics, by_radiograph, compute_metrics
+from fracture.evaluation.metrics import Metrics, average_by_radiograph, compute_metrics
 from fracture.preparation.output import name_output_folder
 from fracture.preparation.source import find_source
 from fracture.storage import storage_path
@@ -91,7 +91,7 @@ def _auc(scores: pa.Table, unit: str = "radiograph") -> list[float]:
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id", "group_id")
     )
     if unit == "radiograph":
-        first, [probabilities] = by_radiograph(labels, radiograph_ids, probabilities)
+        first, [probabilities] = average_by_radiograph(labels, radiograph_ids, probabilities)
         labels, groups = labels[first], groups[first]
     found: Metrics = compute_metrics(labels, probabilities, groups, 0.5)
     figure = found.figures["auc"]

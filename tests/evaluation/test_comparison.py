@@ -1,46 +1,57 @@
 import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from fracture.dataset.format import Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.comparison import (
     Contender,
-    comparison_lines,
-    differences,
-    figures,
-    prediction_speeds,
+    compute_differences,
+    compute_figures,
+    format_comparison,
+    format_table,
+    measure_prediction_speeds,
     read_costs,
-    table_lines,
     write_comparison,
 )
-from fracture.evaluation.contenders import ContenderSettings, choose, folder_of, read_contenders
-from fracture.evaluation.folds import Pooled, pool_folds
+from fracture.evaluation.contenders import ContenderSettings, folder_name, read_contenders, select_contenders
+from fracture.evaluation.folds import PooledFolds, pool_folds
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.scores import write_predictions
-from fracture.storage import storage_path
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
 
-FOLDS = {"fold-1": 8, "fold-2": 8, "fold-3": 8}
+RESAMPLES = 300
 
 
-@pytest.fixture
-def trained(tmp_path) -> Callable[..., Pooled]:
-    """Three finished folds of a contender, whose test images are half fractures; it has those of `wrong` reversed."""
-    manifest = write_shards(storage_path(tmp_path / "shards"), FOLDS)
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return write_shards(storage_path(tmp_path_factory.mktemp("shards")), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
 
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> StoragePath:
+    return storage_path(tmp_path_factory.mktemp("runs") / "x")
+
+
+@pytest.fixture(scope="module")
+def trained(run: StoragePath, manifest: Manifest) -> Callable[..., PooledFolds]:
+    """Three finished folds of a contender, whose test images are half fractures; it reverses those of `wrong`."""
+
+    @cache
     def write(
         name: str,
         wrong: tuple[int, ...] = (),
         label: int | None = None,
         workers: int = 2,
         scale: float = 1,
-    ) -> Pooled:
+    ) -> PooledFolds:
         for number in (1, 2, 3):
-            fold, labels = storage_path(tmp_path / "runs/x" / name / f"fold-{number}"), np.arange(8) % 2
+            fold, labels = run / name / f"fold-{number}", np.arange(8) % 2
             radiograph_ids = np.arange(10 * number, 10 * number + 8)
             table = {
                 "row": np.arange(8),
@@ -57,52 +68,52 @@ def trained(tmp_path) -> Callable[..., Pooled]:
             (fold / "bundle/weights.npz").write_bytes(bytes(2_000_000))
             epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
             (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())
-        return pool_folds(storage_path(tmp_path / "runs/x" / name), manifest)
+        return pool_folds(run / name, manifest)
 
     return write
 
 
 def contender(
-    title: str, pooled: Pooled, folder: Path, baseline: Pooled | None = None, base: str = "base"
+    title: str, pooled: PooledFolds, run: StoragePath, baseline: PooledFolds | None = None, base: str = "base"
 ) -> Contender:
-    costs = read_costs(storage_path(folder / "runs/x" / folder_of(title)), 3, parameters=1234, images_per_second=50.4)
-    found = {} if baseline is None else {base: differences(pooled, baseline, pairs=2)}
-    return Contender(title, folder_of(title), {"model.dropout": 0.1}, pooled, costs, figures(pooled), found)
+    costs = read_costs(run / folder_name(title), 3, parameters=1234, images_per_second=50.4)
+    found = {} if baseline is None else {base: compute_differences(pooled, baseline, pairs=2, resamples=RESAMPLES)}
+    return Contender(title, folder_name(title), {"model.dropout": 0.1}, pooled, costs, compute_figures(pooled), found)
 
 
 def test_differences_are_of_the_same_radiographs(trained):
     """A third of the fractures missed, a third of the normals called; of 48 pairs within folds 32 in order."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
-    assert figures(wrong)["auc"].value == pytest.approx(32 / 48)
-    found = differences(right, wrong, pairs=1)
+    assert compute_figures(wrong)["auc"].value == pytest.approx(32 / 48)
+    found = compute_differences(right, wrong, pairs=1)
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         dict.fromkeys(("auc", "recall", "specificity"), 1 / 3)
     )
-    # Of 12 fractures each is in the fold that was missed with a chance of a third: √(⅓ · ⅔ / 12) = .136.
+    # Each of 12 fractures is in the fold that was missed with a probability of a third: √(⅓ · ⅔ / 12) = .136.
     recall = found["recall"]
     assert (recall.high - recall.low) / 2 == pytest.approx(1.96 * 0.136, rel=0.1)
-    same = differences(wrong, wrong, pairs=1)["auc"]
-    assert (same.value, same.low, same.high) == (0, None, None), "what does not vary has no interval, and proves none"
+    same = compute_differences(wrong, wrong, pairs=1, resamples=RESAMPLES)["auc"]
+    assert (same.value, same.low, same.high) == (0, None, None), "without variation there is no interval"
 
 
 def test_a_fold_whose_probabilities_are_all_lower_changes_no_auc(trained):
     """Pooled, its 4 fractures come after the 8 normals of the other folds: 32 of 144 pairs."""
-    base, lower = trained("base"), trained("lower", scale=0.1)
+    right, lower = trained("right"), trained("lower", scale=0.1)
     assert lower.whole["radiograph"]["auc"] == pytest.approx(112 / 144)
-    assert figures(lower)["auc"].value == 1
-    assert differences(lower, base, pairs=1)["auc"].value == 0
+    assert compute_figures(lower)["auc"].value == 1
+    assert compute_differences(lower, right, pairs=1, resamples=RESAMPLES)["auc"].value == 0
 
 
 def test_intervals_of_several_contenders_hold_for_all_together(trained):
-    """Of ten, each has 99.5 %: of a normal distribution 2.81 / 1.96 times as wide."""
+    """For ten pairs each has 99.5 %: in a normal distribution it is 2.81 / 1.96 times as wide."""
     right, wrong = trained("right"), trained("wrong", wrong=(3,))
-    one, ten = (differences(right, wrong, pairs=n)["recall"] for n in (1, 10))
+    one, ten = (compute_differences(right, wrong, pairs)["recall"] for pairs in (1, 10))
     assert ten.low < one.low < one.value < one.high < ten.high
     assert (ten.high - ten.low) / (one.high - one.low) == pytest.approx(2.81 / 1.96, rel=0.15)
 
 
-def test_costs_are_those_of_all_folds(trained, tmp_path):
-    costs = contender("right", trained("right"), tmp_path).costs
+def test_costs_are_those_of_all_folds(trained, run):
+    costs = contender("right", trained("right"), run).costs
     assert (costs.epochs, costs.training_seconds, costs.memory_gb) == (6, 360, 1.5)
     assert costs.trained_on == ("2 workers, float32",)
     assert (costs.parameters, costs.trained_parameters, costs.weights_bytes) == (1234, 7, 2_000_000)
@@ -119,67 +130,64 @@ def test_models_take_turns_when_predictions_are_timed():
             turns.append(self._name)
             return images[:, :1, 0, 0] / 256
 
-    speeds = prediction_speeds({"a": Model("a"), "b": Model("b")}, np.zeros((16, 4, 4, 1), np.uint8))
+    speeds = measure_prediction_speeds({"a": Model("a"), "b": Model("b")}, np.zeros((16, 4, 4, 1), np.uint8))
     assert turns == ["a", "b"] * 6, "the first round compiles"
     assert min(speeds.values()) > 0
 
 
-def test_the_page_the_table_and_the_screen_say_which_is_better(trained, tmp_path):
+def test_the_page_the_table_and_the_screen_say_which_is_better(trained, run, manifest):
     base, better, same = trained("base", wrong=(2, 3)), trained("b-better-b"), trained("same", wrong=(1, 2))
     contenders = [
-        contender("base", base, tmp_path),
-        contender("<b>better</b>", better, tmp_path, base),
-        contender("same", same, tmp_path, base),
+        contender("base", base, run),
+        contender("<b>better</b>", better, run, base),
+        contender("same", same, run, base),
     ]
-    contenders[2].differences["<b>better</b>"] = differences(same, better, pairs=2)
-    run = storage_path(tmp_path / "runs/x")
-    write_comparison(run, write_shards(storage_path(tmp_path / "shards"), FOLDS), contenders, ["SYNTHETIC: x"])
-    page = " ".join((tmp_path / "runs/x/comparison.html").read_text().split())
-    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is by AUC better than base on these radiographs: AUC +0.667" in page
-    assert "<b>same</b> is by AUC not to be told apart from base: AUC +0.000" in page
-    assert "<b>same</b> is by AUC worse than &lt;b&gt;better&lt;/b&gt; on these radiographs: AUC -0.667" in page
-    assert "They are widened (Bonferroni) to hold for all 3 pairs together" in page
+    contenders[2].differences["<b>better</b>"] = compute_differences(same, better, pairs=2, resamples=RESAMPLES)
+    write_comparison(run, manifest, contenders, ["SYNTHETIC: x"])
+    page = " ".join((run / "comparison.html").read_bytes().decode().split())
+    assert "<b>&lt;b&gt;better&lt;/b&gt;</b> is better than base by AUC on these radiographs: AUC +0.667" in page
+    assert "<b>same</b> is not distinguishable from base by AUC: AUC +0.000" in page
+    assert "<b>same</b> is worse than &lt;b&gt;better&lt;/b&gt; by AUC on these radiographs: AUC -0.667" in page
+    assert "The intervals are widened (Bonferroni) to hold for all 3 pairs together" in page
     assert '<a href="b-better-b/folds.html">' in page
     assert page.count("data:image/png;base64,") == 1
     assert "SYNTHETIC: x" in page
-    told = "\n".join(comparison_lines(contenders))
-    assert "better than base on these radiographs: AUC +0.667 [" in told
-    assert "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker (2 workers, float32)" in told
-    assert (tmp_path / "runs/x/comparison.md").read_text().splitlines() == table_lines(contenders)
-    assert table_lines(contenders)[2].startswith("| base | 0.333 [")
-    assert table_lines(contenders)[-1].startswith(
-        "same is by AUC worse than <b>better</b> on these radiographs: AUC -0.667 ["
+    screen = "\n".join(format_comparison(contenders))
+    assert "better than base by AUC on these radiographs: AUC +0.667 [" in screen
+    assert (
+        "1,234 parameters, 6.0 min of training, 50 images/s predicted, 1.5 GB a worker (2 workers, float32)" in screen
     )
-    written = json.loads((tmp_path / "runs/x/comparison.json").read_text())
+    assert (run / "comparison.md").read_bytes().decode().splitlines() == format_table(contenders)
+    assert format_table(contenders)[2].startswith("| base | 0.333 [")
+    assert format_table(contenders)[-1].startswith(
+        "same is worse than <b>better</b> by AUC on these radiographs: AUC -0.667 ["
+    )
+    written = (run / "comparison.json").read_json()
     assert written["baseline"] == "base"
     assert written["contenders"]["same"]["differences"]["base"]["auc"]["value"] == 0
     assert written["contenders"]["same"]["costs"]["training_seconds"] == 360
 
 
-def test_the_worse_and_the_undefined_are_called_so(trained, tmp_path):
-    good, bad = trained("good"), trained("bad", wrong=(2, 3))
-    assert (
-        contender("bad", bad, tmp_path, good, "good").verdict("good") == "by AUC worse than good on these radiographs"
-    )
+def test_the_worse_and_the_undefined_are_called_so(trained, run, manifest):
+    right, bad = trained("right"), trained("base", wrong=(2, 3))
+    verdict = contender("base", bad, run, right, "right").verdict("right")
+    assert verdict == "is worse than right by AUC on these radiographs"
     alone = trained("alone", label=1)
-    one_class = contender("alone", alone, tmp_path, alone, "alone")
+    one_class = contender("alone", alone, run, alone, "alone")
     assert one_class.differences["alone"]["specificity"].value is None
-    assert one_class.verdict("alone") == "not to be compared with alone: test has one class only"
-    assert "AUC undefined, sensitivity +0.000" in comparison_lines([one_class])[2]
-    manifest = write_shards(storage_path(tmp_path / "shards"), FOLDS)
-    write_comparison(storage_path(tmp_path / "runs/x"), manifest, [contender("alone", alone, tmp_path), one_class], [])
-    assert "undefined" in (tmp_path / "runs/x/comparison.html").read_text()
+    assert one_class.verdict("alone") == "cannot be compared with alone: test has one class only"
+    assert "AUC undefined, sensitivity +0.000" in format_comparison([one_class])[2]
+    write_comparison(run, manifest, [contender("alone", alone, run), one_class], [])
+    assert b"undefined" in (run / "comparison.html").read_bytes()
 
 
-def test_the_page_says_where_trainings_are_not_alike(trained, tmp_path):
-    base, other = trained("base"), trained("other", wrong=(3,), workers=1)
-    told = "They were not all trained on as many workers, or"
-    for pooled, title, expected in ((base, "base", False), (other, "other", True)):
-        contenders = [contender("base", base, tmp_path), contender(title, pooled, tmp_path, base)]
-        write_comparison(
-            storage_path(tmp_path / "runs/x"), write_shards(storage_path(tmp_path / "shards"), FOLDS), contenders, []
-        )
-        assert (told in (tmp_path / "runs/x/comparison.html").read_text()) == expected
+def test_the_page_warns_where_trainings_differ(trained, run, manifest):
+    right, other = trained("right"), trained("other", wrong=(3,), workers=1)
+    for pooled, title, expected in ((right, "right", False), (other, "other", True)):
+        contenders = [contender("right", right, run), contender(title, pooled, run, right)]
+        write_comparison(run, manifest, contenders, [])
+        page = (run / "comparison.html").read_bytes()
+        assert (b"Not all folds were trained on the same number of workers, or" in page) == expected
 
 
 def test_every_model_has_its_curve():
@@ -201,35 +209,38 @@ def test_contenders_are_read_in_the_order_of_their_file(tmp_path):
         "wide, no dropout": ContenderSettings(wide, None),
         "wide": ContenderSettings({}, "wide, no dropout"),
     }
-    assert folder_of("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
-    assert list(choose(found, ["wide, no dropout"])) == ["wide, no dropout"]
+    assert folder_name("MobileNetV2, ImageNet") == "mobilenetv2-imagenet"
+    assert list(select_contenders(found, ["wide, no dropout"])) == ["wide, no dropout"]
     with pytest.raises(UsageError, match=r"--only 'deep': there is no such contender. There are: 'cnn', 'wide, no dro"):
-        choose(found, ["deep"])
+        select_contenders(found, ["deep"])
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"--models .* names no contender; the line 'cnn: \{\}' would name one"),
+        ("", r"--models .* names no contender. Add one, such as the line 'cnn: \{\}'"),
         ("- cnn", r"--models .*: must hold settings such as"),
         ("cnn: resnet50", r"contender 'cnn' must hold settings such as .*, or \{\} for none; it holds 'resnet50'"),
         ("cnn:", r"contender 'cnn' must hold settings .*; it holds None"),
         (
             "cnn: {data: {image_size: 96}}",
-            r"contender 'cnn' sets data.image_size = 96, and all .* same shards. Set it for all of them: --set data.im",
+            r"contender 'cnn' sets data.image_size = 96, but all .* same shards. Set it for all of them: --set data.im",
         ),
-        ("a b: {}\nA-B: {}", r"the titles 'a b' and 'A-B' would both have the folder 'a-b'. Change a word of one"),
-        ("'+': {}", r"the title '\+' has no letter a-z and no digit. Give it some"),
-        ("Fold 1: {}", r"the title 'Fold 1' would have the folder 'fold-1', as a fold has"),
-        ('"a\\nb": {}', r"the title 'a\\nb' has a line break or a \$, or begins with _. Leave it out"),
-        ("a: {}\nb: {against: c}\nd: {}", r"'b' has against: 'c'. All but the first are .* may name another, too: 'd'"),
-        ("a: {against: b}\nb: {}", r"contender 'a' has against: 'b'. All but the first are compared with the first"),
-        ("a: {}\nb: {against: a}", r"contender 'b' has against: 'a'. All but the first are compared with the first"),
+        ("a b: {}\nA-B: {}", r"the titles 'a b' and 'A-B' would both get the folder name 'a-b'. Change a word of one"),
+        ("'+': {}", r"the title '\+' has no letter a-z and no digit. Add one"),
+        ("Fold 1: {}", r"the title 'Fold 1' would get the folder name 'fold-1', which a fold has"),
+        ('"a\\nb": {}', r"the title 'a\\nb' has a line break or a \$, or begins with _. Remove it"),
+        (
+            "a: {}\nb: {against: c}\nd: {}",
+            r"'b' has against: 'c'. All contenders .* all but the first may also name one of these: 'd'",
+        ),
+        ("a: {against: b}\nb: {}", r"contender 'a' has against: 'b'. All contenders are compared with the first"),
+        ("a: {}\nb: {against: a}", r"contender 'b' has against: 'a'. All contenders are compared with the first"),
         ("_cnn: {}", r"the title '_cnn' has a line break"),
         ("5 $: {}", r"the title '5 \$' has a line break"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(tmp_path, text: str, message: str):
+def test_contenders_that_cannot_be_compared_are_refused(tmp_path, text: str, message: str):
     file = tmp_path / "models.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=message):

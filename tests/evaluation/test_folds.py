@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fracture.evaluation.folds import fold_lines, pool_folds, write_folds
+from fracture.evaluation.folds import format_folds, pool_folds, write_folds
 from fracture.evaluation.scores import write_predictions
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
@@ -32,7 +32,7 @@ def run(tmp_path) -> StoragePath:
     return folder
 
 
-def test_pooled_figures_take_each_fold_at_its_own_threshold(run, tmp_path):
+def test_pooled_metrics_use_each_folds_own_threshold(run, tmp_path):
     manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
     pooled = pool_folds(run, manifest)
     assert pooled.whole["image"].count == 24
@@ -40,7 +40,7 @@ def test_pooled_figures_take_each_fold_at_its_own_threshold(run, tmp_path):
     assert [evaluation["image"]["accuracy"] for evaluation in pooled.folds.values()] == [1, 1, 0.5]
     assert pooled.whole["image"]["accuracy"] == pytest.approx(20 / 24)
     assert pooled.spread("auc") == pytest.approx((2 / 3, np.std([1, 1, 0], ddof=1)))
-    assert "mean       AUC per radiograph 0.667, standard deviation over folds 0.577" in fold_lines(pooled)
+    assert "mean       AUC per radiograph 0.667, standard deviation over folds 0.577" in format_folds(pooled)
     write_folds(run, manifest, pooled, ["SYNTHETIC: x"])
     assert json.loads((tmp_path / "runs/x/folds.json").read_text())["folds"]["fold-3"]["image"]["count"] == 8
     page = (tmp_path / "runs/x/folds.html").read_text()

@@ -3,7 +3,6 @@ import pyarrow as pa
 import pytest
 import tf_keras as keras
 
-from fracture.dataset.format import Dataset
 from fracture.evaluation.gallery import (
     GROUPS,
     Example,
@@ -11,7 +10,7 @@ from fracture.evaluation.gallery import (
     make_gallery,
     overlay,
     read_gallery,
-    surest,
+    select_most_confident,
     write_gallery,
 )
 from fracture.evaluation.scores import score_blocks
@@ -19,7 +18,7 @@ from fracture.models import build_model
 from fracture.page import render
 from fracture.storage import storage_path
 
-FOUND = pa.table(
+SCORES = pa.table(
     {
         "row": range(8),
         "radiograph_id": [1, 1, 2, 3, 4, 5, 5, 6],
@@ -30,10 +29,10 @@ FOUND = pa.table(
 
 
 def rows(count: int) -> dict[str, list[int]]:
-    return {name: [row["row"] for row in group] for name, group in surest(FOUND, 0.5, count).items()}
+    return {name: [row["row"] for row in group] for name, group in select_most_confident(SCORES, 0.5, count).items()}
 
 
-def test_each_group_begins_with_the_surest_and_has_a_radiograph_once():
+def test_each_group_begins_with_the_most_confident_and_has_a_radiograph_once():
     assert rows(3) == {
         "true positives": [1, 2],  # not 0, of the same radiograph as 1
         "false positives": [4],  # 0.5 is a fracture
@@ -44,16 +43,16 @@ def test_each_group_begins_with_the_surest_and_has_a_radiograph_once():
 
 
 @pytest.fixture
-def made(tiny_config, shard_folder):
-    """A gallery of a network that has learned nothing: the weights are those of the third that it is compared with."""
-    folder, manifest = shard_folder(test=30)
+def made(tiny_config, dataset):
+    """A gallery of an untrained network, whose weights are those of the third random network it is compared with."""
+    data = dataset(test=30)
     model = build_model(tiny_config(), 100.0, 50.0)
     keras.utils.set_random_seed(2)
     model = keras.models.clone_model(model)
-    test = score_blocks(model, Dataset(folder, manifest), "test", 0, 1)
+    test = score_blocks(model, data, "test", 0, 1)
     middle = float(np.median(test["probability"]))
     steps: list[int] = []
-    return make_gallery(model, test, Dataset(folder, manifest), middle, 2, lambda: steps.append(1)), steps, middle
+    return make_gallery(model, test, data, middle, 2, lambda: steps.append(1)), steps, middle
 
 
 def test_a_gallery_holds_groups_and_a_sanity_check_that_an_untrained_network_fails(made, tmp_path):
@@ -66,9 +65,11 @@ def test_a_gallery_holds_groups_and_a_sanity_check_that_an_untrained_network_fai
             assert int(example.path.removeprefix("test/").removesuffix(".png")) % 2 == label
             assert (example.probability >= middle) == fracture
             assert example.radiograph != example.explained
-    assert gallery.likeness[2] == pytest.approx(1, abs=1e-3)
-    assert not gallery.is_sane
-    assert gallery.sanity.startswith("SANITY: do not believe these maps. Of 5 copies of the network with random")
+    assert gallery.similarity[2] == pytest.approx(1, abs=1e-3)
+    assert not gallery.passes_sanity_check
+    assert gallery.sanity_check.startswith(
+        "SANITY CHECK FAILED: do not rely on these maps. At least one of 5 copies of the network with random"
+    )
     assert len(steps) == 6
     write_gallery(storage_path(tmp_path), gallery)
     assert read_gallery(storage_path(tmp_path)) == gallery
@@ -79,7 +80,7 @@ def test_a_page_has_the_four_groups_and_names_as_text():
     script = "<script>alert(1)</script>"
     example = Example(path=script, label="fracture", probability=0.9, radiograph="data:,a", explained="data:,b")
     groups = {name: [example] if name == "true positives" else [] for name in GROUPS}
-    gallery = Gallery(groups=groups, likeness=[0.1, 0.3])
+    gallery = Gallery(groups=groups, similarity=[0.1, 0.3])
     facts = {"title": script, "radiographs": 1, "images": 1, "threshold": 0.5, "caveats": [script]}
     page = render("explanations.html", gallery=gallery, **facts).decode()
     assert "<script" not in page
@@ -87,16 +88,16 @@ def test_a_page_has_the_four_groups_and_names_as_text():
     assert [page.count(f"<h2>{name.capitalize()}: ") for name in GROUPS] == [1] * 4
     assert page.count("There are none.") == 3
     assert (
-        "Sanity check: 2 copies of the network with random weights give other maps: the mean size of the rank "
-        "correlation over these 1 images is 0.10 to 0.30 (0: unrelated, 1: the same places), below the limit of 0.5."
+        "Sanity check passed: 2 copies of the network with random weights give other maps: the mean absolute rank "
+        "correlation over these 1 images is 0.10 to 0.30 (0: unrelated, 1: the same positions), below the limit of 0.5."
     ) in page
 
 
 def test_where_the_map_is_0_the_radiograph_is_as_it_was():
     image = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    of_image = np.zeros((4, 4), np.float32)
-    of_image[0, 0] = 1
-    shown = overlay(image, of_image)
+    heat_map = np.zeros((4, 4), np.float32)
+    heat_map[0, 0] = 1
+    shown = overlay(image, heat_map)
     assert (shown[1:] == image[1:, :, None]).all()
     red, green, blue = shown[0, 0].tolist()
     assert red > 50 > max(green, blue), "the most is red"

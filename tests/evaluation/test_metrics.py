@@ -5,7 +5,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from fracture.evaluation.metrics import (
     auc_differences,
     auc_within_folds,
-    by_radiograph,
+    average_by_radiograph,
     compute_metrics,
     rate_differences,
 )
@@ -47,7 +47,9 @@ def test_what_is_undefined_is_none_and_not_zero():
 
 
 def test_a_radiograph_is_the_mean_of_its_images():
-    first, (means,) = by_radiograph(np.array([1, 1, 0, 1]), np.array([5, 5, 7, -3]), np.array([0.2, 0.6, 0.1, 0.9]))
+    first, (means,) = average_by_radiograph(
+        np.array([1, 1, 0, 1]), np.array([5, 5, 7, -3]), np.array([0.2, 0.6, 0.1, 0.9])
+    )
     assert dict(zip(first.tolist(), means.tolist(), strict=True)) == pytest.approx({3: 0.9, 0: 0.4, 2: 0.1})
 
 
@@ -130,7 +132,7 @@ def test_a_resample_counts_each_case_as_often_as_it_was_drawn():
 
 
 def test_two_models_are_compared_on_the_same_resamples():
-    """The second ranks one fracture below all normals: a third of the AUC where it is drawn once in three."""
+    """The second ranks one fracture below all normals: a third of the AUC of the pairs."""
     assert set(auc_differences(LABELS, PROBABILITIES, PROBABILITIES, np.arange(7))) == {0}
     perfect = np.where(LABELS == 1, 0.9, 0.5)
     slipped = perfect.copy()
@@ -159,10 +161,10 @@ def test_an_auc_within_folds_leaves_out_pairs_across_them():
 def test_sensitivity_and_specificity_are_compared_in_pairs():
     """The first finds two of three fractures where the second finds one, and clears one normal less."""
     first, second = np.array([1, 1, 0, 1, 1, 0, 0], bool), np.array([1, 0, 0, 0, 1, 0, 0], bool)
-    drawn_together = rate_differences(LABELS, first, second, np.zeros(7, int))
-    assert drawn_together["recall"] == pytest.approx(1 / 3)
-    assert drawn_together["specificity"] == pytest.approx(-1 / 4)
-    apart = rate_differences(LABELS, first, second, np.arange(7))
-    assert apart["recall"].mean() == pytest.approx(1 / 3, abs=0.03)
-    assert set(np.sign(apart["recall"])) == {0, 1}, "never worse, whatever is drawn"
-    assert len(apart["recall"]) < 1000, "without fractures there is no sensitivity"
+    one_group = rate_differences(LABELS, first, second, np.zeros(7, int))
+    assert one_group["recall"] == pytest.approx(1 / 3)
+    assert one_group["specificity"] == pytest.approx(-1 / 4)
+    resampled = rate_differences(LABELS, first, second, np.arange(7))
+    assert resampled["recall"].mean() == pytest.approx(1 / 3, abs=0.03)
+    assert set(np.sign(resampled["recall"])) == {0, 1}, "never worse in any resample"
+    assert len(resampled["recall"]) < 1000, "without fractures there is no sensitivity"

@@ -19,8 +19,8 @@ LABELS = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
 PROBABILITIES = np.array([0.1, 0.2, 0.3, 0.4, 0.55, 0.35, 0.6, 0.7, 0.8, 0.9])
 
 
-def test_a_model_that_is_too_sure_is_cooled_by_its_factor():
-    """Labels drawn with probability expit(z), told as expit(3 z): the temperature is 3."""
+def test_an_overconfident_model_gets_its_temperature():
+    """Labels have the probability expit(z), the model says expit(3 z): the temperature is 3."""
     generator = np.random.default_rng(0)
     logits = generator.normal(0, 2, 20000)
     labels = generator.random(20000) < expit(logits)
@@ -29,8 +29,8 @@ def test_a_model_that_is_too_sure_is_cooled_by_its_factor():
     assert offset == pytest.approx(0, abs=0.05)
 
 
-def test_a_model_taught_with_equal_classes_learns_how_rare_one_is():
-    """Nine normals to a fracture, told as if they were as many: the offset is log(1 / 9)."""
+def test_the_offset_undoes_balanced_training():
+    """Nine normals to a fracture, and a model trained as if there were as many: the offset is log(1 / 9)."""
     generator = np.random.default_rng(0)
     labels = generator.random(40000) < 0.1
     evidence = np.where(labels, generator.normal(1, 2**0.5, 40000), generator.normal(-1, 2**0.5, 40000))
@@ -39,7 +39,7 @@ def test_a_model_taught_with_equal_classes_learns_how_rare_one_is():
     assert offset == pytest.approx(np.log(1 / 9), abs=0.06)
 
 
-def test_a_family_of_copies_counts_once():
+def test_copies_count_once():
     labels, raw = np.array([1, 0, 1, 0]), np.array([0.8, 0.3, 0.6, 0.65])
     alone = fit_calibration(labels, raw, np.arange(4))
     copied = np.r_[np.zeros(50, int), 1, 2, 3]
@@ -47,7 +47,7 @@ def test_a_family_of_copies_counts_once():
     assert radiograph_weights(np.array([7, 7, 9])).tolist() == [0.5, 0.5, 1]
 
 
-def test_a_small_validation_set_without_a_mistake_does_not_make_the_model_sure():
+def test_a_small_validation_set_without_a_mistake_does_not_make_the_model_overconfident():
     """15 of 15 right, at logits of ±1.5: no surer than (15 + 1) / (15 + 2)."""
     labels = np.arange(30) % 2
     temperature, offset = fit_calibration(labels, expit(np.where(labels, 1.5, -1.5)), np.arange(30))
@@ -80,7 +80,7 @@ def test_the_threshold_is_of_the_calibrated_probability():
     assert ((calibrated >= operating_point.threshold) & (LABELS == 1)).sum() == 5
 
 
-def test_models_that_are_averaged_decide_at_the_mean_of_their_thresholds():
+def test_averaged_models_use_the_mean_of_their_thresholds():
     one, other = (OperatingPoint(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
     joint = mean_operating_point([one, other])
     assert joint.threshold == pytest.approx(0.35)

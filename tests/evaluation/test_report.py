@@ -1,13 +1,21 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from fracture.dataset.format import Dataset, Leak
+from fracture.dataset.format import Leak
 from fracture.evaluation.gallery import GROUPS, Example, Gallery
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.evaluation.report import Report, caveats, comparison_line, evaluate_run, result_lines, write_report
+from fracture.evaluation.report import (
+    Report,
+    evaluate_run,
+    format_own_test_comparison,
+    format_results,
+    list_caveats,
+    write_report,
+)
 from fracture.storage import storage_path
 
 SCORES = pa.table(
@@ -27,13 +35,13 @@ HISTORY = [
     | {"epoch": epoch, "phase": epoch}
     for epoch in (1, 2)
 ]
-DECISION = OperatingPoint(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
+OPERATING_POINT = OperatingPoint(temperature=1.5, offset=0.0, threshold=0.5, rule="given: 0.5")
 PLOTS = {"curves", "confusion_matrix", "roc", "precision_recall", "reliability", "histograms"}
 
 
-def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
-    folder, manifest = shard_folder()
-    found = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
+def test_each_split_is_evaluated_per_image_and_per_radiograph(dataset):
+    data = dataset()
+    found = evaluate_run(SCORES, data, 0.5)
     assert set(found) == {"val", "test"}
     assert (found["test"]["image"].count, found["test"]["radiograph"].count) == (4, 3)
     assert found["test"]["image"].false_positives == 2
@@ -41,58 +49,58 @@ def test_figures_are_of_one_split_per_image_and_per_radiograph(shard_folder):
     assert found["val"]["image"]["accuracy"] == 1
 
 
-def test_a_patient_with_several_radiographs_has_several_radiographs(shard_folder):
-    """A mean over a patient's radiographs that knew their labels would separate them better than any radiograph can."""
-    folder, manifest = shard_folder()
+def test_radiographs_of_one_patient_are_not_averaged(dataset):
+    """The mean over a patient's radiographs of one label would separate the classes better than any radiograph does."""
+    data = dataset()
     patients = SCORES.set_column(SCORES.schema.get_field_index("group_id"), "group_id", pa.array([1, 1, 5, 5, 5, 5]))
-    test = evaluate_run(patients, Dataset(folder, manifest), 0.5)["test"]["radiograph"]
+    test = evaluate_run(patients, data, 0.5)["test"]["radiograph"]
     assert (test.count, test.groups) == (3, 1)
     assert test["auc"] == 0.5  # fractures .4; normals .2 and the mean of .6 and .8
 
 
-def test_where_test_leaks_the_part_that_does_not_stands_beside_it(shard_folder):
+def test_where_test_leaks_the_part_without_leaks_is_evaluated_too(dataset):
     """Training has the groups 5 and 7, and not -9."""
-    folder, manifest = shard_folder()
+    data = dataset()
     leakage = {s: Leak(images=4, by_kind={"bytes": 2}) for s in ("val", "test")}
-    leaky = manifest.model_copy(update={"leakage": leakage})
+    leaky = replace(data, manifest=data.manifest.model_copy(update={"leakage": leakage}))
     groups = pa.array([1, 3, 5, 7, -9, -9])
     scores = SCORES.set_column(SCORES.schema.get_field_index("group_id"), "group_id", groups)
-    found = evaluate_run(scores, Dataset(folder, leaky), 0.5)
+    found = evaluate_run(scores, leaky, 0.5)
     assert found["test_without_leaks"]["image"].count == 2
-    assert "on the 2 images that do not leak from training: AUC undefined, accuracy 0.000" in result_lines(found)[-1]
-    assert "test_without_leaks" not in evaluate_run(SCORES, Dataset(folder, leaky), 0.5), "all leak"
+    assert "on the 2 images that do not leak from training: AUC undefined, accuracy 0.000" in format_results(found)[-1]
+    assert "test_without_leaks" not in evaluate_run(SCORES, leaky, 0.5), "all leak"
 
 
-def test_several_origins_get_figures_of_their_own(shard_folder):
-    folder, manifest = shard_folder()
+def test_each_of_several_origins_is_evaluated(dataset):
+    data = dataset()
     origins = pa.array(["north", "north", "north", "north", "", ""])
     scores = SCORES.set_column(SCORES.schema.get_field_index("origin"), "origin", origins)
-    found = evaluate_run(scores, Dataset(folder, manifest), 0.5)
+    found = evaluate_run(scores, data, 0.5)
     assert {name: e["image"].count for name, e in found.items()} == {
         "val": 2,
         "test": 4,
         "test_from:unknown": 2,
         "test_from:north": 2,
     }
-    assert "  north    2 radiographs: AUC 1.000" in "\n".join(result_lines(found))
+    assert "  north    2 radiographs: AUC 1.000" in "\n".join(format_results(found))
 
 
-def test_a_fall_elsewhere_is_said_plainly(shard_folder):
-    folder, manifest = shard_folder()
-    here = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)["test"]
-    own = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)["val"]
-    assert comparison_line(own, here) == (
+def test_a_drop_on_another_dataset_is_reported(dataset):
+    data = dataset()
+    here = evaluate_run(SCORES, data, 0.5)["test"]
+    own = evaluate_run(SCORES, data, 0.5)["val"]
+    assert format_own_test_comparison(own, here) == (
         "compare    AUC per radiograph 1.000 on its own test, 0.500 on these: 0.500 lower here; the AUC on these "
-        "cannot be told from guessing"
+        "is not distinguishable from chance"
     )
-    assert "0.500 higher here" in comparison_line(here, own)
+    assert "0.500 higher here" in format_own_test_comparison(here, own)
 
 
-def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
-    folder, manifest = shard_folder()
-    evaluations = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
+def test_the_report_is_one_page_with_its_plots(dataset, tmp_path):
+    data = dataset()
+    evaluations = evaluate_run(SCORES, data, 0.5)
     report = Report(
-        "Run <x>", Dataset(folder, manifest), DECISION, evaluations, HISTORY, 1, {"training.seed": 0}, caveats(manifest)
+        "Run <x>", data, OPERATING_POINT, evaluations, HISTORY, 1, {"training.seed": 0}, list_caveats(data.manifest)
     )
     write_report(storage_path(tmp_path), report, SCORES)
     for name in PLOTS:
@@ -110,77 +118,74 @@ def test_the_report_is_one_page_and_its_plots(shard_folder, tmp_path):
     assert "What the network looks at" not in page
 
 
-def test_names_of_files_origins_and_runs_are_text_and_no_html(shard_folder, tmp_path):
-    folder, manifest = shard_folder()
+def test_names_of_files_origins_and_runs_are_escaped_in_html(dataset, tmp_path):
+    data = dataset()
     script = "<script>alert(1)</script>"
     columns = {name: pa.array([f"{script}{n % 2}.png" for n in range(len(SCORES))]) for name in ("source", "origin")}
     table = pa.table({name: columns.get(name, SCORES[name]) for name in SCORES.column_names} | columns)
-    manifest = manifest.model_copy(update={"alarms": [script], "split_reason": script})
-    evaluations = evaluate_run(table, Dataset(folder, manifest), 0.5)
-    operating_point = DECISION.model_copy(update={"rule": script})
-    report = Report(
-        script, Dataset(folder, manifest), operating_point, evaluations, HISTORY, 1, {script: script}, [script]
-    )
+    data = replace(data, manifest=data.manifest.model_copy(update={"alarms": [script], "split_reason": script}))
+    evaluations = evaluate_run(table, data, 0.5)
+    operating_point = OPERATING_POINT.model_copy(update={"rule": script})
+    report = Report(script, data, operating_point, evaluations, HISTORY, 1, {script: script}, [script])
     write_report(storage_path(tmp_path), report, table)
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 7
 
 
-def test_the_report_of_data_from_elsewhere_has_a_gallery_and_claims_no_training(shard_folder, tmp_path):
-    folder, manifest = shard_folder()
-    evaluations = evaluate_run(SCORES, Dataset(folder, manifest), 0.5)
+def test_the_report_on_another_dataset_has_a_gallery_and_no_training(dataset, tmp_path):
+    data = dataset()
+    evaluations = evaluate_run(SCORES, data, 0.5)
     own = evaluations["val"]
     example = Example(path="<b>.png", label="normal", probability=0.7, radiograph="data:,a", explained="data:,b")
     groups = {name: [example] if name == "false positives" else [] for name in GROUPS}
-    gallery = Gallery(groups=groups, likeness=[0.1, 0.6])
-    report = Report(
-        "x elsewhere", Dataset(folder, manifest), DECISION, evaluations, [], 0, {}, [], own, gallery=gallery
-    )
+    gallery = Gallery(groups=groups, similarity=[0.1, 0.6])
+    report = Report("x elsewhere", data, OPERATING_POINT, evaluations, [], 0, {}, [], own, gallery=gallery)
     write_report(storage_path(tmp_path), report, SCORES)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>What the network looks at</h2>" in page
     assert [page.count(f"<h3>{name.capitalize()}: ") for name in GROUPS] == [1] * 4
     assert "<br>&lt;b&gt;.png" in page
-    assert '<div class="notice bad">SANITY: do not believe these maps. Of 2 copies' in page
+    assert '<div class="notice bad">SANITY CHECK FAILED: do not rely on these maps. At least one of 2 copies' in page
     assert "AUC per radiograph 1.000 on its own test, 0.500 on these" in page
-    assert "All of that was chosen when the model was trained, on data of its own." in page
+    assert "These were chosen when the model was trained, on its own validation split." in page
     assert not any(words in page for words in ("test was read once", "job/evaluate.py", "best was epoch"))
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_caveats_stand_beside_every_figure(shard_folder):
-    _, manifest = shard_folder()
-    assert caveats(manifest)[0].startswith("SYNTHETIC: drawn sample radiographs")
+def test_synthetic_data_and_leaks_are_caveats(dataset):
+    manifest = dataset().manifest
+    assert list_caveats(manifest)[0].startswith("SYNTHETIC: generated sample radiographs")
     leakage = {
         "val": Leak(images=16, by_kind={"bytes": 0, "copy": 3}),
         "test": Leak(images=16, by_kind={"bytes": 9, "copy": 1}),
     }
     real = manifest.model_copy(update={"synthetic": False, "leakage": leakage})
-    assert caveats(real) == [
-        "MEMORY: 10 of 16 test images (9 byte for byte) show a radiograph or patient that training has too; 3 of 16 "
+    assert list_caveats(real) == [
+        "LEAKAGE: 10 of 16 test images (9 byte for byte) show a radiograph or patient that training has too; 3 of 16 "
         "val images (0 byte for byte) show a radiograph or patient that training has too."
     ]
     leakage["test"] = Leak(images=16, by_kind={"bytes": 15, "copy": 1})
-    assert caveats(real)[0].endswith("No test image is left that does not: --split group makes one that can tell more.")
+    assert list_caveats(real)[0].endswith(
+        "No other test image is left: split the data with --split group to get a test without leaks."
+    )
 
 
-def test_what_predicts_the_label_beside_the_anatomy_stands_beside_the_figures(shard_folder):
-    _, manifest = shard_folder()
+def test_shortcuts_are_caveats(dataset):
+    manifest = dataset().manifest
     real = manifest.model_copy(update={"synthetic": False, "shortcuts": {"size": 0.926, "aspect": 0.85}})
-    assert caveats(real) == [
-        "SHORTCUTS: in this data, size (AUC 0.93), aspect (AUC 0.85) alone tell the classes apart; a model may use "
-        "them too."
+    assert list_caveats(real) == [
+        "SHORTCUTS: in this data, size (AUC 0.93), aspect (AUC 0.85) alone predict the class; a model may use them too."
     ]
     one = manifest.model_copy(update={"synthetic": False, "shortcuts": {"file size": 0.65}})
-    assert caveats(one) == [
-        "SHORTCUTS: in this data, file size (AUC 0.65) alone tells the classes apart; a model may use it too."
+    assert list_caveats(one) == [
+        "SHORTCUTS: in this data, file size (AUC 0.65) alone predicts the class; a model may use it too."
     ]
 
 
-def test_the_last_lines_say_what_was_found_and_missed(shard_folder):
-    folder, manifest = shard_folder()
-    lines = result_lines(evaluate_run(SCORES, Dataset(folder, manifest), 0.5))
+def test_the_result_lines_say_what_was_found_and_missed(dataset):
+    data = dataset()
+    lines = format_results(evaluate_run(SCORES, data, 0.5))
     assert lines[0].startswith("test       3 radiographs: AUC 0.500 [0.000, 1.000], sensitivity 0.000 [")
     assert lines[1].startswith("           4 images: AUC 0.333 [")
     assert lines[2].endswith(": 0 fractures found, 1 missed · 1 normals cleared, 2 called fractures")

@@ -2,17 +2,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fracture.dataset.format import Dataset
 from fracture.errors import RunError
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.scores import Ensemble, gather_scores, read_scores, score, score_blocks, write_scores
 from fracture.storage import storage_path
 
-AS_IT_IS = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+UNCALIBRATED = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
 class FirstPixel:
-    """A model whose probability is the image's first pixel over 256, which numbers the rows."""
+    """A model whose probability is the image's first pixel / 256; that pixel is the row's number."""
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
         return images[:, :1, 0, 0] / 256
@@ -20,14 +19,14 @@ class FirstPixel:
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])
-def test_every_row_is_scored_once_by_any_number_of_workers(shard_folder, tmp_path, workers: int, rows: int):
-    folder, manifest = shard_folder(val=rows, test=5)
+def test_every_row_is_scored_once_by_any_number_of_workers(dataset, tmp_path, workers: int, rows: int):
+    data = dataset(val=rows, test=5)
     run = storage_path(tmp_path / "run")
     for split in ("val", "test"):
         for rank in range(workers):
-            scores = score_blocks(FirstPixel(), Dataset(folder, manifest), split, rank, workers)
+            scores = score_blocks(FirstPixel(), data, split, rank, workers)
             write_scores(run, scores, split, rank, workers)
-    gathered = gather_scores(run, Dataset(folder, manifest), workers, AS_IT_IS)
+    gathered = gather_scores(run, data, workers, UNCALIBRATED)
     assert gathered["split"].to_pylist() == ["val"] * rows + ["test"] * 5
     assert gathered["row"].to_pylist()[:rows] == list(range(rows))
     assert gathered["probability"].to_numpy()[:rows] == pytest.approx(np.arange(rows) / 256, abs=1e-6)
@@ -35,17 +34,17 @@ def test_every_row_is_scored_once_by_any_number_of_workers(shard_folder, tmp_pat
     assert pq.read_table(tmp_path / "run/predictions.parquet").equals(gathered)
 
 
-def test_a_row_scored_twice_is_noticed(shard_folder, tmp_path):
-    folder, manifest = shard_folder(val=100)
+def test_a_row_scored_twice_is_noticed(dataset, tmp_path):
+    data = dataset(val=100)
     run = storage_path(tmp_path / "run")
     for rank in (0, 1):
-        write_scores(run, score_blocks(FirstPixel(), Dataset(folder, manifest), "val", 0, 2), "val", rank, 2)
+        write_scores(run, score_blocks(FirstPixel(), data, "val", 0, 2), "val", rank, 2)
     with pytest.raises(RunError, match="val: 128 scores for 100 images; run the job again"):
-        read_scores(run, Dataset(folder, manifest), "val", 2)
+        read_scores(run, data, "val", 2)
 
 
-def test_only_some_rows_are_scored_and_blocks_without_any_are_not_read(shard_folder):
-    folder, manifest = shard_folder(val=200)
+def test_only_some_rows_are_scored_and_blocks_without_any_are_not_read(dataset):
+    data = dataset(val=200)
     only = np.zeros(200, bool)
     only[[3, 5, 63, 199]] = True
     scored: list[int] = []
@@ -55,7 +54,7 @@ def test_only_some_rows_are_scored_and_blocks_without_any_are_not_read(shard_fol
             scored.append(len(images))
             return super().predict_on_batch(images)
 
-    scores = score_blocks(Counting(), Dataset(folder, manifest), "val", 0, 1, only=only)
+    scores = score_blocks(Counting(), data, "val", 0, 1, only=only)
     assert scores["row"].to_pylist() == [3, 5, 63, 199]
     assert scores["source"].to_pylist() == [f"val/{n}.png" for n in (3, 5, 63, 199)]
     assert scores["probability"].to_numpy() == pytest.approx(np.array([3, 5, 63, 199]) / 256)

@@ -13,12 +13,12 @@ import tensorflow as tf
 import tf_keras
 
 from fracture.arrays import save_arrays
-from fracture.dataset.format import FILES
+from fracture.dataset.format import FILES, Dataset
 from fracture.errors import RunError, UsageError
 from fracture.inference.bundle import Bundle, read_bundle
-from fracture.inference.export import FORMS, Lite, export
+from fracture.inference.export import FORMATS, TFLiteModel, export
 from fracture.models import build_model
-from fracture.storage import StoragePath, storage_path
+from fracture.storage import storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
 
 layers = tf_keras.layers
@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """As a person with the file and the format's own library does."""
+    """Load an export with the library of its format."""
     if to == "keras":
         return keras.saving.load_model(file, compile=False, safe_mode=True).predict_on_batch
     if to == "savedmodel":
@@ -40,16 +40,16 @@ def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
     if to == "onnx":
         session = onnxruntime.InferenceSession(file)
         return lambda images: session.run(["probability"], {"images": images})[0]
-    return Lite(file).predict_on_batch
+    return TFLiteModel(file).predict_on_batch
 
 
-@pytest.mark.parametrize("to", FORMS)
-def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
+@pytest.mark.parametrize("to", FORMATS)
+def test_each_format_returns_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
     content = export(bundle, to, storage_path(tmp_path))
-    form = FORMS[to]
-    expected = bundle.model().predict_on_batch(IMAGES)
-    assert np.abs(load(to, tmp_path / form.file)(IMAGES) - expected).max() < 1e-5
-    assert np.ptp(expected) > 1e-4, "images are told apart"
+    export_format = FORMATS[to]
+    expected = bundle.load_model().predict_on_batch(IMAGES)
+    assert np.abs(load(to, tmp_path / export_format.file)(IMAGES) - expected).max() < 1e-5
+    assert np.ptp(expected) > 1e-4, "different images get different probabilities"
     assert content["largest_difference"] < 1e-5
     assert content == json.loads((tmp_path / "export.json").read_text())
     assert content["format"] == to
@@ -57,22 +57,23 @@ def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: s
     assert content["threshold"] == 0.5
     weights = Path(str(bundle.folder / "weights.npz")).read_bytes()
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
-    assert list(content["files"]) == [form.file]
-    assert set(form.packages) < set(content["versions"])
+    assert list(content["files"]) == [export_format.file]
+    assert set(export_format.packages) < set(content["versions"])
 
 
-def test_an_export_is_replaced_whole_and_what_is_not_of_it_stays(bundle, tmp_path):
-    export(bundle, "savedmodel", storage_path(tmp_path))
-    for name in ("model-int8.tflite", "notes.txt"):
-        (tmp_path / name).write_text("of before")
-    export(bundle, "tflite", storage_path(tmp_path))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.tflite", "notes.txt"]
+def test_an_export_is_replaced_as_a_whole_and_other_files_stay(bundle, tmp_path):
+    (tmp_path / "saved_model").mkdir()
+    for name in ("export.json", "model.tflite", "model-int8.tflite", "saved_model/saved_model.pb", "notes.txt"):
+        (tmp_path / name).write_text("from before")
+    export(bundle, "keras", storage_path(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.keras", "notes.txt"]
+    assert json.loads((tmp_path / "export.json").read_text())["format"] == "keras"
 
 
-def test_files_that_no_export_has_left_are_not_replaced(bundle, tmp_path):
+def test_files_that_are_no_exports_are_not_replaced(bundle, tmp_path):
     (tmp_path / "saved_model").mkdir()
     (tmp_path / "saved_model/mine").write_text("of another program")
-    with pytest.raises(UsageError, match=r"--out .* holds saved_model, and no export.json says that it is an export"):
+    with pytest.raises(UsageError, match=r"--out .* holds saved_model, which would be replaced, but no export.json"):
         export(bundle, "tflite", storage_path(tmp_path))
     assert [path.name for path in tmp_path.rglob("*")] == ["saved_model", "mine"]
 
@@ -82,13 +83,15 @@ def test_a_bundle_is_never_written_to(bundle):
         export(bundle, "keras", bundle.folder)
 
 
-def test_what_gives_other_probabilities_is_not_kept(tmp_path):
-    """No number is near enough to NaN."""
+def test_an_export_with_other_probabilities_is_not_written(tmp_path):
+    """A difference of NaN is over any limit."""
     made = quick_bundle(tmp_path / "quick", *TINY)
     with np.load(made / "weights.npz") as arrays:
         weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
     save_arrays(made / "weights.npz", list(weights.values()), list(weights))
-    with pytest.raises(RunError, match=r"model.tflite gives probabilities up to nan from the bundle's, over the lim"):
+    with pytest.raises(
+        RunError, match=r"model.tflite returns probabilities that differ by up to nan from the bundle's, over the limit"
+    ):
         export(read_bundle(storage_path(made)), "tflite", storage_path(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -101,49 +104,50 @@ def test_onnx_without_its_packages(bundle, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def half_seen(tmp_path: Path) -> StoragePath:
-    """Shards of 40 images that the model has seen, and 60 that it has not."""
+def half_seen(tmp_path: Path) -> Dataset:
+    """Shards of 40 images that the model was trained on, and 60 others."""
     shards = storage_path(tmp_path / "shards")
-    write_shards(shards, {"fold-1": 40, "fold-2": 60})
+    manifest = write_shards(shards, {"fold-1": 40, "fold-2": 60})
     files = (shards / FILES).read_parquet()
     hashes = [bytes(32) if group < 1000 else bytes([7] * 32) for group in files["group_id"].to_pylist()]
     (shards / FILES).write_parquet(files.set_column(0, "sha256", pa.array(hashes, pa.binary(32))))
-    return shards
+    return Dataset(shards, manifest)
 
 
-def test_tflite_in_8_bits_is_tested_beside_the_others_on_what_the_model_has_not_seen(bundle, half_seen, tmp_path):
+def test_tflite_in_8_bits_is_evaluated_with_the_others_on_unseen_images(bundle, half_seen, tmp_path):
     content = export(bundle, "tflite", storage_path(tmp_path / "out"), half_seen)
     assert list(content["files"]) == ["model-int8.tflite", "model.tflite"]
     assert list(content["test"]) == ["bundle", "model.tflite", "model-int8.tflite"]
     exact, same, quantised = (evaluation["image"] for evaluation in content["test"].values())
     assert exact["count"] == same["count"] == quantised["count"] == 60
     assert exact["figures"]["auc"] == same["figures"]["auc"]
-    int8 = Lite(tmp_path / "out/model-int8.tflite")
-    [taken] = int8.interpreter.get_input_details()
-    assert taken["dtype"] == np.uint8
+    int8 = TFLiteModel(tmp_path / "out/model-int8.tflite")
+    [inputs] = int8.interpreter.get_input_details()
+    assert inputs["dtype"] == np.uint8
     assert content["input"]["model-int8.tflite"] == {"dtype": "uint8"}
-    assert taken["quantization"] == (1.0, 0), "a step is a grey level"
-    exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.model(), int8))
+    assert inputs["quantization"] == (1.0, 0), "one step is one grey level"
+    exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.load_model(), int8))
     assert np.allclose(exact, quantised, atol=0.03)
 
 
 @pytest.mark.parametrize(
     ("size", "hash_byte", "message"),
     [
-        (64, 0, "the model takes images of 32 pixels; these shards have 64. Make others .* data.image_size=32"),
-        (32, 0, "the model has seen all of these 20 images, and int8 takes its ranges .* that it was trained and"),
-        (32, 7, "the model has seen none of these 20 images"),
+        (64, 0, "the model takes images of 32 pixels; these shards have 64. Prepare the same .* data.image_size=32"),
+        (32, 0, "the model was trained on all of these 20 images. The int8 .* that the model was trained and"),
+        (32, 7, "the model was trained on none of these 20 images"),
     ],
 )
 def test_shards_that_cannot_calibrate_and_test(bundle, tmp_path, size: int, hash_byte: int, message: str):
-    write_shards(storage_path(tmp_path / "shards"), {"test": 20}, image_size=size, hash_byte=hash_byte)
+    shards = storage_path(tmp_path / "shards")
+    data = Dataset(shards, write_shards(shards, {"test": 20}, image_size=size, hash_byte=hash_byte))
     with pytest.raises(UsageError, match=f"--shards .*: {message}"):
-        export(bundle, "tflite", storage_path(tmp_path / "out"), storage_path(tmp_path / "shards"))
+        export(bundle, "tflite", storage_path(tmp_path / "out"), data)
     assert not (tmp_path / "out").exists()
 
 
-def drawn(model: tf_keras.Model) -> tf_keras.Model:
-    """With weights that let the images through all layers."""
+def set_random_weights(model: tf_keras.Model) -> tf_keras.Model:
+    """Set random weights whose activations neither vanish nor explode."""
     generator = np.random.default_rng(0)
     for weight in model.weights:
         if "kernel" in weight.name:
@@ -155,11 +159,11 @@ def drawn(model: tf_keras.Model) -> tf_keras.Model:
     return model
 
 
-def assert_alike_in_keras_3(model: tf_keras.Model, file: Path) -> None:
-    FORMS["keras"].write(model, file)
+def assert_equal_in_keras_3(model: tf_keras.Model, file: Path) -> None:
+    FORMATS["keras"].write(model, file)
     expected = model(IMAGES).numpy()
     assert 0.001 < expected.min() < expected.max() < 0.999
-    assert np.ptp(expected) > 1e-4, "images are told apart"
+    assert np.ptp(expected) > 1e-4, "different images get different probabilities"
     assert np.abs(load("keras", file)(IMAGES) - expected).max() < 1e-5
 
 
@@ -171,7 +175,9 @@ def assert_alike_in_keras_3(model: tf_keras.Model, file: Path) -> None:
     ],
 )
 def test_variants_of_the_network_in_keras_3(tiny_config, tmp_path, assignments: list[str]):
-    assert_alike_in_keras_3(drawn(build_model(tiny_config(*assignments), 90.0, 50.0)), tmp_path / "x.keras")
+    assert_equal_in_keras_3(
+        set_random_weights(build_model(tiny_config(*assignments), 90.0, 50.0)), tmp_path / "x.keras"
+    )
 
 
 def test_layers_of_other_networks_in_keras_3(tmp_path):
@@ -187,8 +193,8 @@ def test_layers_of_other_networks_in_keras_3(tmp_path):
     x = layers.Add()([layers.AveragePooling2D(3, 1, padding="same")(x), x])
     x = layers.Activation("relu6")(layers.MaxPooling2D()(x))
     x = layers.LayerNormalization()(layers.Dropout(0.5)(layers.Flatten()(x)))
-    assert_alike_in_keras_3(
-        drawn(tf_keras.Model(images, layers.Dense(1, activation="sigmoid")(x))), tmp_path / "x.keras"
+    assert_equal_in_keras_3(
+        set_random_weights(tf_keras.Model(images, layers.Dense(1, activation="sigmoid")(x))), tmp_path / "x.keras"
     )
 
 
@@ -201,26 +207,28 @@ def test_backbones_in_keras_3(tmp_path, name: str):
     x = backbone(include_top=False, weights=None, input_tensor=layers.Concatenate()([x, x, x])).output
     x = layers.LayerNormalization()(layers.GlobalAveragePooling2D()(x))
     x = layers.Dense(1, activation="sigmoid")(x)
-    assert_alike_in_keras_3(drawn(tf_keras.Model(images, x)), tmp_path / "x.keras")
+    assert_equal_in_keras_3(set_random_weights(tf_keras.Model(images, x)), tmp_path / "x.keras")
 
 
 @pytest.mark.parametrize("to", ["savedmodel", "onnx", "tflite"])
 @pytest.mark.parametrize("name", ["qnn", pytest.param("qnn_transfer", marks=pytest.mark.long)])
-def test_networks_with_a_circuit_in_the_other_forms(tiny_config, tmp_path, name: str, to: str):
-    model = drawn(build_model(tiny_config(f"model.name={name}"), 90.0, 50.0))
-    FORMS[to].write(model, tmp_path / FORMS[to].file)
+def test_networks_with_a_circuit_in_the_other_formats(tiny_config, tmp_path, name: str, to: str):
+    model = set_random_weights(
+        build_model(tiny_config(f"model.name={name}", "quantum.qubits=2", "quantum.layers=1"), 90.0, 50.0)
+    )
+    FORMATS[to].write(model, tmp_path / FORMATS[to].file)
     expected = model(IMAGES).numpy()
-    assert np.ptp(expected) > 1e-4, "images are told apart"
-    assert np.abs(load(to, tmp_path / FORMS[to].file)(IMAGES) - expected).max() < 1e-5
+    assert np.ptp(expected) > 1e-4, "different images get different probabilities"
+    assert np.abs(load(to, tmp_path / FORMATS[to].file)(IMAGES) - expected).max() < 1e-5
 
 
-def test_a_circuit_is_not_for_keras_3(tiny_config, tmp_path):
+def test_a_circuit_cannot_be_exported_to_keras_3(tiny_config, tmp_path):
     with pytest.raises(UsageError, match=r"layer 'circuit' is a Circuit, which Keras 3 does not have"):
-        FORMS["keras"].write(build_model(tiny_config("model.name=qnn"), 90.0, 50.0), tmp_path / "x.keras")
+        FORMATS["keras"].write(build_model(tiny_config("model.name=qnn"), 90.0, 50.0), tmp_path / "x.keras")
 
 
 class Spectrum(layers.Layer):
-    """No form but TensorFlow's has its operation."""
+    """A layer with an operation that only TensorFlow has."""
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return tf.math.bessel_i0e(inputs)
@@ -230,15 +238,15 @@ class Spectrum(layers.Layer):
     ("to", "message"),
     [
         ("keras", "layer 'own' is a Spectrum, which Keras 3 does not have"),
-        ("onnx", r"ONNX has no counterpart of an operation of this network \(.*BesselI0e.*\)."),
-        ("tflite", r"TFLite has no counterpart of an operation of this network \(.*BesselI0e.*\)."),
+        ("onnx", r"ONNX lacks an operation of this network \(.*BesselI0e.*\)."),
+        ("tflite", r"TFLite lacks an operation of this network \(.*BesselI0e.*\)."),
     ],
 )
 def test_a_layer_that_only_tensorflow_has(tmp_path, to: str, message: str):
     images = layers.Input((32, 32, 1), name="images")
     x = Spectrum(name="own")(layers.GlobalAveragePooling2D()(images))
     model = tf_keras.Model(images, layers.Dense(1)(x))
-    with pytest.raises(UsageError, match=rf"{message}.* Take --to savedmodel"):
-        FORMS[to].write(model, tmp_path / "file")
-    FORMS["savedmodel"].write(model, tmp_path / "saved_model")
+    with pytest.raises(UsageError, match=rf"{message}.* Use --to savedmodel"):
+        FORMATS[to].write(model, tmp_path / "file")
+    FORMATS["savedmodel"].write(model, tmp_path / "saved_model")
     assert np.allclose(load("savedmodel", tmp_path / "saved_model")(IMAGES), model(IMAGES))

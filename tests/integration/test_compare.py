@@ -1,4 +1,4 @@
-"""A comparison as a shell runs it."""
+"""The comparison job, run as in a shell."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
     def run(*more: str) -> subprocess.CompletedProcess:
         done = subprocess.run([*command, *more], env=shell(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert done.stderr == "", "not a line of anybody's log"
+        assert done.stderr == "", "no log lines"
         return done
 
     alone = run("--only", "no dropout").stdout
@@ -35,10 +35,10 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
     assert "CAVEAT     SYNTHETIC" in first
     found = json.loads((tmp_path / "runs/c/comparison.json").read_text())
     assert list(found["contenders"]) == ["small", "no dropout"]
-    for told in found["contenders"].values():
-        assert told["pooled"]["image"]["count"] == 72
-        assert told["costs"]["epochs"] == 3
-        assert told["costs"]["images_per_second"] > 1
+    for contender in found["contenders"].values():
+        assert contender["pooled"]["image"]["count"] == 72
+        assert contender["costs"]["epochs"] == 3
+        assert contender["costs"]["images_per_second"] > 1
     assert (tmp_path / "runs/c/no-dropout/folds.html").exists()
     assert not (tmp_path / "runs/c/lock").exists()
     assert run().stdout.count("finished   earlier") == 6
@@ -47,7 +47,7 @@ def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_noth
     assert "contender  small" in again, "the page has all that are finished"
 
 
-def test_weights_that_are_not_there_are_told_before_anything_is_trained(tmp_path):
+def test_missing_weights_are_reported_before_anything_is_trained(tmp_path):
     shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
     models = tmp_path / "models.yaml"

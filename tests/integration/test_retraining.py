@@ -53,7 +53,7 @@ def watched(registry: Path) -> Iterator[set[str]]:
             while not over.wait(0.05):
                 if Registry(storage_path(registry)).champion() is not None:
                     bundle = Registry(storage_path(registry)).champion_bundle()
-                    assert bundle.weights()
+                    assert bundle.load_weights()
                     seen.add(bundle.folder.name)
         except Exception as error:
             failures.append(error)

@@ -1,8 +1,7 @@
-"""Probabilities of every file of a folder or a bucket, or of every row of shards. The one file of this room that knows
-Ray.
+"""Batch prediction: the probability of every file of a folder or a bucket, or of every row of shards, on Ray Data.
 
-Ray Data maps blocks of as many files as evaluation scores at a time, scores them in the same parts, and keeps their
-order. The driver holds names and probabilities, some hundred bytes a file, and no image.
+It is the only file of this package that uses Ray. Blocks and batches are as large as in evaluation, and Ray Data keeps
+their order. The driver holds names and probabilities, some hundred bytes per file, and no image.
 """
 
 import logging
@@ -33,40 +32,40 @@ from fracture.storage import StoragePath
 
 RESULTS = pa.schema(
     [
-        pa.field("path", pa.string()),  # below --data; of several --data, the whole path or URI
-        pa.field("probability", pa.float32()),  # of a fracture, calibrated; null where there is an error
-        pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null likewise
-        pa.field("error", pa.string()),  # why the file cannot be read; null where it can
+        pa.field("path", pa.string()),  # relative to --data; with several --data, the whole path or URI
+        pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
+        pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
+        pa.field("error", pa.string()),  # why the file cannot be read; null if it can
     ]
 )
-_WORK = pa.schema(  # one row is one block: files, or rows of shards
+_BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
     [
         pa.field("input", pa.int64()),
         pa.field("paths", pa.list_(pa.string())),
         pa.field("sizes", pa.list_(pa.int64())),
-        pa.field("split", pa.string()),  # "" of files
+        pa.field("split", pa.string()),  # "" for files
         pa.field("start", pa.int64()),
         pa.field("stop", pa.int64()),
     ]
 )
 _SUFFIXES = (".csv", ".parquet")
-_WANTED = "Name a folder, a file or a URI of radiographs, or a folder of shards."
-_AHEAD = 8  # files read while one is decoded: a bucket takes some 50 ms for each
-_DEATHS = 2  # of a process at one file before the file is to blame; one may be the machine's fault
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a program
+_ADVICE = "Name a folder, a file or a URI of radiographs, or a folder of shards."
+_READ_AHEAD = 8  # files read while one is decoded; a bucket takes some 50 ms per file
+_MAX_CRASHES = 2  # at one file before it is skipped; a single crash may have another cause
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of what spreadsheets run
 
-Progress = Callable[[str, int, int | None], None]  # what, done, of how many
+Progress = Callable[[str, int, int | None], None]  # name, done, total
 
 
 @dataclass(frozen=True)
 class Input:
-    """One `--data`, listed."""
+    """The files, or the shards, of one `--data`."""
 
-    root: StoragePath  # the folder; of a single file, the one that it is in
-    prefix: str  # of its paths in the results
+    root: StoragePath  # the folder; for a single file its parent
+    prefix: str  # of the paths in the results
     files: Mapping[str, int] = field(default_factory=dict)  # path below the root -> bytes, in the order of the results
-    dataset: Dataset | None = None  # of shards
-    alone: bool = False  # one file that was named, and not the folder
+    dataset: Dataset | None = None  # where `--data` names shards
+    is_single_file: bool = False  # `--data` names a file, not a folder
 
     def __len__(self) -> int:
         if self.dataset:
@@ -75,93 +74,97 @@ class Input:
 
 
 def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
-    """Lists what is to be predicted; no image is opened.
+    """List the files and shards to predict; no image is opened.
 
     Raises:
-        UsageError: nothing there, a folder without a file, a link out of one, shards of another size, or a file that is
-            named twice.
+        UsageError: a path does not exist, a folder is empty or contains a link to the outside, shards have another
+            image size, or a file is named twice.
     """
-    found = [_find(path, image_size, several=len(paths) > 1) for path in paths]
-    named = Counter(f"{one.root}/{path}" for one in found for path in one.files or [""])
-    if double := next((name for name, times in named.items() if times > 1), None):
+    inputs = [_find_input(path, image_size, several=len(paths) > 1) for path in paths]
+    counts = Counter(f"{one.root}/{path}" for one in inputs for path in one.files or [""])
+    if duplicate := next((name for name, count in counts.items() if count > 1), None):
         raise UsageError(
-            f"--data: {double.rstrip('/')!r} is named twice. Name each folder once, and none inside another."
+            f"--data: {duplicate.rstrip('/')!r} is named twice. Name each folder once, and none inside another."
         )
-    return found
+    return inputs
 
 
-def _find(path: StoragePath, image_size: int, *, several: bool) -> Input:
+def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
     if path.is_file():
         folder = StoragePath(path.filesystem, path.path.rpartition("/")[0] or "/")
         size = path.filesystem.get_file_info(path.path).size
-        return Input(folder, f"{folder}/" if several else "", {path.name: size}, alone=True)
+        return Input(folder, f"{folder}/" if several else "", {path.name: size}, is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
     if all((path / name).is_file() for name in (MANIFEST, FILES)):
         dataset = read_dataset(path)
         if dataset.image_size != image_size:
             raise UsageError(
                 f"--data {path}: the model takes images of {image_size} pixels; these shards have "
-                f"{dataset.image_size}. Name the radiographs that they were made of instead."
+                f"{dataset.image_size}. Name the radiographs that they were made from instead."
             )
         return Input(path, prefix, dataset=dataset)
-    infos = list_files(path, _WANTED)
+    infos = list_files(path, _ADVICE)
     return Input(path, prefix, {name: infos[name].size for name in sorted(infos) if not is_clutter(name)})
 
 
-def check_out(out: StoragePath, inputs: Sequence[Input]) -> None:
-    """Said before the work, which may take hours.
+def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
+    """Check the path of the results before the prediction, which may take hours.
 
     Raises:
-        UsageError: `out` is of no format that is known, a folder, or inside the data, which is never written to.
+        UsageError: the format of `out` is unknown, or `out` is a folder or inside the data.
     """
     if not out.name.lower().endswith(_SUFFIXES):
-        raise UsageError(f"--out {out}: the name says the format: give it the ending {' or '.join(_SUFFIXES)}.")
+        raise UsageError(f"--out {out}: the ending of the name chooses the format. Use {' or '.join(_SUFFIXES)}.")
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder. Name a file in it, such as {out / 'predictions.csv'}.")
     for one in inputs:
-        data = _real(one.root / next(iter(one.files)) if one.alone else one.root)
-        if out.is_local == one.root.is_local and _real(out).startswith(data):
+        data = _real_path(one.root / next(iter(one.files)) if one.is_single_file else one.root)
+        if out.is_local == one.root.is_local and _real_path(out).startswith(data):
             raise UsageError(
-                f"--out {out}: may not lie inside the data, {one.root}, which is never written to. Name another place."
+                f"--out {out}: is inside the data, {one.root}, which is never written to. Name another folder."
             )
 
 
-def _real(path: StoragePath) -> str:
+def _real_path(path: StoragePath) -> str:
     return f"{os.path.realpath(path.path) if path.is_local else path.path}/"
 
 
 def predict(
     bundle: Bundle,
     inputs: Sequence[Input],
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = lambda name, done, total: None,
     *,
     gpu: bool = False,
     verbose: bool = False,
     block_rows: int = BLOCK_ROWS,
 ) -> pa.Table:
-    """One row of `RESULTS` for each file or row of the inputs, in their order; needs a started Ray.
+    """Predict every file or row of the inputs, in their order. Ray must be running.
 
-    On CPUs one process per core reads, decodes and scores: stages of their own would take the cores from each other.
-    With `gpu` reading and decoding is left to the CPUs, and one process per GPU scores.
+    On CPUs one process per core reads, decodes and scores, since separate stages would compete for the cores. With
+    `gpu` the CPUs read and decode, and one process per GPU scores.
+
+    Returns:
+        A table of `RESULTS`.
 
     Raises:
-        UsageError, RunError: a damaged bundle or shard, no GPU, or a store or folder that does not answer.
+        UsageError, RunError: a bundle or shard is damaged, there is no GPU, or a store or folder does not answer.
     """
     import ray
     import ray.data
 
     total = sum(map(len, inputs))
-    work = list(_work(inputs, block_rows))
-    slim = [Input(one.root, one.prefix, dataset=one.dataset) for one in inputs]  # without the names, for each process
+    blocks = list(plan_blocks(inputs, block_rows))
+    # Every process gets a copy, so without the names of the files.
+    slim = [Input(one.root, one.prefix, dataset=one.dataset) for one in inputs]
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.execution_options.verbose_progress = context.enable_progress_bars = verbose
     context.print_on_execution_start = verbose
-    context.raise_original_map_exception = True  # else what caused Ray Data's own gets lost on its way here
+    context.raise_original_map_exception = True  # otherwise the cause of Ray Data's error is lost
     if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are ours to tell, in a line
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are reported below, in one line
     with ray.data.DataContext.current(context):
-        data = _pipeline(ray.data.from_arrow(work), len(work), bundle, slim, ray.cluster_resources(), gpu)
+        data = _pipeline(ray.data.from_arrow(blocks), len(blocks), bundle, slim, ray.cluster_resources(), gpu)
         tables, done = [RESULTS.empty_table()], 0
         try:
             for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -169,14 +172,14 @@ def predict(
                 done += len(table)
                 progress("predict", done, total)
         except Exception as error:
-            raise (_told(error) or error) from error
+            raise (explain_error(error) or error) from error
     if done != total:
-        raise RunError(f"{done:,} results for {total:,} files; run the same command again")
+        raise RunError(f"{done:,} results for {total:,} files. Run the same command again")
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _work(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
-    """Tables of one row, each a block; none of two inputs or two splits."""
+def plan_blocks(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
+    """Yield tables of one row, each a block for `BlockReader`. A block has files or rows of one input and one split."""
     for number, one in enumerate(inputs):
         for split in one.dataset.splits if one.dataset else ():
             rows = one.dataset.rows(split)
@@ -189,38 +192,38 @@ def _work(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
 
 
 def _block(**columns: Any) -> pa.Table:
-    return pa.Table.from_pylist([columns], schema=_WORK)
+    return pa.Table.from_pylist([columns], schema=_BLOCKS)
 
 
 def _pipeline(
-    work: Any, blocks: int, bundle: Bundle, inputs: list[Input], resources: Mapping[str, float], gpu: bool
+    blocks: Any, count: int, bundle: Bundle, inputs: list[Input], resources: Mapping[str, float], gpu: bool
 ) -> Any:
     from ray.data import ActorPoolStrategy
 
-    size, job = bundle.image_size, uuid.uuid4().hex
     if gpu and not resources.get("GPU"):
         raise UsageError("--gpu: the cluster has no GPU. Leave it out, or join a cluster that has one.")
+    reader = BlockReader(inputs, bundle.image_size, uuid.uuid4().hex)
     one_block: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow"}
     if not gpu:
-        # A process takes seconds to start, as does a block of the default network: each gets two or more.
-        pool = ActorPoolStrategy(size=max(1, min(int(resources.get("CPU", 1)), -(-blocks // 2))))
-        made = {"fn_constructor_args": (bundle, _Reader(inputs, size, job)), "num_cpus": 1}
-        return work.map_batches(_Scorer, compute=pool, **one_block, **made)
-    images = work.map_batches(_Reader(inputs, size, job).__call__, **one_block, num_cpus=1)
-    pool = ActorPoolStrategy(size=max(1, min(int(resources["GPU"]), blocks)))
-    # The CPUs are the decoders'.
-    made = {"fn_constructor_args": (bundle, None), "num_cpus": 0, "num_gpus": 1}
-    return images.map_batches(_Scorer, compute=pool, batch_size=BLOCK_ROWS, batch_format="pyarrow", **made)
+        # A process takes seconds to start, and so does a block of the default network: each gets at least two.
+        pool = ActorPoolStrategy(size=max(1, min(int(resources.get("CPU", 1)), -(-count // 2))))
+        actor = {"fn_constructor_args": (bundle, reader), "num_cpus": 1}
+        return blocks.map_batches(_Scorer, compute=pool, **one_block, **actor)
+    images = blocks.map_batches(reader.__call__, **one_block, num_cpus=1)
+    pool = ActorPoolStrategy(size=max(1, min(int(resources["GPU"]), count)))
+    # No CPU, since decoding needs them all.
+    actor = {"fn_constructor_args": (bundle, None), "num_cpus": 0, "num_gpus": 1}
+    return images.map_batches(_Scorer, compute=pool, batch_size=BLOCK_ROWS, batch_format="pyarrow", **actor)
 
 
-class _Reader:
-    """From a block of work to its images, one row each: path, image (null where there is none), error."""
+class BlockReader:
+    """Reads and decodes a block: one row per image, with path, image (null if it cannot be read) and error."""
 
     def __init__(self, inputs: list[Input], size: int, job: str) -> None:
         self._inputs, self._size, self._job = inputs, size, job
 
-    def __call__(self, work: pa.Table) -> pa.Table:
-        [block] = work.to_pylist()
+    def __call__(self, blocks: pa.Table) -> pa.Table:
+        [block] = blocks.to_pylist()
         one = self._inputs[block["input"]]
         if block["split"]:
             table = one.dataset.read(block["split"], block["start"], block["stop"])
@@ -237,26 +240,27 @@ class _Reader:
         errors: list[str | None] = []
         jobs = [partial(read_file, root, *file) for file in zip(block["paths"], block["sizes"], strict=True)]
         name = f"fracture-{self._job}-{block['input']}-{block['start']}"
-        with _Notes(Path(tempfile.gettempdir(), name)) as notes:
-            for number, data in enumerate(_ahead(jobs)):
+        with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log:
+            for number, data in enumerate(_run_ahead(jobs)):
                 image, reason = None, None
                 try:
-                    notes.begin(number)
+                    crash_log.begin(number)
                     image = decode(data.result(), self._size).pixels.tobytes()
                 except Rejected as error:
                     reason = str(error)
                 except MemoryError:
-                    reason = "takes more memory than there is"
+                    reason = "needs more memory than is free"
                 images.append(image)
                 errors.append(reason)
         return images, errors
 
 
 def read_file(root: StoragePath, path: str, size: int) -> bytes:
-    """
+    """Read a file below `root`.
+
     Raises:
-        Rejected: the file is too large, gone, or may not be read, while its folder can be.
-        UsageError, RunError: the folder or the store does not answer either.
+        Rejected: the file is too large, no longer exists or may not be read, but its folder can be read.
+        UsageError, RunError: the folder or the store cannot be read either.
     """
     check_file_size(size)
     try:
@@ -265,64 +269,68 @@ def read_file(root: StoragePath, path: str, size: int) -> bytes:
         if root.is_dir():
             raise Rejected("cannot be opened") from None
     raise RunError(
-        f"{root} is no folder any more, or not on each of Ray's machines, which all read from it. Mount it on all, or "
+        f"{root} does not exist any more, or not on every machine of the Ray cluster. Mount it on all of them, or "
         "name a bucket; then run the same command again."
     )
 
 
-def _ahead(jobs: Iterable[Callable[[], bytes]]) -> Iterator[Future[bytes]]:
-    """Their outcomes in order, a few of them begun ahead."""
-    with ThreadPoolExecutor(_AHEAD) as pool:
+def _run_ahead(jobs: Iterable[Callable[[], bytes]]) -> Iterator[Future[bytes]]:
+    """Yield the results in order, while threads run the next few jobs."""
+    with ThreadPoolExecutor(_READ_AHEAD) as pool:
         waiting: deque[Future[bytes]] = deque()
         for job in jobs:
             waiting.append(pool.submit(job))
-            if len(waiting) > _AHEAD:
+            if len(waiting) > _READ_AHEAD:
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
 
 
-class _Notes:
-    """On the machine's disk, which file of a block is being decoded.
+class _CrashLog:
+    """A file on the machine's disk that names the file being decoded, and those at which the process crashed.
 
-    Ray begins a block again whose process died, for ever. If a decoder did it, which raises nothing, the note is still
-    there, and after some deaths at one file that file is passed over.
+    Ray restarts a block whose process died, without a limit. If a decoder crashes the process, no exception is raised,
+    but the log remains. After `_MAX_CRASHES` at the same file that file is skipped.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._deaths = file.read_text().split() if file.exists() else []
+        self._crashes = file.read_text().split() if file.exists() else []
 
-    def __enter__(self) -> "_Notes":
+    def __enter__(self) -> "_CrashLog":
         return self
 
     def __exit__(self, *error: object) -> None:
         self._file.unlink(missing_ok=True)
 
     def begin(self, number: int) -> None:
-        """Raises Rejected where this file has had its deaths."""
-        if self._deaths.count(str(number)) >= _DEATHS:
+        """Record that a file is being decoded.
+
+        Raises:
+            Rejected: the process crashed at this file too often.
+        """
+        if self._crashes.count(str(number)) >= _MAX_CRASHES:
             raise Rejected("crashes the decoder")
-        self._file.write_text(" ".join([*self._deaths, str(number)]))
+        self._file.write_text(" ".join([*self._crashes, str(number)]))
 
 
 class _Scorer:
-    """From a block of work, or of images where there is no reader, to rows of `RESULTS`."""
+    """Scores a block, or without a reader a table of images; returns rows of `RESULTS`."""
 
-    def __init__(self, bundle: Bundle, reader: _Reader | None) -> None:
+    def __init__(self, bundle: Bundle, reader: BlockReader | None) -> None:
         self._bundle, self._reader = bundle, reader
 
     @cached_property
     def _model(self) -> Any:
-        """Loaded with the first block: Ray would try a constructor that fails again and again."""
+        # Loaded with the first block and not in the constructor, which Ray would retry forever if it failed.
         import tensorflow as tf
 
-        if self._reader:  # one process a core
+        if self._reader:  # one process per core
             tf.config.threading.set_intra_op_parallelism_threads(1)
             tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-        return self._bundle.model()
+        return self._bundle.load_model()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         images = self._reader(table) if self._reader else table
@@ -343,13 +351,13 @@ class _Scorer:
         return pa.table(columns, schema=RESULTS)
 
 
-def _told(error: BaseException) -> RunError | UsageError | None:
-    """The one line for what ended Ray Data; None for a bug on this side of it."""
+def explain_error(error: BaseException) -> RunError | UsageError | None:
+    """Return the one-line error for an exception of Ray Data; None for a bug in this program."""
     from ray.exceptions import RayError
 
-    for ours in (RunError, UsageError):
-        if isinstance(error, ours):  # or Ray's own kind of it, which holds the stacks of all processes
-            return ours(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF")[0])
+    for kind in (RunError, UsageError):
+        if isinstance(error, kind):  # or Ray's subclass of it, whose text has the traces of all processes
+            return kind(str(getattr(error, "cause", error)).partition("\nFailed to apply UDF")[0])
     if isinstance(error, RayError):
         reason = str(error).strip().rpartition("\n")[2]
         return RunError(f"Ray Data gave up: {reason}. Nothing was written. Run again with -v for the traces")
@@ -357,9 +365,9 @@ def _told(error: BaseException) -> RunError | UsageError | None:
 
 
 def write_results(out: StoragePath, results: pa.Table, facts: Mapping[str, str]) -> None:
-    """The whole file or nothing; in Parquet with the facts as the schema's metadata.
+    """Write the results atomically; in Parquet the facts are the schema's metadata.
 
-    A path that begins as a formula is written as it is, or it would be no path any more: `formulas` counts them.
+    A path that begins like a formula is written unchanged, or it would not be the path; see `count_formula_paths`.
     """
     if out.name.lower().endswith(".parquet"):
         out.write_parquet(results.replace_schema_metadata(dict(facts)))
@@ -369,16 +377,16 @@ def write_results(out: StoragePath, results: pa.Table, facts: Mapping[str, str])
     out.write_bytes(sink.getvalue())
 
 
-def formulas(results: pa.Table) -> int:
-    """Paths that a spreadsheet would run."""
+def count_formula_paths(results: pa.Table) -> int:
+    """Count the paths that a spreadsheet would run as formulas."""
     return sum(path.startswith(_FORMULA) for path in results["path"].to_pylist())
 
 
-def summary(results: pa.Table, threshold: float) -> list[str]:
-    """What was found, in a few aligned lines."""
+def summarize(results: pa.Table, threshold: float) -> list[str]:
+    """Return the lines that summarize the results on the screen."""
     called = Counter(results["decision"].to_pylist())
-    told = ", ".join(f"{called[name]:,} {name}" for name in reversed(CLASS_NAMES))
-    lines = [f"called     {told}; a fracture from a probability of {threshold:.3g} on"]
+    counts = ", ".join(f"{called[name]:,} {name}" for name in reversed(CLASS_NAMES))
+    lines = [f"called     {counts}; a fracture from a probability of {threshold:.3g} on"]
     reasons = Counter(reason.partition(":")[0] for reason in results["error"].drop_null().to_pylist())
     if reasons:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))

@@ -1,4 +1,4 @@
-"""What needs no Ray: which files there are, how one is read, and how results are written."""
+"""Batch prediction without Ray: which files are found, how they are read, and how results are written."""
 
 import io
 import os
@@ -15,15 +15,18 @@ from PIL import Image
 from ray.exceptions import RayTaskError
 
 from fracture.errors import RunError, UsageError
-from fracture.inference import predict as prediction
-from fracture.inference.predict import (
+from fracture.inference import batch_prediction
+from fracture.inference.batch_prediction import (
     RESULTS,
+    BlockReader,
     Input,
-    check_out,
+    check_output,
+    count_formula_paths,
+    explain_error,
     find_inputs,
-    formulas,
+    plan_blocks,
     read_file,
-    summary,
+    summarize,
     write_results,
 )
 from fracture.preparation import decode as decoding
@@ -47,7 +50,7 @@ def paths(*folders: Path) -> list[str]:
 
 
 def blocks(inputs: list[Input], block_rows: int) -> list[dict]:
-    return [row for work in prediction._work(inputs, block_rows) for row in work.to_pylist()]
+    return [row for block in plan_blocks(inputs, block_rows) for row in block.to_pylist()]
 
 
 def test_every_file_in_any_layout_but_clutter(image_folder):
@@ -130,12 +133,12 @@ def test_shards_of_another_size_or_named_twice(shard_folder):
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("x.txt", r"--out .*x.txt: the name says the format: give it the ending .csv or .parquet."),
-        ("x", "the name says the format"),
+        ("x.txt", r"--out .*x.txt: the ending of the name chooses the format. Use .csv or .parquet."),
+        ("x", "the ending of the name chooses the format"),
         ("folder.csv", r"folder.csv: is a folder. Name a file in it, such as .*folder.csv/predictions.csv"),
-        ("data/x.csv", "may not lie inside the data, .*, which is never written to. Name another place."),
-        ("data/deep/x.csv", "may not lie inside the data"),
-        ("link/x.csv", "may not lie inside the data"),
+        ("data/x.csv", "is inside the data, .*, which is never written to. Name another folder."),
+        ("data/deep/x.csv", "is inside the data"),
+        ("link/x.csv", "is inside the data"),
     ],
 )
 def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
@@ -143,15 +146,15 @@ def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with pytest.raises(UsageError, match=message):
-        check_out(storage_path(tmp_path / out), inputs)
+        check_output(storage_path(tmp_path / out), inputs)
 
 
 def test_an_out_beside_the_data_or_beside_one_file_is_fine(image_folder, tmp_path):
     folder = image_folder("1.png", "2.csv")
-    check_out(storage_path(tmp_path / "data.csv"), find_inputs([storage_path(folder)], 32))
-    check_out(storage_path(folder / "x.CSV"), find_inputs([storage_path(folder / "1.png")], 32))
-    with pytest.raises(UsageError, match="may not lie inside the data"):
-        check_out(storage_path(folder / "2.csv"), find_inputs([storage_path(folder / "2.csv")], 32))
+    check_output(storage_path(tmp_path / "data.csv"), find_inputs([storage_path(folder)], 32))
+    check_output(storage_path(folder / "x.CSV"), find_inputs([storage_path(folder / "1.png")], 32))
+    with pytest.raises(UsageError, match="is inside the data"):
+        check_output(storage_path(folder / "2.csv"), find_inputs([storage_path(folder / "2.csv")], 32))
 
 
 def test_a_file_that_cannot_be_opened_is_its_own_fault_while_its_folder_can(tmp_path):
@@ -163,7 +166,9 @@ def test_a_file_that_cannot_be_opened_is_its_own_fault_while_its_folder_can(tmp_
             read_file(root, name, 9)
     with pytest.raises(Rejected, match="1,000,000,001 bytes, over the limit of 1,000,000,000"):
         read_file(root, "huge", 1_000_000_001)
-    with pytest.raises(RunError, match=r"elsewhere is no folder any more, or not on each of Ray's machines.* Mount it"):
+    with pytest.raises(
+        RunError, match=r"elsewhere does not exist any more, or not on every machine of the Ray cluster.* Mount it"
+    ):
         read_file(storage_path(tmp_path / "elsewhere"), "1.png", 9)
 
 
@@ -185,10 +190,10 @@ def test_a_file_that_is_gone_or_denied_in_a_bucket_and_a_store_that_is_down(buck
         read_file(root, "1.png", 1)
 
 
-def reader(folder: Path, *names: str) -> tuple[prediction._Reader, pa.Table]:
+def reader(folder: Path, *names: str) -> tuple[BlockReader, pa.Table]:
     one = Input(storage_path(folder), "", {name: (folder / name).stat().st_size for name in names})
-    [work] = prediction._work([one], 64)
-    return prediction._Reader([one], 32, "job"), work
+    [block] = plan_blocks([one], 64)
+    return BlockReader([one], 32, "job"), block
 
 
 def test_unreadable_files_of_every_kind_keep_their_rows(image_folder, monkeypatch):
@@ -201,9 +206,9 @@ def test_unreadable_files_of_every_kind_keep_their_rows(image_folder, monkeypatc
     (folder / "wide.png").write_bytes(buffer.getvalue())
     monkeypatch.setattr(decoding, "MAX_SIDE", 150)
     names = ["0.png", "cut.png", "empty.png", "gone.png", "text.png", "wide.png", "2.png"]
-    read, work = reader(folder, *names)
+    read, block = reader(folder, *names)
     (folder / "gone.png").unlink()
-    images = read(work)
+    images = read(block)
     assert images["path"].to_pylist() == names
     assert images["error"].to_pylist() == [
         None,
@@ -223,23 +228,28 @@ def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypa
     def greedy(data: bytes, size: int):
         raise MemoryError
 
-    monkeypatch.setattr(prediction, "decode", greedy)
-    read, work = reader(image_folder("1.png"), "1.png")
-    assert read(work)["error"].to_pylist() == ["takes more memory than there is"]
+    monkeypatch.setattr(batch_prediction, "decode", greedy)
+    read, block = reader(image_folder("1.png"), "1.png")
+    assert read(block)["error"].to_pylist() == ["needs more memory than is free"]
 
 
 DIES = """
 import os, sys
-from fracture.inference import predict
-from tests.inference.test_predict import reader, storage_path
-decode = predict.decode
-predict.decode = lambda data, size: os._exit(9) if len(data) == 5 else decode(data, size)
-read, work = reader(predict.Path(sys.argv[1]), "0.png", "evil.png", "2.png")
-print(read(work)["error"].to_pylist())
+from pathlib import Path
+from fracture.inference import batch_prediction
+from fracture.inference.batch_prediction import BlockReader, Input, plan_blocks
+from fracture.storage import storage_path
+decode = batch_prediction.decode
+batch_prediction.decode = lambda data, size: os._exit(9) if len(data) == 5 else decode(data, size)
+folder = Path(sys.argv[1])
+files = {name: (folder / name).stat().st_size for name in ("0.png", "evil.png", "2.png")}
+one = Input(storage_path(folder), "", files)
+[block] = plan_blocks([one], 64)
+print(BlockReader([one], 32, "job")(block)["error"].to_pylist())
 """
 
 
-def test_a_file_that_ends_the_process_is_passed_over_the_third_time(image_folder, tmp_path):
+def test_a_file_that_crashes_the_process_is_skipped_the_third_time(image_folder, tmp_path):
     """As Ray does it: the same block again, in a new process."""
     folder = image_folder("0.png", "2.png")
     (folder / "evil.png").write_text("crash")
@@ -257,21 +267,21 @@ def test_a_file_that_ends_the_process_is_passed_over_the_third_time(image_folder
     assert not any(notes.iterdir())
 
 
-@pytest.mark.parametrize("ours", [RunError, UsageError])
-def test_our_errors_come_through_ray_as_one_line(ours):
-    raised = ours("weights.npz is damaged\nFailed to apply UDF transform after 1/1 attempts.")
-    told = prediction._told(RayTaskError("map", "a long trace", raised).as_instanceof_cause())
-    assert type(told) is ours
-    assert str(told) == "weights.npz is damaged"
-    assert prediction._told(ValueError("a bug")) is None
+@pytest.mark.parametrize("kind", [RunError, UsageError])
+def test_our_errors_come_through_ray_as_one_line(kind):
+    raised = kind("weights.npz is damaged\nFailed to apply UDF transform after 1/1 attempts.")
+    explained = explain_error(RayTaskError("map", "a long trace", raised).as_instanceof_cause())
+    assert type(explained) is kind
+    assert str(explained) == "weights.npz is damaged"
+    assert explain_error(ValueError("a bug")) is None
 
 
-def test_what_else_ends_ray_data_is_one_line_too():
-    told = prediction._told(RayTaskError("map", "a long trace", OSError("a node fell over")).as_instanceof_cause())
-    assert type(told) is RunError
-    assert str(told).startswith("Ray Data gave up: ")
-    assert str(told).endswith(". Nothing was written. Run again with -v for the traces")
-    assert "\n" not in str(told)
+def test_other_errors_of_ray_data_are_one_line_too():
+    explained = explain_error(RayTaskError("map", "a long trace", OSError("a node fell over")).as_instanceof_cause())
+    assert type(explained) is RunError
+    assert str(explained).startswith("Ray Data gave up: ")
+    assert str(explained).endswith(". Nothing was written. Run again with -v for the traces")
+    assert "\n" not in str(explained)
 
 
 def test_csv_and_parquet_say_the_same(tmp_path):
@@ -288,12 +298,12 @@ def test_csv_and_parquet_say_the_same(tmp_path):
 
 
 def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
-    assert formulas(RESULT) == 1
+    assert count_formula_paths(RESULT) == 1
 
 
 def test_the_summary_counts_everything():
-    assert summary(RESULT, 0.5) == [
+    assert summarize(RESULT, 0.5) == [
         "called     1 fracture, 2 normal; a fracture from a probability of 0.5 on",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
-    assert len(summary(RESULT.slice(0, 2), 0.5)) == 1
+    assert len(summarize(RESULT.slice(0, 2), 0.5)) == 1
