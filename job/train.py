@@ -9,7 +9,7 @@
 Preprocesses (where the shards are not there yet), trains with early stopping on validation loss, scores the best
 weights once on test, and leaves in STORAGE/runs/NAME:
 
-  bundle/            the model (weights.npz, model.keras, saved_model/) and bundle.json: metrics, threshold, settings
+  bundle/            weights.safetensors, model.keras, saved_model/ and bundle.json: metrics, threshold, settings
   report/            report.html, and its plots as PNG files
   predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 

@@ -38,7 +38,7 @@ class Costs:
 
     parameters: int
     trained_parameters: int  # the most in an epoch
-    weights_bytes: int  # of weights.npz of one fold
+    weights_bytes: int  # of weights.safetensors of one fold
     epochs: int  # of all folds together, as are
     training_seconds: float  # with validation, without the workers' start
     memory_gb: float  # the most that the first worker of a training held
@@ -142,7 +142,7 @@ def read_costs(run: StoragePath, folds: int, parameters: int, images_per_second:
     """What the finished folds in `run` say of themselves, with what was measured of the model."""
     logs = [(run / f"fold-{number}" / "metrics.jsonl").read_bytes() for number in range(1, folds + 1)]
     epochs = [json.loads(line) for log in logs for line in log.splitlines()]
-    weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.npz"]
+    weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.safetensors"]
     runs = [(run / f"fold-{number}" / "bundle" / "bundle.json").read_json()["run"] for number in range(1, folds + 1)]
     machines = {f"{told['workers']} worker{'s' if told['workers'] > 1 else ''}, {told['precision']}" for told in runs}
     return Costs(

@@ -20,7 +20,7 @@ from fracture.runtime.channel import Tell, teller
 from fracture.runtime.failures import PeerLost
 from fracture.runtime.watchdog import Watchdog
 from fracture.storage import StoragePath
-from fracture.training.checkpoint import Arrays, Damaged, LoopState
+from fracture.training.checkpoint import Arrays, DamagedCheckpointError, LoopState
 from fracture.training.phases import Phase, most_epochs, phases
 
 _SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
@@ -253,7 +253,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
             divergence = StopOnDivergence()
             # Keras has set them to zero when an epoch begins.
             restore = keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
+                on_epoch_begin=lambda epoch, logs: set_tallies(state.metric_sums or nothing)
             )
             model.fit(
                 on_each_worker(strategy, training_batches(train, seed, epoch, learner.augment, first)),
@@ -267,7 +267,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
                     tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
                 return False
         else:
-            set_tallies(state.tallies)
+            set_tallies(state.metric_sums)
         trained, tallied, measured = time.monotonic() - started, tally(), results()
         set_tallies(nothing)  # before its first batch Keras does not know of the metrics
 
@@ -386,7 +386,7 @@ def _latest_state(rank: int, tell: Tell, watchdog: Watchdog) -> LoopState | None
         try:
             chosen, state = path, _load(checkpoints[path])
             break
-        except Damaged as error:
+        except DamagedCheckpointError as error:
             tell(event="damaged", checkpoint=path.rsplit("/", 1)[-1], reason=str(error))
     if checkpoints and rank == 0 and state is None:
         folder = next(iter(checkpoints)).rsplit("/", 1)[0]
@@ -412,7 +412,7 @@ def _load(checkpoint: Any) -> LoopState:
         with checkpoint.as_directory() as folder:
             return LoopState.load(Path(folder))
     except FileNotFoundError as error:
-        raise Damaged(str(error)) from error
+        raise DamagedCheckpointError(str(error)) from error
 
 
 def _report(state: LoopState, record: dict[str, float], rank: int) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
+from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config
 from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
@@ -33,7 +33,7 @@ def keep_backbone(run: StoragePath, config: Config, initial: "Bundle | None") ->
     expected = _expected(config)
     arrays = _named_weights(config) if initial is None else initial.weights()[: len(expected)]
     with tempfile.TemporaryDirectory() as folder:
-        save_arrays(Path(folder) / BACKBONE, arrays, [array.name for array in expected])
+        save_arrays(Path(folder) / BACKBONE, {e.name: array for e, array in zip(expected, arrays, strict=True)})
         run.upload(Path(folder))
 
 
@@ -46,7 +46,7 @@ def read_backbone(run: StoragePath, config: Config) -> list[np.ndarray]:
     """In the order of the backbone's."""
     expected, file = _expected(config), run / BACKBONE
     fix = "Remove it; it is made anew."
-    return load_arrays(file.read_bytes(most=file_bytes(expected)[1]), expected, file, fix)
+    return load_arrays(file.read_bytes(most=limit_bytes(expected)), expected, file, fix)
 
 
 def _named_weights(config: Config) -> list[np.ndarray]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
+from safetensors.numpy import load_file
 
 from fracture.arrays import save_arrays
 from fracture.dataset.format import FILES
@@ -55,7 +56,7 @@ def test_each_form_gives_the_probabilities_of_the_bundle(bundle, tmp_path, to: s
     assert content["format"] == to
     assert content["input"]["shape"] == [None, 32, 32, 1]
     assert content["threshold"] == 0.5
-    weights = Path(str(bundle.folder / "weights.npz")).read_bytes()
+    weights = Path(str(bundle.folder / "weights.safetensors")).read_bytes()
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert list(content["files"]) == [form.file]
     assert set(form.packages) < set(content["versions"])
@@ -85,9 +86,9 @@ def test_a_bundle_is_never_written_to(bundle):
 def test_what_gives_other_probabilities_is_not_kept(tmp_path):
     """No number is near enough to NaN."""
     made = quick_bundle(tmp_path / "quick", *TINY)
-    with np.load(made / "weights.npz") as arrays:
-        weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
-    save_arrays(made / "weights.npz", list(weights.values()), list(weights))
+    arrays = load_file(made / "weights.safetensors")
+    weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
+    save_arrays(made / "weights.safetensors", weights)
     with pytest.raises(RunError, match=r"model.tflite gives probabilities up to nan from the bundle's, over the lim"):
         export(read_bundle(storage_path(made)), "tflite", storage_path(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

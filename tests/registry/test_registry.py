@@ -52,7 +52,7 @@ def run(shards: StoragePath) -> StoragePath:
     made, about = shards / "../run", {"name": "x", "epochs": 1}
     evaluations = {"val": FIGURES, "test": FIGURES}
     write_bundle(made / "bundle", load_config(None, TINY), Dataset(shards, manifest), about, DECISION, evaluations)
-    (made / "bundle/weights.npz").write_bytes(b"weights")
+    (made / "bundle/weights.safetensors").write_bytes(b"weights")
     (made / "report/report.html").write_bytes(b"<html>")
     return made
 
@@ -114,7 +114,7 @@ def test_a_version_holds_all_that_it_was_made_from(registry: Registry, trained):
     version = trained(registry, "w1")
     left = {info.path[len(registry.bundle(1).path) + 1 :] for info in registry.bundle(1).files()}
     assert left == {
-        *("bundle.json", "weights.npz", "trained_on.parquet", "version.json", "report.html"),
+        *("bundle.json", "weights.safetensors", "trained_on.parquet", "version.json", "report.html"),
         *("dataset/dataset.json", "dataset/files.parquet", "dataset/ledger.parquet"),
     }
     assert registry.version(1) == version
@@ -154,11 +154,11 @@ def test_a_decision_that_was_cut_short_is_finished_by_the_next(registry: Registr
 
 def test_half_of_a_version_is_none_and_is_made_anew(registry: Registry, trained):
     choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    (registry.bundle(2) / "weights.npz").write_bytes(b"half")
+    (registry.bundle(2) / "weights.safetensors").write_bytes(b"half")
     (registry.bundle(2) / "stray").write_bytes(b"")
     assert [version.number for version in registry.versions()] == [1]
     assert trained(registry, "w2").number == 2
-    assert (registry.bundle(2) / "weights.npz").read_bytes() == b"weights"
+    assert (registry.bundle(2) / "weights.safetensors").read_bytes() == b"weights"
     assert not (registry.bundle(2) / "stray").is_file()
 
 
@@ -287,7 +287,7 @@ def test_retention_keeps_the_newest_and_all_that_were_champions(registry: Regist
         begun(registry, f"w{number}", f"s{1 + number // 3}")
         choose_operating_point(registry, trained(registry, f"w{number}"), promoted)
     registry.rollback()
-    (registry.bundle(9) / "weights.npz").write_bytes(b"half of a copy")
+    (registry.bundle(9) / "weights.safetensors").write_bytes(b"half of a copy")
     (registry.run("not-ours") / "run.json").write_json({})
     assert names(registry.prunable(keep=2)) == [
         *("versions/0002", "versions/0004", "versions/0009"),
@@ -328,8 +328,10 @@ def test_a_state_that_cannot_be_read_keeps_its_run(registry: Registry, trained):
 def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, trained):
     choose_operating_point(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
-    (registry.bundle(2) / "weights.npz").delete()
-    with pytest.raises(UsageError, match=r"version 2 has lost its weights.npz, so it cannot be used. Name another"):
+    (registry.bundle(2) / "weights.safetensors").delete()
+    with pytest.raises(
+        UsageError, match=r"version 2 has lost its weights.safetensors, so it cannot be used. Name another"
+    ):
         registry.promote(2)
     assert registry.champion() == 1
 
