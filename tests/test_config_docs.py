@@ -14,7 +14,7 @@ def test_the_page_is_that_of_the_settings():
     )
 
 
-@pytest.mark.parametrize(("name", "section"), Config())
+@pytest.mark.parametrize(("name", "section"), list(Config()))
 def test_every_setting_is_described_in_whole_phrases(name: str, section):
     assert type(section).__doc__.endswith(".")
     for key, field in type(section).model_fields.items():
