@@ -84,7 +84,7 @@ def _search(
     results: dict[int, Result],
 ) -> None:
     from fracture.runtime.cluster import check_capacity, runs_at_once, start_ray
-    from fracture.training.phases import most_epochs
+    from fracture.training.phases import count_epochs
 
     start_ray(args.verbose)
     check_capacity(config)
@@ -93,7 +93,7 @@ def _search(
     at_once = min(runs_at_once(config), config.tune.concurrent or config.tune.trials)
     trials, done = config.tune.trials, f", of which {len(results)} are done" if results else ""
     each = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
-    most = f"at most {most_epochs(config)} epochs"
+    most = f"at most {count_epochs(config)} epochs"
     print(f"starting   {trials} trials of {most}{done}; {at_once} at a time, each on {each}", flush=True)
     run_trials(config, dataset, run, results, at_once)
 

@@ -73,7 +73,7 @@ def _timed(epochs: Iterable[Iterable[object]], images: int) -> float:
 
 def _share(folder: str, memory: int) -> Any:
     from fracture.dataset.format import Dataset, read_manifest
-    from fracture.dataset.pipeline import load_share
+    from fracture.dataset.pipeline import load_worker_rows
     from fracture.dataset.sampler import BalancedSampler
     from fracture.dataset.sharding import ShardedBatches
 
@@ -81,7 +81,9 @@ def _share(folder: str, memory: int) -> Any:
     manifest = read_manifest(shards)
     index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), "radiograph", 0)
-    return load_share(Dataset(shards, manifest), "train", ShardedBatches(sampler.count, BATCH), sampler, 9, memory)
+    return load_worker_rows(
+        Dataset(shards, manifest), "train", ShardedBatches(sampler.count, BATCH), sampler, 9, memory
+    )
 
 
 def ours(folder: str, how: str) -> float:

@@ -4,7 +4,7 @@ import pytest
 from fracture.config import AugmentConfig
 from fracture.dataset.augment import augment
 from fracture.dataset.format import Dataset
-from fracture.dataset.pipeline import Share, evaluation_batches, load_share, training_batches
+from fracture.dataset.pipeline import WorkerRows, evaluation_batches, load_worker_rows, training_batches
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
@@ -13,12 +13,14 @@ from tests.conftest import small_disk
 WORKERS = (1, 2, 3, 7)
 
 
-def shares(shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows) -> list[Share]:
+def shares(
+    shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows
+) -> list[WorkerRows]:
     folder, manifest = shard_folder(**rows)
     index = Dataset(folder, manifest).read_columns(split, ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
-        load_share(
+        load_worker_rows(
             Dataset(folder, manifest),
             split,
             ShardedBatches(sampler.count, 16, rank, workers),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fracture.dataset.pipeline import Share
+from fracture.dataset.pipeline import WorkerRows
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.training.features import mean_and_variance
@@ -28,7 +28,7 @@ def test_moments_are_those_of_what_the_first_epoch_draws_over_all_workers(views:
             return total
 
         batches = ShardedBatches(sampler.count, 2, rank, workers)
-        found[rank] = mean_and_variance(Share(batches, sampler, 0, features, tf.constant(labels, tf.float32)), add)
+        found[rank] = mean_and_variance(WorkerRows(batches, sampler, 0, features, tf.constant(labels, tf.float32)), add)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
     for thread in threads:
