@@ -16,20 +16,19 @@ ROOMS = (
     *("job", "cli", "workflows", "tuning", "training", "registry", "inference", "evaluation", "preparation"),
     *("models", "dataset", "runtime", "progress", "single files"),
 )
-# `fracture doctor` looks whether Ray and TensorFlow work, and is called by cli alone.
-ROOM_OF = {"fracture/doctor.py": "workflows", "fracture/__main__.py": "cli"}
+ROOM_OF = {"fracture/__main__.py": "cli"}
 
-# Rooms, or single files of a room, that may import the library.
+# Rooms, or single files of a room, that may import the library; `fracture doctor` looks whether it works.
 KNOWS_RAY = {
     *("fracture/runtime", "fracture/tuning", "fracture/training"),
     *("fracture/preparation/parallel.py", "fracture/inference/predict.py"),
-    "fracture/doctor.py",
+    "fracture/workflows/doctor.py",
 }
 KNOWS_TENSORFLOW = {
     *("fracture/dataset/pipeline.py", "fracture/dataset/augment.py"),
     *("fracture/models", "fracture/training", "fracture/tuning", "fracture/inference"),
     *("fracture/evaluation/scores.py", "fracture/evaluation/gradcam.py"),
-    "fracture/doctor.py",
+    "fracture/workflows/doctor.py",
 }
 RAY_PRIVATE = re.compile(r"ray\.(_|.*\._)")
 TENSORFLOW_PRIVATE = re.compile(
