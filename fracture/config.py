@@ -44,7 +44,7 @@ class Section(Settings):
 
 
 class DataConfig(Section, changes_recipe=True):
-    """How images become a dataset. Another value of any key makes another dataset."""
+    """Making a dataset of images. Another value of any key makes another dataset."""
 
     image_size: int = Field(224, ge=32, le=1024, description="Side of the square grey image, in pixels.")
     seed: Seed = Field(0, description="Seed of the rows' order, and of which group goes to which split.")
@@ -255,7 +255,7 @@ class CheckpointConfig(Section, changes_recipe=False):
 
 
 class RecoveryConfig(Section, changes_recipe=False):
-    """What a run does when machines fail."""
+    """Recovery of a run when machines fail."""
 
     max_failures: int = Field(
         3, ge=0, description="Restarts in a row, without a checkpoint between them, after which the run gives up."
@@ -298,7 +298,7 @@ class ComputeConfig(Section, changes_recipe=False):
 
 
 class GateConfig(Section, changes_recipe=False):
-    """What a retrained model must reach before it is promoted; figures per radiograph, on test."""
+    """Requirements for promoting a retrained model; figures per radiograph, on test."""
 
     min_radiographs: Positive = Field(
         20, description="Least radiographs of each class in the test on which both models are compared."
