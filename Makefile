@@ -1,5 +1,6 @@
 # Everything a person does with this project, by name. `make help` lists it.
-PYTHON ?= python3.11
+# The first of them that runs; another one by PYTHON=/path/to/python.
+PYTHON ?= $(shell for each in python3.11 python3.12 python3.13; do $$each -c "" 2> /dev/null && echo $$each && break; done)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 
@@ -20,12 +21,15 @@ KILLS   ?=
 FLAGS    = $(if $(DATA),--data "$(DATA)") $(if $(CONFIG),--config "$(CONFIG)") \
   $(if $(WORKERS),--workers $(WORKERS)) $(if $(RUN),--run "$(RUN)")
 
-# The Ray of cluster-up. It wants the token in ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
-# every address, as Ray has it. Its jobs find the Python of .venv.
+# The Ray of cluster-up. It reads the token from ~/.ray/auth_token; its dashboard is on loopback, its other ports are on
+# every address, which is Ray's default. Its jobs find the Python of .venv.
 RAY      := env RAY_AUTH_MODE=token RAY_JOB_STOP_WAIT_TIME_S=60 PATH="$(CURDIR)/$(VENV)/bin:$$PATH" ray
 RAY_PID  := .ray-cluster.pid
 RAY_LOG  := .ray-cluster.log
 RAY_RUNS := ps -p $$(cat $(RAY_PID) 2> /dev/null || echo 0) -o args= 2> /dev/null | grep -q "ray start"
+
+make_venv = test -x $(1)/bin/python || { test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed, and none is \
+  here: install one, or name it: make setup PYTHON=/path/to/python"; exit 1; }; $(PYTHON) -m venv $(1); }
 
 .DEFAULT_GOAL := help
 .PHONY: help setup local-train compare tune cluster-up submit cluster-down schedule audit data test test-long bench \
@@ -36,10 +40,13 @@ help: ## list the targets
 
 setup: $(VENV)/installed ## make the virtual environment with the locked dependencies
 
-$(VENV)/installed: requirements.lock
+# The lock brings setuptools, so that the project itself is installed without another package from the network, whose
+# hash nobody would check.
+$(VENV)/installed: requirements.lock pyproject.toml
 	@echo "installing the locked dependencies into $(VENV) (once; about 2 minutes)"
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(call make_venv,$(VENV))
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 local-train: setup ## train and test on this machine; DATA= CONFIG= WORKERS= RUN= (no DATA: sample radiographs)
@@ -80,7 +87,7 @@ data: setup ## download the Kaggle set "Fracture Multi-Region X-Ray Data" into d
 	@$(PY) job/download.py --out data
 
 $(VENV)-s3/installed: tests/object_store.lock # apart: moto wants an older python-dateutil than ours
-	@test -x $(VENV)-s3/bin/python || $(PYTHON) -m venv $(VENV)-s3
+	@$(call make_venv,$(VENV)-s3)
 	@$(VENV)-s3/bin/python -m pip install --quiet --disable-pip-version-check -r tests/object_store.lock
 	@touch $@
 
@@ -110,13 +117,18 @@ format: setup ## let ruff mend and format the code
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-lock: ## resolve the dependencies of pyproject.toml anew into requirements.lock
-	@rm -rf .lock-venv && $(PYTHON) -m venv .lock-venv
-	@.lock-venv/bin/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-	  print('\n'.join(p['dependencies'] + sum(p['optional-dependencies'].values(), [])))" > .lock-venv/wanted.txt
-	@.lock-venv/bin/python -m pip install --quiet -r .lock-venv/wanted.txt
-	@.lock-venv/bin/python -m pip freeze > requirements.lock
-	@rm -rf .lock-venv && wc -l requirements.lock
+# One lock for all three versions of Python. What it pins stays pinned; to have everything newer, remove it first.
+lock: ## resolve the dependencies of pyproject.toml into requirements.lock
+	@rm -rf .lock-venv
+	@$(call make_venv,.lock-venv)
+	@.lock-venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra dev --extra kaggle --extra export \
+	  --output-file requirements.lock pyproject.toml
+	@.lock-venv/bin/python -c "import hashlib, pathlib, re; file = pathlib.Path('cluster/runtime-env.yaml'); \
+	  lock = hashlib.sha256(pathlib.Path('requirements.lock').read_bytes()).hexdigest()[:12]; \
+	  file.write_text(re.sub('# lock [0-9a-f]+', '# lock ' + lock, file.read_text()))"
+	@rm -rf .lock-venv && grep -c == requirements.lock
 
-clean: ## remove runs with their models, shards, audits and sample radiographs; keeps .venv and data/
-	@rm -rf runs shards audits $(dir $(wildcard data/sample-*/SYNTHETIC.json))
+clean: ## remove runs with their models, shards, audits, built wheels and sample radiographs; keeps .venv and data/
+	@rm -rf runs shards audits build dist $(dir $(wildcard data/sample-*/SYNTHETIC.json))

@@ -1,17 +1,19 @@
-"""A lock on a folder, on a disk or in a bucket: of those who want it, one works at a time.
+"""A lock on a folder, on a disk or in a bucket: of the jobs that want it, one holds it at a time.
 
-It needs neither a conditional write nor a rename, only that reads and lists show what was written before, as those of
-S3, GCS and file systems do:
+It needs neither a conditional write nor a rename: reads and lists that show every earlier write are enough, and S3,
+GCS and file systems have these. pyarrow has no conditional write, and obstore 0.12, which has it, finds fewer
+credentials than pyarrow: no AWS_PROFILE and no workload identity of Google. Such a job would read its data and fail to
+lock its run.
 
-1. Who wants it writes a claim of its own, then lists the folder, and enters only if it sees no other that may live.
-   Of two who want it, the one that lists later lists after the other wrote: so it sees that one's claim, and does
-   not enter while the other is in or on its way. Both may be kept out; never are both let in.
-2. The holder rewrites its claim every 5 s, with a higher count.
-3. A claim of this machine is dead once its process is. One of another machine is when it has not changed for 30 s of
-   our own clock; the clocks of two machines, which differ and may go back, are never compared.
-4. A holder that finds its claim gone, or another holder's that it did not take over itself, was taken for dead (it
-   slept, or was cut off from the store) and is told. Until that beat two may work: no lock that outlives its holder
-   can exclude it.
+1. A job that wants the lock writes a claim, a file of its own, then lists the folder. It enters only if it sees no
+   other claim whose process may be alive. Of two jobs, the one that lists later sees the other's claim, and stays out
+   while the other holds the lock or may be about to. Both may be refused; both are never let in.
+2. The holder writes its claim again every 5 s, with a higher count.
+3. A claim of this machine is dead once its process has ended. A claim of another machine is dead once it has not
+   changed for 30 s of our own clock. The clocks of two machines are never compared: they differ, and may be set back.
+4. A holder that finds its claim gone, or a holder's claim that it did not take over itself, was taken for dead: it was
+   suspended, or cut off from the store. It is informed at its next beat. Until then two jobs may work: a lock that
+   expires cannot exclude that.
 """
 
 import os
@@ -20,40 +22,41 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Self
 
 import psutil
+from pyarrow.fs import FileInfo
 from pydantic import BaseModel
 
 from fracture.errors import RunError, UsageError
 from fracture.storage import StoragePath
 
 BEAT = 5.0  # seconds between two signs of life
-SILENCE = 30.0  # seconds without one after which another machine's holder is dead
+SILENCE = 30.0  # seconds without one after which the holder of another machine is dead
 _TRIES = 5
-_LENGTH = 1024  # bytes of a claim
+_CLAIM_BYTES = 1024
 _FAILURES = (OSError, RunError, UsageError)  # of a disk or a store
 
 
 class HeldError(UsageError):
-    """Somebody else holds the lock."""
+    """Another process holds the lock."""
 
 
 class Claim(BaseModel, frozen=True):
-    """Who wants a lock, or holds it."""
+    """The process that wants a lock or holds it."""
 
     host: str
-    machine: str  # where a process's number means this process
+    machine: str  # within it a process id names one process
     pid: int
-    started: float  # the process, as psutil has it: a number is given again when its process is gone
+    started: float  # psutil's start time of the process: process ids are used again
     since: datetime
     what: str
-    beat: int = 0  # 0: does not hold it yet
-    took: list[str] = []  # names of the claims that it took for dead
+    beat: int = 0  # signs of life given as the holder; 0: it does not hold the lock yet
 
     def __str__(self) -> str:
         return f"{self.what} on {self.host}, process {self.pid}, since {self.since:%Y-%m-%d %H:%M} UTC"
@@ -72,7 +75,10 @@ def claim_of_this_process(what: str) -> Claim:
 
 
 def _machine() -> str:
-    """Containers number their processes anew, hosts may share a name, and a user may not see another's processes."""
+    """Return a name for the processes that can see each other.
+
+    Containers have process ids of their own, hosts may share a name, and a user may not see another user's processes.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
@@ -80,15 +86,15 @@ def _machine() -> str:
         return f"{socket.gethostname()} {uuid.getnode()} {os.getuid()}"
 
 
-def is_gone(claim: Claim | None) -> bool | None:
-    """Whether the process has ended; None where that cannot be known from here."""
-    if claim is None or claim.machine != _machine():
+def is_gone(claim: Claim | bytes | None) -> bool | None:
+    """Return True once the process has ended, False while it runs, None where this process cannot find out."""
+    if not isinstance(claim, Claim) or claim.machine != _machine():
         return None
     try:
         process = psutil.Process(claim.pid)
         if process.status() == psutil.STATUS_ZOMBIE:
             return True
-        # Another start may be another process, or the same after the clock was set: Linux counts from its boot.
+        # Another start time means another process, or this one after the clock was set: Linux counts from the boot.
         return False if process.create_time() == claim.started else None
     except psutil.NoSuchProcess:
         return True
@@ -97,42 +103,33 @@ def is_gone(claim: Claim | None) -> bool | None:
 
 
 def holder(folder: StoragePath) -> tuple[Claim, datetime] | None:
-    """Who holds the lock, dead or alive, and when it gave its last sign of life."""
-    found = []
+    """Return who holds the lock, dead or alive, and the time of its last sign of life, without taking the lock."""
+    found = [(claim, info.mtime) for info, claim in _read_claims(folder) if isinstance(claim, Claim) and claim.beat]
+    return max(found, key=itemgetter(1), default=None)
+
+
+def _read_claims(folder: StoragePath) -> Iterator[tuple[FileInfo, Claim | bytes]]:
+    """Yield the claims that are there, a damaged one as its bytes; one that goes before it is read is not there."""
     for info in folder.files():
-        claim = _parse(_read(folder / info.base_name) or b"")
-        if claim is not None and claim.beat:
-            found.append((claim, info.mtime))
-    return max(found, key=lambda pair: pair[1], default=None)
+        if info.base_name.endswith(".json"):
+            with suppress(FileNotFoundError):
+                data = (folder / info.base_name).read_bytes()
+                try:
+                    yield info, Claim.model_validate_json(data)
+                except ValueError:
+                    yield info, data
 
 
-def _read(file: StoragePath) -> bytes | None:
-    """None where it is gone since it was listed."""
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except RunError:  # or between the two requests that a read from a bucket is; and may be there anew by now
-        return file.read_bytes() if file.is_file() else None
-
-
-def _parse(data: bytes) -> Claim | None:
-    try:
-        return Claim.model_validate_json(data)
-    except ValueError:
-        return None
-
-
-class Lease:
-    """`with Lease(...):` holds the lock; no file of it is left after."""
+class Lock:
+    """`with Lock(...):` holds the lock; none of its files is left after."""
 
     def __init__(
         self,
         folder: StoragePath,
         claim: Claim,
         name: str,
-        lost: Callable[[], None],
-        tell: Callable[[str], None] = print,
+        on_lost: Callable[[], None],
+        report: Callable[[str], None] = print,
         *,
         beat: float = BEAT,
         clock: Callable[[], float] = time.monotonic,
@@ -140,24 +137,26 @@ class Lease:
     ) -> None:
         """
         Args:
-            name: of what is locked, for what is told.
-            lost: called once, in another thread, when somebody took the holder for dead.
-            tell: gets a line when it has to wait, or takes over.
+            name: what is locked, for messages.
+            on_lost: called once, in another thread, when another process took this holder for dead.
+            report: gets a line when the lock has to be waited for, or is taken over.
+            beat: seconds between two signs of life.
         """
-        self._folder, self._claim, self._name, self._lost, self._tell = folder, claim, name, lost, tell
+        self._folder, self._claim, self._name, self._on_lost, self._report = folder, claim, name, on_lost, report
         self._seconds, self._clock, self._sleep = beat, clock, sleep
         self._own = folder / f"{uuid.uuid4().hex}.json"
-        self._made = _missing(folder)
+        self._taken_over: set[str] = set()  # names of the claims of dead holders
+        self._new_folders = _find_missing_folders(folder)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
     def __enter__(self) -> Self:
         """
         Raises:
-            HeldError: another holds it, and lives.
+            HeldError: another process holds it, and is alive.
         """
         try:
-            self._enter()
+            self._acquire()
             self._thread.start()
         except BaseException:
             self.__exit__()
@@ -170,104 +169,108 @@ class Lease:
             if self._thread.ident:
                 self._thread.join()  # a beat under way would write the claim again
         finally:
-            with suppress(*_FAILURES):  # it is dead in any case, once this process is
+            with suppress(*_FAILURES):  # the claim is dead in any case once this process has ended
                 self._own.delete()
             with suppress(OSError):
-                for folder in self._made:
+                for folder in self._new_folders:
                     folder.rmdir()
 
-    def _enter(self) -> None:
-        silent: dict[str, bytes] = {}  # what did not change while it was watched
+    def _acquire(self) -> None:
+        silent: dict[str, Claim | bytes] = {}  # claims that did not change while they were watched
         for _ in range(_TRIES):
             self._write()
-            others = self._claims()
-            entered = others.pop(self._own.name, None) is not None  # else taken for dead between the two
-            dead = {name for name, data in others.items() if silent.get(name) == data or is_gone(_parse(data))}
-            if entered and dead == set(others):
-                self._take_over({name: _parse(others[name]) for name in dead})
+            own_is_there, others = self._look()
+            alive = {
+                name: claim
+                for name, claim in others.items()
+                if silent.get(name) != claim and is_gone(claim) is not True
+            }
+            if own_is_there and not alive:  # without its own claim it was taken for dead meanwhile
+                self._take_over(others)
                 return
-            self._own.delete()  # so that two who came at once do not keep each other out for ever
-            living = {name: data for name, data in others.items() if name not in dead}
-            for data in living.values():
-                claim = _parse(data)
+            self._own.delete()  # else two jobs that come at the same time would keep each other out for ever
+            for claim in alive.values():
                 if is_gone(claim) is False and claim.beat:
-                    raise self._held(claim)
-            silent |= self._watch({name: data for name, data in living.items() if is_gone(_parse(data)) is None})
+                    raise self._held_error(claim)
+            silent |= self._watch({name: claim for name, claim in alive.items() if is_gone(claim) is None})
             self._sleep(random.uniform(0, 1))
-        raise self._held(*map(_parse, living.values()))
+        raise self._held_error(*alive.values())
 
-    def _watch(self, watched: dict[str, bytes]) -> dict[str, bytes]:
-        """Those that stay as they are; looks no longer when all are gone.
+    def _watch(self, watched: dict[str, Claim | bytes]) -> dict[str, Claim | bytes]:
+        """Return the claims that stay unchanged for `SILENCE` seconds; return early once all are gone.
 
         Raises:
-            HeldError: one has changed, so it lives.
+            HeldError: a claim has changed, so its process is alive.
         """
         if watched:
-            who = _who(_parse(data) for data in watched.values())
-            self._tell(f"{self._name} may be held by {who}; waiting up to {SILENCE:.0f} s to see whether it lives")
+            who = _describe(watched.values())
+            self._report(f"{self._name} may be held by {who}; waiting up to {SILENCE:.0f} s to see whether it is alive")
         until = self._clock() + SILENCE
         while watched and self._clock() < until:
             self._sleep(1)
-            now = self._claims()
-            watched = {name: data for name, data in watched.items() if name in now}
-            for name, data in watched.items():
-                if now[name] != data:
-                    raise self._held(_parse(now[name]))
+            _, now = self._look()
+            watched = {name: claim for name, claim in watched.items() if name in now}
+            for name, claim in watched.items():
+                if now[name] != claim:
+                    raise self._held_error(now[name])
         return watched
 
-    def _take_over(self, dead: dict[str, Claim | None]) -> None:
-        self._claim = self._claim.model_copy(update={"beat": 1, "took": sorted(dead)})
-        self._write()
+    def _take_over(self, dead: dict[str, Claim | bytes]) -> None:
+        self._taken_over = set(dead)
+        self._beat()
         for name, claim in dead.items():
             (self._folder / name).delete()
-            self._tell(f"{self._name} was held by {_who([claim])}, and that is dead: taking over")
+            self._report(f"{self._name} was held by {_describe([claim])}, which is dead: taking over")
         for info in self._folder.files():
-            if info.base_name.endswith(".part"):  # its writer was killed; or it is just coming, and tries again
-                with suppress(FileNotFoundError):
-                    (self._folder / info.base_name).delete()
+            if info.base_name.endswith(".part"):  # its writer was killed; one that is alive writes it again
+                (self._folder / info.base_name).delete()
 
     def _keep(self) -> None:
         while not self._ended.wait(self._seconds):
             with suppress(*_FAILURES):  # the next beat may get through
                 if self._is_lost():
-                    self._lost()
+                    self._on_lost()
                     return
-                self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
-                self._write()
+                self._beat()
 
     def _is_lost(self) -> bool:
-        """A beat that was late may have brought back a claim that was removed, so that it is not enough to find it."""
-        claims = self._claims()
-        there = claims.pop(self._own.name, None) is not None
-        holders = {name for name, data in claims.items() if (claim := _parse(data)) and claim.beat}
-        return not there or bool(holders - set(self._claim.took))
+        """Return whether another process took this one for dead.
 
-    def _claims(self) -> dict[str, bytes]:
-        """Content of the claims that are there, by name; of its own nobody asks for the content."""
-        found = {}
-        for name in (info.base_name for info in self._folder.files()):
-            if name.endswith(".json"):
-                found[name] = b"" if name == self._own.name else _read(self._folder / name)
-        return {name: data for name, data in found.items() if data is not None}
+        Its own claim alone proves nothing: a late beat may have written it again after it was removed.
+        """
+        own_is_there, others = self._look()
+        holders = {name for name, claim in others.items() if isinstance(claim, Claim) and claim.beat}
+        return not own_is_there or bool(holders - self._taken_over)
+
+    def _beat(self) -> None:
+        self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
+        self._write()
+
+    def _look(self) -> tuple[bool, dict[str, Claim | bytes]]:
+        """Return whether the own claim is there, and the others by name."""
+        claims = {info.base_name: claim for info, claim in _read_claims(self._folder)}
+        return claims.pop(self._own.name, None) is not None, claims
 
     def _write(self) -> None:
-        # Always of one length: Arrow asks a store for an object's length, and then for so many bytes of what is there.
-        data = self._claim.model_dump_json(indent=1).encode().ljust(_LENGTH)
+        # Always of one length: Arrow asks a store for an object's length, and then for that many bytes of it. They must
+        # hold the store's error text too: with fewer, Arrow takes a claim that has gone for a failure of the store.
+        data = self._claim.model_dump_json(indent=1).encode().ljust(_CLAIM_BYTES)
         for _ in range(_TRIES):
-            with suppress(FileNotFoundError):  # somebody left, and took the empty folder along
+            with suppress(FileNotFoundError):  # a process that left the lock has removed the empty folder
                 return self._own.write_bytes(data)
         raise RunError(f"{self._folder} cannot be written: it disappears each time. Check the disk, and run again.")
 
-    def _held(self, *claims: Claim | None) -> HeldError:
-        return HeldError(f"{self._name} is held by {_who(claims)}")
+    def _held_error(self, *claims: Claim | bytes) -> HeldError:
+        return HeldError(f"{self._name} is held by {_describe(claims)}")
 
 
-def _who(claims: Iterable[Claim | None]) -> str:
-    return " and ".join(str(claim or "somebody whose claim cannot be read") for claim in claims) or "somebody else"
+def _describe(claims: Iterable[Claim | bytes]) -> str:
+    names = (str(claim) if isinstance(claim, Claim) else "a process whose claim cannot be read" for claim in claims)
+    return " and ".join(names) or "another process"
 
 
-def _missing(folder: StoragePath) -> list[Path]:
-    """The folders on a disk that are made for a claim and go with it, innermost first."""
+def _find_missing_folders(folder: StoragePath) -> list[Path]:
+    """Return the folders on a disk that are made for the claim and removed with it, innermost first."""
     if not folder.is_local:
         return []
     path = Path(folder.path)

@@ -37,6 +37,7 @@ _CREDENTIALS = {
 # Arrow reports a store's answer only in the text of an OSError.
 _STORE_ERROR = re.compile(r"AWS Error|google::cloud::Status|[Bb]ucket '[^']*' not found|when resolving region", re.I)
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|bucket '[^']*' not found|bucket does not exist", re.I)
+_NO_OBJECT = re.compile(r"AWS Error \w+_NOT_FOUND during GetObject|AWS Error NO_SUCH_KEY|Status\(NOT_FOUND")
 _DENIED = re.compile(
     r"AWS Error \w*(?:ACCESS_DENIED|ACCESS_KEY|SIGNATURE|TOKEN|CREDENTIALS)|HTTP status 40[013]|"
     r"PERMISSION_DENIED|UNAUTHENTICATED"
@@ -200,7 +201,7 @@ class StoragePath:
     def delete(self) -> None:
         """Remove the file, or the folder with all it holds, if it exists."""
         kind = self._info().type
-        with self._named_in_errors("removed"):
+        with self._named_in_errors("removed"), suppress(FileNotFoundError):  # another process was faster
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(self.path)
             elif kind == fs.FileType.File:
@@ -219,6 +220,9 @@ class StoragePath:
         try:
             yield
         except OSError as error:
+            if not self.is_local and _NO_OBJECT.search(str(error)) and not _NO_BUCKET.search(str(error)):
+                # Arrow asks for an object's length, then for its bytes: it was removed between the two requests.
+                raise FileNotFoundError(errno.ENOENT, "removed while it was read", str(self)) from None
             if clear := None if self.is_local else store_failed(error, self, what):
                 raise clear from None
             raise

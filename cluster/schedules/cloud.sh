@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# One retraining on machines that are there only for it: `ray up`, submit, `ray down`.
+# One retraining on cloud machines that exist only for it: `ray up`, submit, `ray down`.
 #
 #   cluster/schedules/cloud.sh cluster/aws.yaml --data s3://BUCKET/radiographs --registry s3://BUCKET/registry \
 #     --tick 2026-w48 --workers 2 --gpu
 #
-# FILE is one of cluster/ for `ray up`; everything after it is for job/retrain.py of the image. The cluster is called as
-# in FILE, with -retrain, so that one that you have up yourself is left alone. From a crontab, each Monday:
-#   17 3 * * 1  cd /path/to/here && PATH=$PWD/.venv/bin:$PATH cluster/schedules/cloud.sh FILE ... --tick $(date +\%G-w\%V)
+# The first argument, FILE, is one of cluster/ for `ray up`; all others are passed to the image's job/retrain.py. The
+# cluster takes the name in FILE with -retrain added, so that a cluster of your own stays untouched. In a crontab:
+#   17 3 * * 1  cd /path/to && PATH=$PWD/.venv/bin:$PATH cluster/schedules/cloud.sh FILE ... --tick $(date +\%G-w\%V)
 #
-# Whatever happens, the cluster is taken down: also when `ray up` fails half-way, and after SIGTERM or Ctrl-C, when the
-# job is stopped first and saves. What no trap helps against: SIGKILL, and the loss of this machine. Then run
+# The cluster is taken down in every case, also when `ray up` fails half-way, and after SIGTERM or Ctrl-C, when the job
+# is stopped first and saves. A trap cannot handle SIGKILL or the loss of this machine. Then run
 #   ray down -y --cluster-name NAME-retrain FILE
 #
-# Exit codes: the job's own (0, 10, 2, 1); 1 if the cluster did not come up, or, whatever the job said, if it could not
-# be taken down and may still cost money; 130 and 143 after Ctrl-C and SIGTERM.
+# Exit codes: the job's own (0, 10, 2, 1); 1 if the cluster did not start, or could not be taken down and may still cost
+# money, whatever the job's own code was; 130 and 143 after Ctrl-C and SIGTERM.
 set -euo pipefail
-set -m # each child in a process group of its own: Ctrl-C reaches this script alone, which ends them in order
+set -m # each child gets its own process group, so that Ctrl-C reaches only this script, which ends them in order
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 file=${1:-}
@@ -32,12 +32,12 @@ if [ ! -f "$file" ]; then
   exit 2
 fi
 if [ -z "$tick" ]; then
-  echo "error: a retraining is known by its tick, and none is given: give --tick 2026-w48" >&2
+  echo "error: a retraining needs the name of its tick, and none is given: give --tick 2026-w48" >&2
   exit 2
 fi
 name=$(sed -n 's/^cluster_name: *\([A-Za-z0-9_.-]*\).*/\1/p' "$file")
 if [ -z "$name" ]; then
-  echo "error: a file for \`ray up\` names its cluster, and $file does not: give cluster/aws.yaml" >&2
+  echo "error: a file for \`ray up\` must have a cluster_name, and $file has none: give cluster/aws.yaml" >&2
   exit 2
 fi
 name=$name-retrain
@@ -49,9 +49,9 @@ for program in ray python flock; do
   fi
 done
 
-exec 9< "$file" # of two on this machine, the one that ends first would take the other's cluster down
+exec 9< "$file" # locked: of two retrainings on this machine, the first to end would take down the other's cluster
 if ! flock -n 9; then
-  echo "another retraining with $file is at work on this machine"
+  echo "another retraining with $file is running on this machine"
   exit 0
 fi
 
@@ -59,8 +59,8 @@ export RAY_AUTH_MODE=token
 child=
 forward=
 
-# Runs a command that signals can be passed on to: bash runs a trap only once what it waits for is over. It waits with
-# `wait`, which a trap does interrupt, and without the lock and the terminal, which would otherwise outlive this script.
+# Runs a command in the background and waits for it with `wait`: a trap interrupts `wait`, but not a command in the
+# foreground. The command gets neither the lock nor the terminal, since it may outlive this script.
 run() {
   "$@" < /dev/null 9<&- &
   child=$!
@@ -91,7 +91,7 @@ down() {
   {
     echo "################################################################################"
     echo "The cluster $name of $file could NOT be taken down. It may still cost money."
-    echo "Look at the cloud's console, and run: ray down -y --cluster-name $name $file"
+    echo "Check the cloud's console, and run: ray down -y --cluster-name $name $file"
     echo "################################################################################"
   } >&2
   exit 1
@@ -102,11 +102,11 @@ trap 'stop 130' INT
 trap 'stop 143' TERM HUP
 
 if ! run ray up -y --cluster-name "$name" "$file"; then
-  echo "the cluster $name did not come up" >&2
+  echo "the cluster $name did not start" >&2
   exit 1
 fi
 
-# The dashboard, on a port of this machine that is free now, through ssh; begun again when the connection breaks.
+# Forwards the dashboard to a free port of this machine through ssh, again whenever the connection breaks.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 (while :; do
   ray dashboard --cluster-name "$name" --port "$port" "$file" || true

@@ -19,7 +19,7 @@ from fracture.lock import Claim, holder, is_gone
 from fracture.storage import StoragePath
 
 STATUS = "status.json"
-LOCK = "lock"  # folder of a run's lease, whose beats are signs of life too
+LOCK = "lock"  # folder of a run's lock, whose beats are signs of life too
 EVERY = 15.0  # seconds at least between two writings that only say how far it is
 SILENCE = 60.0  # seconds without a sign of life after which it is said
 _FINAL = ("finished", "stopped")

@@ -1,4 +1,4 @@
-"""One page on one retraining: what came in, how the two models compare, and what was decided."""
+"""The page of one retraining: the new data, how the two models compare, and the decision."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +16,22 @@ from fracture.registry.data_changes import DataChanges
 from fracture.registry.gate import Comparison, Rule
 from fracture.storage import StoragePath
 
-_SHOWN = 12  # cases on which the models disagree
+_SHOWN = 12  # radiographs on which the models disagree
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """All that the page tells."""
+    """Content of the page."""
 
     tick: str
     registry: StoragePath
     version: int
-    champion: int | None  # that was compared with
+    champion: int | None  # version that the challenger was compared with
     initial_weights: str
     challenger_bundle: Bundle
     champion_bundle: Bundle | None
-    compared: Comparison
-    new: DataChanges
+    comparison: Comparison
+    changes: DataChanges
     rules: list[Rule]
     dataset: Dataset
     caveats: list[str]
@@ -42,14 +42,16 @@ class Retraining:
 
     @property
     def reason(self) -> str:
-        """The decision in a sentence."""
-        failed = [f"{rule.name}: {rule.told}" for rule in self.rules if not rule.passed]
+        """Why the version was promoted or rejected, in one line."""
+        failed = [f"{rule.name}: {rule.explanation}" for rule in self.rules if not rule.passed]
         return "; ".join(failed) or f"all {len(self.rules)} rules hold"
 
     def as_json(self) -> dict[str, Any]:
-        """What `decision.json` says."""
-        compared, new = self.compared, self.new
-        models = {"challenger": compared.challenger} | ({"champion": compared.champion} if compared.champion else {})
+        """Return the content of `decision.json`."""
+        comparison, changes = self.comparison, self.changes
+        models = {"challenger": comparison.challenger}
+        if comparison.champion:
+            models["champion"] = comparison.champion
         return {
             "tick": self.tick,
             "version": self.version,
@@ -59,61 +61,63 @@ class Retraining:
             "reason": self.reason,
             "rules": [rule.model_dump() for rule in self.rules],
             "dataset": self.dataset.manifest.fingerprint,
-            "test_images_left_out": compared.left_out,
+            "test_images_left_out": comparison.left_out,
             "models": as_json(models),
-            "new": {
-                "images": new.images,
-                "radiographs": new.radiographs,
-                "unreadable": new.unreadable,
-                "gone": new.gone,
-                "sources": new.origins,
-                "conflicts": new.conflicts,
-                "share_of_fractures": {"before": new.share_before, "now": new.share_now},
-                "drift": {drift.name: drift.distance for drift in new.drifts},
+            "data_changes": {
+                "new_images": changes.new_images,
+                "new_radiographs": changes.new_radiographs,
+                "unreadable_files": changes.unreadable_files,
+                "removed_files": changes.removed_files,
+                "origins": changes.origins,
+                "conflicting": changes.conflicting,
+                "lost_from_test": changes.lost_from_test,
+                "fracture_share": {"before": changes.fracture_share_before, "now": changes.fracture_share_now},
+                "drift": {drift.name: drift.distance for drift in changes.drifts},
             },
         }
 
 
-def retraining_page(told: Retraining) -> bytes:
-    """Self-contained HTML, with the pictures of the radiographs on which the models disagree."""
-    labels, models, rows = _by_radiograph(told)
-    caption = "\n".join(told.caveats)
+def render_retraining_page(retraining: Retraining) -> bytes:
+    """Return self-contained HTML, with pictures of the radiographs on which the models disagree."""
+    labels, models, rows = _average_by_radiograph(retraining)
+    caption = "\n".join(retraining.caveats)
     plots = {}
     if len(np.unique(labels)) == 2:
         plots["roc"] = png(plot_rocs(labels, models, caption))
-    if told.new.drifts:
-        plots["drift"] = png(plot_drifts({drift.name: (drift.before, drift.now) for drift in told.new.drifts}))
+    if retraining.changes.drifts:
+        measures = {drift.name: (drift.before, drift.now) for drift in retraining.changes.drifts}
+        plots["drift"] = png(plot_drifts(measures))
     return render(
         "retraining.html",
-        told=told,
+        retraining=retraining,
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         plots=plots,
-        disagreements=_disagreements(told, labels, models, rows),
+        disagreements=_find_disagreements(retraining, labels, models, rows),
         shown=_SHOWN,
     )
 
 
-def _by_radiograph(told: Retraining) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Labels, each model's probabilities, and the row in test of one image."""
-    scores = told.compared.scores
-    names = {f"version {told.version}, the challenger": "challenger"}
-    if told.champion is not None:
-        names[f"version {told.champion}, in use"] = "champion"
+def _average_by_radiograph(retraining: Retraining) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Return per radiograph: label, each model's probability, and the row in test of one image."""
+    scores = retraining.comparison.scores
+    names = {f"version {retraining.version}, the challenger": "challenger"}
+    if retraining.champion is not None:
+        names[f"version {retraining.champion}, in use"] = "champion"
     labels, radiograph_ids, rows = (scores[name].to_numpy() for name in ("label", "radiograph_id", "row"))
     first, means = by_radiograph(labels, radiograph_ids, *(scores[column].to_numpy() for column in names.values()))
     return labels[first], dict(zip(names, means, strict=True)), rows[first]
 
 
-def _disagreements(
-    told: Retraining, labels: np.ndarray, models: dict[str, np.ndarray], rows: np.ndarray
+def _find_disagreements(
+    retraining: Retraining, labels: np.ndarray, models: dict[str, np.ndarray], rows: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Radiographs that one model calls a fracture and the other does not, those apart the most first."""
-    if told.champion_bundle is None:
+    """Return the radiographs that only one model calls a fracture, the largest difference first."""
+    if retraining.champion_bundle is None:
         return []
     challenger, champion = models.values()
-    ours = challenger >= told.challenger_bundle.operating_point.threshold
-    theirs = champion >= told.champion_bundle.operating_point.threshold
+    ours = challenger >= retraining.challenger_bundle.operating_point.threshold
+    theirs = champion >= retraining.champion_bundle.operating_point.threshold
     apart = np.flatnonzero(ours != theirs)
     order = apart[np.argsort(-np.abs(challenger - champion)[apart], kind="stable")]
     found = []
@@ -122,8 +126,8 @@ def _disagreements(
         facts = {"label": CLASS_NAMES[labels[case]], "right": right, "challenger": challenger[case]}
         facts |= {"champion": champion[case], "picture": "", "path": ""}
         if position < _SHOWN:
-            row = told.dataset.read("test", int(rows[case]), int(rows[case]) + 1)
-            facts["picture"] = picture(images_of(row, told.dataset.image_size)[0, ..., 0])
+            row = retraining.dataset.read("test", int(rows[case]), int(rows[case]) + 1)
+            facts["picture"] = picture(images_of(row, retraining.dataset.image_size)[0, ..., 0])
             facts["path"] = row["source"][0].as_py()
         found.append(facts)
     return found

@@ -9,8 +9,9 @@ from typing import Any
 from fracture.config import Config
 from fracture.errors import RunError, UsageError
 from fracture.runtime.signals import stop_by_signals
+from fracture.runtime.submission import is_submitted
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
+PACKAGE = Path(__file__).resolve().parents[1]  # the folder fracture, in a clone or in site-packages
 ENVIRONMENT = {  # of every process
     "TF_USE_LEGACY_KERAS": "1",  # else TensorFlow loads Keras 3 as well, and with it scikit-learn: 1 s of 4
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
@@ -40,13 +41,10 @@ def start_ray(verbose: bool) -> None:
 
     if ray.is_initialized():
         return
-    submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
-    environment: dict[str, Any] = {"env_vars": ours}
-    if not submitted and not joining:
-        environment["env_vars"]["PYTHONPATH"] = str(_PACKAGE_ROOT)
+    joining = "RAY_ADDRESS" in os.environ
+    environment = runtime_environment(ours, is_submitted(), joining)
+    if not is_submitted() and not joining:
         os.environ.update({**LOCAL_ENVIRONMENT, **os.environ})
-    elif not submitted:  # other machines have no folder of ours: the code goes along
-        environment["working_dir"] = str(_PACKAGE_ROOT)
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     try:
@@ -63,6 +61,21 @@ def start_ray(verbose: bool) -> None:
             "on a node of the cluster; from elsewhere use ray job submit"
         ) from None
     stop_by_signals()
+
+
+def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: bool) -> dict[str, Any]:
+    """Return Ray's `runtime_env` for this process, with which its workers find this very package.
+
+    Args:
+        variables: environment variables of every worker.
+        submitted: whether `ray job submit` started this process, whose code is where it was submitted to.
+        joining: whether RAY_ADDRESS names a cluster, whose machines do not have the package's folder.
+    """
+    if submitted:
+        return {"env_vars": dict(variables)}
+    if joining:  # the package alone: the folder around it is a whole clone, or all of site-packages
+        return {"env_vars": dict(variables), "py_modules": [str(PACKAGE)], "excludes": ["__pycache__"]}
+    return {"env_vars": {**variables, "PYTHONPATH": str(PACKAGE.parent)}}
 
 
 def check_capacity(config: Config) -> None:

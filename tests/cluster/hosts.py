@@ -1,9 +1,8 @@
-"""Hosts of a Ray cluster that a test may switch off or cut off, all on this machine, each apart from the others.
+"""Isolated hosts of a Ray cluster on this machine, which a test may kill or disconnect.
 
-A host is a network namespace with a cable to a switch, which is a bridge in a namespace of its own: nothing here is
-seen from outside, and no packet leaves. Its processes live in a PID namespace, whose first one starts Ray again
-whenever it ends, as systemd or Kubernetes does. Killing that one ends them all at once, as pulling the plug does. The
-disk is shared, as a cluster's storage is; /dev/shm is not.
+A host is a network namespace, connected to a bridge in a namespace of its own: no packet leaves this machine, and none
+enters. Its processes live in a PID namespace, whose first process restarts Ray whenever it ends, as systemd or
+Kubernetes does. Killing that one ends all at once, like a power failure. The hosts share the disk, but not /dev/shm.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _FIRST_PROCESS = 'mount -t tmpfs tmpfs /dev/shm; while :; do "$@"; sleep 1; done
 
 @cache
 def why_not() -> str:
-    """What keeps this machine from having hosts; empty where nothing does."""
+    """Return the reason why this machine cannot have hosts, or an empty string."""
     if sys.platform != "linux" or (missing := [tool for tool in TOOLS if not shutil.which(tool)]):
         return f"hosts need Linux with iproute2 and util-linux: no {', '.join(missing)}"
     if os.geteuid() != 0:
@@ -54,7 +53,7 @@ def wait_until(seconds: float, reached: Callable[[], bool], what: str) -> None:
 
 @contextmanager
 def switch() -> Iterator[Switch]:
-    """A network without hosts; those that are added end with it."""
+    """Create a network without hosts; hosts that are added end with it."""
     _clear_away()
     folder = _folder(os.getpid())
     folder.mkdir()
@@ -77,7 +76,7 @@ class Switch:
     hosts: list[Host] = field(default_factory=list)
 
     def add(self, name: str, cpus: int = 1) -> Host:
-        """A host with Ray running on it; the first is the head."""
+        """Add a host with Ray running on it; the first is the head."""
         host = Host(name, self, f"{_SUBNET}.{len(self.hosts) + 1}", cpus)
         self.hosts.append(host)
         host.plug_in()
@@ -99,7 +98,7 @@ class Host:
 
     @property
     def log(self) -> Path:
-        """What `ray start` says."""
+        """Output of `ray start`."""
         return self.switch.folder / f"{self.name}.log"
 
     def plug_in(self) -> None:
@@ -113,7 +112,7 @@ class Host:
         self.heal()
 
     def start(self) -> None:
-        """Switches it on and waits for Ray."""
+        """Start the host and wait for Ray."""
         started = self._starts()
         with self.log.open("a") as log:
             self.first = subprocess.Popen(
@@ -124,13 +123,13 @@ class Host:
         wait_until(60, lambda: self._starts() > started, f"Ray on {self.name}, see {self.log}")
 
     def kill(self) -> None:
-        """Switches it off; nothing on it has time for anything."""
+        """Kill all processes of the host at once."""
         psutil.Process(self.first.pid).children()[0].kill()
         self.first.wait()
         assert not self.processes()
 
     def cut(self) -> None:
-        """Takes it off the network. It is not told: its cable stays, and what it sends is lost."""
+        """Disconnect the host without notice: its interface stays up, and its packets are lost."""
         _ip("-n", self.switch.namespace, "link", "set", self.name, "nomaster")
 
     def heal(self) -> None:
@@ -142,17 +141,17 @@ class Host:
         _ip("netns", "delete", self.namespace)
 
     def processes(self, title: str = "") -> list[psutil.Process]:
-        """Those whose command line has `title` in it."""
+        """List the host's processes whose command line contains `title`."""
         return _processes(self.namespace, title)
 
     def node_id(self) -> str:
-        """As Ray on it has it."""
+        """Return the id of the host's node in Ray."""
         (raylet,) = self.processes("raylet/raylet ")
         (found,) = (part for part in raylet.cmdline() if part.startswith("--node_id="))
         return found.partition("=")[2]
 
     def command(self, *arguments: str) -> list[str]:
-        """A command line that runs in this host's network."""
+        """Return a command line that runs in this host's network."""
         return [*_inside(self.namespace), *arguments]
 
     def _ray_start(self) -> list[str]:
@@ -169,14 +168,14 @@ class Host:
 
 
 def environment() -> dict[str, str]:
-    """Of everything on a host, and of clients: nothing of the tests' own Ray, and a token that nobody else has."""
+    """Return the environment of hosts and clients: nothing of the tests' own Ray, and a token of this process only."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": f"token-of-{os.getpid()}-and-of-no-other-cluster"}
     return kept | token | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def _inside(namespace: str) -> list[str]:
-    """Ends with the process that starts it, however that ends."""
+    """Return a prefix that runs a command in the namespace and ends it with the process that started it."""
     return ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", namespace]
 
 
@@ -202,7 +201,7 @@ def _namespace(name: str) -> Iterator[str]:
 
 
 def _clear_away() -> None:
-    """Removes what sessions that were killed have left."""
+    """Remove namespaces and folders of test sessions that were killed."""
     for name in (line.split()[0] for line in _ip("netns", "list").splitlines()):
         prefix, _, rest = name.rpartition(_PREFIX + "-")
         owner = rest.split("-")[0]
@@ -214,7 +213,7 @@ def _clear_away() -> None:
 
 
 def _folder(owner: int) -> Path:
-    """Not below the tests' own: a socket's path has 107 characters at most, and Ray needs 70 of them."""
+    """Return a short path: a socket's path has at most 107 characters, and Ray needs 70 of them."""
     return Path(f"/tmp/fracture-{owner}")
 
 

@@ -1,6 +1,6 @@
-"""Trainings that lose a host, the network, their driver or their job, on two hosts of a real Ray cluster.
+"""Trainings on two hosts of a real Ray cluster that lose a host, the network, their driver or their job.
 
-make test-long        runs all of them, 10 minutes on 2 cores; prints how long each fault has cost
+make test-long        runs them in 10 minutes on 2 cores, and prints the time that each fault cost
 """
 
 import json
@@ -23,13 +23,13 @@ from tests.integration.conftest import ROWS, assert_same_history
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-EPOCHS = 12  # of about a second: enough to be disturbed twice
-CALM = re.compile(  # what a submitted job may say, and `ray job logs` around it
+EPOCHS = 12  # of about a second each: enough for two faults
+CALM = re.compile(  # the expected output of a submitted job and of `ray job logs`
     r".*\tINFO (cli|job_manager)\.py:\d+ -- |Running entrypoint |(run|starting|training|epoch|test|bundle|report) "
     r"|CAVEAT  |  "
 )
 PREEMPTION = "DRAIN_NODE_REASON_PREEMPTION"
-NEWS = re.compile(r"(restart|waiting|resuming|stopping|saved|lock|training)  ")  # and when it is disturbed
+NEWS = re.compile(r"(restart|waiting|resuming|stopping|saved|lock|training)  ")  # expected in addition after a fault
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 @dataclass
 class Training:
-    """A run that is submitted to the head, as often as it takes."""
+    """A run that is submitted to the head, if necessary repeatedly."""
 
     head: Host
     shards: StoragePath
@@ -59,7 +59,7 @@ class Training:
         return f"{self.name}-{self.submitted}"
 
     def submit(self) -> subprocess.Popen:
-        """What runs until the job has ended."""
+        """Submit the job and return the process that runs until the job has ended."""
         self.submitted += 1
         command = ["python", "job/train.py", "--shards", str(self.shards), "--storage", str(self.storage)]
         command += ["--run", self.name, "--workers", self.workers]
@@ -67,22 +67,22 @@ class Training:
         for setting in (*TINY, *epochs, "checkpoint.every_minutes=0.05"):
             command += ["--set", setting]
         return subprocess.Popen(
-            self._ray_job("submit", "--submission-id", self.job, "--working-dir", str(self.code), "--", *command),
+            self._command("submit", "--submission-id", self.job, "--working-dir", str(self.code), "--", *command),
             env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
 
     def begin(self) -> subprocess.Popen:
-        """Submits, and waits until there is something to lose."""
+        """Submit the job and wait for two epochs."""
         job = self.submit()
         self.wait_for_epochs(2, job)
         return job
 
-    def tell(self, what: str) -> str:
-        """`ray job stop` or `logs`; what it says."""
+    def ray_job(self, what: str) -> str:
+        """Return the output of `ray job stop` or `ray job logs`."""
         done = subprocess.run(
-            self._ray_job(what, self.job), env=environment(), capture_output=True, text=True, check=True
+            self._command(what, self.job), env=environment(), capture_output=True, text=True, check=True
         )
         return done.stdout
 
@@ -95,7 +95,7 @@ class Training:
 
     def wait_for_epochs(self, epochs: int, job: subprocess.Popen) -> None:
         def reached() -> bool:
-            assert job.poll() is None or len(self.history()) >= epochs, self.tell("logs")
+            assert job.poll() is None or len(self.history()) >= epochs, self.ray_job("logs")
             return len(self.history()) >= epochs
 
         wait_until(180, reached, f"epoch {epochs} of {self.name}")
@@ -105,19 +105,19 @@ class Training:
         return driver
 
     def finish(self, job: subprocess.Popen) -> str:
-        """The log of a job that has to succeed."""
+        """Wait for a job that must succeed and return its log."""
         wait_until(180, lambda: job.poll() is not None, f"the end of {self.job}")
-        log = self.tell("logs")
+        log = self.ray_job("logs")
         assert job.returncode == 0, log
         return log
 
-    def _ray_job(self, what: str, *arguments: str) -> list[str]:
+    def _command(self, what: str, *arguments: str) -> list[str]:
         return self.head.command("ray", "job", what, "--address", DASHBOARD, *arguments)
 
 
 @pytest.fixture(scope="module")
 def training(hosts, tmp_path_factory):
-    """Makes trainings of one set of shards; those of the same name are the same run."""
+    """Return a function that makes trainings on one dataset; the same name is the same run."""
     folder = tmp_path_factory.mktemp("storage")
     shards = storage_path(folder / "shards")
     write_shards(shards, ROWS)
@@ -128,7 +128,7 @@ def training(hosts, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(hosts, training):
-    """A run's history and log, and what trains on each host after its first epoch."""
+    """The history and log of a run without faults, and the workers on each host after its first epoch."""
     run = training("undisturbed")
     job = run.submit()
     run.wait_for_epochs(1, job)
@@ -143,7 +143,7 @@ def test_each_host_has_one_worker(undisturbed):
 
 
 def test_the_log_of_a_job_is_calm(undisturbed):
-    """A line an epoch, not one per worker, and nobody's warnings."""
+    """The log has one line per epoch, not per worker, and no warnings."""
     _, log, _ = undisturbed
     lines = log.splitlines()
     assert [line for line in lines if not CALM.match(line)] == []
@@ -156,10 +156,10 @@ def test_a_host_that_dies_costs_time_and_nothing_else(hosts, training, undisturb
     job = run.begin()
     done = len(run.history())
     second.kill()
-    wait_until(60, lambda: not head.processes("RayTrainWorker"), "that the worker left alone is ended")
+    wait_until(60, lambda: not head.processes("RayTrainWorker"), "the other worker ends")
     assert job.poll() is None, "it waits for another host"
     second.start()
-    _tell_the_time_until(run, done + 1, job, "a host was killed, and its replacement has joined")
+    _print_time_until(run, done + 1, job, "a host was killed, and its replacement has joined")
     _finish_as_undisturbed(run, job, undisturbed)
 
 
@@ -172,7 +172,7 @@ def test_a_host_that_is_cut_off_costs_time_and_nothing_else(hosts, training, und
     heal = time.monotonic() + 30
     wait_until(31, lambda: time.monotonic() > heal or job.poll() is not None, "the end of the cut")
     second.heal()
-    _tell_the_time_until(run, done + 1, job, "a cut of 30 s was healed")
+    _print_time_until(run, done + 1, job, "a cut of 30 s was healed")
     _finish_as_undisturbed(run, job, undisturbed)
 
 
@@ -191,13 +191,13 @@ def test_an_elastic_run_goes_on_with_the_host_that_is_left_and_grows_again(hosts
 
     done = len(run.history())
     second.kill()
-    _tell_the_time_until(run, done + 1, job, "a host was killed, and one worker went on")
+    _print_time_until(run, done + 1, job, "a host was killed, and one worker went on")
     second.start()
     started = time.monotonic()
-    wait_until(120, lambda: second.processes("RayTrainWorker"), "that it grows again")
+    wait_until(120, lambda: second.processes("RayTrainWorker"), "it grows again")
     print(f"{time.monotonic() - started:5.1f} s from when a host came back to a worker on it")
     done = len(run.history())
-    _tell_the_time_until(run, done + 1, job, "a second worker was started")
+    _print_time_until(run, done + 1, job, "a second worker was started")
 
     log = run.finish(job)
     assert re.findall(r"^training   (\d) worker", log, re.MULTILINE) == ["2", "1", "2"]
@@ -216,24 +216,24 @@ def test_a_job_whose_driver_was_killed_is_resumed_by_the_same_command(training, 
     run.driver().kill()
     assert job.wait(60) == 1
     job, done = run.submit(), len(run.history())
-    _tell_the_time_until(run, done + 1, job, "the same was submitted after its driver was killed")
+    _print_time_until(run, done + 1, job, "the same was submitted after its driver was killed")
     _finish_as_undisturbed(run, job, undisturbed)
 
 
 def test_a_job_that_was_stopped_has_saved_and_is_resumed_by_the_same_command(training, undisturbed):
     run = training("stopped")
     job = run.begin()
-    run.tell("stop")
+    run.ray_job("stop")
     job.wait(60)
     assert len(run.history()) < EPOCHS
-    assert re.search("^saved      ", run.tell("logs"), re.MULTILINE)
+    assert re.search("^saved      ", run.ray_job("logs"), re.MULTILINE)
     job, done = run.submit(), len(run.history())
-    _tell_the_time_until(run, done + 1, job, "the same was submitted after `ray job stop`")
+    _print_time_until(run, done + 1, job, "the same was submitted after `ray job stop`")
     _finish_as_undisturbed(run, job, undisturbed)
 
 
 def test_a_machine_that_is_taken_away_with_notice_has_saved(hosts, training, undisturbed):
-    """As `cluster/spot_notice.py` does it; the machine goes, and another comes."""
+    """The node is drained as by `cluster/spot_notice.py`, then killed and replaced."""
     _, second = hosts
     run = training("noticed")
     job = run.begin()
@@ -245,11 +245,11 @@ def test_a_machine_that_is_taken_away_with_notice_has_saved(hosts, training, und
     done = len(run.history())
     second.kill()
     second.start()
-    _tell_the_time_until(run, done + 1, job, "a machine went away with notice, and its replacement has joined")
+    _print_time_until(run, done + 1, job, "a machine went away with notice, and its replacement has joined")
     _finish_as_undisturbed(run, job, undisturbed)
 
 
-def _tell_the_time_until(run: Training, epoch: int, job: subprocess.Popen, since: str) -> None:
+def _print_time_until(run: Training, epoch: int, job: subprocess.Popen, since: str) -> None:
     started = time.monotonic()
     run.wait_for_epochs(epoch, job)
     print(f"{time.monotonic() - started:5.1f} s from when {since} to the first new epoch")

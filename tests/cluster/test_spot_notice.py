@@ -1,9 +1,10 @@
-"""The real script, a server that answers as a cloud's metadata does, and a `ray` that notes what it is asked."""
+"""The program against a server that answers like a cloud's metadata, and a `ray` that records its arguments."""
 
 import http.server
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from cluster import spot_notice
+
 SCRIPT = Path(__file__).resolve().parents[2] / "cluster/spot_notice.py"
 
 
 @contextmanager
 def metadata(answers: list[tuple[int, str]]) -> Iterator[str]:
-    """Gives the answers one after the other, to requests as the clouds want them; its address."""
+    """Yield the address of a server that gives the answers in turn and checks that requests are as the clouds want."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -40,14 +43,14 @@ def metadata(answers: list[tuple[int, str]]) -> Iterator[str]:
             pass
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
     ray = tmp_path / "ray"
-    ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    ray.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     ray.chmod(0o755)
     return os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
 
@@ -59,18 +62,22 @@ def environment(tmp_path: Path) -> dict[str, str]:
         ("gcp", [(200, "FALSE"), (503, ""), (200, "TRUE")], 25),
     ],
 )
-def test_ray_is_told_when_the_notice_comes_and_not_before(cloud: str, answers: list, seconds: int, tmp_path):
+def test_the_node_is_drained_when_the_notice_comes_and_not_before(cloud, answers, seconds, tmp_path, monkeypatch):
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+    monkeypatch.setattr(spot_notice, "POLL_SECONDS", 0)
     with metadata(answers) as address:
-        subprocess.run([sys.executable, SCRIPT, cloud, address], env=environment(tmp_path), check=True, timeout=60)
+        spot_notice.main(cloud, address)
     assert answers == []
-    assert (tmp_path / "asked").read_text() == (
+    assert (tmp_path / "calls").read_text() == (
         "drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot notice "
         f"--deadline-remaining-seconds {seconds}\n"
     )
 
 
-def test_a_second_one_on_the_machine_leaves(tmp_path):
-    """Where no metadata answers it waits for ever."""
+def test_a_second_one_on_the_machine_exits(tmp_path):
+    """The first one waits forever, since no metadata server answers."""
     command = [sys.executable, SCRIPT, "aws", "http://127.0.0.1:9"]
     with subprocess.Popen(command, env=environment(tmp_path)) as first:
         while not (tmp_path / "spot_notice.lock").exists():
@@ -79,14 +86,14 @@ def test_a_second_one_on_the_machine_leaves(tmp_path):
         assert second.returncode == 0
         assert first.poll() is None
         first.kill()
-    assert not (tmp_path / "asked").exists()
+    assert not (tmp_path / "calls").exists()
 
 
-def test_ray_has_the_command_that_it_gives():
-    """`ray drain-node` is not among Ray's public commands."""
+def test_ray_has_the_command():
+    """`ray drain-node` is not documented, so that another version of Ray may lack it."""
     from click.testing import CliRunner
     from ray.scripts.scripts import cli
 
-    told = CliRunner().invoke(cli, ["drain-node", "--help"]).output
+    output = CliRunner().invoke(cli, ["drain-node", "--help"]).output
     for flag in ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "--deadline-remaining-seconds"):
-        assert flag in told
+        assert flag in output

@@ -259,10 +259,10 @@ def test_a_file_that_ends_the_process_is_passed_over_the_third_time(image_folder
 
 @pytest.mark.parametrize("ours", [RunError, UsageError])
 def test_our_errors_come_through_ray_as_one_line(ours):
-    raised = ours("weights.npz is damaged\nFailed to apply UDF transform after 1/1 attempts.")
+    raised = ours("weights.safetensors is damaged\nFailed to apply UDF transform after 1/1 attempts.")
     told = prediction._told(RayTaskError("map", "a long trace", raised).as_instanceof_cause())
     assert type(told) is ours
-    assert str(told) == "weights.npz is damaged"
+    assert str(told) == "weights.safetensors is damaged"
     assert prediction._told(ValueError("a bug")) is None
 
 

@@ -62,7 +62,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     resumed, error = second.communicate(timeout=300)
     assert second.returncode == 0, error
     assert error == ""
-    assert "and that is dead: taking over" in resumed, "the store took no goodbye"
+    assert ", which is dead: taking over" in resumed, "the store took no goodbye"
     assert "unchanged since they were written" in resumed
     assert "resuming   after epoch" in resumed
     assert history(run) == [1, 2, 3, 4, 5, 6]

@@ -38,8 +38,8 @@ def test_a_labels_file_names_class_patient_and_hospital(image_folder, tmp_path):
     assert "40 readable (20 fracture, 20 normal)" in done.stdout
     assert json.loads((out / "dataset.json").read_text())["folds"] == ["north", "south"]
     files = pq.read_table(out / "files.parquet").to_pandas()
-    assert (files.groupby("patient").group.nunique() == 1).all()
-    assert files.group.nunique() == 20, "two images a patient"
+    assert (files.groupby("patient").group_id.nunique() == 1).all()
+    assert files.group_id.nunique() == 20, "two images a patient"
 
 
 def test_several_folders_are_several_origins(image_folder, tmp_path):
@@ -49,5 +49,5 @@ def test_several_folders_are_several_origins(image_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     files = pq.read_table(out / "files.parquet").to_pandas()
     assert set(files.origin) == {"north", "south"}
-    assert files.group.nunique() == 48, "the two folders hold the same 48 images"
-    assert (files[files.split_used != ""].group.value_counts() == 1).all()
+    assert files.group_id.nunique() == 48, "the two folders hold the same 48 images"
+    assert (files[files.split_used != ""].group_id.value_counts() == 1).all()

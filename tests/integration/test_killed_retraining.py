@@ -1,4 +1,4 @@
-"""A retraining that is killed at each of its stages in turn, and run again until it is through."""
+"""A retraining that is killed at each of its stages in turn, and run again until it is finished."""
 
 import json
 import os
@@ -14,13 +14,12 @@ import pytest
 from fracture.registry.registry import Registry
 from fracture.storage import storage_path
 from tests.conftest import ROOT
-from tests.integration.test_retraining import SETTINGS, radiograph_ids, retraining, watched
+from tests.integration.test_retraining import SETTINGS, retraining, watched, write_radiographs
 
 pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
 DIES = """
 import os, re, signal, sys
-sys.path.insert(0, "job")
-import retrain
+from fracture.cli import main
 from fracture.storage import StoragePath
 pattern, left = sys.argv[1], int(sys.argv[2])
 def dying(what):
@@ -33,9 +32,9 @@ def dying(what):
         return what(self, *arguments)
     return done
 StoragePath.write_bytes, StoragePath.delete = dying(StoragePath.write_bytes), dying(StoragePath.delete)
-sys.exit(retrain.main(retrain.arguments(sys.argv[3:])))
+sys.exit(main(["retrain", *sys.argv[3:]]))
 """
-STAGES = {  # what it is about to write or to remove, and for the how manieth time
+STAGES = {  # pattern of the path that it is about to write or remove -> at which of these times it is killed
     "1 lock": ("locks/retraining/", 1),
     "2 anything new": ("ticks/2026-w46/state.json", 1),
     "3 preprocess": ("shards/.*/files.parquet", 1),
@@ -47,20 +46,20 @@ STAGES = {  # what it is about to write or to remove, and for the how manieth ti
     "5 decided": ("ticks/2026-w46/decision.json", 1),
     "6 recorded": ("history/000002.json", 1),
     "6 promote": ("champion.json", 1),
-    "8 retention": ("runs/2026-w45$", 1),  # what nobody needs goes before it is told
-    "7 told": ("ticks/2026-w46/state.json", 1),
+    "8 retention": ("runs/2026-w45$", 1),  # what nobody needs is removed before the web hook is notified
+    "7 notified": ("ticks/2026-w46/state.json", 1),
 }
 
 
 def weeks(folder: Path) -> tuple[Path, Path]:
-    radiograph_ids(folder / "radiographs", range(40))
+    write_radiographs(folder / "radiographs", range(40))
     assert retraining(folder / "radiographs", folder / "registry", "2026-w45") == 0
-    radiograph_ids(folder / "radiographs", range(100, 125))
+    write_radiographs(folder / "radiographs", range(100, 125))
     return folder / "radiographs", folder / "registry"
 
 
 def end_of(registry: Path) -> dict[str, object]:
-    """What is there, and what was decided."""
+    """Return which files there are, and what was decided."""
     files = {file.relative_to(registry).as_posix() for file in registry.rglob("*") if file.is_file()}
     names = {re.sub(r"[0-9a-f]{12}\.parquet", "X.parquet", n) for n in files if "checkpoint_" not in n}
     decided = json.loads((registry / "ticks/2026-w46/decision.json").read_text())
@@ -89,12 +88,12 @@ def test_killed_at_each_stage_it_comes_to_the_end_of_one_that_was_not(tmp_path: 
     with watched(registry) as seen:
         for stage, (pattern, times) in STAGES.items():
             command = [sys.executable, "-c", DIES, pattern, str(times), *words]
-            told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-            assert told.returncode == -signal.SIGKILL, f"{stage}: {told.stdout}\n{told.stderr}"
+            job = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+            assert job.returncode == -signal.SIGKILL, f"{stage}: {job.stdout}\n{job.stderr}"
             champions.append(Registry(storage_path(registry)).champion())
         command = [sys.executable, "job/retrain.py", *words]
-        told = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
+        job = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert job.returncode == 0, job.stderr
     assert champions == [1] * 11 + [2] * 2, "the pointer was about to be written when it was killed the eleventh time"
     assert seen == {"0001", "0002"}
     assert end_of(registry) == end_of(undisturbed)

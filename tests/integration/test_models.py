@@ -1,4 +1,4 @@
-"""Every model through the whole job on real workers; backbones begin with drawn weights: none can be downloaded."""
+"""Every model through the whole job on real workers; backbones begin with random weights: none can be downloaded."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
-from train import train_once
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset
@@ -15,6 +14,7 @@ from fracture.inference.bundle import read_bundle
 from fracture.storage import storage_path
 from fracture.training.checkpoint import BACKBONE, LoopState
 from fracture.training.launch import check_initial, with_data_of
+from fracture.workflows.train import train_run
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
 
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path, name: str, *changes: str) -> Config:
-    """Of a model whose backbone, if it has one, begins with drawn weights from a file."""
+    """Return the settings of a model whose backbone, if it has one, begins with random weights from a file."""
     from fracture.models.transfer import build_backbone
 
     config = load_config(None, [*TINY, f"model.name={name}", *changes])
@@ -67,7 +67,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     few = ("training.epochs=2", "transfer.head_epochs=2", "compute.workers=2")
     config = with_data_of(settings(folder, name.strip(), *few, *changes), manifest)
     run = tmp_path / "run"
-    train_once(config, Dataset(shards, manifest), storage_path(run), verbose=False)
+    train_run(config, Dataset(shards, manifest), storage_path(run), verbose=False)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in history] == [1, 2]
     assert (run / "report/report.html").exists()
@@ -108,7 +108,7 @@ def test_the_head_learns_first_and_then_the_last_layers(both_phases):
 
 @pytest.mark.long
 def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
-    """By the last checkpoint, whose weights are the backbone's, then the head's, and the bundle."""
+    """As seen in the last checkpoint, whose weights are the backbone's and then the head's, and in the bundle."""
     from fracture.models.transfer import build_backbone
 
     config, run, _ = both_phases
@@ -161,12 +161,12 @@ def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: 
 def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, data, tmp_path: Path):
     shards, manifest = data
     config = with_data_of(settings(folder, "mobilenetv2", "transfer.head_epochs=1", "compute.workers=1"), manifest)
-    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "first"), verbose=False)
+    train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "first"), verbose=False)
     first = read_bundle(storage_path(tmp_path / "first/bundle"))
     check_initial(config, first)
-    train_once(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
-    told = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
-    assert told == str(tmp_path / "first/bundle")
+    train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
+    initial = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
+    assert initial == str(tmp_path / "first/bundle")
     weights = [load_file(tmp_path / f"{name}/bundle/weights.safetensors") for name in ("first", "second")]
     assert np.array_equal(weights[0]["Conv_1/kernel:0"], weights[1]["Conv_1/kernel:0"])
     assert not np.array_equal(weights[0]["logit/kernel:0"], weights[1]["logit/kernel:0"])

@@ -1,4 +1,4 @@
-"""Weeks of a hospital: what comes in, what is trained of it, and which model is in use."""
+"""Weeks of a hospital: the radiographs that come in, the models trained on them, and which one is in use."""
 
 import json
 import re
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import predict
 import pyarrow.parquet as pq
 import pytest
-import retrain
 from PIL import Image
 
+from fracture.cli import REJECTED, main
 from fracture.inference.bundle import read_bundle
 from fracture.registry.registry import Registry
 from fracture.storage import storage_path
@@ -25,7 +24,9 @@ SETTINGS = [*TINY, "training.epochs=4", "training.learning_rate=0.01", "gate.min
 SETTINGS += ["evaluation.threshold_rule=given"]
 
 
-def radiograph_ids(folder: Path, numbers: range, *, flipped: bool = False, classes: tuple[int, ...] = (0, 1)) -> None:
+def write_radiographs(
+    folder: Path, numbers: range, *, flipped: bool = False, classes: tuple[int, ...] = (0, 1)
+) -> None:
     """Grey noise, brighter where there is a fracture; each number once in each class."""
     for number in numbers:
         for label in classes:
@@ -36,15 +37,15 @@ def radiograph_ids(folder: Path, numbers: range, *, flipped: bool = False, class
 
 
 def retraining(folder: Path, registry: Path, tick: str, *flags: str) -> int:
-    """The job's exit code."""
-    words = ["--data", str(folder), "--registry", str(registry), "--tick", tick, *flags]
+    """Run one tick, and return the exit code."""
+    words = ["retrain", "--data", str(folder), "--registry", str(registry), "--tick", tick, *flags]
     words += [word for setting in SETTINGS for word in ("--set", setting)]
-    return retrain.main(retrain.arguments(words))
+    return main(words)
 
 
 @contextmanager
 def watched(registry: Path) -> Iterator[set[str]]:
-    """Reads the champion again and again; yields the versions that were seen."""
+    """Read the champion again and again; yield the versions that were seen."""
     over, seen, failures = threading.Event(), set(), []
 
     def read() -> None:
@@ -76,7 +77,7 @@ def failed(registry: Path, tick: str) -> list[str]:
 
 
 def splits(registry: Path, version: int) -> dict[bytes, str]:
-    files = Registry(storage_path(registry)).dataset(version) / "files.parquet"
+    files = Registry(storage_path(registry)).dataset_folder(version) / "files.parquet"
     table = files.read_parquet(["sha256", "split_used"]).to_pydict()
     return dict(zip(table["sha256"], table["split_used"], strict=True))
 
@@ -85,14 +86,14 @@ def splits(registry: Path, version: int) -> dict[bytes, str]:
 def first_week(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[Path, Path]:
     """A folder of radiographs, and the registry after its first training."""
     folder = tmp_path_factory.mktemp("hospital")
-    radiograph_ids(folder / "radiographs", range(40))
+    write_radiographs(folder / "radiographs", range(40))
     assert retraining(folder / "radiographs", folder / "registry", "2026-w45") == 0
     return folder / "radiographs", folder / "registry"
 
 
 @pytest.fixture
 def hospital(first_week, tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of it, with the radiographs where they were, as a schedule finds them."""
+    """Copy the registry, with the radiographs where they were, as a schedule finds them."""
     folder, registry = first_week
     added = set(folder.rglob("*.png"))
     shutil.copytree(registry, tmp_path / "registry")
@@ -110,20 +111,20 @@ def test_four_weeks(hospital, capsys):
         assert "nothing    new since version 1, which is in use" in capsys.readouterr().out
         assert not (registry / "ticks/2026-w46").exists()
 
-        radiograph_ids(folder, range(100, 125))
+        write_radiographs(folder, range(100, 125))
         assert retraining(folder, registry, "2026-w47", "--warm-start") == 0
-        told = capsys.readouterr().out
-        assert "examine    50 of 50" in told, "what was known is not decoded again"
-        assert "version 2 promoted: in use from now on" in told
+        printed = capsys.readouterr().out
+        assert "examine    50 of 50" in printed, "what was known is not decoded again"
+        assert "version 2 promoted: in use from now on" in printed
         before, after = splits(registry, 1), splits(registry, 2)
         assert {digest: after[digest] for digest in before} == before
         assert len(after) == len(before) + 50
         run = json.loads((registry / "versions/0002/bundle.json").read_text())["run"]
         assert run["initial_weights"].endswith("registry/versions/0001")
-        assert decision(registry, "2026-w47")["new"]["radiographs"] == {"normal": 25, "fracture": 25}
+        assert decision(registry, "2026-w47")["data_changes"]["new_radiographs"] == {"normal": 25, "fracture": 25}
 
-        radiograph_ids(folder, range(200, 225), flipped=True)
-        assert retraining(folder, registry, "2026-w48") == retrain.REJECTED
+        write_radiographs(folder, range(200, 225), flipped=True)
+        assert retraining(folder, registry, "2026-w48") == REJECTED
         assert "version 3 rejected: version 2 stays in use" in capsys.readouterr().out
         assert "labels of the new radiographs" in failed(registry, "2026-w48")
         page = (registry / "ticks/2026-w48/report.html").read_text()
@@ -131,18 +132,18 @@ def test_four_weeks(hospital, capsys):
         assert "AUC 0.000 of the champion, which has not seen them, on 50 new radiographs" in page
         assert Registry(storage_path(registry)).champion() == 2
 
-        assert retraining(folder, registry, "2026-w48") == retrain.REJECTED, "a retry of what was decided"
+        assert retraining(folder, registry, "2026-w48") == REJECTED, "a retry of what was decided"
         assert retraining(folder, registry, "2026-w49") == 0
         assert "nothing    new since 2026-w48, which was rejected" in capsys.readouterr().out
 
         Registry(storage_path(registry), "Ann").rollback("seen in the ward")
         assert Registry(storage_path(registry)).champion() == 1
         out = registry.parent / "predictions.parquet"
-        predict.main(predict.arguments(["--registry", str(registry), "--data", str(folder), "--out", str(out)]))
+        assert main(["predict", "--registry", str(registry), "--data", str(folder), "--out", str(out)]) == 0
         assert "version 1" in capsys.readouterr().out
     assert seen == {"0001", "0002"}
-    told = [(entry.event, entry.version, entry.champion) for entry in Registry(storage_path(registry)).history()]
-    assert told == [("promoted", 1, 1), ("promoted", 2, 2), ("rejected", 3, 2), ("rolled back", 2, 1)]
+    decisions = [(d.event, d.version, d.champion) for d in Registry(storage_path(registry)).history()]
+    assert decisions == [("promoted", 1, 1), ("promoted", 2, 2), ("rejected", 3, 2), ("rolled back", 2, 1)]
     predicted = pq.read_table(out).to_pydict()
     assert len(predicted["path"]) == 180
     given = dict(zip(predicted["path"], predicted["probability"], strict=True))
@@ -151,8 +152,8 @@ def test_four_weeks(hospital, capsys):
 
 
 def copies_under_the_other_label(folder: Path, registry: Path) -> None:
-    """Of four radiographs that test the model in use."""
-    files = Registry(storage_path(registry)).dataset(1) / "files.parquet"
+    """Copy four radiographs that test the model in use into the folder of the other class."""
+    files = Registry(storage_path(registry)).dataset_folder(1) / "files.parquet"
     rows = files.read_parquet(["path", "split_used", "label"]).to_pylist()
     for row in [row for row in rows if row["split_used"] == "test"][:4]:
         other = "normal" if row["label"] else "fracture"
@@ -161,24 +162,26 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("poison", "rule", "told"),
+    ("poison", "rule", "reason"),
     [
         pytest.param(
-            lambda folder, registry: radiograph_ids(folder, range(300, 330), classes=(1,)),
+            lambda folder, registry: write_radiographs(folder, range(300, 330), classes=(1,)),
             "classes",
-            "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+            "100% of 30 new radiographs are fractured, 50% before; all are of one class, which is not chance",
             marks=pytest.mark.long,
         ),
-        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs stand under both labels"),
+        (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs have both labels"),
     ],
     ids=["one class", "copies"],
 )
-def test_a_poisoned_week_is_rejected_and_the_page_says_why(hospital, poison: Callable[..., None], rule: str, told: str):
+def test_a_poisoned_week_is_rejected_and_the_page_says_why(
+    hospital, poison: Callable[..., None], rule: str, reason: str
+):
     folder, registry = hospital
     poison(folder, registry)
-    assert retraining(folder, registry, "2026-w46", "--set", "training.epochs=1") == retrain.REJECTED
+    assert retraining(folder, registry, "2026-w46", "--set", "training.epochs=1") == REJECTED
     assert rule in failed(registry, "2026-w46")
-    assert told in (registry / "ticks/2026-w46/report.html").read_text()
+    assert reason in (registry / "ticks/2026-w46/report.html").read_text()
     assert Registry(storage_path(registry)).champion() == 1
 
 
@@ -194,7 +197,7 @@ UNDONE = {  # what a job had not written when it was killed
 
 @pytest.mark.parametrize("undone", UNDONE.values(), ids=UNDONE)
 def test_a_retraining_that_was_killed_after_training_goes_on_to_the_same_end(hospital, undone: tuple[str, ...], capsys):
-    """Every stage from there on; test_killed_retraining.py kills it in each one."""
+    """At every stage after training; test_killed_retraining.py kills it in each one."""
     folder, registry = hospital
     end = state_of(registry)
     for path in undone:
@@ -205,7 +208,7 @@ def test_a_retraining_that_was_killed_after_training_goes_on_to_the_same_end(hos
 
 
 def state_of(registry: Path) -> dict[str, object]:
-    """What the registry holds, but for times."""
+    """Return what the registry holds, except times."""
     found: dict[str, object] = {}
     for file in sorted(path for path in registry.rglob("*") if path.is_file()):
         name = file.relative_to(registry).as_posix()
@@ -222,12 +225,12 @@ def state_of(registry: Path) -> dict[str, object]:
 
 
 @pytest.mark.long
-def test_a_run_that_is_asked_again_after_the_clock_went_back_is_one_of_its_own(hospital, capsys):
-    """A tick of before is decided already; the history is in the order of the decisions, not of clocks."""
+def test_a_run_that_is_forced_again_after_the_clock_went_back_is_one_of_its_own(hospital, capsys):
+    """The earlier tick is decided already; the history is in the order of decisions, not of clocks."""
     folder, registry = hospital
     shutil.copytree(registry / "runs/2026-w45", registry / "runs/2026-w45-2")
     assert retraining(folder, registry, "2026-w45", "--force") == 0
     assert "tick       2026-w45-2" in capsys.readouterr().out
-    assert [entry.tick for entry in Registry(storage_path(registry)).history()] == ["2026-w45", "2026-w45-2"]
+    assert [d.tick for d in Registry(storage_path(registry)).history()] == ["2026-w45", "2026-w45-2"]
     assert Registry(storage_path(registry)).champion() == 2
-    assert read_bundle(Registry(storage_path(registry)).bundle(2)).config.data.image_size == 32
+    assert read_bundle(Registry(storage_path(registry)).bundle_folder(2)).config.data.image_size == 32

@@ -131,7 +131,7 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     first.send_signal(signal.SIGSTOP)  # it lives, and does not get to its end meanwhile
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: run 'x' is held by job/train.py on ")
+    assert refused.stderr.startswith("error: run 'x' is held by fracture train on ")
     assert f"process {first.pid}, since 2" in refused.stderr
     assert refused.stderr.endswith("UTC. Wait for it to end, stop that job, or give another --run name.\n")
     assert f"process {first.pid}" in status_of(command)

@@ -29,25 +29,30 @@ def table(rows: list[tuple[str, int, int, str]], **others: list[Any]) -> pa.Tabl
 BEFORE = [("a", 1, 1, "train"), ("b", 0, 2, "test"), ("c", 1, 3, "test"), ("d", 0, 4, "val"), ("bad1", 0, 0, "")]
 
 
-def test_new_is_what_no_known_file_belongs_to():
+def test_a_radiograph_is_new_if_none_of_its_files_was_known():
     now = [*BEFORE[1:], ("a-copy", 1, 4, "val"), ("e", 1, 6, "train"), ("e-copy", 1, 6, ""), ("bad2", 1, 0, "")]
-    new = find_data_changes(table(now, origin=["", "", "", "", "", "Ward 3", "Ward 3", ""]), table(BEFORE))
-    assert new.images == {"normal": 0, "fracture": 3}
-    assert new.radiographs == {"normal": 0, "fracture": 1}
-    assert (new.count, new.fresh.tolist()) == (1, [6])
-    assert (new.unreadable, new.gone) == (1, 1)
-    assert new.origins == {"Ward 3": 1}
-    assert (new.share_before, new.share_now) == (pytest.approx(1 / 3), 1.0)
+    changes = find_data_changes(table(now, origin=["", "", "", "", "", "Ward 3", "Ward 3", ""]), table(BEFORE))
+    assert changes.new_images == {"normal": 0, "fracture": 3}
+    assert changes.new_radiographs == {"normal": 0, "fracture": 1}
+    assert (changes.new_radiograph_count, changes.new_radiograph_ids.tolist()) == (1, [6])
+    assert (changes.unreadable_files, changes.removed_files) == (1, 1)
+    assert changes.origins == {"Ward 3": 1}
+    assert (changes.fracture_share_before, changes.fracture_share_now) == (pytest.approx(1 / 3), 1.0)
 
 
-def test_without_a_model_in_use_all_is_new_and_there_is_nothing_to_compare_with():
-    new = find_data_changes(table(BEFORE), None)
-    assert (new.count, new.share_before, new.share_now, new.drifts) == (4, None, 0.5, [])
-    assert (new.test_before, new.left_test, new.gone) == (0, 0, 0)
+def test_without_a_model_in_use_all_radiographs_are_new():
+    changes = find_data_changes(table(BEFORE), None)
+    assert (
+        changes.new_radiograph_count,
+        changes.fracture_share_before,
+        changes.fracture_share_now,
+        changes.drifts,
+    ) == (4, None, 0.5, [])
+    assert (changes.test_before, changes.lost_from_test, changes.removed_files) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("now", "left"),
+    ("now", "lost"),
     [
         ([("b", 0, 2, "retired"), ("joins", 0, 2, "val")], 1),  # joined to another split
         ([], 1),  # gone
@@ -56,29 +61,29 @@ def test_without_a_model_in_use_all_is_new_and_there_is_nothing_to_compare_with(
         ([("again-b", 0, 9, "test")], 0),  # the same pixels in other bytes
     ],
 )
-def test_what_tests_no_longer_is_counted_whatever_the_reason(now: list, left: int):
+def test_radiographs_lost_from_test_are_counted_for_every_reason(now: list, lost: int):
     before = [*BEFORE, ("b", 0, 2, "")]  # a copy, byte for byte
-    new = find_data_changes(table([BEFORE[0], *BEFORE[2:4], *now]), table(before))
-    assert (new.left_test, new.test_before) == (left, 2)
+    changes = find_data_changes(table([BEFORE[0], *BEFORE[2:4], *now]), table(before))
+    assert (changes.lost_from_test, changes.test_before) == (lost, 2)
 
 
 def test_a_copy_under_the_other_label_is_a_conflict_and_an_old_conflict_is_not_new():
     before = [*BEFORE, ("x", 0, 7, ""), ("y", 1, 7, "")]
     now = [*before, ("copy", 0, 3, "")]
-    new = find_data_changes(table(now), table(before))
-    assert new.conflicts == 1
-    assert new.conflicting == ["c", "copy"]
-    assert (new.count, new.changed) == (0, 1)
+    changes = find_data_changes(table(now), table(before))
+    assert changes.conflicting == 1
+    assert changes.conflicting_paths == ["c", "copy"]
+    assert (changes.new_radiograph_count, changes.new_or_conflicting) == (0, 1)
 
 
-def test_a_label_that_was_changed_or_stands_on_the_same_bytes_is_a_conflict():
+def test_a_changed_label_and_two_labels_of_the_same_bytes_are_conflicts():
     now = [("a", 0, 1, "train"), *BEFORE[1:]]
-    assert find_data_changes(table(now), table(BEFORE)).conflicts == 1
+    assert find_data_changes(table(now), table(BEFORE)).conflicting == 1
     same = table([*BEFORE, ("c2", 0, 3, "")])
     hashes = same["sha256"].to_pylist()
     same = same.set_column(4, "sha256", pa.array([*hashes[:-1], hashes[2]], pa.binary(32)))
-    new = find_data_changes(same, table(BEFORE))
-    assert (new.conflicts, new.conflicting, new.count) == (1, ["c", "c2"], 0)
+    changes = find_data_changes(same, table(BEFORE))
+    assert (changes.conflicting, changes.conflicting_paths, changes.new_radiograph_count) == (1, ["c", "c2"], 0)
 
 
 def test_drift_is_the_largest_difference_of_the_distributions():
@@ -87,10 +92,10 @@ def test_drift_is_the_largest_difference_of_the_distributions():
     generator = np.random.default_rng(0)
     grey = [*generator.normal(100, 10, 100), *generator.normal(100, 10, 100)]
     darker = [*np.arange(100.0), *np.arange(100.0) - 40]
-    new = find_data_changes(table(now, mean=darker, deviation=grey), table(before))
-    drift = {measure.name: measure for measure in new.drifts}
+    changes = find_data_changes(table(now, mean=darker, deviation=grey), table(before))
+    drift = {measure.name: measure for measure in changes.drifts}
     assert drift["exposure: mean grey"].distance == pytest.approx(0.4)
-    assert not drift["exposure: mean grey"].by_chance
-    assert drift["contrast: deviation of grey"].by_chance
+    assert not drift["exposure: mean grey"].is_chance
+    assert drift["contrast: deviation of grey"].is_chance
     assert drift["shorter side, pixels"].distance == 0
     assert len(drift["shorter side, pixels"].now) == 100

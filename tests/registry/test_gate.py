@@ -16,23 +16,23 @@ from fracture.evaluation.scores import score_blocks, write_predictions
 from fracture.inference.bundle import export_model, read_bundle, write_bundle
 from fracture.models import build_model
 from fracture.registry.data_changes import DataChanges, Drift
-from fracture.registry.gate import Comparison, Rule, compare, judge
-from fracture.registry.retraining_page import Retraining, retraining_page
+from fracture.registry.gate import Comparison, Rule, apply_rules, compare_with_champion
+from fracture.registry.retraining_page import Retraining, render_retraining_page
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, write_shards
 
 NOTHING = DataChanges(
-    images={"normal": 0, "fracture": 0},
-    radiographs={"normal": 0, "fracture": 0},
-    unreadable=0,
-    gone=0,
+    new_images={"normal": 0, "fracture": 0},
+    new_radiographs={"normal": 0, "fracture": 0},
+    unreadable_files=0,
+    removed_files=0,
     origins={},
-    conflicts=0,
-    conflicting=[],
-    left_test=0,
+    conflicting=0,
+    conflicting_paths=[],
+    lost_from_test=0,
     test_before=80,
-    share_before=0.5,
-    share_now=None,
+    fracture_share_before=0.5,
+    fracture_share_now=None,
 )
 LABELS = np.arange(80) % 2
 GOOD = np.where(LABELS == 1, 0.9, 0.1)
@@ -47,7 +47,7 @@ def scores(**models: np.ndarray) -> pa.Table:
 
 @cache
 def figures_of(probabilities: tuple[float, ...]) -> Evaluation:
-    """A second of resampling, for the few models of these tests."""
+    """Cached, since resampling takes a second per model."""
     return evaluate(scores(probability=np.array(probabilities)), 0.5)
 
 
@@ -78,13 +78,13 @@ def failed(rules: list[Rule]) -> list[str]:
 
 
 def test_a_first_model_must_meet_the_floors(manifest):
-    rules = judge(compared(GOOD), NOTHING, manifest, GateConfig())
+    rules = apply_rules(compared(GOOD), NOTHING, manifest, GateConfig())
     assert [rule.name for rule in rules] == [
-        *("enough to test on", "AUC", "sensitivity", "calibration", "leakage", "label conflicts")
+        *("size of test", "AUC", "sensitivity", "calibration", "leakage", "label conflicts")
     ]
     assert failed(rules) == []
-    assert failed(judge(compared(POOR), NOTHING, manifest, GateConfig())) == ["AUC", "sensitivity", "calibration"]
-    assert failed(judge(compared(GOOD), NOTHING, manifest, GateConfig(min_radiographs=41))) == ["enough to test on"]
+    assert failed(apply_rules(compared(POOR), NOTHING, manifest, GateConfig())) == ["AUC", "sensitivity", "calibration"]
+    assert failed(apply_rules(compared(GOOD), NOTHING, manifest, GateConfig(min_radiographs=41))) == ["size of test"]
 
 
 def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(manifest):
@@ -92,130 +92,136 @@ def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(man
     slipped = GOOD.copy()
     slipped[1] = 0.05
     pair = compared(slipped, GOOD)
-    assert failed(judge(pair, NOTHING, manifest, GateConfig(auc_margin=0.01))) == ["AUC beside the champion's"]
-    (rule,) = (rule for rule in judge(pair, NOTHING, manifest, GateConfig()) if "beside" in rule.name)
-    assert rule.told.startswith(
-        "0.975, and the champion's 1.000 on the same radiographs: with 90% confidence at most 0.0"
+    assert failed(apply_rules(pair, NOTHING, manifest, GateConfig(auc_margin=0.01))) == ["AUC against the champion"]
+    (rule,) = (rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig()) if "against" in rule.name)
+    assert rule.explanation.startswith(
+        "0.975, the champion's 1.000 on the same radiographs: with 90% confidence at most 0.0"
     )
-    assert rule.value == pytest.approx(-0.05, abs=0.02), "two of such cases may be drawn"
-    assert failed(judge(pair, NOTHING, manifest, GateConfig(auc_margin=0.1))) == []
-    assert failed(judge(compared(GOOD, POOR), NOTHING, manifest, GateConfig())) == []
+    assert rule.value == pytest.approx(-0.05, abs=0.02), "a resample may contain two such cases"
+    assert failed(apply_rules(pair, NOTHING, manifest, GateConfig(auc_margin=0.1))) == []
+    assert failed(apply_rules(compared(GOOD, POOR), NOTHING, manifest, GateConfig())) == []
 
 
-def test_it_must_be_more_surely_not_worse_where_more_confidence_is_asked(manifest):
+def test_more_confidence_requires_a_wider_bound(manifest):
     slipped = np.where(np.arange(80) % 20 == 1, 0.05, GOOD)
     pair = compared(slipped, GOOD)
-    request_hash = [judge(pair, NOTHING, manifest, GateConfig(confidence=sure)) for sure in (0.8, 0.9, 0.99)]
-    values = [next(rule.value for rule in rules if "beside" in rule.name) for rules in request_hash]
+    results = [apply_rules(pair, NOTHING, manifest, GateConfig(confidence=sure)) for sure in (0.8, 0.9, 0.99)]
+    values = [next(rule.value for rule in rules if "against" in rule.name) for rules in results]
     assert values == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("new", "name", "told"),
+    ("new", "name", "explanation"),
     [
-        ({"left_test": 9}, "test stays", "9 of 80 radiographs that tested the champion do no longer"),
+        ({"lost_from_test": 9}, "test kept", "9 of 80 radiographs of the champion's test are no longer in test"),
         (
-            {"conflicts": 3, "conflicting": ["a.png", "b.png"], "changed": 100},
+            {"conflicting": 3, "conflicting_paths": ["a.png", "b.png"], "new_or_conflicting": 100},
             "label conflicts",
-            "3 of 100 new or changed radiographs stand under both labels, or another than before, such as 'a.png'",
+            "3 of 100 new or changed radiographs have both labels, or a label other than before, such as 'a.png'",
         ),
         (
-            {"share_now": 1.0, "radiographs": {"normal": 0, "fracture": 30}},
+            {"fracture_share_now": 1.0, "new_radiographs": {"normal": 0, "fracture": 30}},
             "classes",
-            "100% of 30 new radiographs are fractured, 50% before; all of one class, and not by chance",
+            "100% of 30 new radiographs are fractured, 50% before; all are of one class, which is not chance",
         ),
         (
-            {"share_now": 0.95, "radiographs": {"normal": 2, "fracture": 38}},
+            {"fracture_share_now": 0.95, "new_radiographs": {"normal": 2, "fracture": 38}},
             "classes",
             "95% of 40 new radiographs are fractured, 50% before; at most 40% apart",
         ),
         (
             {"drifts": [Drift("mean", np.arange(90.0), np.arange(90.0) + 45), Drift("side", np.ones(9), np.ones(9))]},
             "drift of the images",
-            "0.50 in 'mean', the most; at most 0.4",
+            "0.50 in 'mean'; at most 0.4",
         ),
     ],
 )
-def test_new_data_of_another_kind_fails(manifest, new: dict, name: str, told: str):
-    arrived = replace(NOTHING, **new)
-    rules = judge(compared(GOOD, GOOD), arrived, manifest, GateConfig())
+def test_new_data_of_another_kind_fails(manifest, new: dict, name: str, explanation: str):
+    changes = replace(NOTHING, **new)
+    rules = apply_rules(compared(GOOD, GOOD), changes, manifest, GateConfig())
     assert failed(rules) == [name]
-    assert told in next(rule.told for rule in rules if rule.name == name)
+    assert explanation in next(rule.explanation for rule in rules if rule.name == name)
 
 
 @pytest.mark.parametrize(
     "new",
     [
-        {"share_now": 1.0, "radiographs": {"normal": 0, "fracture": 5}},  # by chance 1 in 32
+        {"fracture_share_now": 1.0, "new_radiographs": {"normal": 0, "fracture": 5}},  # by chance 1 in 32
         {"drifts": [Drift("mean", np.arange(9.0), np.arange(9.0) + 3)]},  # 0.33, of nine
-        {"conflicts": 1, "changed": 100},
+        {"conflicting": 1, "new_or_conflicting": 100},
     ],
 )
-def test_what_may_be_chance_is_no_alarm(manifest, new: dict):
-    assert failed(judge(compared(GOOD, GOOD), replace(NOTHING, **new), manifest, GateConfig())) == []
+def test_a_difference_within_chance_passes(manifest, new: dict):
+    assert failed(apply_rules(compared(GOOD, GOOD), replace(NOTHING, **new), manifest, GateConfig())) == []
 
 
 def test_labels_that_the_champion_cannot_follow_fail_unless_they_are_few(manifest):
-    rules = judge(compared(GOOD, GOOD, agreement=1 - GOOD), NOTHING, manifest, GateConfig())
+    rules = apply_rules(compared(GOOD, GOOD, agreement=1 - GOOD), NOTHING, manifest, GateConfig())
     assert failed(rules) == ["labels of the new radiographs"]
-    assert failed(judge(compared(GOOD, GOOD, agreement=POOR), NOTHING, manifest, GateConfig())) == []  # 0.5 to 0.7
+    assert (
+        failed(apply_rules(compared(GOOD, GOOD, agreement=POOR), NOTHING, manifest, GateConfig())) == []
+    )  # 0.5 to 0.7
 
 
 def test_new_radiographs_of_one_class_that_the_champion_calls_the_other_fail(manifest):
-    """Normals that were filed as fractures: there is no AUC of one class."""
+    """Normal radiographs labelled as fractures: one class has no AUC."""
     fractures = scores(probability=1 - GOOD).filter(pa.array(LABELS == 1))
     pair = replace(compared(GOOD, GOOD), agreement=evaluate(fractures, 0.5)["radiograph"])
-    (rule,) = (rule for rule in judge(pair, NOTHING, manifest, GateConfig()) if not rule.passed)
-    assert rule.told.startswith("the champion calls 0% of the 40 new radiographs as they are labelled, all of one")
+    (rule,) = (rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig()) if not rule.passed)
+    assert rule.explanation.startswith(
+        "the champion classifies 0% of 40 new radiographs, all of one class, as labelled"
+    )
     few = replace(pair, agreement=evaluate(fractures.slice(0, 2), 0.5)["radiograph"])
-    assert failed(judge(few, NOTHING, manifest, GateConfig())) == []
+    assert failed(apply_rules(few, NOTHING, manifest, GateConfig())) == []
 
 
 def test_a_test_that_leaks_fails(manifest):
     leaky = manifest.model_copy(update={"leakage": {"test": Leak(images=16, by_kind={"bytes": 2}, in_validation=1)}})
-    rules = judge(compared(GOOD), NOTHING, leaky, GateConfig())
+    rules = apply_rules(compared(GOOD), NOTHING, leaky, GateConfig())
     assert failed(rules) == ["leakage"]
-    assert next(rule.told for rule in rules if rule.name == "leakage").startswith("3 images of test show a radiograph")
+    assert next(rule.explanation for rule in rules if rule.name == "leakage").startswith(
+        "3 images of test show a radiograph"
+    )
 
 
-def test_what_cannot_be_measured_fails(manifest):
+def test_an_undefined_figure_fails(manifest):
     one_class = scores(challenger=GOOD).filter(pa.array(LABELS == 1))
     figures = evaluate(one_class.append_column("probability", one_class["challenger"]), 0.5)
     alone = Comparison(one_class, 0, figures, figures, None, None)
-    told = {rule.name: rule for rule in judge(alone, NOTHING, manifest, GateConfig(min_radiographs=1))}
-    assert not told["AUC"].passed
-    assert told["AUC beside the champion's"].told.startswith("undefined, since test has one class only")
-    assert not told["AUC beside the champion's"].passed
+    rules = {rule.name: rule for rule in apply_rules(alone, NOTHING, manifest, GateConfig(min_radiographs=1))}
+    assert not rules["AUC"].passed
+    assert rules["AUC against the champion"].explanation.startswith("undefined, since test has one class only")
+    assert not rules["AUC against the champion"].passed
 
 
-DECISION = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
+OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoragePath, StoragePath, Manifest]:
-    """A run with its bundle, and its shards; row i of each split has the hash of i and the split."""
-    folder = storage_path(tmp_path_factory.mktemp("judged"))
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[StoragePath, StoragePath, Manifest]:
+    """A run with its bundle, and its dataset; row i of each split has the hash of i and the split."""
+    folder = storage_path(tmp_path_factory.mktemp("finished"))
     shards, run = folder / "shards", folder / "run"
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 24})
     config = load_config(None, TINY)
     model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
     test = score_blocks(model, Dataset(shards, manifest), "test", 0, 1)
     write_predictions(run, test)
-    export_model(model, DECISION, run / "bundle")
+    export_model(model, OPERATING_POINT, run / "bundle")
     figures = {split: evaluate(test, 0.5) for split in ("val", "test")}
-    write_bundle(run / "bundle", config, Dataset(shards, manifest), {"name": "x"}, DECISION, figures)
+    write_bundle(run / "bundle", config, Dataset(shards, manifest), {"name": "x"}, OPERATING_POINT, figures)
     return run, shards, manifest
 
 
-def knows(bundle: StoragePath, to: StoragePath, hashes: list[bytes]) -> StoragePath:
-    """A copy of the bundle that has seen these files."""
+def copy_with_seen_files(bundle: StoragePath, to: StoragePath, hashes: list[bytes]) -> StoragePath:
+    """Copy the bundle as if it had been trained on these files."""
     shutil.copytree(bundle.path, to.path)
     (to / "trained_on.parquet").write_parquet(pa.table({"sha256": pa.array(hashes, pa.binary(32))}))
     return to
 
 
 def renamed(shards: StoragePath, to: StoragePath, hash_of: dict[int, bytes]) -> StoragePath:
-    """The shards, with hashes of files by group."""
+    """Copy the dataset with the given hash for each group."""
     shutil.copytree(shards.path, to.path)
     files = (to / FILES).read_parquet()
     hashes = [hash_of.get(group, b"\xff" * 32) for group in files["group_id"].to_pylist()]
@@ -223,13 +229,15 @@ def renamed(shards: StoragePath, to: StoragePath, hash_of: dict[int, bytes]) -> 
     return to
 
 
-def test_both_are_scored_on_what_neither_has_seen(judged, tmp_path):
-    run, shards, manifest = judged
+def test_both_are_scored_on_what_neither_has_seen(finished, tmp_path):
+    run, shards, manifest = finished
     shards = renamed(shards, storage_path(tmp_path / "shards"), {n: bytes([n] * 32) for n in range(60)})
-    ours = read_bundle(knows(run / "bundle", storage_path(tmp_path / "ours"), [bytes([3] * 32)]))
-    theirs = read_bundle(knows(run / "bundle", storage_path(tmp_path / "theirs"), [bytes([5] * 32), bytes([200] * 32)]))
-    fresh = replace(NOTHING, fresh=np.array([5, 7, 9, 30]))
-    found = compare(ours, theirs, run, Dataset(shards, manifest), fresh)
+    ours = read_bundle(copy_with_seen_files(run / "bundle", storage_path(tmp_path / "ours"), [bytes([3] * 32)]))
+    theirs = read_bundle(
+        copy_with_seen_files(run / "bundle", storage_path(tmp_path / "theirs"), [bytes([5] * 32), bytes([200] * 32)])
+    )
+    fresh = replace(NOTHING, new_radiograph_ids=np.array([5, 7, 9, 30]))
+    found = compare_with_champion(ours, theirs, run, Dataset(shards, manifest), fresh)
     assert found.left_out == 2
     assert {3, 5}.isdisjoint(found.scores["group_id"].to_pylist())
     assert np.allclose(found.scores["challenger"], found.scores["champion"], atol=1e-6)
@@ -238,29 +246,29 @@ def test_both_are_scored_on_what_neither_has_seen(judged, tmp_path):
     assert found.agreement.groups == 3
 
 
-def test_a_champion_of_another_size_is_no_measure(judged, tmp_path):
-    run, shards, manifest = judged
+def test_models_of_different_image_sizes_are_not_compared(finished, tmp_path):
+    run, shards, manifest = finished
     bundle = read_bundle(run / "bundle")
     other = replace(bundle, config=load_config(None, [*TINY, "data.image_size=64"]))
-    with pytest.raises(UsageError, match=r"data.image_size = 32, and the champion .* takes 64: .*Keep the size"):
-        compare(bundle, other, run, Dataset(shards, manifest), NOTHING)
+    with pytest.raises(UsageError, match=r"data.image_size = 32, but the champion .* takes 64: .*Keep the size"):
+        compare_with_champion(bundle, other, run, Dataset(shards, manifest), NOTHING)
 
 
-def test_a_test_that_was_seen_whole_is_no_measure(judged, tmp_path):
-    run, shards, manifest = judged
+def test_a_test_split_that_was_seen_completely_is_refused(finished, tmp_path):
+    run, shards, manifest = finished
     bundle = read_bundle(run / "bundle")  # all files have one hash here, and training has seen it
     with pytest.raises(UsageError, match="each of the 24 images of test has been seen by one of the models"):
-        compare(bundle, None, run, Dataset(shards, manifest), NOTHING)
+        compare_with_champion(bundle, None, run, Dataset(shards, manifest), NOTHING)
 
 
-def test_the_page_says_what_was_decided_and_why_and_holds_its_pictures(judged, tmp_path):
-    run, shards, manifest = judged
+def test_the_page_shows_the_decision_its_reasons_and_pictures(finished, tmp_path):
+    run, shards, manifest = finished
     shards = renamed(shards, storage_path(tmp_path / "shards"), {})
     bundle = read_bundle(run / "bundle")
-    champion = replace(bundle, operating_point=DECISION.model_copy(update={"threshold": 0.999}))
+    champion = replace(bundle, operating_point=OPERATING_POINT.model_copy(update={"threshold": 0.999}))
     new = replace(NOTHING, drifts=[Drift("mean", np.arange(9.0), np.arange(9.0))], origins={"Ward <3>": 4})
-    found = compare(bundle, champion, run, Dataset(shards, manifest), new)
-    rules = judge(found, new, manifest, GateConfig())
+    found = compare_with_champion(bundle, champion, run, Dataset(shards, manifest), new)
+    rules = apply_rules(found, new, manifest, GateConfig())
     about = (
         "2026-w48",
         storage_path(tmp_path),
@@ -275,9 +283,9 @@ def test_the_page_says_what_was_decided_and_why_and_holds_its_pictures(judged, t
         Dataset(shards, manifest),
         ["CAVEAT"],
     )
-    told = Retraining(*about)
-    assert not told.promoted
-    page = retraining_page(told).decode()
+    retraining = Retraining(*about)
+    assert not retraining.promoted
+    page = render_retraining_page(retraining).decode()
     assert "Retraining 2026-w48: version 3 is rejected" in page
     assert "Compared with version 2, which stays in use." in page
     for rule in rules:
@@ -286,13 +294,13 @@ def test_the_page_says_what_was_decided_and_why_and_holds_its_pictures(judged, t
     apart = sum(
         probabilities[radiograph_ids == radiograph_id].mean() >= 0.5 for radiograph_id in set(radiograph_ids.tolist())
     )
-    assert f"{apart} of {len(set(radiograph_ids.tolist()))} radiographs of test are called differently" in page
+    assert f"{apart} of {len(set(radiograph_ids.tolist()))} radiographs of test are classified differently" in page
     assert page.count('src="data:image/png;base64,') == min(apart, 12) + 2
     assert "Ward &lt;3&gt;" in page
     assert "http" not in page, "it needs no network"
-    assert told.as_json()["decision"] == "rejected"
-    assert told.as_json()["rules"][0]["name"] == "enough to test on"
-    first = compare(bundle, None, run, Dataset(shards, manifest), new)
+    assert retraining.as_json()["decision"] == "rejected"
+    assert retraining.as_json()["rules"][0]["name"] == "size of test"
+    first = compare_with_champion(bundle, None, run, Dataset(shards, manifest), new)
     about = (
         "2026-w45",
         storage_path(tmp_path),
@@ -307,6 +315,6 @@ def test_the_page_says_what_was_decided_and_why_and_holds_its_pictures(judged, t
         Dataset(shards, manifest),
         [],
     )
-    page = retraining_page(Retraining(*about)).decode()
+    page = render_retraining_page(Retraining(*about)).decode()
     assert "version 1 is promoted" in page
-    assert "Compared with nothing: no version is in use yet." in page
+    assert "There was no version in use to compare with." in page

@@ -17,12 +17,12 @@ from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.metrics import compute_metrics
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.inference.bundle import write_bundle
+from fracture.inference.bundle import WEIGHTS, write_bundle
 from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, TickState, Version
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import ROOT, TINY, small_disk, write_shards
 
-DECISION = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
+OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
 FIGURES = {
     unit: compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, unit)
     for unit in ("image", "radiograph")
@@ -47,19 +47,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> StoragePath:
 
 @pytest.fixture(scope="module")
 def run(shards: StoragePath) -> StoragePath:
-    """A finished run, but for the files of its model."""
+    """A finished run, except for the files of its model."""
     manifest = write_shards(shards, {"train": 8, "val": 4, "test": 4})
     made, about = shards / "../run", {"name": "x", "epochs": 1}
     evaluations = {"val": FIGURES, "test": FIGURES}
-    write_bundle(made / "bundle", load_config(None, TINY), Dataset(shards, manifest), about, DECISION, evaluations)
-    (made / "bundle/weights.safetensors").write_bytes(b"weights")
+    write_bundle(
+        made / "bundle", load_config(None, TINY), Dataset(shards, manifest), about, OPERATING_POINT, evaluations
+    )
+    (made / f"bundle/{WEIGHTS}").write_bytes(b"weights")
     (made / "report/report.html").write_bytes(b"<html>")
     return made
 
 
 @pytest.fixture
 def trained(run: StoragePath, shards: StoragePath) -> Callable[[Registry, str], Version]:
-    """Adds the run as what a tick has trained."""
+    """A function that adds the run as the result of a tick."""
     from fracture.dataset.format import read_dataset
 
     def add(registry: Registry, tick: str, request_hash: str = "a") -> Version:
@@ -74,30 +76,33 @@ def trained(run: StoragePath, shards: StoragePath) -> Callable[[Registry, str], 
             }
             return Version(number=number, made=datetime.now(UTC), **facts)
 
-        return registry.add(version, run, read_dataset(shards))
+        return registry.add_version(version, run, read_dataset(shards))
 
     return add
 
 
-def choose_operating_point(registry: Registry, version: Version, promote: bool) -> RegistryDecision:
+def decide(registry: Registry, version: Version, promote: bool) -> RegistryDecision:
     return registry.decide(version, promote=promote, compared_with=registry.champion(), reason="why")
 
 
 def test_a_version_is_promoted_rejected_promoted_by_hand_and_rolled_back(anywhere: Registry, trained):
     assert anywhere.champion() is None
-    choose_operating_point(anywhere, trained(anywhere, "w1"), promote=True)
-    choose_operating_point(anywhere, trained(anywhere, "w2"), promote=False)
-    choose_operating_point(anywhere, trained(anywhere, "w3"), promote=True)
+    decide(anywhere, trained(anywhere, "w1"), promote=True)
+    decide(anywhere, trained(anywhere, "w2"), promote=False)
+    decide(anywhere, trained(anywhere, "w3"), promote=True)
     assert anywhere.champion() == 3
-    assert anywhere.champion_bundle().folder.path == anywhere.bundle(3).path
+    assert anywhere.champion_bundle().folder.path == anywhere.bundle_folder(3).path
     anywhere.promote(2, "looked at it")
     anywhere.rollback()
     anywhere.rollback("worse in the ward")
     assert anywhere.champion() == 1
-    with pytest.raises(UsageError, match="no champion came before this one, so there is nothing to go back to"):
+    with pytest.raises(UsageError, match="has no previous champion, so there is nothing to roll back to"):
         anywhere.rollback()
-    told = [(entry.number, entry.event, entry.version, entry.champion, entry.tick) for entry in anywhere.history()]
-    assert told == [
+    decisions = [
+        (decision.number, decision.event, decision.version, decision.champion, decision.tick)
+        for decision in anywhere.history()
+    ]
+    assert decisions == [
         (1, "promoted", 1, 1, "w1"),
         (2, "rejected", 2, 1, "w2"),
         (3, "promoted", 3, 3, "w3"),
@@ -105,46 +110,46 @@ def test_a_version_is_promoted_rejected_promoted_by_hand_and_rolled_back(anywher
         (5, "rolled back", 2, 3, ""),
         (6, "rolled back", 3, 1, ""),
     ]
-    assert {entry.who for entry in anywhere.history()} == {"Ann"}
+    assert {decision.who for decision in anywhere.history()} == {"Ann"}
     assert anywhere.history()[0].figures["auc"] == 1
     assert [version.number for version in anywhere.versions()] == [1, 2, 3]
 
 
 def test_a_version_holds_all_that_it_was_made_from(registry: Registry, trained):
     version = trained(registry, "w1")
-    left = {info.path[len(registry.bundle(1).path) + 1 :] for info in registry.bundle(1).files()}
+    left = {info.path[len(registry.bundle_folder(1).path) + 1 :] for info in registry.bundle_folder(1).files()}
     assert left == {
-        *("bundle.json", "weights.safetensors", "trained_on.parquet", "version.json", "report.html"),
+        *("bundle.json", WEIGHTS, "trained_on.parquet", "version.json", "report.html"),
         *("dataset/dataset.json", "dataset/files.parquet", "dataset/ledger.parquet"),
     }
     assert registry.version(1) == version
 
 
-def test_what_a_tick_has_trained_becomes_one_version_however_often_it_is_added(registry: Registry, trained):
+def test_the_model_of_a_tick_becomes_one_version_even_if_it_is_added_twice(registry: Registry, trained):
     assert trained(registry, "w1") == trained(registry, "w1")
     assert trained(registry, "w1", request_hash="b").number == 2
 
 
 def test_a_tick_is_decided_once(registry: Registry, trained):
     version = trained(registry, "w1")
-    first = choose_operating_point(registry, version, promote=True)
+    first = decide(registry, version, promote=True)
     assert registry.decide(version, promote=False, compared_with=1, reason="") == first
     assert len(registry.history()) == 1
 
 
 def test_nothing_is_decided_on_a_champion_that_was_not_compared_with(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    choose_operating_point(registry, trained(registry, "w2"), promote=True)
+    decide(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w2"), promote=True)
     with pytest.raises(ChampionChanged, match="the champion was changed from version 1 to 2"):
         registry.decide(trained(registry, "w3"), promote=True, compared_with=1, reason="")
     assert registry.champion() == 2
 
 
-def test_a_decision_that_was_cut_short_is_finished_by_the_next(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    pointer = (registry.folder / "champion.json").read_bytes()
-    choose_operating_point(registry, trained(registry, "w2"), promote=True)
-    (registry.folder / "champion.json").write_bytes(pointer)  # as if it had been killed before writing this
+def test_an_interrupted_decision_is_completed_by_the_next_process(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
+    earlier = (registry.folder / "champion.json").read_bytes()
+    decide(registry, trained(registry, "w2"), promote=True)
+    (registry.folder / "champion.json").write_bytes(earlier)  # as if it had been killed before writing this
     assert registry.champion() == 1
     registry.finish_pending_decision()
     assert registry.champion() == 2
@@ -152,36 +157,38 @@ def test_a_decision_that_was_cut_short_is_finished_by_the_next(registry: Registr
         registry.promote(2)
 
 
-def test_half_of_a_version_is_none_and_is_made_anew(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    (registry.bundle(2) / "weights.safetensors").write_bytes(b"half")
-    (registry.bundle(2) / "stray").write_bytes(b"")
+def test_an_incomplete_version_is_ignored_and_made_again(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
+    (registry.bundle_folder(2) / WEIGHTS).write_bytes(b"half")
+    (registry.bundle_folder(2) / "stray").write_bytes(b"")
     assert [version.number for version in registry.versions()] == [1]
     assert trained(registry, "w2").number == 2
-    assert (registry.bundle(2) / "weights.safetensors").read_bytes() == b"weights"
-    assert not (registry.bundle(2) / "stray").is_file()
+    assert (registry.bundle_folder(2) / WEIGHTS).read_bytes() == b"weights"
+    assert not (registry.bundle_folder(2) / "stray").is_file()
 
 
 def test_the_number_of_a_version_that_was_removed_is_not_given_again(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    choose_operating_point(registry, trained(registry, "w2"), promote=False)
-    registry.bundle(2).delete()
+    decide(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w2"), promote=False)
+    registry.bundle_folder(2).delete()
     assert trained(registry, "w3").number == 3
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 2, "version": 1}', '{"format_version": 1'])
-def test_a_damaged_pointer_is_told_and_mended(registry: Registry, trained, content: str):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+@pytest.mark.parametrize("content", ["", "{}", '{"format_version": 2, "version": "x"}', '{"format_version": 2'])
+def test_a_damaged_champion_file_is_reported_and_repaired(registry: Registry, trained, content: str):
+    decide(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
     (registry.folder / "champion.json").write_bytes(content.encode())
-    with pytest.raises(UsageError, match=r"champion.json is damaged: .*registry.py promote VERSION --registry"):
+    with pytest.raises(
+        UsageError, match=r"champion.json is damaged: .*registry.py promote VERSION --registry .* writes it again"
+    ):
         registry.champion()
     registry.promote(2)
     registry.rollback()
     assert registry.champion() == 1
 
 
-def test_what_is_not_there_is_told(registry: Registry, trained):
+def test_a_missing_champion_or_version_is_reported(registry: Registry, trained):
     with pytest.raises(
         UsageError, match=r"has no champion yet. Train one with: python job/retrain.py --data DIR --reg"
     ):
@@ -192,8 +199,8 @@ def test_what_is_not_there_is_told(registry: Registry, trained):
 
 
 def test_readers_always_find_a_whole_champion(anywhere: Registry, trained):
-    choose_operating_point(anywhere, trained(anywhere, "w1"), promote=True)
-    choose_operating_point(anywhere, trained(anywhere, "w2"), promote=True)
+    decide(anywhere, trained(anywhere, "w1"), promote=True)
+    decide(anywhere, trained(anywhere, "w2"), promote=True)
     over, seen = threading.Event(), set()
 
     def read() -> None:
@@ -210,26 +217,26 @@ def test_readers_always_find_a_whole_champion(anywhere: Registry, trained):
     assert seen <= {"0001", "0002"}
 
 
-def test_of_many_who_change_the_champion_at_once_each_is_recorded(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+def test_concurrent_changes_of_the_champion_are_all_recorded(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
     script = "import sys; from fracture.registry.registry import Registry; from fracture.storage import storage_path\n"
     script += "registry = Registry(storage_path(sys.argv[1]), sys.argv[2])\n"
     script += "for _ in range(2):\n    registry.promote(2); registry.rollback()"
     commands = [[sys.executable, "-c", script, str(registry.folder), who] for who in ("Ben", "Cleo")]
     jobs = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for command in commands]
-    told = [job.communicate(timeout=120)[1] for job in jobs]
+    errors = [job.communicate(timeout=120)[1] for job in jobs]
     entries = registry.history()
-    assert [entry.number for entry in entries] == list(range(1, len(entries) + 1))
-    if not any(told):  # else one was told that the other has promoted version 2 just now
+    assert [decision.number for decision in entries] == list(range(1, len(entries) + 1))
+    if not any(errors):  # otherwise one process found that the other had just promoted version 2
         assert len(entries) == 9
-    assert all("is the champion already" in text or "nothing to go back" in text for text in told if text)
+    assert all("is the champion already" in text or "nothing to roll back" in text for text in errors if text)
     assert registry.champion() == entries[-1].champion
 
 
 def test_a_change_that_is_killed_leaves_the_old_champion_or_the_new(registry: Registry, trained):
-    """At each of its writings in turn; the next change goes on from there."""
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    """The process is killed at each of its writes in turn, and the next change starts from the result."""
+    decide(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
     script = """
 import os, signal, sys
@@ -253,65 +260,68 @@ Registry(storage_path(sys.argv[1]), "Ben").promote(2)
         assert registry.champion() == then
         if registry.history()[-1].champion == 2:
             registry.rollback()
-    assert [entry.event for entry in registry.history()] == ["promoted", *["promoted by hand", "rolled back"] * 2]
+    assert [decision.event for decision in registry.history()] == ["promoted", *["promoted by hand", "rolled back"] * 2]
 
 
 def test_a_full_disk_leaves_the_champion_as_it_is(tmp_path: Path, trained):
-    with small_disk(tmp_path / "small", kilobytes=256) as disk:
+    with small_disk(tmp_path / "small", kilobytes=4096) as disk:
         registry = Registry(storage_path(disk) / "registry", "Ann")
-        choose_operating_point(registry, trained(registry, "w1"), promote=True)
+        decide(registry, trained(registry, "w1"), promote=True)
+        version_bytes = sum(info.size for info in registry.bundle_folder(1).files())
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        (disk / "filler").write_bytes(bytes(free - 8192))
+        (disk / "filler").write_bytes(bytes(free - version_bytes // 2))  # a second version fits in half
         with pytest.raises(RunError, match="the disk is full"):
             trained(registry, "w2")
         assert registry.champion() == 1
-        assert registry.champion_bundle().decision == DECISION
+        assert registry.champion_bundle().operating_point == OPERATING_POINT
         (disk / "filler").unlink()
-        choose_operating_point(registry, trained(registry, "w2"), promote=True)
+        decide(registry, trained(registry, "w2"), promote=True)
         assert registry.champion() == 2
 
 
 def begun(registry: Registry, tick: str, shards: str = "s") -> None:
-    state = TickState(after_entry=registry.last_decided(), request_hash=f"asked in {tick}", recipe="r", shards=shards)
+    state = TickState(
+        after_decision=registry.last_decision_number(), request_hash=f"hash of {tick}", recipe="r", shards=shards
+    )
     registry.write_state(tick, state)
-    (registry.run(tick) / "run.json").write_json({})
-    (registry.shards(shards) / "dataset.json").write_json({})
+    (registry.run_folder(tick) / "run.json").write_json({})
+    (registry.shards_folder(shards) / "dataset.json").write_json({})
 
 
-def names(places: list[StoragePath]) -> list[str]:
-    return ["/".join(found.path.split("/")[-2:]) for found in places]
+def names(folders: list[StoragePath]) -> list[str]:
+    return ["/".join(folder.path.split("/")[-2:]) for folder in folders]
 
 
 def test_retention_keeps_the_newest_and_all_that_were_champions(registry: Registry, trained):
     for number, promoted in enumerate([True, False, True, False, False, False], 1):
         begun(registry, f"w{number}", f"s{1 + number // 3}")
-        choose_operating_point(registry, trained(registry, f"w{number}"), promoted)
+        decide(registry, trained(registry, f"w{number}"), promoted)
     registry.rollback()
-    (registry.bundle(9) / "weights.safetensors").write_bytes(b"half of a copy")
-    (registry.run("not-ours") / "run.json").write_json({})
-    assert names(registry.prunable(keep=2)) == [
+    (registry.bundle_folder(9) / WEIGHTS).write_bytes(b"half of a copy")
+    (registry.run_folder("not-ours") / "run.json").write_json({})
+    assert names(registry.find_prunable(keep=2)) == [
         *("versions/0002", "versions/0004", "versions/0009"),
         *("runs/w1", "runs/w2", "runs/w3", "runs/w4"),
         *("shards/s1", "shards/s2"),
     ]
-    assert names(registry.prunable(keep=2, current="w1")) == [
+    assert names(registry.find_prunable(keep=2, current="w1")) == [
         *("versions/0002", "versions/0004", "versions/0009", "runs/w2", "runs/w3", "runs/w4", "shards/s2"),
     ]
 
 
-def test_retention_keeps_what_may_go_on(registry: Registry, trained):
-    """A retraining that was killed goes on until another is decided after it."""
+def test_retention_keeps_what_may_resume(registry: Registry, trained):
+    """A retraining that was killed may resume until another one is decided."""
     begun(registry, "w1", "s1")
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w1"), promote=True)
     begun(registry, "w2", "s2")
-    assert names(registry.prunable(keep=1)) == []
-    assert registry.find_unfinished_tick("asked in w2") == "w2"
+    assert names(registry.find_prunable(keep=1)) == []
+    assert registry.find_unfinished_tick("hash of w2") == "w2"
     registry.promote(trained(registry, "by hand").number)
     registry.rollback()
-    assert registry.find_unfinished_tick("asked in w2") == "w2", "what is done by hand does not end it"
+    assert registry.find_unfinished_tick("hash of w2") == "w2", "a decision by hand does not end it"
     begun(registry, "w3", "s3")
-    choose_operating_point(registry, trained(registry, "w3"), promote=False)
-    assert registry.find_unfinished_tick("asked in w2") is None
+    decide(registry, trained(registry, "w3"), promote=False)
+    assert registry.find_unfinished_tick("hash of w2") is None
     assert names(registry.prune(keep=1)) == ["runs/w1", "runs/w2", "shards/s1", "shards/s2"]
     assert (registry.folder / "runs").folders() == ["w3"]
     assert (registry.folder / "shards").folders() == ["s3"]
@@ -319,35 +329,57 @@ def test_retention_keeps_what_may_go_on(registry: Registry, trained):
 
 def test_a_state_that_cannot_be_read_keeps_its_run(registry: Registry, trained):
     begun(registry, "w1", "s1")
-    (registry.tick("w1") / "state.json").write_bytes(b"")
-    choose_operating_point(registry, trained(registry, "w2"), promote=True)
-    assert registry.state("w1") is None
-    assert names(registry.prunable(keep=1)) == []
+    (registry.tick_folder("w1") / "state.json").write_bytes(b"")
+    decide(registry, trained(registry, "w2"), promote=True)
+    assert registry.read_state("w1") is None
+    assert names(registry.find_prunable(keep=1)) == []
 
 
 def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w1"), promote=True)
     trained(registry, "w2")
-    (registry.bundle(2) / "weights.safetensors").delete()
-    with pytest.raises(
-        UsageError, match=r"version 2 has lost its weights.safetensors, so it cannot be used. Name another"
-    ):
+    (registry.bundle_folder(2) / WEIGHTS).delete()
+    with pytest.raises(UsageError, match=r"version 2 has lost its weights\.\w+, so it cannot be used. Name another"):
         registry.promote(2)
     assert registry.champion() == 1
 
 
 @pytest.mark.parametrize("file", ["history/000001.json", "versions/0001/version.json"])
 def test_a_damaged_record_is_named(registry: Registry, trained, file: str):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w1"), promote=True)
     (registry.folder / file).write_bytes(b"")
-    with pytest.raises(UsageError, match=rf"{file} is damaged: .*Bring it back from a copy, or delete it"):
+    with pytest.raises(UsageError, match=rf"{file} is damaged: .*Restore it from a copy, or delete it"):
         registry.promote(1)
 
 
 def test_the_history_is_plain_json(registry: Registry, trained):
-    choose_operating_point(registry, trained(registry, "w1"), promote=True)
-    entry = json.loads((registry.folder / "history/000001.json").read_bytes())
-    assert entry["event"] == "promoted"
-    assert entry["reason"] == "why"
-    pointer = json.loads((registry.folder / "champion.json").read_bytes())
-    assert (pointer["version"], pointer["bundle"], pointer["entry"]) == (1, "versions/0001", 1)
+    decide(registry, trained(registry, "w1"), promote=True)
+    decision = json.loads((registry.folder / "history/000001.json").read_bytes())
+    assert decision["event"] == "promoted"
+    assert decision["reason"] == "why"
+    champion = json.loads((registry.folder / "champion.json").read_bytes())
+    assert (champion["version"], champion["bundle"], champion["decision"]) == (1, "versions/0001", 1)
+    files = ["champion.json", "history/000001.json", "versions/0001/version.json"]
+    assert [(registry.folder / file).read_json()["format_version"] for file in files] == [2, 2, 2]
+
+
+OLDER = {
+    "champion.json": (lambda registry: registry.champion_bundle(), {"format_version": 1}),
+    "history/000001.json": (lambda registry: registry.finish_pending_decision(), {}),
+    "versions/0001/version.json": (lambda registry: registry.versions(), {}),
+    "ticks/w1/state.json": (lambda registry: registry.read_state("w1"), {}),
+}
+
+
+@pytest.mark.parametrize("file", OLDER)
+def test_a_registry_of_an_earlier_format_is_refused_with_what_to_do(registry: Registry, trained, file: str):
+    begun(registry, "w1")
+    decide(registry, trained(registry, "w1"), promote=True)
+    content = (registry.folder / file).read_json()
+    del content["format_version"]
+    read, named = OLDER[file]
+    (registry.folder / file).write_json(content | named)
+    before = {info.path: info.mtime for info in registry.folder.files()}
+    with pytest.raises(UsageError, match=r"is a registry of format 1, and this program reads format 2: begin another"):
+        read(registry)
+    assert {info.path: info.mtime for info in registry.folder.files()} == before

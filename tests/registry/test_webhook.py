@@ -1,4 +1,5 @@
 import json
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -7,16 +8,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from fracture.errors import UsageError
-from fracture.registry.webhook import check_url, notify
+from fracture.registry.webhook import check_url, post_to_webhook
 
 
 class Hook(HTTPServer):
-    """Takes what is posted, after answering with the given codes."""
+    """A server that answers with the given codes, then with 200, and keeps what it accepts."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.codes: list[int] = []
-        self.taken: list[dict] = []
+        self.accepted: list[dict] = []
         self.url = f"http://127.0.0.1:{self.server_port}/secret-token"
 
 
@@ -25,7 +26,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         code = self.server.codes.pop(0) if self.server.codes else 200
         if code == 200:
-            self.server.taken.append(json.loads(body))
+            self.server.accepted.append(json.loads(body))
         self.send_response(code)
         self.end_headers()
 
@@ -44,25 +45,27 @@ def hook() -> Iterator[Hook]:
 
 
 def test_a_message_is_posted_as_json(hook: Hook):
-    assert notify(hook.url, {"event": "promoted", "version": 3}) is None
-    assert hook.taken == [{"event": "promoted", "version": 3}]
+    assert post_to_webhook(hook.url, {"event": "promoted", "version": 3}) is None
+    assert hook.accepted == [{"event": "promoted", "version": 3}]
 
 
-def test_a_hook_that_fails_is_asked_again(hook: Hook):
+def test_a_failed_post_is_tried_again(hook: Hook):
     hook.codes, waits = [503, 429], []
-    assert notify(hook.url, {"event": "failed"}, waits.append) is None
-    assert (len(hook.taken), waits) == (1, [1.0, 5.0])
+    assert post_to_webhook(hook.url, {"event": "failed"}, waits.append) is None
+    assert (len(hook.accepted), waits) == (1, [1.0, 5.0])
 
 
-def test_nobody_who_listens_is_no_failure_and_the_secret_stays_one(hook: Hook):
+def test_an_unreachable_hook_is_reported_without_the_secret(hook: Hook, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
     hook.codes = [500, 500, 500]
-    assert notify(hook.url, {}, lambda seconds: None) == "127.0.0.1 answers 500"
+    assert post_to_webhook(hook.url, {}, lambda seconds: None) == "127.0.0.1 answers 500"
     hook.codes = [404]
-    assert notify(hook.url, {}, lambda seconds: pytest.fail("asked again")) == "127.0.0.1 answers 404"
+    assert post_to_webhook(hook.url, {}, lambda seconds: pytest.fail("tried again")) == "127.0.0.1 answers 404"
     hook.server_close()
-    told = notify(hook.url, {}, lambda seconds: None)
-    assert told.startswith("127.0.0.1 does not answer (")
-    assert "secret" not in told
+    reason = post_to_webhook(hook.url, {}, lambda seconds: None)
+    assert reason.startswith("127.0.0.1 does not answer (")
+    assert reason.endswith("Connection refused)")
+    assert "secret" not in reason + caplog.text
 
 
 @pytest.mark.parametrize(
@@ -77,14 +80,16 @@ def test_nobody_who_listens_is_no_failure_and_the_secret_stays_one(hook: Hook):
         "https://x/é",
     ],
 )
-def test_what_is_no_web_address_is_refused_unseen(url: str):
-    with pytest.raises(UsageError, match=r"--notify, of \d+ characters, is no address of a web hook: it must") as told:
+def test_an_invalid_address_is_refused_without_showing_it(url: str):
+    with pytest.raises(
+        UsageError, match=r"--notify, of \d+ characters, is not the address of a web hook: it must"
+    ) as caught:
         check_url(url)
-    assert url not in str(told.value) or url == "https://"
+    assert url not in str(caught.value) or url == "https://"
     check_url("https://hooks.example.org/x")
 
 
-def test_what_does_not_speak_http_is_no_failure():
+def test_a_server_that_does_not_speak_http_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -96,6 +101,12 @@ def test_what_does_not_speak_http_is_no_failure():
 
         thread = threading.Thread(target=answer)
         thread.start()
-        told = notify(f"http://127.0.0.1:{server.getsockname()[1]}/secret", {}, lambda seconds: None)
+        reason = post_to_webhook(f"http://127.0.0.1:{server.getsockname()[1]}/secret", {}, lambda seconds: None)
         thread.join()
-    assert told == "127.0.0.1 does not answer as a web server does (BadStatusLine)"
+    assert reason == "127.0.0.1 does not answer as a web server does (BadStatusLine)"
+
+
+def test_an_impossible_host_name_is_reported_without_the_secret():
+    reason = post_to_webhook("http://example..org/secret", {}, lambda seconds: None)
+    assert reason.startswith("example..org does not answer (")
+    assert "secret" not in reason

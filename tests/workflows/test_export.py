@@ -1,4 +1,3 @@
-import argparse
 import re
 import shutil
 import subprocess
@@ -7,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export import _lines, _name, main
 
+from fracture.cli import export_lines, main
 from fracture.evaluation.metrics import compute_metrics
 from fracture.storage import storage_path
+from fracture.workflows.export import name_export
 from tests.conftest import TINY, quick_bundle
-
-JOB = Path(__file__).parents[2] / "job/export.py"
-
-
-def export(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(JOB), *arguments], capture_output=True, text=True, cwd=cwd, check=False)
 
 
 @pytest.fixture
@@ -29,7 +23,7 @@ def bundle(tmp_path: Path) -> str:
 
 def test_the_screen_says_what_was_written_and_how_to_load_it(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(argparse.Namespace(bundle=bundle, to="tflite", out=None, shards=None, verbose=False))
+    assert main(["export", "--bundle", bundle, "--to", "tflite"]) == 0
     written, takes, compared, load, int8, caveat = capsys.readouterr().out.splitlines()
     out = tmp_path / "exports/first/tflite"
     assert re.fullmatch(rf"written    {out}/model.tflite \(0.0 MB\)", written)
@@ -41,8 +35,8 @@ def test_the_screen_says_what_was_written_and_how_to_load_it(bundle, tmp_path, m
     assert (out / "export.json").is_file()
 
 
-@pytest.mark.parametrize(("slipped", "told"), [(0, False), (1, True)])
-def test_what_8_bits_cost_is_told(slipped: int, told: bool):
+@pytest.mark.parametrize(("slipped", "warned"), [(0, False), (1, True)])
+def test_a_caveat_warns_of_what_8_bits_cost(slipped: int, warned: bool):
     """Of 40 × 40 pairs one fracture below all normals is 0.025 of the AUC."""
     labels, groups = np.repeat([1, 0], 40), np.arange(80)
     exact = np.repeat([0.9, 0.1], 40)
@@ -52,17 +46,19 @@ def test_what_8_bits_cost_is_told(slipped: int, told: bool):
         name: {"radiograph": compute_metrics(labels, scores, groups, 0.5).model_dump()}
         for name, scores in {"bundle": exact, "model.tflite": exact, "model-int8.tflite": quantised}.items()
     }
-    content = {"format": "tflite", "input": {"shape": [None, 32, 32, 1]}, "threshold": 0.5, "test": test}
-    lines = _lines(content | {"files": {}, "largest_difference": 0.0}, storage_path("exports"))
+    card = {"format": "tflite", "input": {"shape": [None, 32, 32, 1]}, "threshold": 0.5, "test": test}
+    lines = export_lines(card | {"files": {}, "largest_difference": 0.0}, "exports")
     caveat = "CAVEAT     INT8: its AUC is 0.025 below the bundle's. Take the float form."
-    assert (lines[-1] == caveat) == told
+    assert (lines[-1] == caveat) == warned
 
 
 @pytest.mark.long
-def test_a_person_with_keras_3_alone_runs_the_line_that_the_screen_gives(bundle, tmp_path):
-    shown = export(tmp_path, "--bundle", bundle, "--to", "keras")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    [line] = [line.split(maxsplit=1)[1] for line in shown.stdout.splitlines() if line.startswith("load")]
+def test_a_person_with_keras_3_alone_runs_the_line_that_the_screen_gives(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--bundle", bundle, "--to", "keras"]) == 0
+    shown, error = capsys.readouterr()
+    assert error == ""
+    [line] = [line.split(maxsplit=1)[1] for line in shown.splitlines() if line.startswith("load")]
     alone = [sys.executable, "-c", f"import keras; print({line}.input_shape)"]
     assert subprocess.check_output(alone, text=True, cwd="/") == "(None, 32, 32, 1)\n"
 
@@ -77,8 +73,8 @@ def test_a_person_with_keras_3_alone_runs_the_line_that_the_screen_gives(bundle,
         ("/x/registry/versions/0003", "registry-0003"),
     ],
 )
-def test_the_name_of_an_export(path: str, name: str):
-    assert _name(storage_path(path)) == name
+def test_an_export_is_named_after_its_bundle(path: str, name: str):
+    assert name_export(storage_path(path)) == name
 
 
 @pytest.mark.parametrize(
@@ -89,8 +85,10 @@ def test_the_name_of_an_export(path: str, name: str):
         (["--to", "onnx", "--shards", "x"], "error: --shards are for --to tflite, whose int8 form they calibrate"),
     ],
 )
-def test_a_mistake_is_told_in_a_line_with_exit_code_2(tmp_path: Path, arguments: list[str], message: str):
-    told = export(tmp_path, "--bundle", "nothing", *arguments)
-    assert told.returncode == 2
-    assert message.format(cwd=tmp_path) in told.stderr
+def test_a_mistake_is_one_line_with_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--bundle", "nothing", *arguments]) == 2
+    assert message.format(cwd=tmp_path) in capsys.readouterr().err
     assert not any(tmp_path.iterdir())

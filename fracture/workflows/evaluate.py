@@ -1,0 +1,193 @@
+"""Score a finished model, or the mean of several, on radiographs that it was not trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fracture.config import Config, with_settings
+from fracture.dataset.format import Dataset, Manifest, read_dataset
+from fracture.errors import UsageError
+from fracture.labels import CLASS_NAMES
+from fracture.runtime.cluster import start_ray
+from fracture.storage import StoragePath, storage_path
+from fracture.workflows.arguments import Report, print_line
+from fracture.workflows.preprocess import find_radiographs, prepare_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyarrow import Table
+
+    from fracture.evaluation.metrics import Evaluation
+    from fracture.evaluation.operating_point import OperatingPoint
+    from fracture.inference.bundle import Bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringArguments:
+    """Radiographs or shards that a finished model is scored on.
+
+    Raises:
+        UsageError: not exactly one of `data` and `shards` is given, or `labels` comes without `data`.
+    """
+
+    out: str  # folder or URI for what is written
+    data: tuple[str, ...] = ()  # folders or URIs of radiographs; all of them are test
+    labels: str | None = None  # CSV file that names the labels of `data`
+    shards: str | None = None  # folder or URI of shards with a test split, in place of `data`
+    config: Config = field(default_factory=Config)  # how `data` is prepared; the model gives the image size
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if bool(self.data) == bool(self.shards):
+            raise UsageError("give either --data or --shards: the radiographs that the model is scored on")
+        if self.labels and not self.data:
+            raise UsageError("--labels belongs to --data; --shards have their labels. Leave one out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments(ScoringArguments):
+    bundles: tuple[str, ...]  # folders or URIs; of several, the probabilities are averaged
+    flips: bool = False  # whether each image is averaged with its mirror image
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    evaluations: dict[str, Evaluation]  # "test", and one for each origin
+    own: Evaluation | None  # the model's figures on its own test; None for a mean of several models or with flips
+    operating_point: OperatingPoint
+    models: int
+    left_out: int  # images that a model was trained on, or that share a radiograph or patient with one
+    caveats: list[str]
+    page: StoragePath  # report.html
+
+
+def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> EvaluateResult:
+    """Score the models on what is new to them, and write the report, `predictions.parquet` and `metrics.json`.
+
+    Raises:
+        UsageError: a bundle, the data or the folder for the report cannot be used, or nothing is new to the models.
+    """
+    from fracture.evaluation.gallery import make_gallery
+    from fracture.evaluation.metrics import as_json
+    from fracture.evaluation.operating_point import mean_operating_point
+    from fracture.evaluation.report import Report as EvaluationReport
+    from fracture.evaluation.report import caveats, evaluate_run, write_report
+    from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
+    from fracture.inference.bundle import read_bundle, versions
+
+    bundles, out = [read_bundle(storage_path(bundle)) for bundle in arguments.bundles], storage_path(arguments.out)
+    dataset, is_new = prepare_test_data(arguments, bundles, report)
+    if not is_new.any():
+        which = "the model was" if len(bundles) == 1 else "at least one of the models was"
+        raise UsageError(
+            f"{which} trained on every one of these {len(is_new)} images, or on others of their radiograph or patient: "
+            "they cannot test it. Name radiographs that are new to it."
+        )
+    models = [bundle.model() for bundle in bundles]
+    scores = score_blocks(Ensemble(models, arguments.flips), dataset, "test", rank=0, workers=1, only=is_new)
+    operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
+    dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
+    notes = [*model_caveats(bundles), *caveats(dataset.manifest)]
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
+    named = ", ".join(str(bundle.folder) for bundle in bundles)
+    facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
+    own, gallery = None, None
+    if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
+        own = bundles[0].evaluations["test"]
+        gallery = make_gallery(models[0], scores, dataset, operating_point.threshold)
+    page = EvaluationReport(
+        _title(arguments),
+        dataset,
+        operating_point,
+        evaluations,
+        history=[],
+        best_epoch=0,
+        facts=facts,
+        caveats=notes,
+        own_test=own,
+        models=len(bundles),
+        gallery=gallery,
+    )
+    write_report(out, page, scores)
+    write_predictions(out, scores)
+    (out / "metrics.json").write_json(as_json(evaluations))
+    left_out = int((~is_new).sum())
+    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, page=out / "report.html")
+
+
+def _title(arguments: EvaluateArguments) -> str:
+    count = len(arguments.bundles)
+    what = arguments.bundles[0] if count == 1 else f"The mean of {count} models"
+    return f"{what} elsewhere{', each image with its mirror image' if arguments.flips else ''}"
+
+
+def prepare_test_data(
+    arguments: ScoringArguments, bundles: Sequence[Bundle], report: Report = print_line
+) -> tuple[Dataset, np.ndarray]:
+    """Read or write the shards to score, and say which of their test rows are new to the models.
+
+    Returns:
+        The dataset, and one bool per row of its test split: false where a model was trained on a file of the same
+        radiograph or patient.
+
+    Raises:
+        UsageError: a run or a bundle would be overwritten, the bundles cannot be averaged, or the shards do not fit.
+    """
+    from fracture.inference.bundle import is_bundle
+
+    out = storage_path(arguments.out)
+    if (out / "run.json").is_file() or is_bundle(out):
+        raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")
+    image_size = _common_image_size(bundles)
+    if arguments.data:
+        needed = {"data.image_size": image_size, "data.split": "test", "data.folds": 0}
+        config = with_settings(arguments.config, needed)
+        source = find_radiographs(arguments.data, arguments.labels, config, report)
+        dataset = prepare_dataset(source, out / "shards", config, lambda: start_ray(arguments.verbose), report)
+    else:
+        dataset = read_dataset(storage_path(arguments.shards))
+    if "test" not in dataset.splits or dataset.image_size != image_size:
+        raise UsageError(
+            f"{dataset.folder}: the model needs a test split of images of {image_size} pixels; these shards have "
+            f"{', '.join(dataset.splits)} of {dataset.image_size}. Name the radiographs with --data instead."
+        )
+    is_new = [bundle.fresh(dataset, ["test"])["test"] for bundle in bundles]
+    return dataset, np.logical_and.reduce(is_new)
+
+
+def _common_image_size(bundles: Sequence[Bundle]) -> int:
+    first = bundles[0]
+    for number, bundle in enumerate(bundles):
+        if bundle.folder in [other.folder for other in bundles[:number]]:
+            raise UsageError(f"--bundle {bundle.folder} is named twice, and would count double. Name it once.")
+        if bundle.image_size != first.image_size:
+            raise UsageError(
+                f"{bundle.folder} takes images of {bundle.image_size} pixels, and {first.folder} of "
+                f"{first.image_size}: they cannot be averaged on the same shards. Name bundles of one data.image_size."
+            )
+    return first.image_size
+
+
+def model_caveats(bundles: Sequence[Bundle]) -> list[str]:
+    """Return the notice of models that were trained on synthetic radiographs, if any was."""
+    synthetic = sum(bundle.synthetic for bundle in bundles)
+    if not synthetic:
+        return []
+    which = "it was" if len(bundles) == 1 else f"{synthetic} of {len(bundles)} were"
+    return [
+        f"SYNTHETIC MODEL: {which} trained on drawn sample radiographs; the figures say nothing about real radiographs."
+    ]
+
+
+def _count_scored(manifest: Manifest, scores: Table) -> Manifest:
+    """Return the manifest with the counts of what was scored."""
+    rows = list(zip(scores["label"].to_pylist(), scores["group_id"].to_pylist(), strict=True))
+    of_class = {name: [group for label, group in rows if label == i] for i, name in enumerate(CLASS_NAMES)}
+    counts = {"test": {name: len(groups) for name, groups in of_class.items()}}
+    groups = {"test": {name: len(set(groups)) for name, groups in of_class.items()}}
+    # Its leakage is between its own splits; what this model has seen of it is left out.
+    return manifest.model_copy(update={"counts": counts, "groups": groups, "leakage": {}})

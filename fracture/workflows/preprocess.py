@@ -1,0 +1,161 @@
+"""Turn radiographs into the Parquet shards of a dataset, or only audit them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fracture.config import Config
+from fracture.dataset.format import Dataset, read_dataset
+from fracture.progress.bars import ProgressBars
+from fracture.runtime.cluster import check_capacity, start_ray
+from fracture.storage import StoragePath, storage_path
+from fracture.workflows.arguments import Report, RunArguments, print_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from fracture.preparation.audit import Audit
+    from fracture.preparation.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessArguments:
+    """Radiographs and the folder that their shards are written to."""
+
+    data: tuple[str, ...]  # folders or URIs
+    out: str
+    config: Config = field(default_factory=Config)
+    labels: str | None = None  # CSV file, in place of class folders
+    verbose: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditArguments:
+    """Radiographs and the folder that their audit is written to."""
+
+    data: tuple[str, ...]  # folders or URIs
+    out: str | None = None  # None: audits/ and the name of the first folder
+    config: Config = field(default_factory=Config)
+    labels: str | None = None  # CSV file, in place of class folders
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    audit: Audit
+    folder: StoragePath  # of audit.html, links.csv and audit.json
+
+
+def preprocess(arguments: PreprocessArguments, report: Report = print_line) -> Dataset:
+    """Write the shards of the radiographs, unless they are written already.
+
+    Raises:
+        UsageError: the data or the folder for the shards cannot be used.
+    """
+    source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
+    out = storage_path(arguments.out)
+    return prepare_dataset(source, out, arguments.config, lambda: start_ray(arguments.verbose), report)
+
+
+def audit(arguments: AuditArguments, report: Report = print_line) -> AuditResult:
+    """Look at every radiograph, and write what was found; no shards are written.
+
+    Raises:
+        UsageError: the data or the folder for the audit cannot be used.
+    """
+    from fracture.preparation.preprocess import check_apart, examine_source, write_audit
+
+    source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
+    out = storage_path(arguments.out or f"audits/{next(iter(source.roots.values())).name}")
+    check_apart(source, out)
+    start_ray(arguments.verbose)
+    with ProgressBars() as bars:
+        examined = examine_source(source, out, arguments.config.data, bars.show)
+    write_audit(out, examined)
+    return AuditResult(examined.audit, out)
+
+
+def find_radiographs(data: Sequence[str], labels: str | None, config: Config, report: Report) -> Source:
+    """List the radiographs, and report where they are."""
+    from fracture.preparation.source import find_source
+
+    roots = [storage_path(folder) for folder in data]
+    source = find_source(roots, config.data, storage_path(labels) if labels else None)
+    report(f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}")
+    if labels:
+        patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
+        report(
+            f"labels     {len(source.files):,} files of {len(patients) or 'unknown'} patients from "
+            f"{len(origins) or 'unknown'} sources; {source.unnamed:,} more files in the folder are not named"
+        )
+    return source
+
+
+def prepare_dataset(
+    source: Source,
+    out: StoragePath,
+    config: Config,
+    start: Callable[[], None],
+    report: Report,
+    before: StoragePath | None = None,
+) -> Dataset:
+    """Write the shards of `source` into `out`, unless they are there already, and report what was found.
+
+    Args:
+        start: called when Ray is needed.
+        before: manifest and files of an earlier dataset, whose split is kept.
+    """
+    from fracture.preparation.audit import audit_lines
+    from fracture.preparation.preprocess import (
+        changed_settings,
+        check_out,
+        examine_source,
+        find_done,
+        preprocess,
+        read_audit,
+        summary,
+    )
+
+    manifest = find_done(source, out, config.data, before)
+    state = "unchanged since they were written"
+    if manifest is None:
+        changed = changed_settings(out, config.data)
+        check_out(source, out)
+        start()
+        with ProgressBars() as bars:
+            examined = examine_source(source, out, config.data, bars.show, to_write=True)
+            manifest = preprocess(examined, out, config.data, bars.show, before)
+        state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
+    for line in [*audit_lines(read_audit(out)), *summary(manifest)]:
+        report(line)
+    report(f"shards     {out} ({state}; audit.html shows the audit)")
+    return read_dataset(out)
+
+
+def prepare_run_data(arguments: RunArguments, config: Config, report: Report) -> Dataset:
+    """Read the named shards, or prepare the named data, or sample radiographs where neither is named."""
+    from fracture.preparation.preprocess import shards_name
+
+    if arguments.shards:
+        return read_dataset(storage_path(arguments.shards))
+
+    def start() -> None:
+        start_ray(arguments.verbose)
+        check_capacity(config)  # fails before the radiographs are scanned, which takes long
+
+    storage = storage_path(arguments.storage)
+    data = arguments.data or (make_sample_radiographs(config, storage, report),)
+    source = find_radiographs(data, arguments.labels, config, report)
+    return prepare_dataset(source, storage / "shards" / shards_name(source, config.data), config, start, report)
+
+
+def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:
+    """Draw sample radiographs into the storage, unless they are there already, and return their folder."""
+    from fracture.preparation.sample import make_sample
+
+    folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
+    report("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job")
+    with ProgressBars() as bars:
+        make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
+    return str(folder)

@@ -1,0 +1,279 @@
+"""The command line: its help, its exit codes, and errors of one line."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fracture.cli import COMMANDS, main
+from fracture.lock import holder
+from fracture.storage import storage_path
+from tests.conftest import ROOT, official_paths, write_shards
+
+SCRIPTS = sorted(file.stem for file in (ROOT / "job").glob("[a-z]*.py"))
+HEAVY = {"numpy", "pyarrow", "pydantic", "yaml", "ray", "tensorflow", "sklearn", "matplotlib"}
+
+
+def run_script(name: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "job" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_the_front_page_lists_every_command_with_a_line(capsys):
+    assert main(["--help"]) == main([]) == 0
+    first, second = capsys.readouterr().out.split("usage: ")[1:]
+    assert first == second
+    for name, command in COMMANDS.items():
+        assert f"\n  {name:<11} {command.summary}\n" in first
+        assert 20 <= len(command.summary) <= 75
+    assert max(map(len, first.splitlines())) < 110
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_has_examples(name: str, capsys):
+    assert main([name, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(rf"Examples:\n  fracture {name}\b", out)
+    assert (f"python job/{name}.py" in out) == (name in SCRIPTS)
+    assert err == ""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_of_the_clone_runs_its_command(name: str, tmp_path: Path):
+    """From another folder, with neither an installation nor a module that the script's name shadows."""
+    shown = run_script(f"{name}.py", "--help", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith(f"usage: fracture {name} ")
+
+
+def loaded_modules(*arguments: str, cwd: Path) -> str:
+    """Run a command in a process of its own; return what it prints, and then the heavy modules that it loaded."""
+    code = f"import sys; from fracture.cli import main; main(sys.argv[1:]); print(sorted({HEAVY} & set(sys.modules)))"
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=True).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["registry", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path):
+    assert loaded_modules(*arguments, cwd=tmp_path).splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["status", "x"], ["train", "--status", "x"]])
+def test_the_status_of_a_run_is_read_without_ray_and_tensorflow(arguments: list[str], tmp_path: Path):
+    (tmp_path / "runs/x").mkdir(parents=True)
+    *shown, loaded = loaded_modules(*arguments, "--storage", str(tmp_path), cwd=tmp_path).splitlines()
+    assert shown == [f"run        {tmp_path}/runs/x", "state      begun; no job is at work on it"]
+    assert not {"ray", "tensorflow", "sklearn", "matplotlib"} & set(re.findall(r"\w+", loaded))
+
+
+def test_an_unknown_command_is_an_error_with_a_suggestion(capsys):
+    assert main(["trian"]) == 2
+    error = "error: there is no command 'trian'. Did you mean 'train'? fracture --help lists all.\n"
+    assert capsys.readouterr().err == error
+
+
+def test_a_missing_dependency_is_named_with_what_to_do(tmp_path: Path):
+    (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError(\"No module named 'yaml'\", name='yaml')")
+    command = [sys.executable, str(ROOT / "job/train.py"), "--shards", "x"]
+    failed = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)}, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == "error: yaml is not installed here. Use .venv/bin/python, which `make setup` makes.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--data", "nowhere"],
+            "error: --data {cwd}/nowhere: no such folder. Give the folder that holds the class folders, or train/",
+        ),
+        (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
+        (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
+        (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
+        (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (["--run", "../elsewhere"], "error: --run '../elsewhere': a run's name is letters, digits"),
+        (["--run", ".."], "error: --run '..': a run's name is letters, digits"),
+        (["--run", "/etc/x"], "error: --run '/etc/x': a run's name is letters, digits"),
+        (["--run", "x\n"], "error: --run 'x\\n': a run's name is letters, digits"),
+        (["--run", ""], "error: --run '': a run's name is letters, digits"),
+        (["--status", "a/b"], "error: --status 'a/b': a run's name is letters, digits"),
+        (["--status", "x"], "error: there is no run 'x' in {cwd}/runs. There are none; check --storage."),
+        (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
+        (
+            ["--data", "a", "--set", "model.name=resnet50", "--set", "transfer.weights=no.h5"],
+            "error: transfer.weights = 'no.h5': there is no such file, or it does not end in .h5. Name",
+        ),
+        (["--data", "a", "--shards", "b"], "not allowed with argument"),
+        (["--labels", "a.csv", "--shards", "b"], "error: --labels belongs to --data DIR: name the folder"),
+        (["--data", ""], "error: --data is empty: name a folder, or leave the flag out"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments, "--storage", str(tmp_path)]) == 2
+    assert message.format(cwd=tmp_path) in capsys.readouterr().err
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_process_ends_with_the_exit_code_of_its_command(tmp_path: Path):
+    for command in (["job/train.py"], ["-m", "fracture.cli", "train"]):
+        words = [sys.executable, *command, "--shards", "nowhere", "--storage", str(tmp_path)]
+        failed = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert failed.returncode == 2
+        assert failed.stderr.startswith("error: ")
+        assert failed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["seed", "seed.yaml", "job/configs/seed.yaml", "fracture/configs/seed.yaml"])
+def test_a_packaged_recipe_is_found_by_its_name(name: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", name, "--shards", "nowhere", "--storage", str(tmp_path)]) == 2
+    assert "holds no shards" in capsys.readouterr().err
+
+
+def test_settings_without_effect_are_named(tmp_path: Path, capsys):
+    settings = ["--set", "model.name=mobilenetv2", "--set", "training.epochs=3", "--set", "augment.zoom=0"]
+    main(["train", "--shards", "nowhere", *settings, "--storage", str(tmp_path)])
+    message = "no effect  augment.zoom, training.epochs: mobilenetv2 does not use it with these settings\n"
+    assert capsys.readouterr().out == message
+
+
+@pytest.mark.parametrize(
+    ("contenders", "arguments", "message"),
+    [
+        ("a: {training: {epoch: 3}}", [], "error: contender 'a': unknown setting 'training.epoch' = 3. Did you mean"),
+        (
+            "a: {training: {epochs: 3}}",
+            ["--set", "training.epochs=1"],
+            "error: contender 'a': training.epochs=1 is set for all contenders, but this one sets its own "
+            "training.epochs: it would not",
+        ),
+        (
+            "a: {model: {name: cnn}}",
+            ["--set", "model={dropout: 0.1}"],
+            "error: contender 'a': model={dropout: 0.1} is set for all contenders, but this one sets its own model: it",
+        ),
+        ("a: {}", ["--only", "b"], "error: --only 'b': there is no such contender. There are: 'a'."),
+        ("a: {}", ["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
+        (
+            "a: {}",
+            ["--run", "trained"],
+            "/runs/trained is a run of fracture train, not a comparison. Give another --run",
+        ),
+        (
+            "a: {}",
+            ["--shards", "shards"],
+            "shards has no folds to compare on: make 5, here or with fracture preprocess, by --folds 5",
+        ),
+        (
+            "a: {training: {batch_size: 8}}\nb: {training: {batch_size: 99}}",
+            ["--shards", "folds"],
+            "error: contender 'b': training.batch_size = 99 is more than the 12 training images. Use a smaller one.",
+        ),
+    ],
+)
+def test_a_comparison_that_cannot_be_made_fails_before_anything_is_trained(
+    tmp_path: Path, contenders: str, arguments: list[str], message: str, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.yaml").write_text(contenders)
+    (tmp_path / "runs/trained").mkdir(parents=True)
+    (tmp_path / "runs/trained/run.json").write_text("{}")
+    write_shards(storage_path(tmp_path / "shards"), {"train": 40, "val": 16, "test": 16})
+    write_shards(storage_path(tmp_path / "folds"), {"fold-1": 12, "fold-2": 12, "fold-3": 12})
+    assert main(["compare", "--models", "models.yaml", "--storage", str(tmp_path), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["trained"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "one of the arguments --bundle --registry is required"),
+        (["--bundle", "b", "--registry", "r"], "not allowed with argument"),
+        (["--bundle", "b"], "error: {cwd}/b is no bundle: bundle.json is missing. A finished run has one, in RUN/"),
+        (["--registry", "r"], "error: {cwd}/r has no champion yet. Train one with: python job/retrain.py"),
+    ],
+)
+def test_a_prediction_names_one_model_that_is_there(
+    tmp_path: Path, arguments: list[str], message: str, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", *arguments, "--data", "d", "--out", "x.csv"]) == 2
+    assert message.format(cwd=tmp_path) in capsys.readouterr().err
+    assert not any(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("cause", ["taken over", "SIGTERM"])
+def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_path: Path, cause: str):
+    flags = ["--storage", str(tmp_path), "--run", "x", "--set", "sample.images=99999"]
+    command = [sys.executable, "job/train.py", *flags]
+    drawing = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while holder(storage_path(tmp_path / "runs/x/lock")) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    if cause == "SIGTERM":
+        drawing.send_signal(signal.SIGTERM)
+    else:
+        for claim in (tmp_path / "runs/x/lock").iterdir():
+            claim.unlink()
+    _, error = drawing.communicate(timeout=60)
+    assert drawing.returncode == 1
+    if cause == "SIGTERM":
+        assert "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with" in error
+    else:
+        assert "stopped: another job took over run 'x': " in error
+    assert error.count("\n") <= 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_preprocess_needs_somewhere_to_write(image_folder, capsys):
+    assert main(["preprocess", "--data", str(image_folder(*official_paths(1)))]) == 2
+    message = "error: --out is missing: name the folder to write the shards to, or use --audit-only"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["audit"], ["preprocess", "--audit-only"]])
+def test_an_audit_is_not_written_into_the_data(command: list[str], image_folder, monkeypatch, capsys):
+    folder = image_folder(*official_paths(1))
+    monkeypatch.chdir(folder)
+    assert main([*command, "--data", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert "audits/data: may not lie inside the data folder, which is never written to, or around it" in error
+    assert {path.name for path in folder.iterdir()} == {"train", "val", "test"}
+
+
+def test_preprocess_needs_data(capsys):
+    assert main(["preprocess"]) == 2
+    assert "the following arguments are required: --data" in capsys.readouterr().err
+
+
+def test_evaluate_needs_a_bundle(tmp_path: Path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["evaluate", "--bundle", str(tmp_path), "--shards", str(tmp_path), "--out", out]) == 2
+    assert "is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", [["list"], ["show"], ["promote", "1"], ["rollback"], ["prune"]])
+def test_a_registry_without_a_version_is_an_error(action: list[str], tmp_path: Path, capsys):
+    assert main(["registry", *action, "--registry", str(tmp_path)]) == 2
+    message = "is not a registry with a version in it. Make one with: fracture retrain --data DIR --registry"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_more_workers_than_there_is_room_for_are_refused_before_the_data_is_scanned(image_folder, tmp_path: Path):
+    folder = image_folder(*official_paths(1))
+    wide = ["--set", "compute.cpus_per_worker=999"]
+    refused = run_script("train.py", "--data", str(folder), *wide, "--storage", str(tmp_path / "storage"))
+    assert refused.returncode == 2
+    assert "error: 2 workers of 999 CPU each do not fit: the cluster's nodes have" in refused.stderr
+    assert not (tmp_path / "storage").exists()
