@@ -1,23 +1,26 @@
-"""Numbers at rest: a list of arrays in one `.npz` file, which may come from anyone.
+"""Arrays at rest: a `.safetensors` file, which may come from anyone, with a checksum over every byte of it.
 
-Reading runs no code and takes no more memory than the caller expects. NumPy alone refuses pickled objects, but believes
-what a file says of its sizes: a kilobyte of zip can unfold to gigabytes, and many names can point at the same bytes.
-So nothing compressed is taken (we never write it), and each array's header is held against what is expected before
-memory is set aside for it.
+The format holds no code, and its reader refuses a file whose header does not cover its bytes exactly once. It does not
+compare the arrays with what the reader expects, and has no checksum: both are added here.
 """
 
-import io
+import hashlib
+import json
 import math
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from fracture.errors import UsageError
 
-_HEADERS = 4096  # bytes of zip and npy headers that an array may add to its numbers
+_CHECKSUM = "sha256"  # its key in the metadata
+_NO_CHECKSUM = "0" * 64  # stands in the file while its checksum is computed
+_HEADER_BYTES = 4096  # of the file's header, for each array
 
 
 @dataclass(frozen=True)
@@ -28,114 +31,95 @@ class Expected:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def __str__(self) -> str:
         return f"{self.dtype} of shape {self.shape}"
 
 
-class _Bad(ValueError):
-    """What is wrong with the file."""
+def save_arrays(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the arrays, with some text beside them, under a checksum."""
+    # Order C, since the library writes an array's memory as it lies.
+    plain = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    data = save(plain, {**(metadata or {}), _CHECKSUM: _NO_CHECKSUM})
+    header, body = _split(data)
+    checksum = _checksum(header, body).encode()
+    with file.open("wb") as stream:
+        stream.write(header.replace(_NO_CHECKSUM.encode(), checksum, 1))
+        stream.write(body)
 
 
-def save_arrays(file: Path, arrays: Sequence[np.ndarray], names: Sequence[str] | None = None) -> None:
-    """Writes them in their order; without names they are called `arr_0`, `arr_1`, ... as by `numpy.savez`."""
-    plain = [np.asarray(array, order="C") for array in arrays]
-    np.savez(file, **dict(zip(names or _numbered(len(plain)), plain, strict=True)))
-
-
-def load_arrays(file: Path | bytes, expected: Sequence[Expected] | int, where: object, fix: str) -> list[np.ndarray]:
-    """The arrays in the order of `expected`, or as `arr_0`, `arr_1`, ... where that is a limit.
-
-    Args:
-        file: its path, or what is in it.
-        expected: what has to be in it, no more and no less; or how many bytes of numbers there may be at most.
-        where: what the file is called in an error,
-        fix: and what to do then.
+def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return the arrays of a file and its metadata. Takes twice the file's memory, whatever the header claims.
 
     Raises:
-        UsageError: the file is damaged, compressed, or holds other arrays, objects, or more than the limit; names the
-            array.
-        OSError: the file cannot be opened.
+        ValueError: the file is not whole, a byte of it has changed, or it holds what NumPy has no type for.
     """
-    size = len(file) if isinstance(file, bytes) else file.stat().st_size
-    with open(file, "rb") if isinstance(file, Path) else io.BytesIO(file) as stream:
-        try:
-            with zipfile.ZipFile(stream) as archive:
-                return _load(archive, size, expected)
-        except _Bad as error:
-            raise UsageError(f"{where} {error}. {fix}") from None
-        except Exception as error:  # on a damaged file zipfile raises whatever it stumbles over
-            raise UsageError(f"{where} is no whole .npz file: {error}. {fix}") from None
-
-
-def _load(archive: zipfile.ZipFile, size: int, expected: Sequence[Expected] | int) -> list[np.ndarray]:
-    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    if len(members) < len(archive.infolist()):
-        raise _Bad("holds two arrays of one name")
-    names = [e.name for e in expected] if isinstance(expected, Sequence) else _numbered(len(members))
-    _check_names(members, names)
-    declared = [Expected(name, *_header(archive, members[name], name)) for name in names]
-    if isinstance(expected, Sequence):
-        for wanted, found in zip(expected, declared, strict=True):
-            if wanted != found:
-                raise _Bad(f"holds {wanted.name!r} as {found}, and {wanted} is expected")
-    elif (total := sum(array.bytes for array in declared)) > expected:
-        raise _Bad(f"holds {total:,} bytes of numbers, over the limit of {expected:,}")
-    _check_size(size, declared)
-    return [_read(archive, members[name], name) for name in names]
-
-
-def file_bytes(arrays: Sequence[Expected]) -> tuple[int, int]:
-    """How large a file of these arrays is, at least and at most."""
-    numbers = sum(array.bytes for array in arrays)
-    return numbers, numbers + _HEADERS * (len(arrays) + 1)
-
-
-def _numbered(count: int) -> list[str]:
-    return [f"arr_{number}" for number in range(count)]
-
-
-def _check_names(members: dict[str, zipfile.ZipInfo], names: Sequence[str]) -> None:
-    if missing := [name for name in names if name not in members]:
-        raise _Bad(f"holds no array {missing[0]!r}, one of {len(names)} that are expected")
-    if strange := sorted(members.keys() - set(names)):
-        raise _Bad(f"holds an array {strange[0][:100]!r} that is not expected")
-
-
-def _check_size(size: int, arrays: Sequence[Expected]) -> None:
-    """Numbers stand in the file as they are, so its size says how many there are."""
-    least, most = file_bytes(arrays)
-    if not least <= size <= most:
-        raise _Bad(f"has {size:,} bytes, and its arrays take {least:,} to {most:,}")
-
-
-def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype), of numbers in the order of C; nothing but the header is read."""
-    if info.compress_type != zipfile.ZIP_STORED:
-        raise _Bad(f"holds a compressed array {name!r}, which none of ours is")
     try:
-        with archive.open(info) as stream:
-            if np.lib.format.read_magic(stream) != (1, 0):
-                raise ValueError("not of npy format 1.0")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:  # the header is a Python literal, and may be any
-        raise _Bad(f"holds an array {name!r} whose header cannot be read: {str(error)[:200]}") from None
-    if dtype.hasobject:
-        raise _Bad(f"holds Python objects in {name!r}, which could run code and are never loaded")
-    if dtype.kind not in "biuf" or fortran or min(shape, default=0) < 0:
-        raise _Bad(f"holds {name!r} as {dtype} of shape {shape}, not as plain numbers in the order of C")
-    return shape, dtype
+        arrays = load(data)
+        header, body = _split(data)
+        metadata = json.loads(header[8:], object_pairs_hook=_without_duplicates).get("__metadata__", {})
+    except KeyError as error:
+        raise ValueError(f"holds an array of type {error.args[0]}, which NumPy does not have") from None
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"is not a whole .safetensors file: {str(error)[:200]}") from None
+    checksum = metadata.pop(_CHECKSUM, "")
+    if not checksum:
+        raise ValueError("has no checksum")
+    if checksum != _checksum(header.replace(checksum.encode(), _NO_CHECKSUM.encode(), 1), body):
+        raise ValueError("is damaged: a byte has changed since it was written")
+    return arrays, metadata
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> np.ndarray:
+def load_arrays(data: bytes, expected: Sequence[Expected], where: object, fix: str) -> list[np.ndarray]:
+    """Return the arrays of a file in the order of `expected`. The caller reads no more than `limit_bytes` of them.
+
+    Args:
+        data: the file's content.
+        expected: the arrays that it has to hold, no more and no fewer.
+        where: what an error calls the file.
+        fix: what an error says to do.
+
+    Raises:
+        UsageError: the file is damaged or holds other arrays; names the array.
+    """
     try:
-        with archive.open(info) as stream:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-            if stream.read(1):  # at the end zipfile compares the checksum, too
-                raise ValueError("more bytes than numbers")
-    except Exception as error:
-        raise _Bad(f"holds a damaged array {name!r}: {error}") from None
-    return array
+        arrays, _ = parse_arrays(data)
+        _check_arrays(arrays, expected)
+    except ValueError as error:
+        raise UsageError(f"{where} {error}. {fix}") from None
+    return [arrays[array.name] for array in expected]
+
+
+def limit_bytes(arrays: Sequence[Expected]) -> int:
+    """Return the most bytes that a file of these arrays may have."""
+    return sum(math.prod(array.shape) * array.dtype.itemsize + _HEADER_BYTES for array in arrays) + _HEADER_BYTES
+
+
+def _check_arrays(arrays: Mapping[str, np.ndarray], expected: Sequence[Expected]) -> None:
+    for array in expected:
+        if array.name not in arrays:
+            raise ValueError(f"holds no array {array.name!r}, one of {len(expected)} that are expected")
+    if unexpected := sorted(arrays.keys() - {array.name for array in expected}):
+        raise ValueError(f"holds an array {unexpected[0][:100]!r} that is not expected")
+    for array in expected:
+        found = Expected(array.name, arrays[array.name].shape, arrays[array.name].dtype)
+        if found != array:
+            raise ValueError(f"holds {array.name!r} as {found}, and {array} is expected")
+
+
+def _split(data: bytes) -> tuple[bytes, memoryview]:
+    """Return a file's header, with the 8 bytes that give its length, and the bytes of the arrays."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return data[:end], memoryview(data)[end:]
+
+
+def _checksum(header: bytes, body: memoryview) -> str:
+    digest = hashlib.sha256(header)
+    digest.update(body)
+    return digest.hexdigest()
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of the header; the library takes the last of two arrays of one name."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("two arrays have one name")
+    return dict(pairs)

@@ -413,7 +413,7 @@ def _train(args: argparse.Namespace) -> None:
     Preprocesses the data (unless its shards are there already), trains with early stopping on the validation loss, and
     scores the best weights once on test. Leaves in STORAGE/runs/NAME:
 
-      bundle/            the model (weights.npz, model.keras, saved_model/), and bundle.json: figures and settings
+      bundle/            weights.safetensors, model.keras, saved_model/, and bundle.json: figures and settings
       report/            report.html, and its plots as PNG files
       predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 

@@ -1,11 +1,14 @@
-"""The one tree of settings: defaults here are `fracture/configs/default.yaml`; YAML and `--set` are deltas on it."""
+"""The one tree of settings: defaults here are `fracture/configs/default.yaml`; YAML and `--set` are deltas of it.
+
+`docs/configuration.md` is made of this file by `python -m fracture.config_docs`.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -19,7 +22,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
-# What `model.name` may be, and the module of fracture.models whose `build` makes it.
+# The values of `model.name`, and the module of fracture.models whose `build` makes each.
 MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer") | {"qnn": "quantum", "qnn_transfer": "transfer"}
 
 _MOST_ACTIVATIONS = 2**30  # bytes of one layer's float32 output for one image
@@ -30,44 +33,72 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class DataConfig(Settings):
-    """How images become shards. Every key here changes the shards."""
+class Section(Settings):
+    """A section of the settings. Each one states whether another value in it makes another model."""
 
-    image_size: int = Field(224, ge=32, le=1024, description="side of the square grey image, pixels")
-    seed: Seed = Field(0, description="order of the rows, and which group goes to which split")
-    fracture_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean fracture")
-    normal_folders: tuple[str, ...] = Field((), strict=False, description="more folder names that mean normal")
+    changes_recipe: ClassVar[bool]
+
+    def __init_subclass__(cls, changes_recipe: bool, **others: Any) -> None:
+        super().__init_subclass__(**others)
+        cls.changes_recipe = changes_recipe
+
+
+class DataConfig(Section, changes_recipe=True):
+    """Making a dataset of images. Another value of any key makes another dataset."""
+
+    image_size: int = Field(224, ge=32, le=1024, description="Side of the square grey image, in pixels.")
+    seed: Seed = Field(0, description="Seed of the rows' order, and of which group goes to which split.")
+    fracture_folders: tuple[str, ...] = Field(
+        (), strict=False, description="Names of folders that mean fracture, beside the known ones."
+    )
+    normal_folders: tuple[str, ...] = Field(
+        (), strict=False, description="Names of folders that mean normal, beside the known ones."
+    )
     split: Literal["auto", "official", "group", "test"] = Field(
         "auto",
-        description="auto keeps the split found if it is clean; group makes one that no radiograph straddles; test "
-        "takes all as test, to try a model on",
+        description="`official` keeps the split found; `group` makes one that no radiograph or patient straddles; "
+        "`auto` keeps the split found if it is clean, and makes one otherwise; `test` puts every image into test, to "
+        "evaluate a model.",
     )
     folds: Annotated[int, Field(ge=0, le=20)] | Literal["source"] = Field(
-        0, description="grouped folds in place of train/val/test; source: each hospital or collection once as test"
+        0,
+        description="Number of grouped folds, in place of train, val and test; 0 for none. `source` makes a fold of "
+        "each hospital or collection.",
     )
-    val_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the groups, where the split is ours")
-    test_fraction: float = Field(0.15, gt=0, lt=0.5, description="share of the groups, where the split is ours")
+    val_fraction: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of the groups that goes to validation, where a split is made."
+    )
+    test_fraction: float = Field(
+        0.15, gt=0, lt=0.5, description="Share of the groups that goes to test, where a split is made."
+    )
     copy_suffix: str = Field(
         r"(-rotated\d+| - Copy| ?\(\d+\))+$",
-        description="what copies add to a file's name; such files are compared with less strictness",
+        description="Regular expression for what copies add to a file's name. Files of one name without it are "
+        "compared less strictly.",
     )
     group_pattern: str = Field(
-        "", description="regular expression on the path; files with the same match, or captures, are one patient"
+        "",
+        description="Regular expression on the path. Files with the same match, or the same captures, are of one "
+        "patient.",
     )
-    max_rejected_fraction: Fraction = Field(0.05, description="unreadable files above this share stop the job")
-    rows_per_shard: Positive = Field(512, description="images per Parquet file; 26 MB of pixels at 512")
+    max_rejected_fraction: Fraction = Field(
+        0.05, description="Share of unreadable files above which preprocessing stops."
+    )
+    rows_per_shard: Positive = Field(512, description="Images in a Parquet file; 512 of 224 pixels are 26 MB.")
 
     @field_validator("copy_suffix", "group_pattern")
     @classmethod
-    def _compiles(cls, pattern: str, info: ValidationInfo) -> str:
+    def _check_pattern(cls, pattern: str, info: ValidationInfo) -> str:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"data.{info.field_name}: {pattern!r} is no regular expression: {error}") from None
+            raise ValueError(
+                f"data.{info.field_name}: {pattern!r} is not a regular expression: {error}. Correct it, or leave it out"
+            ) from None
         return pattern
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "DataConfig":
+    def _check_folds(self) -> "DataConfig":
         if self.folds == 1 or self.folds == 2:
             raise ValueError(f"data.folds: {self.folds} folds leave nothing to train on; use 3 or more, or 0 for none")
         if self.folds and self.split == "official":
@@ -75,185 +106,245 @@ class DataConfig(Settings):
         return self
 
 
-class SampleConfig(Settings):
-    """The synthetic radiographs that stand in when no data is named."""
+class SampleConfig(Section, changes_recipe=False):
+    """The synthetic radiographs that are generated where no data is named."""
 
-    images: int = Field(600, ge=60, description="over all three splits")
-    seed: Seed = 0
+    images: int = Field(600, ge=60, description="Number of images over all three splits.")
+    seed: Seed = Field(0, description="Seed of the images.")
 
 
-class ModelConfig(Settings):
-    name: Literal[*MODELS] = "cnn"
+class ModelConfig(Section, changes_recipe=True):
+    """The network."""
+
+    name: Literal[*MODELS] = Field("cnn", description="The network.")
     filters: tuple[Units, ...] = Field(
-        (64, 128, 256, 512), min_length=1, max_length=6, strict=False, description="of the CNN's blocks"
+        (64, 128, 256, 512), min_length=1, max_length=6, strict=False, description="Filters of each block of the CNN."
     )
     block: Literal["conv-pool-bn-relu", "conv-bn-relu-pool"] = Field(
-        "conv-pool-bn-relu", description="order inside a block; pooling first quarters the work of what follows"
+        "conv-pool-bn-relu",
+        description="Order of the layers in a block. Pooling first quarters the work of the layers after it.",
     )
-    head: Literal["pooled", "flatten"] = Field("pooled", description="global average pooling, or every activation")
+    head: Literal["pooled", "flatten"] = Field(
+        "pooled",
+        description="What the dense layers take: the average of each channel (`pooled`), or every activation "
+        "(`flatten`).",
+    )
     dense: tuple[Units, ...] = Field(
-        (256,), max_length=8, strict=False, description="units of the dense layers before the sigmoid"
+        (256,), max_length=8, strict=False, description="Units of the dense layers before the sigmoid."
     )
-    dropout: Fraction = Field(0.5, description="before each dense layer's output goes on")
-    batch_norm: bool = True
-    batch_norm_momentum: Fraction = Field(0.9, description="0.99 lags for many epochs on sets this small")
-    sync_batch_norm: bool = Field(False, description="statistics over all workers; loses the fused kernel")
+    dropout: Fraction = Field(0.5, description="Dropout rate after each dense layer, or before the head.")
+    batch_norm: bool = Field(True, description="Put batch normalisation into each block.")
+    batch_norm_momentum: Fraction = Field(
+        0.9, description="Momentum of the moving averages. 0.99 lags for many epochs on sets of some thousand images."
+    )
+    sync_batch_norm: bool = Field(
+        False, description="Compute batch statistics over all workers. The fused kernel is not used then."
+    )
 
 
-class TransferConfig(Settings):
-    """Of a model on a backbone of tf_keras.applications: its head learns first, on a backbone that stays as it is."""
+class TransferConfig(Section, changes_recipe=True):
+    """Models on a backbone of tf_keras.applications. The head is trained first, on the frozen backbone."""
 
     weights: str = Field(
         "imagenet",
         min_length=1,
-        description="imagenet: downloaded; none: drawn, and all layers learn at once; or folder/file.h5 or URI of the "
-        "backbone's weights without top, as tf_keras.applications writes them",
+        description="Pretrained weights of the backbone: `imagenet` downloads them; `none` trains all layers from "
+        "random weights; a path or URI ending in `.h5` names a file of weights without top, as tf_keras.applications "
+        "writes them.",
     )
     features: Literal["once", "augmented"] = Field(
         "once",
-        description="for the head: computed once for each image and its mirror image (augment.horizontal_flip), or "
-        "anew for each augmented image",
+        description="Features that the head is trained on: computed once for each image and its mirror image "
+        "(`augment.horizontal_flip`), or anew for each augmented image.",
     )
-    head_epochs: Positive = Field(40, description="at most, at training.learning_rate")
+    head_epochs: Positive = Field(
+        40, description="Most epochs of head training, at the learning rate `training.learning_rate`."
+    )
     unfreeze: Annotated[int, Field(ge=0)] | Literal["all"] = Field(
-        0, description="last layers of the backbone that learn too, after the head, for training.epochs at most"
+        0,
+        description="Number of last layers of the backbone that are fine-tuned after the head, for `training.epochs` "
+        "at most; 0 for none.",
     )
-    learning_rate: float = Field(1e-5, gt=0, description="Adam's when they do, at its highest")
+    learning_rate: float = Field(1e-5, gt=0, description="Highest learning rate of fine-tuning.")
 
 
-class QuantumConfig(Settings):
+class QuantumConfig(Section, changes_recipe=True):
     """The circuit of the models `qnn` and `qnn_transfer`, simulated exactly."""
 
-    qubits: int = Field(4, ge=1, le=64, description="4 to 8 are usual; each more doubles memory and work")
-    layers: int = Field(3, ge=1, le=64, description="3 join each pair of 4 qubits in both directions")
-    circuit: Literal["quantum", "classical"] = Field(
-        "quantum", description="classical: the control, a map of as many parameters between the same layers"
+    qubits: int = Field(
+        4, ge=1, le=64, description="Number of qubits; 4 to 8 are usual. Each one more doubles memory and work."
     )
-    backbone: Backbone = Field("mobilenetv2", description="of qnn_transfer")
+    layers: int = Field(
+        3, ge=1, le=64, description="Number of entangling layers; 3 join each pair of 4 qubits in both directions."
+    )
+    circuit: Literal["quantum", "classical"] = Field(
+        "quantum",
+        description="`classical` is the control: a map with as many parameters between the same layers.",
+    )
+    backbone: Backbone = Field("mobilenetv2", description="Backbone of `qnn_transfer`.")
 
 
 def circuit_bytes(qubits: int, layers: int) -> int:
-    """What training keeps of one image's states for the gradient, in float32."""
+    """Return the bytes of one image's states, in float32, that training keeps for the gradient."""
     state = 2 * 4 * 2**qubits  # real and imaginary parts
     return state * (layers * (qubits + 2) + 2)  # before each RY and two RZ of a layer; after embedding and at the end
 
 
-class AugmentConfig(Settings):
-    """Training images only: one affine transform that flips, rotates, zooms, stretches and shifts; then exposure."""
+class AugmentConfig(Section, changes_recipe=True):
+    """Changes of training images: one affine transform that flips, rotates, zooms, stretches and shifts; exposure."""
 
-    horizontal_flip: bool = True
-    vertical_flip: bool = False
-    rotation_degrees: float = Field(20.0, ge=0, le=180, description="uniform in [-x, x]")
-    zoom: float = Field(0.25, ge=0, lt=1, description="scale uniform in [1-x, 1+x]")
-    stretch: float = Field(0.2, ge=0, lt=1, description="width to height, uniform in [1-x, 1+x]")
-    shift: float = Field(0.1, ge=0, lt=1, description="uniform in [-x, x] of the side, each way")
+    horizontal_flip: bool = Field(True, description="Mirror half of the images left to right.")
+    vertical_flip: bool = Field(False, description="Mirror half of the images top to bottom.")
+    rotation_degrees: float = Field(20.0, ge=0, le=180, description="Angle x in degrees: uniform in [-x, x].")
+    zoom: float = Field(0.25, ge=0, lt=1, description="Scale x: uniform in [1-x, 1+x].")
+    stretch: float = Field(0.2, ge=0, lt=1, description="Ratio x of width to height: uniform in [1-x, 1+x].")
+    shift: float = Field(0.1, ge=0, lt=1, description="Shift x in each direction: uniform in [-x, x] of the side.")
     exposure: float = Field(
-        0.3, ge=0, lt=1, description="contrast uniform in [1-x, 1+x] about mid-grey, brightness in [-x/2, x/2] of white"
+        0.3,
+        ge=0,
+        lt=1,
+        description="Exposure x: contrast is uniform in [1-x, 1+x] about mid-grey, brightness in [-x/2, x/2] of white.",
     )
 
 
-class TrainingConfig(Settings):
-    epochs: Positive = 8
-    batch_size: Positive = Field(32, description="global: shared out over the workers")
+class TrainingConfig(Section, changes_recipe=True):
+    """The training loop."""
+
+    epochs: Positive = Field(8, description="Most epochs.")
+    batch_size: Positive = Field(32, description="Global batch size, which is divided among the workers.")
     sampling: Literal["radiograph", "image"] = Field(
-        "radiograph", description="what counts alike in training: each radiograph of a class, or each image"
+        "radiograph",
+        description="What is seen equally often in training: each radiograph of a class (`radiograph`), or each image.",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's, at its highest")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="cosine: down to 0 at the last epoch")
-    weight_decay: float = Field(0.01, ge=0, description="decoupled, as in AdamW")
-    label_smoothing: Fraction = 0.05
-    patience: Positive = Field(5, description="epochs without a lower validation loss before stopping")
+    learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate of Adam.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="Schedule of the learning rate; `cosine` goes down to 0 at the last epoch."
+    )
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay, as in AdamW.")
+    label_smoothing: Fraction = Field(0.05, description="Label smoothing of the training loss.")
+    patience: Positive = Field(5, description="Epochs without a lower validation loss after which training stops.")
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
-        "auto", description="auto: the fastest that this hardware computes natively"
+        "auto", description="Keras' precision policy; `auto` takes the fastest that the hardware computes natively."
     )
-    xla: bool = Field(False, description="let XLA fuse what it can of the training step")
-    seed: Seed = Field(0, description="weights, shuffling, augmentation, dropout")
+    xla: bool = Field(False, description="Let XLA fuse operations of the training step.")
+    seed: Seed = Field(0, description="Seed of initial weights, shuffling, augmentation and dropout.")
 
 
-class EvaluationConfig(Settings):
-    """What validation decides after training."""
+class EvaluationConfig(Section, changes_recipe=True):
+    """The choice of the operating point on validation, after training."""
 
     threshold_rule: Literal["sensitivity", "youden", "given"] = Field(
-        "sensitivity", description="how validation chooses the probability from which a fracture is called"
+        "sensitivity",
+        description="Rule for the threshold: the highest with `min_sensitivity` (`sensitivity`), the one with the "
+        "largest Youden index (`youden`), or `threshold` (`given`).",
     )
-    min_sensitivity: float = Field(0.95, gt=0, le=1, description="for the rule `sensitivity`: the least on validation")
-    threshold: float = Field(0.5, gt=0, lt=1, description="for the rule `given`")
+    min_sensitivity: float = Field(
+        0.95, gt=0, le=1, description="Least sensitivity on validation, for the rule `sensitivity`."
+    )
+    threshold: float = Field(0.5, gt=0, lt=1, description="The threshold, for the rule `given`.")
 
 
-class CheckpointConfig(Settings):
-    every_minutes: float = Field(10.0, gt=0, description="inside an epoch; each epoch's end is a checkpoint anyway")
+class CheckpointConfig(Section, changes_recipe=False):
+    """Checkpoints of the training state."""
+
+    every_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="Minutes between checkpoints inside an epoch. The end of each epoch is a checkpoint too.",
+    )
 
 
-class RecoveryConfig(Settings):
-    """What a run does when machines fail it; nothing of it changes what is learned."""
+class RecoveryConfig(Section, changes_recipe=False):
+    """Recovery of a run when machines fail."""
 
-    max_failures: int = Field(3, ge=0, description="restarts in a row, without a checkpoint between, before giving up")
+    max_failures: int = Field(
+        3, ge=0, description="Restarts in a row, without a checkpoint between them, after which the run gives up."
+    )
     stuck_seconds: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="without a step done before a worker counts as stuck; auto: ten times the slowest, at least 300",
+        description="Seconds without a step after which a worker counts as stuck; `auto` is ten times the slowest "
+        "step, and at least 300.",
     )
     grace_seconds: float = Field(
-        20.0, ge=0, description="after SIGTERM or Ctrl-C for a last checkpoint; Kubernetes grants 30 for all"
+        20.0, ge=0, description="Seconds for a last checkpoint after SIGTERM or Ctrl-C; Kubernetes grants 30 in all."
     )
-    wait_minutes: float = Field(60.0, gt=0, description="for machines that hold the workers, before giving up")
+    wait_minutes: float = Field(
+        60.0, gt=0, description="Minutes to wait for machines that hold the workers before the run gives up."
+    )
 
 
-class ComputeConfig(Settings):
-    workers: Positive = Field(2, description="at most, where min_workers is set")
+class ComputeConfig(Section, changes_recipe=False):
+    """Workers and what each of them has."""
+
+    workers: Positive = Field(2, description="Number of workers; the most, where `min_workers` is set.")
     min_workers: Positive | None = Field(
-        None, description="go on with as few when machines are lost, and grow again; None: wait for all"
+        None,
+        description="Least number of workers to go on with when machines are lost, until there are more again; null "
+        "waits for all.",
     )
-    cpus_per_worker: Positive = 1
+    cpus_per_worker: Positive = Field(1, description="CPU cores of each worker.")
     image_memory_gb: float = Field(
-        4.0, gt=0, description="images that a worker holds in memory, 0.5 GB for 10,000; more go to a file on its disk"
+        4.0,
+        gt=0,
+        description="Gigabytes of images that a worker holds in memory; 10,000 of 224 pixels are 0.5 GB. With more, "
+        "they go to a file on its disk.",
     )
-    gpu: bool = Field(False, description="one GPU per worker")
+    gpu: bool = Field(False, description="Give each worker one GPU.")
 
     @property
     def fewest(self) -> int:
-        """Workers without which a run waits."""
+        """Return the number of workers below which a run waits."""
         return self.min_workers or self.workers
 
 
-class GateConfig(Settings):
-    """What a retrained model must show before it is used; figures per radiograph, on test."""
+class GateConfig(Section, changes_recipe=False):
+    """Requirements for promoting a retrained model; figures per radiograph, on test."""
 
-    min_radiographs: Positive = Field(20, description="of each class, in the test that both models are compared on")
-    min_auc: float = Field(0.75, ge=0, le=1, description="the least; of a first model, all that it is measured by")
-    auc_margin: float = Field(
-        0.03, ge=0, le=1, description="how far the AUC may be below that of the model in use, ..."
+    min_radiographs: Positive = Field(
+        20, description="Least radiographs of each class in the test on which both models are compared."
     )
-    confidence: float = Field(0.9, gt=0.5, lt=1, description="... and how sure it must be that it is not further")
-    min_sensitivity: float = Field(0.85, ge=0, le=1, description="at the model's own threshold")
+    min_auc: float = Field(0.75, ge=0, le=1, description="Least AUC. A first model has only this to reach.")
+    auc_margin: float = Field(0.03, ge=0, le=1, description="How far the AUC may lie below that of the model in use.")
+    confidence: float = Field(
+        0.9, gt=0.5, lt=1, description="Confidence that the AUC does not lie further below than `auc_margin`."
+    )
+    min_sensitivity: float = Field(0.85, ge=0, le=1, description="Least sensitivity at the model's own threshold.")
     max_calibration_error: float = Field(
-        0.2, ge=0, le=1, description="expected calibration error; few radiographs raise it"
+        0.2, ge=0, le=1, description="Highest expected calibration error. With few radiographs it is higher by chance."
     )
-    max_left_test: Fraction = Field(0.1, description="share of the earlier test that new images join to training")
+    max_left_test: Fraction = Field(
+        0.1, description="Highest share of the earlier test that new images join to training."
+    )
     max_conflicts: Fraction = Field(
-        0.02, description="share of the new radiographs under both labels, or another than before"
+        0.02, description="Highest share of the new radiographs under both labels, or under another than before."
     )
     max_drift: float = Field(
-        0.4, gt=0, le=1, description="Kolmogorov-Smirnov distance of the new radiographs from those before"
+        0.4, gt=0, le=1, description="Largest Kolmogorov-Smirnov distance of the new radiographs from the earlier ones."
     )
     min_agreement: float = Field(
-        0.6, ge=0, le=1, description="AUC of the model in use on the new radiographs; labels turned round give less"
+        0.6,
+        ge=0,
+        le=1,
+        description="Least AUC of the model in use on the new radiographs. Labels that are swapped give less.",
     )
 
 
-Range = dict[str, list[Any]]  # one kind of draw, and what it draws from
-_DRAWS = ("uniform", "loguniform", "choice")
+Range = dict[str, list[Any]]  # one kind of distribution, and its bounds or values
+_DISTRIBUTIONS = ("uniform", "loguniform", "choice")
 
 
-class TuneConfig(Settings):
-    """The search of `job/tune.py` for better settings."""
+class TuneConfig(Section, changes_recipe=False):
+    """The search for better settings, `fracture tune`."""
 
-    trials: Positive = Field(12, description="trainings, of which the first has the settings as they are")
+    trials: Positive = Field(12, description="Number of trials. The first has the settings as they are.")
     concurrent: Positive | None = Field(
-        None, description="trials at a time at most; None: as many as there is room for"
+        None, description="Most trials at a time; null takes as many as there is room for."
     )
-    grace_epochs: Positive = Field(2, description="that every trial trains before it may be stopped early")
+    grace_epochs: Positive = Field(2, description="Epochs that every trial trains before it may be stopped early.")
     reduction_factor: int = Field(
-        3, ge=2, description="at grace_epochs, and at each multiple by this factor, the best one in so many goes on"
+        3,
+        ge=2,
+        description="At `grace_epochs`, and at each multiple by this factor, the best one in this many trials goes on.",
     )
     space: dict[str, Range] = Field(
         {
@@ -263,20 +354,20 @@ class TuneConfig(Settings):
             "model.dense": {"choice": [[128], [256]]},
             "augment.rotation_degrees": {"uniform": [5.0, 30.0]},
         },
-        description="setting: {uniform: [least, most]}, {loguniform: [least, most]} or {choice: [one, another, ...]}",
+        description="Settings that are searched, each with `{uniform: [least, most]}`, `{loguniform: [least, most]}` "
+        "or `{choice: [one, another, ...]}`.",
     )
 
     @field_validator("space")
     @classmethod
-    def _can_be_drawn_from(cls, space: dict[str, Range]) -> dict[str, Range]:
-        return {key: _checked_range(f"tune.space: {key}", draw) for key, draw in space.items()}
+    def _check_space(cls, space: dict[str, Range]) -> dict[str, Range]:
+        return {key: _checked_range(f"tune.space: {key}", range_) for key, range_ in space.items()}
 
 
-def _checked_range(name: str, draw: Range) -> Range:
-    if len(draw) != 1 or not draw.keys() <= set(_DRAWS):
-        raise ValueError(f"{name} has {', '.join(draw) or 'nothing'}; give one of {', '.join(_DRAWS)}")
-    ((kind, values),) = draw.items()
-    values = [_number(value) if isinstance(value, str) else value for value in values]
+def _checked_range(name: str, range_: Range) -> Range:
+    if len(range_) != 1 or not range_.keys() <= set(_DISTRIBUTIONS):
+        raise ValueError(f"{name} has {', '.join(range_) or 'nothing'}; give one of {', '.join(_DISTRIBUTIONS)}")
+    ((kind, values),) = range_.items()
     if kind == "choice":
         if not values:
             raise ValueError(f"{name}: a choice of nothing; list the values")
@@ -290,11 +381,17 @@ def _checked_range(name: str, draw: Range) -> Range:
     return {kind: [least, most]}
 
 
-class RegistryConfig(Settings):
-    keep: Positive = Field(5, description="newest versions and runs kept, beside every version that was ever in use")
+class RegistryConfig(Section, changes_recipe=False):
+    """The registry of trained models."""
+
+    keep: Positive = Field(
+        5, description="Number of newest versions and runs that are kept, beside every version that was ever in use."
+    )
 
 
 class Config(Settings):
+    """All settings."""
+
     data: DataConfig = DataConfig()
     sample: SampleConfig = SampleConfig()
     model: ModelConfig = ModelConfig()
@@ -311,25 +408,24 @@ class Config(Settings):
     tune: TuneConfig = TuneConfig()
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that make a model what it is, as plain values."""
-        others = {"compute", "sample", "checkpoint", "recovery", "gate", "registry", "tune"}
-        return self.model_dump(mode="json", exclude=others)
+        """Return the settings that make a model what it is, as plain values."""
+        return self.model_dump(mode="json", include={name for name, section in self if section.changes_recipe})
 
     @property
     def backbone(self) -> Backbone | None:
-        """The network of tf_keras.applications that the model stands on, if it does."""
+        """Return the name of the network in tf_keras.applications that the model is built on, if it is."""
         if self.model.name == "qnn_transfer":
             return self.quantum.backbone
         return self.model.name if self.model.name in get_args(Backbone) else None
 
     @property
     def pretrained(self) -> bool:
-        """Whether training begins with a backbone that knows something."""
+        """Return whether training begins with pretrained weights of a backbone."""
         return self.backbone is not None and self.transfer.weights != "none"
 
     @property
     def without_effect(self) -> set[str]:
-        """Settings that this model, or the way it learns, does not ask for: "model.dense"."""
+        """Return the settings that this model or its way of training does not read, such as "model.dense"."""
         quantum = self.model.name in ("qnn", "qnn_transfer")
         idle = {"quantum": set() if quantum else {*QuantumConfig.model_fields}}
         if self.backbone is None:
@@ -346,7 +442,7 @@ class Config(Settings):
         return {f"{section}.{name}" for section, names in idle.items() for name in names}
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
+    def _check_together(self) -> "Config":
         if self.backbone is None:
             self._check_filters()
         if self.model.name.startswith("qnn") and self.quantum.circuit == "quantum":
@@ -393,7 +489,7 @@ class Config(Settings):
 
 
 def load_config(path: str | Path | None = None, assignments: Sequence[str] = ()) -> Config:
-    """The defaults, with the YAML file at `path` and then each `key.subkey=value` laid on top.
+    """Return the defaults with the YAML file at `path`, and then each `key.subkey=value`, laid on top.
 
     Raises:
         UsageError: unknown key, wrong type or impossible value; names the key, the value and what is allowed.
@@ -407,14 +503,14 @@ def load_config(path: str | Path | None = None, assignments: Sequence[str] = ())
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The settings with those of `section.name` laid on top.
+    """Return the settings with others, each named `section.key`, laid on top.
 
     Raises:
         UsageError: as `load_config`.
     """
     tree = config.model_dump(mode="json")
     for key, value in settings.items():
-        _merge(tree, _nested(key, value))
+        _merge(tree, _nest(key.split("."), value))
     return _validated(tree)
 
 
@@ -426,7 +522,7 @@ def _validated(tree: Mapping[str, Any]) -> Config:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`{"a": {"b": 1}}` as `("a.b", 1)`, for comparing and printing settings."""
+    """Yield the leaves of a tree with their names: `{"a": {"b": 1}}` gives `("a.b", 1)`."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
@@ -435,13 +531,13 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def read_yaml(path: Path, flag: str = "--config") -> dict[str, Any]:
-    """The mapping that the file at `path` holds, which `flag` named.
+    """Read the mapping in the file at `path`, which `flag` named.
 
     Raises:
-        UsageError: no such file, or another thing in it.
+        UsageError: there is no such file, or it holds something else.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = sorted(p.as_posix() for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f" There are: {', '.join(beside)}." if beside else ""
@@ -460,27 +556,76 @@ def _parse_assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--set {text!r}: must be KEY=VALUE, for example training.epochs=3")
     try:
-        parsed = yaml.safe_load(value)
+        return _parse_yaml(value, key.strip().split("."))
     except yaml.YAMLError:
         raise UsageError(f"--set {text!r}: {value!r} is not readable as YAML") from None
-    if isinstance(parsed, str):
-        parsed = _number(parsed)
-    return _nested(key.strip(), parsed)
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    """`a.b` and 1 as `{"a": {"b": 1}}`."""
-    for part in reversed(key.split(".")):
-        value = {part: value}
+def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return `{"a": {"b": 1}}` for the keys `a` and `b` and the value 1."""
+    for key in reversed(keys):
+        value = {key: value}
     return value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads `1e-3` as a string; everyone who types it means the number."""
+class _Loader(yaml.SafeLoader):
+    """A loader that takes only `true` and `false` for booleans, and 1e-3 for a number, as YAML 1.2 has it.
+
+    YAML 1.1, which PyYAML reads, takes `no`, `off` and `y` for booleans, 1:30 for 90, and 1e-3 for text.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+_PLAIN = {  # values that are not text: tag -> pattern
+    "tag:yaml.org,2002:bool": "true|True|false|False",
+    "tag:yaml.org,2002:int": "[-+]?(0|[1-9][0-9]*)",
+    "tag:yaml.org,2002:float": r"[-+]?(([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.inf)|\.nan",
+    "tag:yaml.org,2002:null": "~|null|",
+}
+for _tag, _pattern in _PLAIN.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"({_pattern})$"), None)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile("<<$"), None)
+
+
+def _parse_yaml(text: str, keys: Sequence[str] = ()) -> Any:
+    """Parse settings, or the value of one whose keys are given; where a setting is text, it is kept as written.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or holds more than plain values.
+    """
+    loader = _Loader(text)
     try:
-        return float(text)
-    except ValueError:
-        return text
+        node = loader.get_single_node()
+        kind: Any = Config
+        for key in keys:
+            kind = _kind_of(kind, key)
+        _keep_text(node, kind)
+        value = None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+    return _nest(keys, value) if keys else value
+
+
+def _kind_of(section: Any, key: str) -> Any:
+    """Return the type of a section's setting; None where there is no such setting."""
+    fields = getattr(section, "model_fields", {})
+    return fields[key].annotation if key in fields else None
+
+
+def _keep_text(node: yaml.Node | None, kind: Any) -> None:
+    """Mark values such as 7 and `true` as text where the setting is text: a folder may have such a name."""
+    if kind is None:
+        return
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                _keep_text(value, _kind_of(kind, key.value))
+    elif isinstance(node, yaml.SequenceNode) and get_origin(kind) is tuple:
+        for item in node.value:
+            _keep_text(item, get_args(kind)[0])
+    elif isinstance(node, yaml.ScalarNode) and kind is str and node.value and node.tag in _PLAIN:
+        node.tag = "tag:yaml.org,2002:str"
 
 
 def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
@@ -492,11 +637,11 @@ def _merge(tree: dict[str, Any], delta: Mapping[str, Any]) -> None:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    # Where a setting may be of two kinds, pydantic adds the kind to its place, and has an error for each.
+    # Where a setting may be of two kinds, pydantic adds the kind to its location, and has an error for each.
     kinds = ("constrained-int", "constrained-float", "literal[")
-    place = [part for part in error["loc"] if not str(part).startswith(kinds)]
-    location = [part for part in place if isinstance(part, str)]
-    key = ".".join(map(str, place))
+    parts = [part for part in error["loc"] if not str(part).startswith(kinds)]
+    location = [part for part in parts if isinstance(part, str)]
+    key = ".".join(map(str, parts))
     if error["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         near = [".".join([*location[:-1], name]) for name in get_close_matches(location[-1], known, n=1)]

@@ -1,12 +1,12 @@
-"""Mistakes of the person who asked, as against bugs of ours."""
+"""Errors that end a command without a stack trace; any other exception is a bug."""
 
 
 class UsageError(ValueError):
-    """What was asked cannot be done; the message names the rule, the value and the fix.
+    """The user has made a mistake; the message names the rule, the value and the fix.
 
-    The jobs print it without a stack trace and exit with code 2.
+    The command prints it and exits with code 2.
     """
 
 
 class RunError(RuntimeError):
-    """The job had to stop, through no mistake in what was asked; exit code 1, no stack trace."""
+    """The job had to stop through no mistake of the user; the command prints it and exits with code 1."""

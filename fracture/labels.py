@@ -1,4 +1,4 @@
-"""Which class is which, and which split is for what: said here and nowhere else."""
+"""The classes and the splits, defined here alone."""
 
 FRACTURE = 1
 NORMAL = 0

@@ -19,17 +19,17 @@ _environment = Environment(
 
 
 def render(template: str, **values: Any) -> bytes:
-    """A template of `fracture/templates`, filled in; UTF-8."""
+    """Fill in a template of `fracture/templates`, and return the page as UTF-8."""
     return _environment.get_template(template).render(**values).encode()
 
 
 def picture(image: np.ndarray) -> str:
-    """A [H, W] or [H, W, 3] uint8 image as the address of an `img`."""
+    """Return an image [H, W] or [H, W, 3] uint8 as the address of an `img`."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "png")
     return png(buffer.getvalue())
 
 
 def png(data: bytes) -> str:
-    """A PNG file as the address of an `img`."""
+    """Return a PNG file as the address of an `img`."""
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"

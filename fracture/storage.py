@@ -1,10 +1,10 @@
 """Folders and files on a disk or in a bucket (`s3://`, `gs://`), read and written one way.
 
-Writes are atomic: a local file is written beside its place and renamed; an object store, which has no rename, shows an
-object only when its upload is finished. What takes several files has one that is written last and says that all are
-there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
+Writes are atomic: a local file is written under a temporary name beside its own and renamed; an object store, which
+has no rename, shows an object only when its upload is finished. Of several files that belong together, one is written
+last and shows that all are there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
 
-Credentials are what the stores' own libraries find in the environment of each process. None is ever in a StoragePath.
+The stores' own libraries find credentials in the environment of each process. A StoragePath never holds any.
 """
 
 import errno
@@ -28,14 +28,14 @@ from pyarrow import fs
 from fracture.errors import RunError, UsageError
 
 _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
-_LISTINGS = 20  # of a folder that others empty meanwhile
+_LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
 }
-# Arrow tells what a store said only in the text of an OSError.
-_STORE_SAID = re.compile(r"AWS Error|google::cloud::Status|[Bb]ucket '[^']*' not found|when resolving region", re.I)
+# Arrow reports a store's answer only in the text of an OSError.
+_STORE_ERROR = re.compile(r"AWS Error|google::cloud::Status|[Bb]ucket '[^']*' not found|when resolving region", re.I)
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|bucket '[^']*' not found|bucket does not exist", re.I)
 _NO_OBJECT = re.compile(r"AWS Error \w+_NOT_FOUND during GetObject|AWS Error NO_SUCH_KEY|Status\(NOT_FOUND")
 _DENIED = re.compile(
@@ -46,7 +46,7 @@ _DENIED = re.compile(
 
 @dataclass(frozen=True)
 class StoragePath:
-    """A file or folder, which may not exist yet. Travels to other processes."""
+    """A file or folder, which may not exist yet. It can be sent to other processes."""
 
     filesystem: fs.FileSystem
     path: str
@@ -78,12 +78,12 @@ class StoragePath:
             return self.filesystem.get_file_info(self.path)
 
     def files(self) -> list[fs.FileInfo]:
-        """Every file at any depth, sorted by path; empty where the folder does not exist."""
+        """Return every file at any depth, sorted by path; none where the folder does not exist."""
         found = [info for info in self._listed(recursive=True) if info.type == fs.FileType.File]
         return sorted(found, key=lambda info: info.path)
 
     def folders(self) -> list[str]:
-        """Names of the folders in this one, sorted; empty where it does not exist."""
+        """Return the names of the folders in this one, sorted; none where it does not exist."""
         found = self._listed(recursive=False)
         return sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
 
@@ -96,15 +96,18 @@ class StoragePath:
             return self.filesystem.get_file_info(selector)
 
     def read_bytes(self, most: int | None = None) -> bytes:
-        """
+        """Read the whole file.
+
         Args:
-            most: bytes that the file may have; None for a file of our own.
+            most: bytes that the file may have; None for a file that this program wrote.
 
         Raises:
-            UsageError: it is larger; nothing of it was read.
+            UsageError: the file is larger; nothing of it was read.
         """
         if most is not None and (size := self._info().size or 0) > most:
-            raise UsageError(f"{self} has {size:,} bytes, over the limit of {most:,}: it cannot be what it should be.")
+            raise UsageError(
+                f"{self} has {size:,} bytes, over the limit of {most:,}. Name another file, or fetch it anew."
+            )
         with self._store_named_in_errors("read"):
             # By default Arrow would unfold a file that is called .gz, however large it gets.
             stream = self.filesystem.open_input_stream(self.path, compression=None)
@@ -113,7 +116,7 @@ class StoragePath:
 
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
-        """The file, to be read at any position."""
+        """Open the file for reading at any position."""
         with self._store_named_in_errors("read"), self.filesystem.open_input_file(self.path) as file:
             yield file
 
@@ -121,16 +124,16 @@ class StoragePath:
         return json.loads(self.read_bytes())
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
-        """Writes the whole file or nothing; a file of that name is replaced.
+        """Write the whole file or nothing; a file of that name is replaced.
 
         Raises:
             RunError: the disk is full, or the store fails.
-            UsageError: the place may not be written, or a file is in the way.
+            UsageError: the path may not be written, or a file stands where a folder is needed.
         """
         if self.is_local:
             self._write_and_rename(data)
             return
-        # A stream that is left early is closed, and so stores what it has. Ctrl-C is raised in the main thread alone.
+        # A stream that an exception ends is closed, and stores what it has. Ctrl-C is raised in the main thread alone.
         with self._named_in_errors("written"), ThreadPoolExecutor(1) as thread:
             thread.submit(self._put, data).result()
 
@@ -149,7 +152,7 @@ class StoragePath:
             raise (disk_full(error, self) or error) from error
 
     def _put(self, data: bytes | pa.Buffer) -> None:
-        """An object needs no folder to be in. Its upload begins when the stream opens, and ends when it closes."""
+        """Upload the object, which needs no folder. Opening the stream begins the upload, and closing ends it."""
         with self.filesystem.open_output_stream(self.path, compression=None) as stream:
             stream.write(data)
 
@@ -157,10 +160,10 @@ class StoragePath:
         self.write_bytes((json.dumps(value, indent=1) + "\n").encode())
 
     def read_parquet(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The whole table.
+        """Read the whole table.
 
         Raises:
-            OSError: a bit has flipped since it was written, or it claims more rows than a file of its size can tell.
+            OSError: a bit has changed since it was written, or it claims more rows than a file of its size can hold.
         """
         data = self.read_bytes()
         rows = pq.read_metadata(pa.BufferReader(data)).num_rows
@@ -169,7 +172,7 @@ class StoragePath:
         return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
 
     def parquet_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Some columns, a few rows at a time: a small file can claim a billion rows, and they need not be in memory.
+        """Yield some columns, a few rows at a time: a small file can claim a billion rows, which never are in memory.
 
         Raises:
             UsageError: the file is damaged, or a column is of another type.
@@ -191,12 +194,12 @@ class StoragePath:
         self.write_bytes(sink.getvalue())
 
     def upload(self, folder: Path) -> None:
-        """Copies every file below the local `folder` to below this place."""
+        """Copy every file below the local `folder` to the same relative path below this one."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             (self / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
 
     def delete(self) -> None:
-        """Removes the file, or the folder with all it holds; nothing there is fine."""
+        """Remove the file, or the folder with all it holds, if it exists."""
         kind = self._info().type
         with self._named_in_errors("removed"), suppress(FileNotFoundError):  # another process was faster
             if kind == fs.FileType.Directory:
@@ -220,13 +223,13 @@ class StoragePath:
             if not self.is_local and _NO_OBJECT.search(str(error)) and not _NO_BUCKET.search(str(error)):
                 # Arrow asks for an object's length, then for its bytes: it was removed between the two requests.
                 raise FileNotFoundError(errno.ENOENT, "removed while it was read", str(self)) from None
-            if told := None if self.is_local else store_failed(error, self, what):
-                raise told from None
+            if clear := None if self.is_local else store_failed(error, self, what):
+                raise clear from None
             raise
 
 
 class _PatientS3(fs.S3FileSystem):
-    """Keeps its number of tries when it travels to another process; pyarrow's own is back at 3 there."""
+    """An S3 file system that keeps its number of tries in other processes; pyarrow's own goes back to 3 there."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(_patient_s3, **_options(super())), ()
@@ -237,7 +240,7 @@ def _patient_s3(**options: Any) -> _PatientS3:
 
 
 def _options(filesystem: Any) -> dict[str, Any]:
-    """What it was made with; pyarrow has no plainer way to ask. Credentials are not in it, where it found its own."""
+    """Return the options it was made with, which pyarrow only gives this way; no credentials that it found itself."""
     _, (options,) = filesystem.__reduce__()
     return options
 
@@ -247,10 +250,10 @@ def _tries() -> int:
 
 
 def storage_path(uri: str | Path) -> StoragePath:
-    """The place that a path or URI names; relative paths start at the current folder.
+    """Return the file or folder that a path or URI names; relative paths start at the current folder.
 
     Raises:
-        UsageError: no such kind of place, no such bucket, or credentials in the URI.
+        UsageError: no such kind of URI, no such bucket, or credentials in the URI.
         RunError: the store fails.
     """
     text = str(uri)
@@ -265,14 +268,12 @@ def storage_path(uri: str | Path) -> StoragePath:
         filesystem, path = fs.FileSystem.from_uri(text)
     except pa.ArrowException as error:
         shown = re.sub(r"//.*@", "//", text)  # without credentials
-        raise UsageError(
-            f"{shown!r} is not a place that can be reached: {error}. Use a path, s3:// or gs://."
-        ) from None
+        raise UsageError(f"{shown!r} cannot be reached: {error}. Use a path, s3:// or gs://.") from None
     return StoragePath(filesystem, path.rstrip("/"))
 
 
 def _in_bucket(scheme: str, rest: str) -> StoragePath:
-    """Names are taken literally, as `aws s3` does: a `%20` or `@` is just that. After a `?` come Arrow's options."""
+    """Return a path in a bucket. Names are taken literally, as `aws s3` does; after a `?` come Arrow's options."""
     address, mark, options = rest.partition("?")
     bucket, _, path = address.partition("/")
     if "@" in bucket or ":" in bucket:  # a secret may well hold a slash
@@ -290,38 +291,38 @@ def _in_bucket(scheme: str, rest: str) -> StoragePath:
     except (pa.ArrowException, OSError) as error:
         raise (
             store_failed(error, where, "reached")
-            or UsageError(f"{where} is not a place that can be reached: {error}. Use a path, s3:// or gs://.")
+            or UsageError(f"{where} cannot be reached: {error}. Use a path, s3:// or gs://.")
         ) from None
     return StoragePath(filesystem, f"{bucket}/{path}".rstrip("/"))
 
 
 def store_failed(error: BaseException | None, where: object, what: str = "used") -> RunError | UsageError | None:
-    """The clear error for a store that does not do its part, if that is what `error`, or what caused it, says."""
+    """Return the error to show for a store that failed, if `error` or what caused it comes from one."""
     while error is not None:
-        said = str(error).strip().partition("\n")[0].rstrip(".")
-        if isinstance(error, OSError) and _STORE_SAID.search(said):
-            return _clear(said, str(where), what)
+        text = str(error).strip().partition("\n")[0].rstrip(".")
+        if isinstance(error, OSError) and _STORE_ERROR.search(text):
+            return _clear_error(text, str(where), what)
         error = error.__cause__
     return None
 
 
-def _clear(said: str, where: str, what: str) -> RunError | UsageError:
-    if _NO_BUCKET.search(said):
-        return UsageError(f"{where} cannot be {what}: there is no such bucket. Make it, or name another. ({said})")
-    if _DENIED.search(said):
+def _clear_error(text: str, where: str, what: str) -> RunError | UsageError:
+    if _NO_BUCKET.search(text):
+        return UsageError(f"{where} cannot be {what}: there is no such bucket. Make it, or name another. ({text})")
+    if _DENIED.search(text):
         credentials = _CREDENTIALS.get(where.partition("://")[0], "")
         return UsageError(
-            f"{where} cannot be {what}: the store denies it ({said}). Check the credentials in the environment "
+            f"{where} cannot be {what}: the store denies it ({text}). Check the credentials in the environment "
             f"({credentials}; on a cluster, of every node), and what they may do."
         )
     return RunError(
-        f"{where} cannot be {what}: the store fails, also after {_tries()} tries ({said}). Check the network, "
+        f"{where} cannot be {what}: the store fails, also after {_tries()} tries ({text}). Check the network, "
         "and AWS_ENDPOINT_URL where the store is not Amazon's; then run the same command again to go on."
     )
 
 
 def disk_full(error: BaseException | None, where: object) -> RunError | None:
-    """The calm error for a full disk, if that is what `error`, or what caused it, says."""
+    """Return the error to show for a full disk, if `error` or what caused it comes from one."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return RunError(

@@ -160,7 +160,7 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
         for name, shape, value in zip(names, shapes, model.get_weights(), strict=True)
     ]
     bundle.mkdir(parents=True)
-    save_arrays(bundle / WEIGHTS, [value.astype(np.float32) for value in values], names)
+    save_arrays(bundle / WEIGHTS, {n: value.astype(np.float32) for n, value in zip(names, values, strict=True)})
     figures = compute_metrics(np.array([0, 1]), np.array([0.2, 0.9]), np.arange(2), 0.4, "image")
     evaluations = {split: {"image": figures, "radiograph": figures} for split in ("val", "test")}
     decision = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")

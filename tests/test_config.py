@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fracture.config import Config, flatten, load_config
+from fracture.config import Config, Section, flatten, load_config
 from fracture.errors import UsageError
 
 CONFIGS = Path(__file__).parents[1] / "fracture" / "configs"
@@ -34,8 +34,62 @@ def test_assignments_win_over_the_file_and_each_other(tmp_path: Path):
     assert (config.training.epochs, config.training.patience) == (4, 2)
 
 
-def test_a_number_in_scientific_notation_is_a_number():
-    assert load_config(None, ["training.learning_rate=1e-5"]).training.learning_rate == 1e-5
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "+1.0e-5", ".00001", "0.00001"])
+def test_a_number_in_any_notation_is_a_number(tmp_path: Path, text: str):
+    assert load_config(None, [f"training.learning_rate={text}"]).training.learning_rate == 1e-5
+    (tmp_path / "mine.yaml").write_text(f"training: {{learning_rate: {text}}}\n")
+    assert load_config(tmp_path / "mine.yaml").training.learning_rate == 1e-5
+
+
+WORDS = ["no", "on", "Yes", "1", "007", "1e-3", "1.50", "true", "null", "~", "2026-01-02", "1:30"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_folder_may_have_any_name(tmp_path: Path, word: str):
+    """YAML 1.1 would read these as booleans, numbers, dates or nothing."""
+    assert load_config(None, [f"data.normal_folders=[{word}]"]).data.normal_folders == (word,)
+    assert load_config(None, [f"data={{normal_folders: [{word}]}}"]).data.normal_folders == (word,)
+    assert load_config(None, [f"data.group_pattern={word}"]).data.group_pattern == word
+    (tmp_path / "mine.yaml").write_text(f"data:\n  normal_folders:\n  - {word}\n  - '{word}'\n")
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.data.normal_folders == (word, word)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_only_true_and_false_are_booleans(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("model: {batch_norm: false}\n")
+    assert load_config(tmp_path / "mine.yaml").model.batch_norm is False
+    assert load_config(None, ["model.batch_norm=True"]).model.batch_norm is True
+    for word in ("no", "off", "yes", "0"):
+        with pytest.raises(UsageError, match=r"'model.batch_norm' = .* is not possible: .* valid boolean"):
+            load_config(None, [f"model.batch_norm={word}"])
+
+
+@pytest.mark.parametrize("text", ["training: {epochs: 010}", "training: {epochs: 0x10}", "training: {epochs: 1_0}"])
+def test_a_number_is_decimal(tmp_path: Path, text: str):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"'training.epochs' = '.*' is not possible: .* valid integer"):
+        load_config(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("text", ["? [a]\n: 1", "&a {b: *a}", "data: &a {b: *a}"])
+def test_a_tree_of_an_odd_shape_is_a_clear_error(tmp_path: Path, text: str):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"not readable as YAML|unknown setting"):
+        load_config(tmp_path / "mine.yaml")
+
+
+def test_the_recipe_holds_the_sections_that_make_a_model_what_it_is():
+    sections = ["data", "model", "transfer", "quantum", "augment", "training", "evaluation"]
+    assert list(Config().recipe()) == sections
+
+
+def test_a_section_that_does_not_say_whether_it_changes_the_recipe_is_an_error():
+    with pytest.raises(TypeError, match="changes_recipe"):
+
+        class Forgotten(Section):
+            pass
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path):
@@ -57,7 +111,10 @@ def test_an_empty_file_is_the_default(tmp_path: Path):
         ("model.name=vit", r"'model.name' = 'vit' is not possible: .* 'cnn'"),
         ("training=3", r"'training' = 3 is not possible: training is a section; it holds epochs, batch_size"),
         ("epochs=3", r"unknown setting 'epochs' = 3. Did you mean 'training.epochs'\?"),
-        ("data.group_pattern=(", r"data.group_pattern: '\(' is no regular expression"),
+        (
+            "data.group_pattern=(",
+            r"data.group_pattern: '\(' is not a regular expression: .*Correct it, or leave it out",
+        ),
         ("data.folds=2", r"data.folds: 2 folds leave nothing to train on; use 3 or more"),
         ("epochs", r"--set 'epochs': must be KEY=VALUE, for example training.epochs=3"),
         ("training.epochs=[", r"--set 'training.epochs=\[': '\[' is not readable as YAML"),

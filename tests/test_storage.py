@@ -57,9 +57,9 @@ def test_folders_are_listed_without_what_is_in_them(folder: StoragePath):
     assert (folder / "nowhere").folders() == []
 
 
-def test_files_and_folders_are_told_apart(folder: StoragePath):
+def test_files_and_folders_are_distinguished(folder: StoragePath):
     (folder / "d/f").write_bytes(b"x")
-    assert [(place.is_file(), place.is_dir()) for place in (folder / "d/f", folder / "d", folder / "gone")] == [
+    assert [(path.is_file(), path.is_dir()) for path in (folder / "d/f", folder / "d", folder / "gone")] == [
         (True, False),
         (False, True),
         (False, False),
@@ -118,7 +118,7 @@ def test_a_table_by_a_few_rows_is_of_the_types_asked_for(tmp_path: Path):
 def test_a_file_larger_than_it_may_be_is_not_read(folder: StoragePath):
     (folder / "a").write_bytes(b"12345")
     assert (folder / "a").read_bytes(most=5) == b"12345"
-    with pytest.raises(UsageError, match="a has 5 bytes, over the limit of 4: it cannot be what it should be"):
+    with pytest.raises(UsageError, match=r"a has 5 bytes, over the limit of 4. Name another file, or fetch it anew"):
         (folder / "a").read_bytes(most=4)
 
 
@@ -136,12 +136,12 @@ def test_a_place_travels_to_other_processes(folder: StoragePath):
     assert SECRET.encode() not in packed
 
 
-def test_a_file_uri_and_a_path_name_the_same_place(tmp_path: Path):
+def test_a_file_uri_and_a_path_name_the_same_path(tmp_path: Path):
     assert storage_path(tmp_path.as_uri()).path == storage_path(tmp_path).path
 
 
 def test_a_uri_of_no_known_kind():
-    with pytest.raises(UsageError, match=r"'ftp://x/y' is not a place that can be reached.*Use a path, s3:// or gs://"):
+    with pytest.raises(UsageError, match=r"'ftp://x/y' cannot be reached.*Use a path, s3:// or gs://"):
         storage_path("ftp://x/y")
 
 
@@ -168,14 +168,14 @@ def test_an_object_of_several_parts_is_whole(bucket: str):
 
 @pytest.mark.parametrize("uri", ["s3://joe:xyzzy@bucket/x", "s3://joe:xyz/zy@bucket/x", "gs://joe@bucket/x"])
 def test_a_secret_in_a_uri_is_refused_and_not_shown(uri: str):
-    with pytest.raises(UsageError, match=r"holds credentials. Take them out: .* from the environment alone") as told:
+    with pytest.raises(UsageError, match=r"holds credentials. Take them out: .* from the environment alone") as raised:
         storage_path(uri)
-    assert "joe" not in str(told.value)
-    assert "xyz" not in str(told.value)
+    assert "joe" not in str(raised.value)
+    assert "xyz" not in str(raised.value)
 
 
 def test_a_secret_in_a_uri_of_no_known_kind_is_not_shown():
-    with pytest.raises(UsageError, match=r"'ftp://host/x' is not a place"):
+    with pytest.raises(UsageError, match=r"'ftp://host/x' cannot be reached"):
         storage_path("ftp://joe:xyz/zy@host/x")
 
 
@@ -226,9 +226,9 @@ def test_wrong_credentials_are_one_clear_error_without_them(bucket: str, object_
     object_store.fail(times=100, status=403, code=code)
     with pytest.raises(
         UsageError, match=rf"^{bucket}/f cannot be \w+: the store denies it .*Check the credentials in the environment"
-    ) as told:
+    ) as raised:
         USES[use](file)
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(raised.value)
 
 
 def test_a_bucket_that_is_not_there(bucket: str):
@@ -271,7 +271,7 @@ def test_ctrl_c_leaves_no_half_object(bucket: str, object_store):
     assert file.read_bytes() == b"new and whole"
 
 
-def test_a_bucket_of_google_is_a_place():
+def test_a_bucket_of_google_is_a_path():
     """No server for it in the tests; this is as far as they go."""
     there = storage_path("gs://bucket/a b")
     assert str(there) == "gs://bucket/a b"

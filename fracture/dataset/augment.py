@@ -7,12 +7,12 @@ from fracture.config import AugmentConfig
 
 
 def augment(images: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
-    """A batch as training sees it: [N, H, W, 1] uint8."""
+    """Return a batch [N, H, W, 1] uint8 as the network is trained on it."""
     return expose(transform(images, transforms), exposures)
 
 
 def draw_transforms(generator: np.random.Generator, count: int, config: AugmentConfig, size: int) -> np.ndarray:
-    """[count, 8] float32: random transforms about the image's centre, one for each image.
+    """Draw random transforms about the image's centre, one for each image: [count, 8] float32.
 
     A row (a0, a1, a2, b0, b1, b2, 0, 0) says that output pixel (x, y) shows input (a0·x + a1·y + a2, b0·x + b1·y + b2).
     """
@@ -34,14 +34,14 @@ def draw_transforms(generator: np.random.Generator, count: int, config: AugmentC
 
 
 def draw_exposures(generator: np.random.Generator, count: int, config: AugmentConfig) -> np.ndarray:
-    """[count, 2] float32: a random factor and summand of the grey values, one pair for each image."""
+    """Draw a random factor and summand of the grey values for each image: [count, 2] float32."""
     contrast = generator.uniform(1 - config.exposure, 1 + config.exposure, count)
     brightness = generator.uniform(-config.exposure / 2, config.exposure / 2, count)
     return np.stack([contrast, 127.5 * (1 - contrast) + 255 * brightness], axis=1).astype(np.float32)
 
 
 def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Applies one transform to each image; what comes from outside is black, as around a radiograph.
+    """Apply one transform to each image. What comes from outside the image is black, as around a radiograph.
 
     Args:
         images: [N, H, W, 1] uint8.
@@ -61,7 +61,7 @@ def transform(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
 
 
 def expose(images: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
-    """Brighter or darker, flatter or harder; what leaves [0, 255] is cut off, as a radiograph's blacks and whites are.
+    """Change brightness and contrast; values beyond [0, 255] are cut off, as in a radiograph's blacks and whites.
 
     Args:
         images: [N, H, W, 1] uint8.

@@ -1,6 +1,6 @@
-"""The format at rest: Parquet shards of grey images, and `dataset.json`, the manifest that makes them a data set.
+"""The format at rest: Parquet shards of grey images, and `dataset.json`, the manifest that makes them a dataset.
 
-A shard is plain Arrow, readable by pyarrow alone. The manifest is written last: without it there is no data set.
+A shard is plain Arrow, readable by pyarrow alone. The manifest is written last: without it there is no dataset.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from fracture.storage import StoragePath
 SCHEMA_VERSION = 4
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
-LEDGER = "ledger.parquet"  # beside it: where every file went that was ever seen, also one that is gone
+LEDGER = "ledger.parquet"  # beside it: the split of every file that was ever seen, also of one that is gone
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
 _MOST_MANIFEST = 2**26  # bytes; a shard takes 150 of them
@@ -31,6 +31,8 @@ _MOST_NAMES = 2**15  # bytes of a row beside its image: hashes and numbers, path
 
 
 class Shard(BaseModel):
+    """One Parquet file of a split."""
+
     file: str = Field(pattern=r"^[a-z0-9-]+\.parquet$")  # beside the manifest, and nowhere else
     rows: int = Field(gt=0)
     bytes: int
@@ -38,29 +40,33 @@ class Shard(BaseModel):
 
 
 class Leak(BaseModel):
-    """Images of a split that share a radiograph or a patient with training; those of test, also with validation."""
+    """The images of a split that share a radiograph or a patient with training, or in test with validation."""
 
     images: int
-    by_kind: dict[str, int]  # bytes, pixels, copy, name, patient -> images, each under its plainest kind
-    in_validation: int = 0  # more, that are not in training
+    by_kind: dict[str, int]  # bytes, pixels, copy, name, patient -> images, each under its first kind
+    in_validation: int = 0  # images shared with validation alone
 
     @property
     def leaking(self) -> int:
+        """Return the number of images that share something."""
         return sum(self.by_kind.values()) + self.in_validation
 
     @property
     def where(self) -> str:
+        """Return the splits that share something with this one."""
         return "training or validation" if self.in_validation else "training"
 
 
 class Rejection(BaseModel):
+    """A file that cannot be used."""
+
     path: str
     split: str  # as found
     reason: str
 
 
 class Pixels(BaseModel):
-    """Sums over all pixels of a split, for mean and deviation of any union of splits."""
+    """Sums over all pixels of a split, which give the mean and the deviation of any union of splits."""
 
     count: int
     sum: int
@@ -68,38 +74,39 @@ class Pixels(BaseModel):
 
     @classmethod
     def total(cls, parts: Iterable["Pixels"]) -> "Pixels":
+        """Return the sums over several splits."""
         listed = list(parts)
         return cls(**{name: sum(getattr(part, name) for part in listed) for name in cls.model_fields})
 
 
 class Manifest(BaseModel):
-    """What `dataset.json` says."""
+    """The content of `dataset.json`."""
 
     model_config = ConfigDict(extra="forbid")
 
     schema_version: int
     fingerprint: str  # of parameters and rows: same input and parameters, same fingerprint
     synthetic: bool
-    split: str  # official: as found; group: ours, no group in two splits; folds: the same, K times; test: all test
+    split: str  # official: as found; group: made, no group in two splits; folds: the same, K times; test: all test
     split_reason: str
     folds: list[str]  # titles of the folds, in their order; empty where there are none
     parameters: dict[str, Any]
     class_folders: dict[str, list[str]]
     counts: dict[str, dict[str, int]]  # split -> class name -> images
     groups: dict[str, dict[str, int]]  # split -> class name -> groups
-    leakage: dict[str, Leak]  # "val", "test" -> what it shares with training, in these shards
+    leakage: dict[str, Leak]  # "val", "test" -> images shared with training, in these shards
     leakage_found: dict[str, Leak]  # the same in the split as found; empty where there was none
     alarms: list[str]  # of the audit
-    shortcuts: dict[str, float]  # what predicts the label beside the anatomy, and its AUC
-    moved: list[str]  # groups that new images made move to training
-    left_out: dict[str, int]  # why -> readable images that are in no shard
+    shortcuts: dict[str, float]  # property of the file that predicts the label -> its AUC
+    moved: list[str]  # groups that new images have moved to training
+    left_out: dict[str, int]  # reason -> readable images that are in no shard
     pixels: dict[str, Pixels]
     rejected: list[Rejection]
     shards: dict[str, list[Shard]]  # split -> its shards, in row order
 
     @field_validator("parameters")
     @classmethod
-    def _of_our_settings(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _check_parameters(cls, parameters: dict[str, Any]) -> dict[str, Any]:
         DataConfig.model_validate_json(json.dumps(parameters))
         if "image_size" not in parameters:
             raise ValueError("image_size is missing")
@@ -107,23 +114,26 @@ class Manifest(BaseModel):
 
     @property
     def image_size(self) -> int:
+        """Return the side of the square images, pixels."""
         return self.parameters["image_size"]
 
     @property
     def pixel_mean(self) -> float:
-        """Of the training images, in [0, 255]."""
+        """Return the mean of the training images, in [0, 255]."""
         return self.pixels["train"].sum / self.pixels["train"].count
 
     @property
     def pixel_std(self) -> float:
+        """Return the standard deviation of the training images, in [0, 255]."""
         train = self.pixels["train"]
         return max(train.square_sum / train.count - self.pixel_mean**2, 0.0) ** 0.5
 
     def rows(self, split: str) -> int:
+        """Return the number of rows of a split."""
         return sum(shard.rows for shard in self.shards[split])
 
     def fold(self, number: int) -> "Manifest":
-        """The data set in which that fold, from 1 on, is test.
+        """Return the manifest in which that fold, counted from 1, is test.
 
         The next fold validates and the others train; of folds by source, a part of each of the others validates.
         """
@@ -153,14 +163,14 @@ class Manifest(BaseModel):
 
 
 def schema(image_size: int) -> pa.Schema:
+    """Return the columns of a shard."""
     return pa.schema(
         [
             pa.field("image", pa.binary(image_size**2), nullable=False),  # uint8 [H, W], row by row
             pa.field("label", pa.uint8(), nullable=False),
-            pa.field("radiograph_id", pa.int64(), nullable=False),  # the radiograph: copies of it have the same number
-            pa.field(
-                "group_id", pa.int64(), nullable=False
-            ),  # radiographs that may not be parted: of one patient or study
+            pa.field("radiograph_id", pa.int64(), nullable=False),  # copies of a radiograph have the same
+            # Radiographs that a split may not separate: of one patient, or joined by copies.
+            pa.field("group_id", pa.int64(), nullable=False),
             pa.field("study_id", pa.int64()),  # one examination of a patient; null where studies are not known
             pa.field("sha256", pa.binary(32), nullable=False),  # of the file
             pa.field("source", pa.string(), nullable=False),  # path relative to the data root
@@ -170,11 +180,11 @@ def schema(image_size: int) -> pa.Schema:
 
 
 def encode_shard(images: np.ndarray, rows: Mapping[str, Sequence[Any]]) -> tuple[pa.Buffer, str]:
-    """A shard's bytes and the digest of its rows.
+    """Return a shard's bytes and the digest of its rows.
 
     Args:
         images: [N, H, W] uint8.
-        rows: the other columns of the schema, N values each.
+        rows: the other columns of the schema, each with N values.
     """
     count, size = images.shape[:2]
     pixels = pa.py_buffer(np.ascontiguousarray(images))
@@ -311,7 +321,7 @@ def read_manifest(folder: StoragePath) -> Manifest:
 def _read_shard(
     file: StoragePath, shard: Shard, low: int, high: int, image_size: int, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Rows [low, high) of a shard, by row groups."""
+    """Yield rows [low, high) of a shard, one row group at a time."""
     group = low // ROW_GROUP_ROWS
     try:
         with file.open() as stream:
@@ -331,7 +341,7 @@ def _read_shard(
 
 
 def _fault(metadata: pq.FileMetaData, image_size: int) -> str:
-    """What would let a small file take much memory: packed values, or many in one row group; "" where there is none."""
+    """Name what would let a small file take much memory: packed values, or too many in a row group; "" for nothing."""
     groups = -(-metadata.num_rows // ROW_GROUP_ROWS)
     if metadata.num_row_groups != groups:
         return f"claims {metadata.num_rows:,} rows in {metadata.num_row_groups:,} row groups"
@@ -348,7 +358,7 @@ def _fault(metadata: pq.FileMetaData, image_size: int) -> str:
 
 
 def images_of(table: pa.Table, image_size: int) -> np.ndarray:
-    """The pixels of a table of rows: [N, H, W, 1] uint8, one copy, no Python per row."""
+    """Return the pixels of a table of rows, [N, H, W, 1] uint8: one copy, and no Python per row."""
     images = np.empty((table.num_rows, image_size, image_size, 1), np.uint8)
     row = 0
     for chunk in table["image"].chunks:

@@ -1,7 +1,7 @@
-"""Shards to batches: each worker's rows, shuffled and batched by tf.data, with what augmentation is to do to each.
+"""Shards to batches: each worker's rows, shuffled and batched by tf.data, with the random numbers of augmentation.
 
-Everything random is keyed by (seed, epoch, slot), never by what came before: an epoch can be had again alone. What an
-epoch sees is decided by `draws`, which worker computes it by `slots`.
+Everything random is keyed by (seed, epoch, slot), never by what came before, so that any epoch can be repeated alone.
+The sampler chooses the rows of an epoch; `sharding` divides them among steps and workers.
 """
 
 import tempfile
@@ -21,27 +21,28 @@ from fracture.storage import disk_full
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerRows:
     """One worker's rows of one split: 50 kB an image of 224×224."""
 
-    batches: ShardedBatches  # of the draws
+    batches: ShardedBatches  # of the sampled rows
     sampler: BalancedSampler
-    first: int  # row of the split that `images` begins with
+    first: int  # number in the split of the first of `images`
     images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk; or features: features.py
     labels: tf.Tensor  # [N] float32, 0 or 1
 
     @property
     def steps(self) -> int:
+        """Return the number of steps in an epoch."""
         return self.batches.steps
 
-    def rows(self, seed: int | None, epoch: int) -> np.ndarray:
-        """[steps, own slots] int64: which of `images` each step takes; -1 where a slot sits out."""
+    def indices(self, seed: int | None, epoch: int) -> np.ndarray:
+        """Return which of `images` each step takes: [steps, own slots] int64, -1 where a slot is idle."""
         indices = self.batches.indices(seed, epoch)
-        drawn = self.sampler.rows(epoch)[self.batches.start : self.batches.stop] - self.first
-        return np.where(indices >= 0, drawn[indices], -1) if len(drawn) else indices
+        sampled = self.sampler.rows(epoch)[self.batches.start : self.batches.stop] - self.first
+        return np.where(indices >= 0, sampled[indices], -1) if len(sampled) else indices
 
 
-def load_share(
+def load_worker_rows(
     dataset: Dataset,
     split: str,
     batches: ShardedBatches,
@@ -49,20 +50,20 @@ def load_share(
     epochs: int,
     memory: int,
     each_block: Callable[[], None] = lambda: None,
-) -> Share:
-    """Reads every row that this worker will need in that many epochs: one stretch, a little longer than its slots.
+) -> WorkerRows:
+    """Read every row that this worker needs in so many epochs: one stretch, a little longer than its slots.
 
     Args:
         memory: bytes of images to hold in memory. If there are more, they go to a file on this machine's disk, which
-            the system keeps in what memory is free; batches are the same.
+            the system caches in free memory; the batches are the same.
         each_block: is called after each row group that is read.
 
     Raises:
         RunError: neither the memory nor the disk has room for them.
     """
-    drawn = [sampler.rows(epoch)[batches.start : batches.stop] for epoch in range(epochs)]
-    first = min((int(rows[0]) for rows in drawn if len(rows)), default=0)
-    stop = max((int(rows[-1]) + 1 for rows in drawn if len(rows)), default=0)
+    sampled = [sampler.rows(epoch)[batches.start : batches.stop] for epoch in range(epochs)]
+    first = min((int(rows[0]) for rows in sampled if len(rows)), default=0)
+    stop = max((int(rows[-1]) + 1 for rows in sampled if len(rows)), default=0)
     shape = (stop - first, dataset.image_size, dataset.image_size, 1)
     labels: list[np.ndarray] = []
 
@@ -73,13 +74,14 @@ def load_share(
             each_block()
 
     images = _in_memory(blocks(), shape) if np.prod(shape) <= memory else _on_disk(blocks(), shape)
-    with tf.device("CPU:0"):  # the whole share stays in host memory; batches go to the device
-        known = tf.constant(np.concatenate(labels) if labels else [], tf.float32)
-    assert len(known) == len(images) == stop - first
-    return Share(batches, sampler, first, images, known)
+    with tf.device("CPU:0"):  # all labels stay in host memory; batches go to the device
+        all_labels = tf.constant(np.concatenate(labels) if labels else [], tf.float32)
+    assert len(all_labels) == len(images) == stop - first
+    return WorkerRows(batches, sampler, first, images, all_labels)
 
 
 def _in_memory(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Return the images in one array, without a second copy of all."""
     images = np.empty(shape, np.uint8)
     row = 0
     for block in blocks:
@@ -89,7 +91,7 @@ def _in_memory(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarr
 
 
 def _on_disk(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """In a file without a name, which ends with this process, however that ends."""
+    """Write the images into a file without a name, which is gone when this process ends, however it ends."""
     with tempfile.TemporaryFile() as file:
         try:
             for block in blocks:
@@ -105,22 +107,24 @@ def _on_disk(blocks: Iterable[np.ndarray], shape: tuple[int, ...]) -> np.ndarray
         return np.memmap(file, np.uint8, "r", shape=shape)
 
 
-def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig, first: int = 0) -> tf.data.Dataset:
-    """One epoch of draws, from step `first` on.
+def training_batches(
+    rows: WorkerRows, seed: int, epoch: int, augment: AugmentConfig, first: int = 0
+) -> tf.data.Dataset:
+    """Return the batches of one epoch, from step `first` on.
 
     Yields:
         (images [n, H, W, 1] uint8, transforms [n, 8] float32, exposures [n, 2] float32), labels [n, 1] float32,
-        weights [n] float32. The images are as they are; whoever trains applies the other two on its own device, see
-        `augment`. The weights make the mean over workers of each worker's mean loss the mean over the rows of the
-        global batch, also where workers hold unequal numbers of them.
+        weights [n] float32. The images are unchanged; the device that trains applies the other two, see `augment`. The
+        weights make the mean over workers of each worker's mean loss the mean over the rows of the global batch, also
+        where workers hold unequal numbers of them.
     """
-    indices = share.rows(seed, epoch)  # [steps, slots]
-    size = share.images.shape[1]
+    indices = rows.indices(seed, epoch)  # [steps, slots]
+    size = rows.images.shape[1]
     own = (indices >= 0).sum(axis=1)
-    weights = (own * share.batches.workers / share.batches.batch_rows()).astype(np.float32)  # [steps]
+    weights = (own * rows.batches.workers / rows.batches.batch_rows()).astype(np.float32)  # [steps]
     transforms = np.zeros((*indices.shape, 8), np.float32)
     exposures = np.zeros((*indices.shape, 2), np.float32)
-    first_slot = share.batches.rank * share.batches.batch_size // share.batches.workers
+    first_slot = rows.batches.rank * rows.batches.batch_size // rows.batches.workers
     for column in range(indices.shape[1]):
         generator = np.random.default_rng([seed, epoch, first_slot + column, 1])
         transforms[:, column] = draw_transforms(generator, len(indices), augment, size)
@@ -130,42 +134,42 @@ def training_batches(share: Share, seed: int, epoch: int, augment: AugmentConfig
         index: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor, weight: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
         present = index >= 0
-        rows = tf.boolean_mask(index, present)
-        images, labels = _gather(share, rows)
-        drawn = (tf.boolean_mask(drawn, present) for drawn in (transforms, exposures))
-        return (images, *drawn), labels, tf.fill(tf.shape(rows), weight)
+        chosen = tf.boolean_mask(index, present)
+        images, labels = _gather(rows, chosen)
+        augmentation = (tf.boolean_mask(values, present) for values in (transforms, exposures))
+        return (images, *augmentation), labels, tf.fill(tf.shape(chosen), weight)
 
     steps = (indices, transforms, exposures, weights)
     return _run_ahead(tf.data.Dataset.from_tensor_slices(tuple(array[first:] for array in steps)), batch)
 
 
-def evaluation_batches(share: Share, weights: np.ndarray) -> tf.data.Dataset:
-    """Each row once, in order, as it is.
+def evaluation_batches(rows: WorkerRows, weights: np.ndarray) -> tf.data.Dataset:
+    """Return batches of each row once, in order, unchanged.
 
     Args:
-        weights: [rows of the split] float32.
+        weights: of each row of the split, [rows] float32.
 
     Yields:
         images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32.
     """
-    own_weights = tf.constant(weights[share.first : share.first + len(share.images)])
+    own_weights = tf.constant(weights[rows.first : rows.first + len(rows.images)])
 
     def batch(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        rows = tf.boolean_mask(index, index >= 0)
-        return *_gather(share, rows), tf.gather(own_weights, rows)
+        chosen = tf.boolean_mask(index, index >= 0)
+        return *_gather(rows, chosen), tf.gather(own_weights, chosen)
 
-    return _run_ahead(tf.data.Dataset.from_tensor_slices(share.rows(None, 0)), batch)
+    return _run_ahead(tf.data.Dataset.from_tensor_slices(rows.indices(None, 0)), batch)
 
 
-def _gather(share: Share, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images as the share has them and labels [n, 1] float32; NumPy's, since TensorFlow cannot gather from a file."""
-    images = tf.numpy_function(lambda chosen: share.images[chosen], [rows], share.images.dtype, stateful=False)
-    images = tf.ensure_shape(images, [None, *share.images.shape[1:]])
-    return images, tf.gather(share.labels, rows)[:, tf.newaxis]
+def _gather(rows: WorkerRows, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the chosen images, and their labels [n, 1] float32. TensorFlow cannot gather from a file, NumPy can."""
+    images = tf.numpy_function(lambda chosen: rows.images[chosen], [chosen], rows.images.dtype, stateful=False)
+    images = tf.ensure_shape(images, [None, *rows.images.shape[1:]])
+    return images, tf.gather(rows.labels, chosen)[:, tf.newaxis]
 
 
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:
-    """Maps steps to batches in order, two ahead of the training."""
+    """Map steps to batches in order, two ahead of the training."""
     options = tf.data.Options()
     options.autotune.enabled = False  # nothing here to tune, and its thread delays the iterator's end: see strategy.py
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2).with_options(options)

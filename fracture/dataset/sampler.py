@@ -1,4 +1,4 @@
-"""Which rows an epoch of training sees, and how often: so that no radiograph drowns the others in copies of itself."""
+"""The rows of each epoch of training, sampled so that no radiograph outweighs the others by its many copies."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class BalancedSampler:
-    """Rows of the training split for each epoch; plain arithmetic, known alike to every worker.
+    """The rows of the training split for each epoch: plain arithmetic, the same on every worker.
 
     With `image`, each row is sampled once an epoch. With `radiograph`, each class gets half of the samples; within a
     class each radiograph gets as many as any other, and so does each row of a radiograph: exactly, over the epochs,
@@ -16,39 +16,40 @@ class BalancedSampler:
     def __init__(self, radiograph_ids: np.ndarray, labels: np.ndarray, sampling: str, seed: int) -> None:
         """
         Args:
-            radiographs, labels: [rows], of the training split, in row order.
-            sampling: image or radiograph.
+            radiograph_ids, labels: [rows], of the training split, in row order.
+            sampling: `image` or `radiograph`.
+            seed: of the order of radiographs, and of their rows.
         """
-        self.count = len(radiograph_ids)  # draws in an epoch
+        self.count = len(radiograph_ids)  # samples in an epoch
         self._classes = list(self._by_class(radiograph_ids, labels, seed)) if sampling == "radiograph" else []
 
     def _by_class(
         self, radiograph_ids: np.ndarray, labels: np.ndarray, seed: int
     ) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """(draws an epoch, rows of each radiograph), for each class that there is."""
+        """Yield (samples an epoch, rows of each radiograph) for each class that has rows."""
         present = np.unique(labels)
         for number, label in enumerate(present):
             rows = np.flatnonzero(labels == label)
             generator = np.random.default_rng([seed, int(label), 2])
-            rows = rows[generator.permutation(len(rows))]  # of a radiograph, in no order that means anything
+            rows = rows[generator.permutation(len(rows))]  # a radiograph's rows, in random order
             rows = rows[np.argsort(radiograph_ids[rows], kind="stable")]
             members = np.split(rows, np.flatnonzero(np.diff(radiograph_ids[rows])) + 1)
             share = self.count * (number + 1) // len(present) - self.count * number // len(present)
             yield share, [members[i] for i in generator.permutation(len(members))]
 
     def rows(self, epoch: int) -> np.ndarray:
-        """[count] int64, ascending; a row that is drawn twice stands there twice."""
+        """Return the rows of an epoch: [count] int64, ascending, a row as often as it is sampled."""
         if not self._classes:
             return np.arange(self.count)
-        drawn = []
+        sampled = []
         for share, members in self._classes:
             # Radiograph r of n has had floor(epoch · share / n + r / n) samples before it; by Hermite's identity
             # these add up to epoch · share, so each epoch has exactly its share.
             number = np.arange(len(members))
             before = (epoch * share + number) // len(members)
             after = ((epoch + 1) * share + number) // len(members)
-            drawn += [rows[np.arange(b, a) % len(rows)] for rows, b, a in zip(members, before, after, strict=True)]
-        return np.sort(np.concatenate(drawn))
+            sampled += [rows[np.arange(b, a) % len(rows)] for rows, b, a in zip(members, before, after, strict=True)]
+        return np.sort(np.concatenate(sampled))
 
 
 def row_weights(radiograph_ids: np.ndarray, labels: np.ndarray, sampling: str) -> np.ndarray:

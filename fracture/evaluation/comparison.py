@@ -38,7 +38,7 @@ class Costs:
 
     parameters: int
     trained_parameters: int  # the largest count of any epoch
-    weights_bytes: int  # size of one fold's weights.npz
+    weights_bytes: int  # size of one fold's weights.safetensors
     epochs: int  # sum over all folds
     training_seconds: float  # sum over all folds, including validation, without the start of the workers
     memory_gb: float  # peak of rank 0 in any fold
@@ -144,7 +144,7 @@ def read_costs(run: StoragePath, folds: int, parameters: int, images_per_second:
     """Read the training costs of the finished folds in `run`, and add the measured figures of the model."""
     logs = [(run / f"fold-{number}" / "metrics.jsonl").read_bytes() for number in range(1, folds + 1)]
     epochs = [json.loads(line) for log in logs for line in log.splitlines()]
-    weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.npz"]
+    weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.safetensors"]
     runs = [(run / f"fold-{number}" / "bundle" / "bundle.json").read_json()["run"] for number in range(1, folds + 1)]
     machines = {
         f"{training['workers']} worker{'s' if training['workers'] > 1 else ''}, {training['precision']}"

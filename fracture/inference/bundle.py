@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
+from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config
 from fracture.dataset.format import FILES, Dataset
 from fracture.errors import UsageError
@@ -31,7 +31,7 @@ from fracture.storage import StoragePath
 
 FORMAT_VERSION = 6
 CARD = "bundle.json"
-WEIGHTS = "weights.npz"
+WEIGHTS = "weights.safetensors"
 TRAINED_ON = "trained_on.parquet"
 IMAGES = {
     "range": [0, 255],
@@ -47,7 +47,7 @@ _ADVICE = "Fetch the bundle again from where it was trained, or train again."
 def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePath) -> None:
     """Write the model into the bundle's folder, in three formats.
 
-    `weights.npz` is what this program reads, `model.keras` is for tf_keras, `saved_model/` for TensorFlow alone.
+    `weights.safetensors` is what this program reads, `model.keras` is for tf_keras, and `saved_model/` for TensorFlow.
 
     Args:
         operating_point: its calibration becomes part of the last layer's weights, so that all three formats return
@@ -59,8 +59,8 @@ def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePat
         [kernel / operating_point.temperature, bias / operating_point.temperature + operating_point.offset]
     )
     with tempfile.TemporaryDirectory() as folder:
-        names, values = [weight.name for weight in model.weights], model.get_weights()
-        save_arrays(Path(folder) / WEIGHTS, values, names)
+        names = [weight.name for weight in model.weights]
+        save_arrays(Path(folder) / WEIGHTS, dict(zip(names, model.get_weights(), strict=True)))
         model.save(Path(folder) / "model.keras")
         save_for_tensorflow(model, Path(folder) / "saved_model")
         bundle.upload(Path(folder))
@@ -230,7 +230,7 @@ class Bundle:
         """Return the weights in the order of `model.weights`; they include the calibration.
 
         Raises:
-            UsageError: `weights.npz` is damaged, or not of the network that `bundle.json` describes.
+            UsageError: `weights.safetensors` is damaged, or not of the network that `bundle.json` describes.
         """
         from fracture.models import weight_shapes
 
@@ -239,7 +239,7 @@ class Bundle:
         file = self.folder / WEIGHTS
         if not file.is_file():
             raise UsageError(f"{file} is missing. {_ADVICE}")
-        most = min(file_bytes(expected)[1], _MAX_WEIGHTS_BYTES)
+        most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
         return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE)
 
 

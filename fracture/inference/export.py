@@ -239,7 +239,8 @@ def _write_tflite(model: Any, path: Path) -> Predict:
 
 def _converter(model: Any) -> Any:
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    from fracture.models.tensorflow_internals import convert_variables_to_constants_v2
 
     images = tf.TensorSpec(model.input_shape, tf.float32, name="images")
     function = tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
@@ -249,7 +250,7 @@ def _converter(model: Any) -> Any:
 
 
 def _convert(converter: Any) -> bytes:
-    from tensorflow.lite.python.convert import ConverterError
+    from fracture.models.tensorflow_internals import ConverterError
 
     try:
         return converter.convert()

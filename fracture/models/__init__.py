@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing is written to stderr: TensorFlow's C++ side writes there as it loads, at whatever log level."""
+def _silence_stderr() -> Iterator[None]:
+    """Drop what TensorFlow's C++ side writes to stderr as it loads, which no log level stops."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -25,36 +25,35 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-with _quiet():
+with _silence_stderr():
     import tensorflow as tf
-    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
-    tf.config.list_physical_devices()  # complains where there is no GPU
+    tf.config.list_physical_devices()  # warns where there is no GPU
+
+    from fracture.models.tensorflow_internals import UninitializedVariable
 
 
 def build_model(
     config: Config, pixel_mean: float, pixel_std: float, step: "Callable[[], tf.Tensor] | None" = None
 ) -> "keras.Model":
-    """The network for images [N, S, S, 1], uint8 or float in [0, 255], to fracture probabilities [N, 1] float32.
+    """Build the network that maps images [N, S, S, 1], uint8 or float in [0, 255], to probabilities [N, 1] float32.
 
-    Its graph is flat, normalisation is within, and its last layers are `logit` and `probability`.
+    A probability is that of a fracture. The graph is flat and begins with normalisation; its last layers are `logit`
+    and `probability`.
 
     Args:
         pixel_mean, pixel_std: of the training images, in [0, 255].
-        step: the training step, which keys dropout. None builds the network to hand over, whose weights are the same
+        step: the training step, which keys dropout. None builds the network for inference; its weights are the same
             list.
     """
     return import_module(f"fracture.models.{MODELS[config.model.name]}").build(config, pixel_mean, pixel_std, step)
 
 
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each weight in the order of the model's, without any memory set aside for them."""
-    with tf.variable_creator_scope(_without_memory):
+    """Return the name and shape of each weight in the model's order, without memory for their values."""
+    with tf.variable_creator_scope(_create_uninitialized):
         return {weight.name: tuple(weight.shape) for weight in build_model(config, 0.0, 1.0).weights}
 
 
-def _without_memory(_: Any, name: str, shape: Any, dtype: Any, **others: Any) -> tf.Variable:
-    """A variable that has no value, which takes a class private to TensorFlow 2.21; a graph of its own would do, but
-    to build Keras models in one breaks those that were built before.
-    """
+def _create_uninitialized(_: Any, name: str, shape: Any, dtype: Any, **others: Any) -> tf.Variable:
     return UninitializedVariable(name=name, shape=shape, dtype=dtype, trainable=others.get("trainable"))

@@ -13,7 +13,8 @@ layers = keras.layers
 class KeyedDropout(layers.Layer):
     """Dropout whose mask follows from (seed, step, replica) alone.
 
-    Keras' own draws from a counter that no checkpoint holds, so a resumed run would not repeat an undisturbed one.
+    Keras' own dropout counts its calls, and no checkpoint holds the count: a resumed run would not repeat an
+    undisturbed one.
     Inverted dropout as in https://jmlr.org/papers/v15/srivastava14a.html: kept values are scaled by 1 / (1 - rate).
     """
 
@@ -28,13 +29,13 @@ class KeyedDropout(layers.Layer):
         key = tf.stack(
             [tf.cast(self._seed, tf.int64), tf.cast(self._step(), tf.int64) * 65536 + tf.cast(replica, tf.int64)]
         )
-        drawn = tf.random.stateless_uniform(tf.shape(inputs), key)
-        kept = tf.cast(drawn >= self._rate, inputs.dtype)
+        uniform = tf.random.stateless_uniform(tf.shape(inputs), key)
+        kept = tf.cast(uniform >= self._rate, inputs.dtype)
         return inputs * kept / (1 - self._rate)
 
 
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
-    """See `build_model`."""
+    """Build the network; see `build_model`."""
     model = config.model
     images, x = blocks(config, pixel_mean, pixel_std)
     x = layers.Flatten(name="flatten")(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name="pool")(x)
@@ -45,7 +46,7 @@ def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[]
 
 
 def blocks(config: Config, pixel_mean: float, pixel_std: float) -> tuple[tf.Tensor, tf.Tensor]:
-    """Images [N, S, S, 1] in [0, 255], and what the blocks make of them, [N, s, s, last filters]."""
+    """Return the input, images [N, S, S, 1] in [0, 255], and the output of the blocks, [N, s, s, last filters]."""
     images = image_input(config)
     std = max(pixel_std, 1e-3)
     x = layers.Rescaling(1 / std, offset=-pixel_mean / std, name="standardise")(images)
@@ -55,12 +56,13 @@ def blocks(config: Config, pixel_mean: float, pixel_std: float) -> tuple[tf.Tens
 
 
 def image_input(config: Config) -> tf.Tensor:
+    """Return the input of every network: images [N, S, S, 1] float32 in [0, 255]."""
     size = config.data.image_size
     return layers.Input((size, size, 1), name="images", dtype="float32")
 
 
 def dropout(x: tf.Tensor, config: Config, step: Callable[[], tf.Tensor] | None, number: int = 1) -> tf.Tensor:
-    """As `model.dropout` has it, the `number`-th of the network."""
+    """Apply the network's `number`-th dropout, at the rate `model.dropout`."""
     rate, name = config.model.dropout, f"dropout{number}"
     if not rate:
         return x
@@ -69,7 +71,7 @@ def dropout(x: tf.Tensor, config: Config, step: Callable[[], tf.Tensor] | None, 
 
 
 def probability(x: tf.Tensor) -> tf.Tensor:
-    """[N, 1] float32, of features [N, F]."""
+    """Map features [N, F] to probabilities [N, 1] float32."""
     logit = layers.Dense(1, name="logit")(x)
     # In float32 whatever the precision of the rest: bfloat16 has no probabilities between 0.996 and 1.
     return layers.Activation("sigmoid", dtype="float32", name="probability")(logit)

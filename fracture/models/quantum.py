@@ -12,14 +12,14 @@ from fracture.models.cnn import blocks, dropout, probability
 
 
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
-    """See `build_model`: the CNN's blocks, pooled, then a circuit in place of dense layers."""
+    """Build the CNN's blocks, pooled, with a circuit in place of dense layers; see `build_model`."""
     images, x = blocks(config, pixel_mean, pixel_std)
     x = dropout(keras.layers.GlobalAveragePooling2D(name="pool")(x), config, step)
     return keras.Model(images, probability(circuit(x, config)), name="qnn")
 
 
 def circuit(features: tf.Tensor, config: Config) -> tf.Tensor:
-    """Features [N, F] through a bottleneck to the circuit, or its control: [N, qubits] float32 in [-1, 1]."""
+    """Map features [N, F] through a bottleneck and the circuit, or its control, to [N, qubits] float32 in [-1, 1]."""
     quantum = config.quantum
     kind = Circuit if quantum.circuit == "quantum" else ClassicalRing
     # In float32: bfloat16 has steps of 0.004 at 1.
@@ -30,7 +30,7 @@ def circuit(features: tf.Tensor, config: Config) -> tf.Tensor:
 class _RingMap(keras.layers.Layer):
     """A map of [N, qubits] in [-1, 1] to the same: layers with three weights a qubit, joined along a ring.
 
-    In float32 whatever the precision of the rest, unless it is given another dtype.
+    It computes in float32 whatever the precision of the rest, unless it is given another dtype.
     """
 
     def __init__(self, qubits: int, depth: int, dtype: str = "float32", **others: object) -> None:
@@ -42,11 +42,11 @@ class _RingMap(keras.layers.Layer):
         return super().get_config() | {"qubits": self.qubits, "depth": self.depth}
 
     def _add_weights(self, limit: float) -> tf.Variable:
-        drawn = keras.initializers.RandomUniform(-limit, limit)
-        return self.add_weight("weights", (self.depth, self.qubits, 3), initializer=drawn)
+        uniform = keras.initializers.RandomUniform(-limit, limit)
+        return self.add_weight("weights", (self.depth, self.qubits, 3), initializer=uniform)
 
     def _reach(self, layer: int) -> int:
-        """How far along the ring this layer joins: 1, 2, ... by turns, never a qubit with itself."""
+        """Return how far along the ring this layer joins qubits: 1, 2, ... by turns, never a qubit with itself."""
         return layer % max(self.qubits - 1, 1) + 1
 
 
@@ -59,8 +59,9 @@ class Circuit(_RingMap):
     """
 
     def build(self, input_shape: tf.TensorShape) -> None:
-        # Nearer to 0, the outputs are almost even in the inputs: a fifth of how they vary tells x from -x, here 0.8.
-        # All over the circle they are flat where qubits are many: with 8 in 3 layers their slope is 0.02, here 0.11.
+        # With smaller angles the outputs are almost even in the inputs: 0.2 of their variance depends on the sign, and
+        # 0.8 with these. With angles over the whole circle they are flat: with 8 qubits in 3 layers their slope is
+        # 0.02, and 0.11 with these.
         self._angles = self._add_weights(math.pi / 4)
         super().build(input_shape)
 
@@ -81,7 +82,7 @@ class Circuit(_RingMap):
 
 @keras.saving.register_keras_serializable(package="fracture")
 class ClassicalRing(_RingMap):
-    """What the circuit is compared with: y[i] = tanh(a[i] x[i] + c[i] x[i + reach] + b[i]) in each layer."""
+    """The control for the circuit: y[i] = tanh(a[i] x[i] + c[i] x[i + reach] + b[i]) in each layer."""
 
     def build(self, input_shape: tf.TensorShape) -> None:
         limit = math.sqrt(6 / (2 + 2))  # Glorot's, with two inputs and two outputs: proceedings.mlr.press/v9/glorot10a
@@ -98,12 +99,12 @@ class ClassicalRing(_RingMap):
 
 
 def _bits(qubits: int) -> np.ndarray:
-    """[2**qubits, qubits]: of each basis state, those of the qubits."""
+    """Return the qubits' bits in each basis state: [2**qubits, qubits]."""
     return np.arange(2**qubits)[:, None] >> np.arange(qubits)[::-1] & 1
 
 
 def _cnot_ring(qubits: int, reach: int) -> np.ndarray:
-    """The basis state whose amplitude each one has after CNOTs from each qubit to the one `reach` further, in turn."""
+    """Return the state that each state's amplitude comes from in CNOTs from each qubit to the one `reach` further."""
     states, bits = np.arange(2**qubits, dtype=np.int32), _bits(qubits)
     source = states
     for control in range(qubits if qubits > 1 else 0):
@@ -113,7 +114,7 @@ def _cnot_ring(qubits: int, reach: int) -> np.ndarray:
 
 
 def _embed(angles: tf.Tensor) -> tf.Tensor:
-    """RY of each of the angles [qubits, N] on a qubit of |0...0>: real amplitudes [2**qubits, N]."""
+    """Rotate the qubits of |0...0> by RY of the angles [qubits, N]; return real amplitudes [2**qubits, N]."""
     qubits = angles.shape[0]
     pairs = tf.stack([tf.cos(angles / 2), tf.sin(angles / 2)], axis=1)
     state = pairs[0]
@@ -123,7 +124,7 @@ def _embed(angles: tf.Tensor) -> tf.Tensor:
 
 
 def _rotate_z(state: tf.Tensor, signs: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
-    """RZ of all qubits at once: a phase for each basis state. Returns [2**qubits, 2, N]."""
+    """Apply RZ to all qubits at once, as a phase of each basis state; return [2**qubits, 2, N]."""
     half = tf.linalg.matvec(signs, angles / 2)[:, None]
     cos, sin = tf.cos(half), tf.sin(half)
     real, imaginary = tf.unstack(tf.reshape(state, [signs.shape[0], 2, -1]), axis=1)
@@ -131,7 +132,7 @@ def _rotate_z(state: tf.Tensor, signs: tf.Tensor, angles: tf.Tensor) -> tf.Tenso
 
 
 def _rotate_y(state: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
-    """RY of each qubit. Real, so the same for real and imaginary parts."""
+    """Apply RY to each qubit. It is real, so the same for real and imaginary parts."""
     cos, sin = tf.cos(angles / 2), tf.sin(angles / 2)
     matrices = tf.reshape(tf.stack([cos, -sin, sin, cos], axis=1), [-1, 2, 2])
     for qubit in range(angles.shape[0]):

@@ -1,4 +1,4 @@
-"""Networks of tf_keras.applications under a head of ours: what they know of photographs, reused."""
+"""Transfer learning: a backbone of tf_keras.applications, pretrained on photographs, under a head for fractures."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,8 +14,8 @@ from fracture.models.quantum import circuit
 layers = keras.layers
 
 _MINUS_ONE_TO_ONE = (1 / 127.5, [-1.0] * 3)
-_CAFFE = (1.0, [-103.939, -116.779, -123.68])  # ImageNet's mean as blue, green, red; a grey image is all three
-# The mean and deviation of ImageNet that PyTorch made customary, as red, green, blue in [0, 1].
+_CAFFE = (1.0, [-103.939, -116.779, -123.68])  # ImageNet's mean of blue, green, red, which are equal in a grey image
+# The mean and deviation of ImageNet that torchvision uses, of red, green, blue in [0, 1].
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STANDARDISED = (
     [1 / (255 * deviation) for deviation in _DEVIATION],
@@ -34,21 +34,21 @@ _BACKBONES: dict[str, tuple[Callable[..., keras.Model], tuple[Any, Any]]] = {
 
 
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
-    """See `build_model`; the scaling of the pixels is the backbone's own, not that of these images."""
+    """Build the network; see `build_model`. Pixels are scaled as for the backbone, not by the mean of these images."""
     base = build_backbone(config)
     return keras.Model(base.input, _head(base.output, config, step), name=config.model.name)
 
 
 def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
-    """Images [N, S, S, 1] in [0, 255] to features [N, F], the mean of each channel of the last layer.
+    """Build the network from images [N, S, S, 1] in [0, 255] to features [N, F], the mean of each last channel.
 
     Args:
-        weights: imagenet, which Keras downloads where its cache, ~/.keras, has them not; None: drawn.
+        weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; None: random ones.
     """
     constructor, (scale, offset) = _BACKBONES[config.backbone]
     logger = tf.get_logger()
     level = logger.level
-    logger.setLevel("ERROR")  # MobileNetV2 warns of sizes other than those it was trained on; it takes any
+    logger.setLevel("ERROR")  # MobileNetV2 warns of sizes that it was not trained on, but takes any
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
     x = layers.Rescaling(scale, offset, name="scale")(x)
@@ -60,18 +60,18 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = config.model.batch_norm_momentum
         elif isinstance(layer, layers.Dropout):
-            layer.rate = 0.0  # EfficientNet's: its draws would not repeat when a run is resumed
+            layer.rate = 0.0  # EfficientNet's, whose random numbers would not repeat when a run is resumed
     return keras.Model(images, layers.GlobalAveragePooling2D(name="features")(base.output), name=config.backbone)
 
 
 def build_head(config: Config, width: int, step: Callable[[], tf.Tensor]) -> keras.Model:
-    """The rest of the model: features [N, width] float32 to probabilities [N, 1]. Its weights end the model's list."""
+    """Build the head: features [N, width] float32 to probabilities [N, 1]. Its weights are the model's last."""
     features = layers.Input((width,), name="features", dtype="float32")
     return keras.Model(features, _head(features, config, step), name="head")
 
 
 def _head(features: tf.Tensor, config: Config, step: Callable[[], tf.Tensor] | None) -> tf.Tensor:
-    # Standardised by the features of the training images, which are set before training and stay: see phases.py.
+    # Its mean and variance are those of the training images' features: set before training, and frozen.
     x = layers.BatchNormalization(center=False, scale=False, trainable=False, name="standardise")(features)
     x = dropout(x, config, step)
     return probability(circuit(x, config) if config.model.name == "qnn_transfer" else x)

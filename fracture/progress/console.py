@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from fracture.config import Config
-from fracture.training.phases import Phase, most_epochs, phases
+from fracture.training.phases import Phase, count_epochs, list_phases
 
 _HEADER = (
     "epoch   loss   acc.  prec.   rec.    AUC │ val loss   acc.  prec.   rec.    AUC │ images/s      lr   time  left"
@@ -48,7 +48,7 @@ class Console:
         plural = "s" if self.workers > 1 else ""
         self._line(
             f"training   {self.workers} worker{plural} × {each} {unit} · {event['steps']} steps of "
-            f"{training.batch_size} images an epoch, at most {most_epochs(self._config)} epochs"
+            f"{training.batch_size} images an epoch, at most {count_epochs(self._config)} epochs"
         )
         if event["steps_done"]:
             where = f"epoch {event['epochs_done'] + 1}, step {event['steps_done']} of {event['steps']}"
@@ -67,18 +67,18 @@ class Console:
             return
         self._phase = phase
         told = f"network    {config.model.name}, {event['precision']} · "
-        if phase.learns == "all":
+        if phase.trains == "all":
             self._line(f"{told}{count:,} parameters")
         else:
             count_of = config.transfer.unfreeze
             which = "all layers" if count_of == "all" else f"the last {count_of} layers"
-            what = "the head learns" if phase.learns == "head" else f"{which} of the backbone learn too"
+            what = "the head learns" if phase.trains == "head" else f"{which} of the backbone learn too"
             self._line(f"{told}{what}, {learning:,} of {count:,} parameters, for at most {phase.epochs} epochs")
-        if phase.by_features:
+        if phase.on_frozen_features:
             both = " and its mirror image" if config.augment.horizontal_flip else ""
             self._line(f"           on features of the frozen backbone, computed once for each image{both}")
         if not self._headed:
-            self._line(_LEGEND.format(phase=", in this phase" if len(phases(config)) > 1 else ""))
+            self._line(_LEGEND.format(phase=", in this phase" if len(list_phases(config)) > 1 else ""))
             self._line(_HEADER)
             self._headed = True
 

@@ -1,4 +1,4 @@
-"""What a backbone that stays as it is makes of the images, computed once."""
+"""Features of a frozen backbone, computed once for each image."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,50 +7,52 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from fracture.dataset.pipeline import Share
+from fracture.dataset.pipeline import WorkerRows
 
 _AT_ONCE = 32
 _BLOCK = 1024
 
 
-def compute_features(backbone: Any, share: Share, mirrored: bool, each_part: Callable[[int, int], None]) -> Share:
-    """The share with features [N, 1 or 2, F] float32 in place of images; the second ones are of the mirror images.
+def compute_features(
+    backbone: Any, rows: WorkerRows, mirrored: bool, each_part: Callable[[int, int], None]
+) -> WorkerRows:
+    """Return the rows with features [N, 1 or 2, F] float32 in place of images; the second are of the mirror images.
 
     Args:
         backbone: Keras model of images [N, S, S, 1] in [0, 255] to features [N, F], outside of any strategy.
-        each_part: is called with how many of how many images are done.
+        each_part: is called with the number of images that are done, and of all images.
     """
     forward = tf.function(
         lambda images: backbone(images, training=False),
-        input_signature=[tf.TensorSpec((None, *share.images.shape[1:]), tf.uint8)],
+        input_signature=[tf.TensorSpec((None, *rows.images.shape[1:]), tf.uint8)],
     )
-    count = len(share.images)
+    count = len(rows.images)
     features = np.empty((count, 1 + mirrored, backbone.output_shape[-1]), np.float32)
     for at in range(0, count, _AT_ONCE):
-        images = share.images[at : at + _AT_ONCE]
+        images = rows.images[at : at + _AT_ONCE]
         features[at : at + _AT_ONCE, 0] = forward(images)
         if mirrored:
             features[at : at + _AT_ONCE, 1] = forward(images[:, :, ::-1])
         each_part(min(at + _AT_ONCE, count), count)
-    return replace(share, images=features)
+    return replace(rows, images=features)
 
 
-def mean_and_variance(share: Share, add: Callable[[list[float]], list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """[F] each, of the features that the first epoch draws, over all workers.
+def mean_and_variance(rows: WorkerRows, add: Callable[[list[float]], list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the variance, [F] each, of the features sampled in the first epoch, over all workers.
 
     Args:
-        add: adds up F numbers over all workers, and is called by all.
+        add: sums F numbers over all workers; every worker calls it.
     """
-    rows = share.sampler.rows(0)[share.batches.start : share.batches.stop] - share.first
-    views = share.images.shape[1]
-    times = np.bincount(rows, minlength=len(share.images)) / (
-        share.sampler.count * views
-    )  # each row is drawn, as a share
+    sampled = rows.sampler.rows(0)[rows.batches.start : rows.batches.stop] - rows.first
+    views = rows.images.shape[1]
+    times = np.bincount(sampled, minlength=len(rows.images)) / (
+        rows.sampler.count * views
+    )  # how often each row is sampled, as a fraction of all
 
     def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        """[F], over all workers; by blocks, since float64 is twice the features."""
+        """Return the sum over all workers, [F]; in blocks, since float64 takes twice the memory of the features."""
         starts = range(0, len(times), _BLOCK)
-        sums = (np.einsum("n,nkf->f", times[at : at + _BLOCK], of(share.images[at : at + _BLOCK])) for at in starts)
+        sums = (np.einsum("n,nkf->f", times[at : at + _BLOCK], of(rows.images[at : at + _BLOCK])) for at in starts)
         return np.array(add(np.sum(list(sums), axis=0).tolist()))
 
     mean = total(lambda features: features.astype(np.float64))

@@ -20,8 +20,8 @@ from fracture.runtime.channel import Tell, teller
 from fracture.runtime.failures import PeerLost
 from fracture.runtime.watchdog import Watchdog
 from fracture.storage import StoragePath
-from fracture.training.checkpoint import Arrays, Damaged, LoopState
-from fracture.training.phases import Phase, most_epochs, phases
+from fracture.training.checkpoint import Arrays, DamagedCheckpointError, LoopState
+from fracture.training.phases import Phase, count_epochs, list_phases
 
 _SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
 
@@ -85,7 +85,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
 
     from fracture.dataset.sampler import row_weights
     from fracture.training.callbacks import Left, Progress
-    from fracture.training.learner import make_learner
+    from fracture.training.phase_model import build_phase_model
     from fracture.training.precision import choose_precision
 
     radiograph_ids = {split: _read_radiograph_ids(assignment, split) for split in ("train", "val")}
@@ -111,7 +111,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             steps_done=state.steps_done,
             workers=workers,
             steps=shares[0].steps,
-            precision="float32" if phases(config)[-1].by_features else state.precision,
+            precision="float32" if list_phases(config)[-1].on_frozen_features else state.precision,
         )
         log = _EventLog(assignment.run / "tensorboard", state.history)
         if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
@@ -134,28 +134,28 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
             tell(event="features", done=done, count=count)
 
     try:
-        for phase in phases(config)[state.phase :]:
+        for phase in list_phases(config)[state.phase :]:
             if not state.finished(phase.epochs, config.training.patience):  # else it was killed just then
                 watchdog.busy("building the network")
                 began = time.monotonic()
-                learner = make_learner(strategy, config, manifest, phase, state, backbone, shares, computed)
+                phase_model = build_phase_model(strategy, config, manifest, phase, state, backbone, shares, computed)
                 watchdog.rest("waiting for the others to build the network")
                 barrier()
-                if phase.by_features:  # it has the images once for all epochs: part of the next one's time
+                if phase.on_frozen_features:  # it has the images once for all epochs: part of the next one's time
                     state.seconds += time.monotonic() - began
                 if rank == 0:
-                    frozen = sum(array.size for array in backbone) if phase.by_features else 0
+                    frozen = sum(array.size for array in backbone) if phase.on_frozen_features else 0
                     tell(
                         event="phase",
                         phase=phase,
                         last=state.phase_began + phase.epochs,
-                        parameters=learner.model.count_params() + frozen,
-                        learning=learner.learning,
-                        precision=learner.precision,
+                        parameters=phase_model.model.count_params() + frozen,
+                        learning=phase_model.trainable_parameters,
+                        precision=phase_model.precision,
                     )
-                if not _learn(worker, phase, learner, state, val_weights):
+                if not _learn(worker, phase, phase_model, state, val_weights):
                     return
-            state.end_phase(backbone if phase.by_features else [])
+            state.end_phase(backbone if phase.on_frozen_features else [])
     except Left:
         if rank == 0:
             tell(event="left", epoch=progress.epoch, step=state.steps_done)
@@ -182,7 +182,7 @@ def _backbone(assignment: Assignment) -> Arrays:
     return read_backbone(assignment.search or assignment.run, assignment.config)
 
 
-def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_weights: np.ndarray) -> bool:
+def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, val_weights: np.ndarray) -> bool:
     """One phase, to its end; False where the loss diverged.
 
     Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
@@ -192,7 +192,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
 
     from fracture.dataset.pipeline import evaluation_batches, training_batches
     from fracture.training.callbacks import StopOnDivergence
-    from fracture.training.learner import learning_rate, optimizer_state
+    from fracture.training.phase_model import learning_rate, optimizer_state
     from fracture.training.strategy import local_arrays, local_variables, on_each_worker, reducer
 
     strategy, rank, tell, watchdog, progress = (
@@ -203,13 +203,13 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
         worker.progress,
     )
     config, manifest, run = worker.assignment.config, worker.assignment.dataset.manifest, worker.assignment.run
-    model, train, val, seed = learner.model, learner.train, learner.val, config.training.seed
+    model, train, val, seed = phase_model.model, phase_model.train, phase_model.val, config.training.seed
     slots = optimizer_state(model.optimizer)
-    tallies = [variable for metric in learner.metrics for variable in metric.variables]
+    tallies = [variable for metric in phase_model.metrics for variable in metric.variables]
     nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
-    tally, results = reducer(strategy, "sum", tallies), _results(strategy, learner.metrics)
-    results_of_validation = _results(strategy, [*learner.metrics, learner.weighted])
-    averages = learner.moving_averages()
+    tally, results = reducer(strategy, "sum", tallies), _results(strategy, phase_model.metrics)
+    results_of_validation = _results(strategy, [*phase_model.metrics, phase_model.weighted_loss])
+    averages = phase_model.moving_averages()
     mean_averages = reducer(strategy, "mean", averages)
 
     def share_moving_averages() -> None:
@@ -253,10 +253,10 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
             divergence = StopOnDivergence()
             # Keras has set them to zero when an epoch begins.
             restore = keras.callbacks.LambdaCallback(
-                on_epoch_begin=lambda epoch, logs: set_tallies(state.tallies or nothing)
+                on_epoch_begin=lambda epoch, logs: set_tallies(state.metric_sums or nothing)
             )
             model.fit(
-                on_each_worker(strategy, training_batches(train, seed, epoch, learner.augment, first)),
+                on_each_worker(strategy, training_batches(train, seed, epoch, phase_model.augment, first)),
                 epochs=1,
                 steps_per_epoch=train.steps - first,
                 callbacks=[restore, divergence, progress],
@@ -267,7 +267,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
                     tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
                 return False
         else:
-            set_tallies(state.tallies)
+            set_tallies(state.metric_sums)
         trained, tallied, measured = time.monotonic() - started, tally(), results()
         set_tallies(nothing)  # before its first batch Keras does not know of the metrics
 
@@ -293,7 +293,7 @@ def _learn(worker: _Worker, phase: Phase, learner: Any, state: LoopState, val_we
         record = _record(epoch + 1, measured, validated, manifest.rows("train") / trained, rate)
         record |= {"phase": state.phase + 1, "seconds": round(time.monotonic() - started, 3)}
         record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
-        record["trained_parameters"] = learner.learning
+        record["trained_parameters"] = phase_model.trainable_parameters
         state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
         report(record)
         if worker.log is not None:
@@ -327,13 +327,13 @@ def _load_shares(
     watchdog: Watchdog,
 ) -> list[Any]:
     """This worker's rows of training and validation; they divide the memory by their number."""
-    from fracture.dataset.pipeline import load_share
+    from fracture.dataset.pipeline import load_worker_rows
     from fracture.dataset.sampler import BalancedSampler
 
     config, dataset = assignment.config, assignment.dataset
     training, seen = config.training, sum(dataset.rows(split) for split in radiograph_ids)
     return [
-        load_share(
+        load_worker_rows(
             dataset,
             split,
             ShardedBatches(dataset.rows(split), training.batch_size, rank, workers),
@@ -342,7 +342,7 @@ def _load_shares(
             memory=int(config.compute.image_memory_gb * 1e9 * dataset.rows(split) / seen),
             each_block=lambda: watchdog.busy("loading images"),
         )
-        for split, sampling, epochs in (("train", training.sampling, most_epochs(config)), ("val", "image", 1))
+        for split, sampling, epochs in (("train", training.sampling, count_epochs(config)), ("val", "image", 1))
     ]
 
 
@@ -386,7 +386,7 @@ def _latest_state(rank: int, tell: Tell, watchdog: Watchdog) -> LoopState | None
         try:
             chosen, state = path, _load(checkpoints[path])
             break
-        except Damaged as error:
+        except DamagedCheckpointError as error:
             tell(event="damaged", checkpoint=path.rsplit("/", 1)[-1], reason=str(error))
     if checkpoints and rank == 0 and state is None:
         folder = next(iter(checkpoints)).rsplit("/", 1)[0]
@@ -412,7 +412,7 @@ def _load(checkpoint: Any) -> LoopState:
         with checkpoint.as_directory() as folder:
             return LoopState.load(Path(folder))
     except FileNotFoundError as error:
-        raise Damaged(str(error)) from error
+        raise DamagedCheckpointError(str(error)) from error
 
 
 def _report(state: LoopState, record: dict[str, float], rank: int) -> None:

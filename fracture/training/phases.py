@@ -1,4 +1,4 @@
-"""What learns, in which order: everything at once, or a head on a backbone that knows something, and then both."""
+"""The phases of a training: the whole network at once, or head training on a frozen backbone and then fine-tuning."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,23 +8,26 @@ from fracture.config import Config
 
 @dataclass(frozen=True)
 class Phase:
-    learns: Literal["all", "head", "layers"]  # layers: the head and the last of the backbone's
+    """One phase of a training, with an optimizer of its own."""
+
+    trains: Literal["all", "head", "fine-tuning"]  # fine-tuning: the head and the last layers of the backbone
     epochs: int  # at most
     learning_rate: float  # at its highest
-    by_features: bool = False  # on features that are computed once, not on images
+    on_frozen_features: bool = False  # on features that are computed once, in place of images
 
 
-def phases(config: Config) -> tuple[Phase, ...]:
-    """Of a run, in turn. Each begins with the best weights so far, and an optimizer that has done no step."""
+def list_phases(config: Config) -> tuple[Phase, ...]:
+    """Return the phases of a run, in order. Each begins with the best weights so far and a new optimizer."""
     training, transfer = config.training, config.transfer
     if not config.pretrained:
         return (Phase("all", training.epochs, training.learning_rate),)
-    head = Phase("head", transfer.head_epochs, training.learning_rate, by_features=transfer.features == "once")
+    once = transfer.features == "once"
+    head = Phase("head", transfer.head_epochs, training.learning_rate, on_frozen_features=once)
     if not transfer.unfreeze:
         return (head,)
-    return head, Phase("layers", training.epochs, transfer.learning_rate)
+    return head, Phase("fine-tuning", training.epochs, transfer.learning_rate)
 
 
-def most_epochs(config: Config) -> int:
-    """That a run can take, if nothing stops it early."""
-    return sum(phase.epochs for phase in phases(config))
+def count_epochs(config: Config) -> int:
+    """Return the most epochs that a run can have, over all phases."""
+    return sum(phase.epochs for phase in list_phases(config))

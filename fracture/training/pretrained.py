@@ -1,4 +1,4 @@
-"""The weights that a backbone begins with: found once, and kept with the run, so that every worker begins alike."""
+"""The weights that a backbone begins with. They are kept with the run, so that every worker has the same."""
 
 import tempfile
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fracture.arrays import Expected, file_bytes, load_arrays, save_arrays
+from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config
 from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def keep_backbone(run: StoragePath, config: Config, initial: "Bundle | None") -> None:
-    """Writes them into the run, unless it has them.
+    """Write the backbone's weights into the run, unless they are there.
 
     Args:
-        initial: a finished model whose they are; None: they are those that `transfer.weights` names.
+        initial: the finished model to take them from; None takes those that `transfer.weights` names.
 
     Raises:
-        UsageError: there is no such file, or it is of another network.
+        UsageError: there is no such file, or it holds the weights of another network.
         RunError: they cannot be downloaded.
     """
     if (run / BACKBONE).is_file():
@@ -33,27 +33,27 @@ def keep_backbone(run: StoragePath, config: Config, initial: "Bundle | None") ->
     expected = _expected(config)
     arrays = _named_weights(config) if initial is None else initial.load_weights()[: len(expected)]
     with tempfile.TemporaryDirectory() as folder:
-        save_arrays(Path(folder) / BACKBONE, arrays, [array.name for array in expected])
+        save_arrays(Path(folder) / BACKBONE, {e.name: array for e, array in zip(expected, arrays, strict=True)})
         run.upload(Path(folder))
 
 
 def check_backbone(config: Config) -> None:
-    """Looks whether the weights that `transfer.weights` names can be had; raises as `keep_backbone`."""
+    """Check that the weights that `transfer.weights` names can be read; raises as `keep_backbone`."""
     _named_weights(config)
 
 
 def read_backbone(run: StoragePath, config: Config) -> list[np.ndarray]:
-    """In the order of the backbone's."""
+    """Return the backbone's weights that are kept with the run, in layer order."""
     expected, file = _expected(config), run / BACKBONE
-    fix = "Remove it; it is made anew."
-    return load_arrays(file.read_bytes(most=file_bytes(expected)[1]), expected, file, fix)
+    fix = "Remove it; the next start writes it again."
+    return load_arrays(file.read_bytes(most=limit_bytes(expected)), expected, file, fix)
 
 
 def _named_weights(config: Config) -> list[np.ndarray]:
-    """In the order of the backbone's."""
+    """Return the weights that `transfer.weights` names, in layer order."""
     if config.transfer.weights == "imagenet":
-        return _downloaded(config)
-    return _from_file(config)
+        return _download(config)
+    return _read_file(config)
 
 
 def _expected(config: Config) -> list[Expected]:
@@ -61,8 +61,8 @@ def _expected(config: Config) -> list[Expected]:
     return [Expected(weight.name, tuple(weight.shape), np.dtype(np.float32)) for weight in weights]
 
 
-def _downloaded(config: Config) -> list[np.ndarray]:
-    import tf_keras as keras  # not before fracture.models, which keeps TensorFlow quiet as it loads
+def _download(config: Config) -> list[np.ndarray]:
+    import tf_keras as keras  # after fracture.models, which silences TensorFlow as it loads
 
     keras.utils.disable_interactive_logging()  # its progress bar
     try:
@@ -78,7 +78,7 @@ def _downloaded(config: Config) -> list[np.ndarray]:
         keras.utils.enable_interactive_logging()
 
 
-def _from_file(config: Config) -> list[np.ndarray]:
+def _read_file(config: Config) -> list[np.ndarray]:
     check_weights_file(config)
     file = storage_path(config.transfer.weights)
     backbone = build_backbone(config)
@@ -90,6 +90,6 @@ def _from_file(config: Config) -> list[np.ndarray]:
         except (OSError, ValueError, KeyError) as error:  # no HDF5; other layers or shapes; no weights in it
             raise UsageError(
                 f"transfer.weights = {str(file)!r} does not hold the weights of {config.backbone} without top: "
-                f"{str(error).splitlines()[0]} Name a file that does, or set model.name to the network it is of."
+                f"{str(error).splitlines()[0]} Name a file that does, or set model.name to the network of this file."
             ) from None
     return backbone.get_weights()

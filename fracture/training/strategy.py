@@ -1,4 +1,4 @@
-"""What is particular to MultiWorkerMirroredStrategy: how a worker computes with the others."""
+"""MultiWorkerMirroredStrategy: how a worker computes together with the others."""
 
 import os
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from fracture.config import Config
 
 
 def make_strategy(config: Config) -> Any:
-    """Sets up this worker's devices, and waits for the other workers."""
+    """Set up this worker's devices, and wait for the other workers."""
     _set_up_devices(config)
-    _switch_off_tuning()
+    _disable_autotuning()
     import tensorflow as tf
 
     kinds = tf.distribute.experimental.CommunicationImplementation
@@ -22,12 +22,12 @@ def make_strategy(config: Config) -> Any:
 
 
 def _set_up_devices(config: Config) -> None:
-    """TensorFlow takes every core and every byte of a GPU unless told so before it starts."""
+    """Limit cores and GPU memory. TensorFlow takes all of them unless they are limited before it starts."""
     if config.training.xla:
-        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # else clusters are made for GPUs alone
+        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # otherwise only operations on GPUs are compiled
     import tensorflow as tf
 
-    if config.training.xla:  # not `jit_compile`: XLA cannot compile what adds up between workers
+    if config.training.xla:  # not `jit_compile`: XLA cannot compile the sums over workers
         tf.config.optimizer.set_jit("autoclustering")
     tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
@@ -38,13 +38,13 @@ def _set_up_devices(config: Config) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def _switch_off_tuning() -> None:
-    """Lets the iterators that hand batches to a device end at once.
+def _disable_autotuning() -> None:
+    """Disable the autotuning of the datasets that hand batches to a device, so that their iterators end at once.
 
-    tf.data's autotuning has a thread that sleeps 10 ms, 20 ms, 40 ms, ... up to a minute, and dropping an iterator
-    mostly waits for its next waking: an epoch of 6 s took 10 s, one of 11 s took 20 s. Our own datasets switch it
-    off by their options; the small dataset that a distributed iterator adds on each device has no way to be given any,
-    so its maker, private to TensorFlow 2.21, is wrapped.
+    tf.data's autotuning has a thread that sleeps 10 ms, 20 ms, 40 ms, ... up to a minute, and an iterator that is
+    dropped waits until the thread wakes: an epoch of 6 s took 10 s, one of 11 s took 20 s. Our own datasets disable it
+    by their options. The small dataset that a distributed iterator adds on each device takes no options, so the
+    function that makes it, private to TensorFlow 2.21, is wrapped.
     """
     import tensorflow as tf
     from tensorflow.python.data.ops import multi_device_iterator_ops
@@ -60,21 +60,25 @@ def _switch_off_tuning() -> None:
 
 
 def on_each_worker(strategy: Any, batches: Any) -> Any:
-    """Hands `fit` this worker's batches as they are; a plain dataset it would cut up again for the replicas."""
+    """Return a dataset that `fit` takes as this worker's batches; it would split a plain one among the replicas."""
     return strategy.distribute_datasets_from_function(lambda context: batches)
 
 
 def local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
-    """This worker's values; reading them through the strategy would cost a collective for each."""
+    """Return this worker's values. Reading them through the strategy would cost a collective for each."""
     return [variable.numpy() for variable in local_variables(strategy, variables)]
 
 
 def local_variables(strategy: Any, variables: list[Any]) -> list[Any]:
+    """Return this worker's copies of distributed variables."""
     return [strategy.experimental_local_results(variable)[0] for variable in variables]
 
 
 def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) -> Callable[[], list[np.ndarray]]:
-    """A function, to be called by all workers, that gives the variables' sum or mean over them, in one collective."""
+    """Return a function that all workers call, and that gives the variables' sum or mean over them.
+
+    It takes one collective for all variables.
+    """
     import tensorflow as tf
 
     def on_replica() -> list[Any]:
@@ -88,7 +92,7 @@ def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) ->
 
 
 def agreement(strategy: Any, numbers: int) -> Callable[[list[float]], list[float]]:
-    """A function, to be called by all workers, that adds up what each of them says."""
+    """Return a function that all workers call, each with its own numbers, and that gives their sums."""
     import tensorflow as tf
 
     with strategy.scope():
@@ -100,8 +104,8 @@ def agreement(strategy: Any, numbers: int) -> Callable[[list[float]], list[float
         )
     add = reducer(strategy, "sum", [own])
 
-    def agree(says: list[float]) -> list[float]:
-        local_variables(strategy, [own])[0].assign(says)
+    def agree(values: list[float]) -> list[float]:
+        local_variables(strategy, [own])[0].assign(values)
         return add()[0].tolist()
 
     return agree

@@ -16,7 +16,7 @@ from fracture.errors import RunError, UsageError
 from fracture.progress.status import LOCK
 from fracture.storage import StoragePath
 from fracture.training.launch import check_batches
-from fracture.training.phases import most_epochs
+from fracture.training.phases import count_epochs
 
 RESULTS = "trials.json"
 BEST = "best.yaml"
@@ -60,9 +60,9 @@ def check_space(config: Config) -> None:
         UsageError: a setting that no search may draw, or a value that it cannot have.
     """
     tune = config.tune
-    if tune.grace_epochs > most_epochs(config):
+    if tune.grace_epochs > count_epochs(config):
         raise UsageError(
-            f"tune.grace_epochs = {tune.grace_epochs} is more than the {most_epochs(config)} epochs of a training. "
+            f"tune.grace_epochs = {tune.grace_epochs} is more than the {count_epochs(config)} epochs of a training. "
             "Use fewer, or train longer."
         )
     for key, draw in tune.space.items():

@@ -30,7 +30,7 @@ from fracture.runtime.signals import patience, stop_soon
 from fracture.storage import StoragePath, disk_full, store_failed
 from fracture.training.checkpoint import BACKBONE, SNAPSHOT
 from fracture.training.launch import POLL, read_history, train
-from fracture.training.phases import most_epochs
+from fracture.training.phases import count_epochs
 from fracture.tuning.space import Result, draw_trials, in_words, trial_run, write_results
 
 _NOTES = "tune"  # folder of Tune's own notes, of no use afterwards
@@ -253,7 +253,7 @@ def _tuner(search: Search, at_once: int) -> tune.Tuner:
         time_attr="epoch",
         metric="val_loss",
         mode="min",
-        max_t=most_epochs(config),
+        max_t=count_epochs(config),
         grace_period=config.tune.grace_epochs,
         reduction_factor=config.tune.reduction_factor,
     )
@@ -311,7 +311,7 @@ class _Book:
         self.under_way.discard(number)
         if number in self._results:
             return
-        by_itself = number in self._diverged or epochs >= most_epochs(self._config)
+        by_itself = number in self._diverged or epochs >= count_epochs(self._config)
         state = "diverged" if self._diverged.get(number) else "ended" if by_itself else "stopped early"
         history = read_history(trial_run(self._run, number))[:epochs]
         self._results[number] = Result.of(number, self._settings[number - 1], state, history)

@@ -128,9 +128,9 @@ def _train_and_finish(
     from fracture.progress.status import StatusWriter
     from fracture.runtime.cluster import check_capacity, start_ray
     from fracture.training.launch import train
-    from fracture.training.phases import most_epochs
+    from fracture.training.phases import count_epochs
 
-    with StatusWriter(run, most_epochs(config), may_write=lambda: not is_taken_over()) as status:
+    with StatusWriter(run, count_epochs(config), may_write=lambda: not is_taken_over()) as status:
         start_ray(verbose)
         check_capacity(config)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"

@@ -78,7 +78,7 @@ def _search(
 ) -> None:
     """Run the missing trials, and add what they give to `results`."""
     from fracture.runtime.cluster import check_capacity, runs_at_once, start_ray
-    from fracture.training.phases import most_epochs
+    from fracture.training.phases import count_epochs
 
     start_ray(verbose)
     check_capacity(config)
@@ -88,7 +88,7 @@ def _search(
     done = f", of which {len(results)} are done" if results else ""
     workers = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
     report(
-        f"starting   {config.tune.trials} trials of at most {most_epochs(config)} epochs{done}; {at_once} at a time, "
+        f"starting   {config.tune.trials} trials of at most {count_epochs(config)} epochs{done}; {at_once} at a time, "
         f"each on {workers}"
     )
     run_trials(config, dataset, run, results, at_once)

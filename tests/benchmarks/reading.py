@@ -71,9 +71,9 @@ def _timed(epochs: Iterable[Iterable[object]], images: int) -> float:
     return images / (time.monotonic() - started)
 
 
-def _share(folder: str, memory: int) -> Any:
+def _worker_rows(folder: str, memory: int) -> Any:
     from fracture.dataset.format import Dataset, read_manifest
-    from fracture.dataset.pipeline import load_share
+    from fracture.dataset.pipeline import load_worker_rows
     from fracture.dataset.sampler import BalancedSampler
     from fracture.dataset.sharding import ShardedBatches
 
@@ -81,7 +81,9 @@ def _share(folder: str, memory: int) -> Any:
     manifest = read_manifest(shards)
     index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), "radiograph", 0)
-    return load_share(Dataset(shards, manifest), "train", ShardedBatches(sampler.count, BATCH), sampler, 9, memory)
+    return load_worker_rows(
+        Dataset(shards, manifest), "train", ShardedBatches(sampler.count, BATCH), sampler, 9, memory
+    )
 
 
 def ours(folder: str, how: str) -> float:
@@ -92,17 +94,17 @@ def ours(folder: str, how: str) -> float:
     from fracture.dataset.pipeline import evaluation_batches, training_batches
 
     started = time.monotonic()
-    share = _share(folder, 10**10)
+    rows = _worker_rows(folder, 10**10)
     loading = time.monotonic() - started
-    weights = np.ones(share.sampler.count, np.float32)
+    weights = np.ones(rows.sampler.count, np.float32)
     if how == "augmented":
         applied = tf.function(augment)
-        drawn = (training_batches(share, 0, epoch, AugmentConfig()) for epoch in range(3))
-        epochs = ((applied(*batch[0]) for batch in epoch) for epoch in drawn)
+        epochs_of_batches = (training_batches(rows, 0, epoch, AugmentConfig()) for epoch in range(3))
+        epochs = ((applied(*batch[0]) for batch in epoch) for epoch in epochs_of_batches)
     else:
-        epochs = (evaluation_batches(share, weights) for _ in range(3))
-    speed = _timed(epochs, share.sampler.count)
-    return 1 / (1 / speed + loading / 9 / share.sampler.count)
+        epochs = (evaluation_batches(rows, weights) for _ in range(3))
+    speed = _timed(epochs, rows.sampler.count)
+    return 1 / (1 / speed + loading / 9 / rows.sampler.count)
 
 
 def ray_data(folder: str) -> float:
@@ -165,15 +167,15 @@ def memory(folder: str, held: str) -> tuple[float, float]:
     """(MB of images, MB of memory that nothing but this process's end gives back), after two epochs of batches."""
     from fracture.dataset.pipeline import training_batches
 
-    share = _share(folder, 0)  # warms up all that is loaded with the first batch
-    next(iter(training_batches(share, 0, 0, AugmentConfig())))
-    size = share.images.nbytes
-    del share
+    rows = _worker_rows(folder, 0)  # warms up all that is loaded with the first batch
+    next(iter(training_batches(rows, 0, 0, AugmentConfig())))
+    size = rows.images.nbytes
+    del rows
     before = _own_memory()
-    share = _share(folder, size if held == "all" else size // 3)
+    rows = _worker_rows(folder, size if held == "all" else size // 3)
     peak = before
     for epoch in range(2):
-        for _ in training_batches(share, 0, epoch, AugmentConfig()):
+        for _ in training_batches(rows, 0, epoch, AugmentConfig()):
             peak = max(peak, _own_memory())
     return size / 1e6, (peak - before) / 1e6
 

@@ -57,11 +57,11 @@ def run(data: str | None) -> Part:
         subprocess.run(command, check=True)
         found = judge(Path("runs", f"trial-{name}"), data, load_config(None, [*COMMON, *settings]))
         figures[name] = found
-        told = ", ".join(f"`{setting}`" for setting in settings) or "the default's"
+        changed = ", ".join(f"`{setting}`" for setting in settings) or "the default's"
         folds = found["by folds"]
         cells = [_text(found["radiograph"]), f"{np.mean(folds):.3f} ± {np.std(folds, ddof=1):.3f}"]
         cells += [_text(found[key]) for key in ("mirrored", "one size", "image")]
-        lines.append(f"| {name} | {told} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {changed} | {' | '.join(cells)} |")
     return Part(lines, figures)
 
 

@@ -182,7 +182,7 @@ def test_an_immense_manifest_is_not_read(shard_folder):
 
 
 def packed(folder: StoragePath, manifest: Manifest, rows: int, **how) -> Manifest:
-    """Puts a shard of so many black images in the place of validation's, and names it rightly."""
+    """Puts a shard of so many black images in place of that of validation, under its right name."""
     names = [how.pop("source", "x")] * rows
     black = pa.array([bytes(32**2)] * rows, pa.binary(32**2))
     content = {"label": [0] * rows, "radiograph_id": [0] * rows, "group_id": [0] * rows}

@@ -4,7 +4,7 @@ import pytest
 from fracture.config import AugmentConfig
 from fracture.dataset.augment import augment
 from fracture.dataset.format import Dataset
-from fracture.dataset.pipeline import Share, evaluation_batches, load_share, training_batches
+from fracture.dataset.pipeline import WorkerRows, evaluation_batches, load_worker_rows, training_batches
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
@@ -13,12 +13,14 @@ from tests.conftest import small_disk
 WORKERS = (1, 2, 3, 7)
 
 
-def shares(shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows) -> list[Share]:
+def worker_rows(
+    shard_folder, split: str, workers: int, sampling: str = "image", memory: int = 10**9, **rows
+) -> list[WorkerRows]:
     folder, manifest = shard_folder(**rows)
     index = Dataset(folder, manifest).read_columns(split, ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), sampling, seed=0)
     return [
-        load_share(
+        load_worker_rows(
             Dataset(folder, manifest),
             split,
             ShardedBatches(sampler.count, 16, rank, workers),
@@ -33,19 +35,19 @@ def shares(shard_folder, split: str, workers: int, sampling: str = "image", memo
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("rows", [150, 101])
 def test_training_shows_each_row_once_in_three_shards(shard_folder, workers: int, rows: int):
-    found = shares(shard_folder, "train", workers, train=rows)
-    batches = [list(training_batches(share, 0, 3, AugmentConfig())) for share in found]
+    found = worker_rows(shard_folder, "train", workers, train=rows)
+    batches = [list(training_batches(rows_of_one, 0, 3, AugmentConfig())) for rows_of_one in found]
     ids = [int(i) for worker in batches for (images, _, _), _, _ in worker for i in images[:, 0, 0, 0]]
     assert sorted(ids) == list(range(rows))
     assert {len(worker) for worker in batches} == {found[0].steps}
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-def test_training_by_radiograph_shows_the_draws_of_the_epoch(shard_folder, workers: int):
-    """51 normal rows and 50 fractured ones, each a group of its own: 101 draws, 50 and 51 of them."""
-    found = shares(shard_folder, "train", workers, sampling="radiograph", train=101)
+def test_training_by_radiograph_shows_the_samples_of_the_epoch(shard_folder, workers: int):
+    """51 normal rows and 50 fractured ones, each a group of its own: 101 samples, 50 and 51 of them."""
+    found = worker_rows(shard_folder, "train", workers, sampling="radiograph", train=101)
     for epoch in (0, 5):
-        batches = [list(training_batches(share, 0, epoch, AugmentConfig())) for share in found]
+        batches = [list(training_batches(rows_of_one, 0, epoch, AugmentConfig())) for rows_of_one in found]
         ids = [int(i) for worker in batches for (images, _, _), _, _ in worker for i in images[:, 0, 0, 0]]
         assert sorted(ids) == found[0].sampler.rows(epoch).tolist()
 
@@ -54,8 +56,8 @@ def test_training_by_radiograph_shows_the_draws_of_the_epoch(shard_folder, worke
 @pytest.mark.parametrize("rows", [1, 3, 64, 65])
 def test_evaluation_shows_each_row_once_with_its_label_and_weight(shard_folder, workers: int, rows: int):
     seen = []
-    for share in shares(shard_folder, "val", workers, val=rows):
-        for images, labels, weights in evaluation_batches(share, np.arange(rows, dtype=np.float32) / 4):
+    for rows_of_one in worker_rows(shard_folder, "val", workers, val=rows):
+        for images, labels, weights in evaluation_batches(rows_of_one, np.arange(rows, dtype=np.float32) / 4):
             seen += zip(images[:, 0, 0, 0].numpy(), labels[:, 0].numpy(), weights.numpy(), strict=True)
     assert sorted(seen) == [(i, i % 2, i / 4) for i in range(rows)]
 
@@ -63,8 +65,8 @@ def test_evaluation_shows_each_row_once_with_its_label_and_weight(shard_folder, 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_weights_make_the_mean_over_workers_the_mean_over_rows(shard_folder, workers: int):
     """Keras takes each worker's weighted mean, and the mean of those: each row must count 1 / rows."""
-    found = shares(shard_folder, "train", workers, train=101)
-    steps = zip(*(training_batches(share, 0, 0, AugmentConfig()) for share in found), strict=True)
+    found = worker_rows(shard_folder, "train", workers, train=101)
+    steps = zip(*(training_batches(rows_of_one, 0, 0, AugmentConfig()) for rows_of_one in found), strict=True)
     for step in steps:
         rows = sum(len(labels) for _, labels, _ in step)
         for _, labels, weights in step:
@@ -72,10 +74,10 @@ def test_weights_make_the_mean_over_workers_the_mean_over_rows(shard_folder, wor
 
 
 def test_an_epoch_can_be_had_again_alone_and_differs_from_the_next(shard_folder):
-    share = shares(shard_folder, "train", 2)[1]
+    rows_of_one = worker_rows(shard_folder, "train", 2)[1]
 
     def pixels(epoch: int, seed: int = 0) -> np.ndarray:
-        batches = training_batches(share, seed, epoch, AugmentConfig())
+        batches = training_batches(rows_of_one, seed, epoch, AugmentConfig())
         return np.concatenate([augment(*drawn) for drawn, _, _ in batches])
 
     assert np.array_equal(pixels(4), pixels(4))
@@ -85,16 +87,16 @@ def test_an_epoch_can_be_had_again_alone_and_differs_from_the_next(shard_folder)
 
 def test_a_row_is_augmented_alike_on_any_number_of_workers(shard_folder):
     def all_images(workers: int) -> list[bytes]:
-        found = shares(shard_folder, "train", workers)
-        batches = (b for share in found for b in training_batches(share, 0, 1, AugmentConfig()))
+        found = worker_rows(shard_folder, "train", workers)
+        batches = (b for rows_of_one in found for b in training_batches(rows_of_one, 0, 1, AugmentConfig()))
         return sorted(image.numpy().tobytes() for drawn, _, _ in batches for image in augment(*drawn))
 
     assert all_images(1) == all_images(3)
 
 
 def test_shapes_and_types(shard_folder):
-    share = shares(shard_folder, "train", 1)[0]
-    (images, transforms, exposures), labels, weights = next(iter(training_batches(share, 0, 0, AugmentConfig())))
+    rows_of_one = worker_rows(shard_folder, "train", 1)[0]
+    (images, transforms, exposures), labels, weights = next(iter(training_batches(rows_of_one, 0, 0, AugmentConfig())))
     assert (images.shape, images.dtype) == ((13, 32, 32, 1), "uint8")  # 40 rows in 3 steps: 13, 14, 13
     assert (transforms.shape, exposures.shape) == ((13, 8), (13, 2))
     assert (labels.shape, labels.dtype) == ((13, 1), "float32")
@@ -104,7 +106,7 @@ def test_shapes_and_types(shard_folder):
 def test_images_beyond_the_memory_come_from_a_file_and_are_the_same(shard_folder):
     """101 images of 1,024 bytes: a budget of a third of them."""
     in_memory, on_disk = (
-        shares(shard_folder, "train", 2, sampling="radiograph", memory=memory, train=101)[1]
+        worker_rows(shard_folder, "train", 2, sampling="radiograph", memory=memory, train=101)[1]
         for memory in (101 * 1024, 33 * 1024)
     )
     assert isinstance(on_disk.images, np.memmap)
@@ -117,5 +119,5 @@ def test_a_disk_too_small_for_the_images_is_told_before_reading(shard_folder, tm
     with small_disk(tmp_path / "small", kilobytes=40) as disk:
         monkeypatch.setattr("tempfile.tempdir", str(disk))
         with pytest.raises(RunError, match=r"no room for 0.0001 GB of images in .*/small. Free space there"):
-            shares(shard_folder, "train", 1, memory=10, train=101)
+            worker_rows(shard_folder, "train", 1, memory=10, train=101)
         assert not list(disk.iterdir())

@@ -26,7 +26,7 @@ def test_by_radiograph_classes_are_alike_and_groups_within_them(epoch: int):
     assert len(rows) == 60
     assert Counter(LABELS[SHUFFLED][rows].tolist()) == {0: 30, 1: 30}
     counts = Counter(GROUPS[SHUFFLED][rows].tolist())
-    assert set(counts.values()) == {7, 8}, "30 draws over 4 groups"
+    assert set(counts.values()) == {7, 8}, "30 samples over 4 groups"
 
 
 def test_within_a_group_rows_take_turns_over_the_epochs():
@@ -37,7 +37,7 @@ def test_within_a_group_rows_take_turns_over_the_epochs():
             uses = [drawn[i] for i in np.flatnonzero(GROUPS[SHUFFLED] == group)]
             assert max(uses) - min(uses) <= 1
     per_group = {g: sum(drawn[i] for i in np.flatnonzero(GROUPS[SHUFFLED] == g)) for g in range(8)}
-    assert set(per_group.values()) == {120}, "16 epochs of 30 draws over 4 groups, exactly"
+    assert set(per_group.values()) == {120}, "16 epochs of 30 samples over 4 groups, exactly"
 
 
 def test_an_epoch_can_be_had_alone_and_the_seed_changes_it():
@@ -54,8 +54,8 @@ def test_one_class_alone():
     assert len(BalancedSampler(np.arange(5), np.zeros(5, int), "radiograph", 0).rows(0)) == 5
 
 
-def test_weights_are_the_mean_draws_of_a_row():
-    """60 rows, so 30 draws a class, and 4 radiographs in each: 7.5 for each radiograph, shared by its rows."""
+def test_weights_are_the_mean_samples_of_a_row():
+    """60 rows, so 30 samples a class, and 4 radiographs in each: 7.5 for each radiograph, divided among its rows."""
     weights = row_weights(GROUPS, LABELS, "radiograph")
     assert np.allclose(weights, 7.5 / np.array(SIZES)[GROUPS])
     drawn = Counter()

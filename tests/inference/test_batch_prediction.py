@@ -269,10 +269,10 @@ def test_a_file_that_crashes_the_process_is_skipped_the_third_time(image_folder,
 
 @pytest.mark.parametrize("kind", [RunError, UsageError])
 def test_our_errors_come_through_ray_as_one_line(kind):
-    raised = kind("weights.npz is damaged\nFailed to apply UDF transform after 1/1 attempts.")
+    raised = kind("weights.safetensors is damaged\nFailed to apply UDF transform after 1/1 attempts.")
     explained = explain_error(RayTaskError("map", "a long trace", raised).as_instanceof_cause())
     assert type(explained) is kind
-    assert str(explained) == "weights.npz is damaged"
+    assert str(explained) == "weights.safetensors is damaged"
     assert explain_error(ValueError("a bug")) is None
 
 

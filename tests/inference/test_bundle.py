@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from safetensors.numpy import load_file
 
 from fracture.arrays import save_arrays
 from fracture.config import load_config
@@ -119,7 +120,7 @@ def test_no_program_of_a_bundle_is_read(bundle, exported):
 )
 def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: Any, message: str):
     change_card(bundle, path, value)
-    with pytest.raises(UsageError, match=rf"bundle/weights.npz ({message}).*Fetch the bundle again"):
+    with pytest.raises(UsageError, match=rf"bundle/weights.safetensors ({message}).*Fetch the bundle again"):
         read_bundle(storage_path(bundle)).load_model()
 
 
@@ -167,19 +168,21 @@ def test_a_card_of_no_format(bundle, text: str):
 
 def test_huge_weights_are_not_read_even_if_the_card_describes_them(bundle):
     change_card(bundle, "config.model.filters", [16384, 16384, 16384])
-    with (bundle / "weights.npz").open("r+b") as file:
+    with (bundle / "weights.safetensors").open("r+b") as file:
         file.truncate(2**33)
-    with pytest.raises(UsageError, match=r"weights.npz has 8,589,934,592 bytes, over the limit of 4,294,967,296"):
+    with pytest.raises(
+        UsageError, match=r"weights.safetensors has 8,589,934,592 bytes, over the limit of 4,294,967,296"
+    ):
         read_bundle(storage_path(bundle)).load_model()
 
 
 def test_huge_files_are_not_read(bundle):
-    for name in ("weights.npz", "bundle.json"):
+    for name in ("weights.safetensors", "bundle.json"):
         with (bundle / name).open("r+b") as file:
             file.truncate(2**40)  # a sparse file, which takes no space on the disk
         read = (
             read_bundle(storage_path(bundle)).load_model
-            if name == "weights.npz"
+            if name == "weights.safetensors"
             else lambda: read_bundle(storage_path(bundle))
         )
         with pytest.raises(UsageError, match=rf"{name} has 1,099,511,627,776 bytes, over the limit of"):
@@ -244,7 +247,7 @@ def test_a_hostile_file_ends_the_job_in_a_line(bundle, tmp_path, damaged: str):
     manifest = write_shards(storage_path(others), {"test": 20}, hash_byte=7)
     file = {
         "card": bundle / "bundle.json",
-        "weights": bundle / "weights.npz",
+        "weights": bundle / "weights.safetensors",
         "seen": bundle / "trained_on.parquet",
         "shard": others / manifest.shards["test"][0].file,
         "files": others / "files.parquet",
@@ -260,21 +263,19 @@ def test_a_hostile_file_ends_the_job_in_a_line(bundle, tmp_path, damaged: str):
 
 def test_weights_that_are_missing_or_hold_objects(bundle):
     read = read_bundle(storage_path(bundle))
-    names = list(np.load(bundle / "weights.npz"))
     with io.BytesIO() as stream:
-        np.savez(stream, **{name: np.array([print], dtype=object) for name in names})
-        (bundle / "weights.npz").write_bytes(stream.getvalue())
-    with pytest.raises(UsageError, match=r"weights.npz holds Python objects in 'conv1/kernel:0', .* never loaded"):
+        np.save(stream, np.array([print], dtype=object), allow_pickle=True)
+        (bundle / "weights.safetensors").write_bytes(stream.getvalue())
+    with pytest.raises(UsageError, match=r"weights.safetensors is not a whole .safetensors file"):
         read.load_model()
-    (bundle / "weights.npz").unlink()
-    with pytest.raises(UsageError, match=r"weights.npz is missing. Fetch the bundle again"):
+    (bundle / "weights.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"weights.safetensors is missing. Fetch the bundle again"):
         read.load_model()
 
 
 def test_weights_of_another_width_of_numbers(bundle):
-    with np.load(bundle / "weights.npz") as arrays:
-        wide = {name: array.astype(np.float64) for name, array in arrays.items()}
-    save_arrays(bundle / "weights.npz", list(wide.values()), list(wide))
+    arrays = load_file(bundle / "weights.safetensors")
+    save_arrays(bundle / "weights.safetensors", {name: array.astype(np.float64) for name, array in arrays.items()})
     with pytest.raises(UsageError, match=r"'conv1/kernel:0' as float64 of shape .*, and float32 of shape"):
         read_bundle(storage_path(bundle)).load_model()
 

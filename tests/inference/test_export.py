@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
+from safetensors.numpy import load_file
 
 from fracture.arrays import save_arrays
 from fracture.dataset.format import FILES, Dataset
@@ -55,7 +56,7 @@ def test_each_format_returns_the_probabilities_of_the_bundle(bundle, tmp_path, t
     assert content["format"] == to
     assert content["input"]["shape"] == [None, 32, 32, 1]
     assert content["threshold"] == 0.5
-    weights = Path(str(bundle.folder / "weights.npz")).read_bytes()
+    weights = Path(str(bundle.folder / "weights.safetensors")).read_bytes()
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert list(content["files"]) == [export_format.file]
     assert set(export_format.packages) < set(content["versions"])
@@ -86,9 +87,9 @@ def test_a_bundle_is_never_written_to(bundle):
 def test_an_export_with_other_probabilities_is_not_written(tmp_path):
     """A difference of NaN is over any limit."""
     made = quick_bundle(tmp_path / "quick", *TINY)
-    with np.load(made / "weights.npz") as arrays:
-        weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
-    save_arrays(made / "weights.npz", list(weights.values()), list(weights))
+    arrays = load_file(made / "weights.safetensors")
+    weights = {name: np.full_like(a, np.nan) if "logit" in name else a for name, a in arrays.items()}
+    save_arrays(made / "weights.safetensors", weights)
     with pytest.raises(
         RunError, match=r"model.tflite returns probabilities that differ by up to nan from the bundle's, over the limit"
     ):

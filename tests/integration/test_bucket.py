@@ -71,7 +71,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
         "bundle/bundle.json",
         "bundle/model.keras",
         "bundle/saved_model/saved_model.pb",
-        "bundle/weights.npz",
+        "bundle/weights.safetensors",
     }
     assert left >= {"report/report.html", "predictions.parquet", "config.yaml"}
     checkpoints = {result["checkpoint_dir_name"] for result in (run / SNAPSHOT).read_json()["checkpoint_results"]}

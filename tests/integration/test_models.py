@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset
@@ -118,7 +119,7 @@ def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, 
     triples = zip(names, backbone.get_weights(), state.weights, strict=False)  # a head follows
     changed = [name for name, before, after in triples if (before != after).any()]
     assert changed == ["block_16_project/kernel:0", "Conv_1/kernel:0"]
-    weights = np.load(run / "bundle/weights.npz")
+    weights = load_file(run / "bundle/weights.safetensors")
     for name, best in zip(names, state.best_weights, strict=False):
         assert np.array_equal(weights[name], best)
     assert (weights["standardise/moving_variance:0"] != 1).all(), "set by the features of the training images"
@@ -166,6 +167,6 @@ def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, d
     train_run(config, Dataset(shards, manifest), storage_path(tmp_path / "second"), verbose=False, initial=first)
     initial = json.loads((tmp_path / "second/bundle/bundle.json").read_text())["run"]["initial_weights"]
     assert initial == str(tmp_path / "first/bundle")
-    weights = [np.load(tmp_path / f"{name}/bundle/weights.npz") for name in ("first", "second")]
+    weights = [load_file(tmp_path / f"{name}/bundle/weights.safetensors") for name in ("first", "second")]
     assert np.array_equal(weights[0]["Conv_1/kernel:0"], weights[1]["Conv_1/kernel:0"])
     assert not np.array_equal(weights[0]["logit/kernel:0"], weights[1]["logit/kernel:0"])

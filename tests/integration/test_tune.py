@@ -62,7 +62,7 @@ def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_pa
     assert (results[2].state, results[2].epochs, results[2].best_epoch) == ("stopped early", 1, 1)
     assert read_results(run, config, manifest) == results
     left = {path.name for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert not any(name.endswith((".npz", ".pkl", ".parquet")) for name in left), (
+    assert not any(name.endswith((".safetensors", ".pkl", ".parquet")) for name in left), (
         "no checkpoints, notes, scores of test"
     )
     assert wait_until_free() == ray.cluster_resources()["CPU"], "no run keeps its CPUs"
@@ -136,7 +136,7 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     run, results = storage_path(tmp_path / "x"), {}
     run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert [results[number].epochs for number in (1, 2)] == [2, 2]
-    assert not [*(tmp_path / "x").rglob("*.npz"), *(tmp_path / "x").rglob("*.parquet")]
+    assert not [*(tmp_path / "x").rglob("*.safetensors"), *(tmp_path / "x").rglob("*.parquet")]
 
 
 def test_one_name_is_one_search_or_one_run(data, tmp_path: Path):

@@ -169,7 +169,7 @@ def test_saved_and_loaded(circuit: str, tmp_path: Path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("circuit", ["quantum", "classical"])
-def test_learns_under_a_strategy(circuit: str):
+def test_it_is_trained_under_a_strategy(circuit: str):
     keras.utils.set_random_seed(0)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
         model = head_of(f"quantum.circuit={circuit}", "quantum.qubits=2", "quantum.layers=2")

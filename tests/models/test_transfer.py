@@ -11,8 +11,8 @@ from fracture.errors import RunError, UsageError
 from fracture.models import build_model, weight_shapes
 from fracture.models.transfer import build_backbone, build_head
 from fracture.storage import storage_path
-from fracture.training.learner import _freeze
-from fracture.training.phases import Phase, most_epochs, phases
+from fracture.training.phase_model import _freeze
+from fracture.training.phases import Phase, count_epochs, list_phases
 from fracture.training.pretrained import keep_backbone, read_backbone
 from tests.conftest import quick_bundle
 
@@ -132,12 +132,12 @@ def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_pa
 
 
 def test_phases_of_each_way_to_train():
-    assert phases(load_config()) == (Phase("all", 8, 1e-3),)
-    assert phases(settings("mobilenetv2", "transfer.weights=none")) == (Phase("all", 8, 1e-3),)
-    assert phases(settings()) == (Phase("head", 40, 1e-3, by_features=True),)
+    assert list_phases(load_config()) == (Phase("all", 8, 1e-3),)
+    assert list_phases(settings("mobilenetv2", "transfer.weights=none")) == (Phase("all", 8, 1e-3),)
+    assert list_phases(settings()) == (Phase("head", 40, 1e-3, on_frozen_features=True),)
     both = settings("mobilenetv2", "transfer.unfreeze=20", "transfer.features=augmented", "transfer.learning_rate=1e-4")
-    assert phases(both) == (Phase("head", 40, 1e-3), Phase("layers", 8, 1e-4))
-    assert most_epochs(both) == 48
+    assert list_phases(both) == (Phase("head", 40, 1e-3), Phase("fine-tuning", 8, 1e-4))
+    assert count_epochs(both) == 48
 
 
 @pytest.mark.parametrize(("unfrozen", "expected"), [(0, 0), (3, 1), ("all", 52)])

@@ -39,8 +39,12 @@ def test_the_start_says_what_trains_on_what():
 
 def test_each_phase_says_what_learns_for_how_long_and_on_what():
     settings = ("model.name=mobilenetv2", "transfer.unfreeze=30")
-    head = PHASE | {"phase": Phase("head", 40, 1e-3, by_features=True), "parameters": 2_261_825, "learning": 1281}
-    layers = PHASE | {"phase": Phase("layers", 5, 1e-5), "parameters": 2_261_825, "learning": 731_521}
+    head = PHASE | {
+        "phase": Phase("head", 40, 1e-3, on_frozen_features=True),
+        "parameters": 2_261_825,
+        "learning": 1281,
+    }
+    layers = PHASE | {"phase": Phase("fine-tuning", 5, 1e-5), "parameters": 2_261_825, "learning": 731_521}
     lines = shown(START, head, START, head, layers, settings=settings).splitlines()
     assert "at most 45 epochs" in lines[0]
     assert [line for line in lines if line.startswith(("network", "           on"))] == [
@@ -53,8 +57,8 @@ def test_each_phase_says_what_learns_for_how_long_and_on_what():
 
 def test_the_time_left_is_that_of_the_phase():
     settings = ("model.name=mobilenetv2", "transfer.unfreeze=30", "transfer.head_epochs=4")
-    head = PHASE | {"phase": Phase("head", 4, 1e-3, by_features=True), "last": 4}
-    layers = PHASE | {"phase": Phase("layers", 5, 1e-5), "last": 9}
+    head = PHASE | {"phase": Phase("head", 4, 1e-3, on_frozen_features=True), "last": 4}
+    layers = PHASE | {"phase": Phase("fine-tuning", 5, 1e-5), "last": 9}
     epoch = {"event": "epoch", "record": RECORD | {"seconds": 1.0}, "best_epoch": 3}
     text = shown(START, head, epoch, layers, epoch | {"record": RECORD | {"epoch": 5}}, settings=settings)
     assert "left: at most, if nothing stops it early, in this phase" in text
@@ -65,7 +69,7 @@ def test_a_loss_that_is_not_finite_names_the_rate_that_was_too_high():
     diverged = {"event": "diverged", "epoch": 3, "step": 1, "steps": 9}
     for phase, told in (
         (Phase("all", 5, 1e-3), r"Lower training.learning_rate (0.001) and"),
-        (Phase("layers", 5, 1e-5), r"Lower transfer.learning_rate (1e-05) and"),
+        (Phase("fine-tuning", 5, 1e-5), r"Lower transfer.learning_rate (1e-05) and"),
     ):
         screen = Console(load_config(None, ["model.name=mobilenetv2"]), io.StringIO())
         for event in (START, PHASE | {"phase": phase}, diverged):

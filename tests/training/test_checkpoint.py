@@ -1,7 +1,9 @@
+import pickle
+
 import numpy as np
 import pytest
 
-from fracture.training.checkpoint import FILE, Damaged, LoopState
+from fracture.training.checkpoint import FILE, DamagedCheckpointError, LoopState
 
 
 def epoch(val_loss: float) -> dict[str, float]:
@@ -55,16 +57,16 @@ def test_an_epoch_under_way_is_part_of_it(tmp_path):
     state.save(tmp_path)
     loaded = LoopState.load(tmp_path)
     assert (loaded.epochs_done, loaded.steps_done, loaded.seconds) == (1, 7, 12.5)
-    assert loaded.tallies[0] == 4
+    assert loaded.metric_sums[0] == 4
     assert loaded.weights[0].tolist() == [1, 1, 1]
     assert loaded.best_weights[0].tolist() == [1, 1], "those of the epoch before"
     loaded.record(epoch(0.6), [], [])
-    assert (loaded.epochs_done, loaded.steps_done, loaded.seconds, loaded.tallies) == (2, 0, 0.0, [])
+    assert (loaded.epochs_done, loaded.steps_done, loaded.seconds, loaded.metric_sums) == (2, 0, 0.0, [])
 
 
 def test_a_checkpoint_that_holds_code_is_refused(tmp_path):
-    np.savez(tmp_path / FILE, np.frombuffer(b'{"weights": 1}', np.uint8), np.array([print], dtype=object))
-    with pytest.raises(Damaged, match="holds Python objects in 'arr_1', which could run code and are never loaded"):
+    (tmp_path / FILE).write_bytes(pickle.dumps(print))
+    with pytest.raises(DamagedCheckpointError, match=r"state.safetensors is not a whole .safetensors file"):
         LoopState.load(tmp_path)
 
 
@@ -72,19 +74,14 @@ def test_any_damage_is_noticed(tmp_path):
     """A byte changed or missing, anywhere."""
     run_epochs(0.7, 0.5).save(tmp_path)
     whole = (tmp_path / FILE).read_bytes()
-    undamaged = LoopState.load(tmp_path)
     for at in range(0, len(whole), 7):
         (tmp_path / FILE).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        try:
-            loaded = LoopState.load(tmp_path)
-        except Damaged:
-            continue
-        for name, value in vars(undamaged).items():  # a byte that means nothing, such as a date
-            assert str(getattr(loaded, name)) == str(value), at
+        with pytest.raises(DamagedCheckpointError):
+            LoopState.load(tmp_path)
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         (tmp_path / FILE).write_bytes(whole[:length])
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedCheckpointError):
             LoopState.load(tmp_path)
     (tmp_path / FILE).unlink()
-    with pytest.raises(Damaged, match="No such file"):
+    with pytest.raises(DamagedCheckpointError, match="No such file"):
         LoopState.load(tmp_path)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fracture.dataset.pipeline import Share
+from fracture.dataset.pipeline import WorkerRows
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.training.features import mean_and_variance
@@ -12,7 +12,7 @@ from fracture.training.features import mean_and_variance
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("views", [1, 2])
-def test_moments_are_those_of_what_the_first_epoch_draws_over_all_workers(views: int, workers: int):
+def test_moments_are_those_of_the_samples_of_the_first_epoch_over_all_workers(views: int, workers: int):
     """By radiograph: the normal one is drawn more often than any of the four images of fractures."""
     radiograph_ids, labels = np.array([0, 0, 0, 1, 2]), np.array([1, 1, 1, 1, 0])
     sampler = BalancedSampler(radiograph_ids, labels, "radiograph", seed=0)
@@ -28,7 +28,7 @@ def test_moments_are_those_of_what_the_first_epoch_draws_over_all_workers(views:
             return total
 
         batches = ShardedBatches(sampler.count, 2, rank, workers)
-        found[rank] = mean_and_variance(Share(batches, sampler, 0, features, tf.constant(labels, tf.float32)), add)
+        found[rank] = mean_and_variance(WorkerRows(batches, sampler, 0, features, tf.constant(labels, tf.float32)), add)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(workers)]
     for thread in threads:

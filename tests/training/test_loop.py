@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from fracture.training.learner import learning_rate, optimizer_state
-from fracture.training.phases import phases
+from fracture.training.phase_model import learning_rate, optimizer_state
+from fracture.training.phases import list_phases
 
 
 def test_the_learning_rate_of_a_step_is_known_without_having_done_it(tiny_config):
     config = tiny_config("training.epochs=2", "training.learning_rate=0.001")
-    [phase] = phases(config)
+    [phase] = list_phases(config)
     assert learning_rate(config, phase, 10, 0) == pytest.approx(1e-3)
     assert learning_rate(config, phase, 10, 10) == pytest.approx(5e-4), "half way down the cosine"
     assert learning_rate(config, phase, 10, 20) == pytest.approx(0, abs=1e-9)
     constant = tiny_config("training.schedule=constant", "training.learning_rate=0.01")
-    assert learning_rate(constant, *phases(constant), 10, 15) == 0.01
+    assert learning_rate(constant, *list_phases(constant), 10, 15) == 0.01
 
 
 def test_the_loss_scale_of_float16_goes_on_where_it_was():

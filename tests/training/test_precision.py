@@ -1,6 +1,6 @@
 import pytest
 
-from fracture.training.precision import choose_precision, precision_of_cpu, precision_of_gpu
+from fracture.training.precision import choose_cpu_precision, choose_gpu_precision, choose_precision
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ from fracture.training.precision import choose_precision, precision_of_cpu, prec
     ],
 )
 def test_cpus(flags: set[str], policy: str):
-    assert precision_of_cpu(flags) == policy
+    assert choose_cpu_precision(flags) == policy
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_cpus(flags: set[str], policy: str):
     [((9, 0), "mixed_bfloat16"), ((8, 0), "mixed_bfloat16"), ((7, 5), "mixed_float16"), ((6, 1), "float32")],
 )
 def test_gpus(capability: tuple[int, int], policy: str):
-    assert precision_of_gpu(capability) == policy
+    assert choose_gpu_precision(capability) == policy
 
 
 def test_what_is_asked_for_is_taken():

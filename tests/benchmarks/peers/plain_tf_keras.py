@@ -13,7 +13,7 @@ import tf_keras as keras
 
 from fracture.config import load_config
 from fracture.dataset.format import Dataset, read_manifest
-from fracture.dataset.pipeline import load_share, training_batches
+from fracture.dataset.pipeline import load_worker_rows, training_batches
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.models import build_model
@@ -31,16 +31,16 @@ def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None],
     index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), config.training.sampling, 0)
     batches = ShardedBatches(sampler.count, config.training.batch_size)
-    share = load_share(Dataset(shards, manifest), "train", batches, sampler, config.training.epochs, memory=10**10)
+    rows = load_worker_rows(Dataset(shards, manifest), "train", batches, sampler, config.training.epochs, memory=10**10)
     optimizer = keras.optimizers.Adam(config.training.learning_rate, weight_decay=config.training.weight_decay)
     network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
     model = AugmentingModel(network.inputs, network.outputs)
     model.compile(optimizer, "binary_crossentropy", metrics=["accuracy"])
 
     def train_epoch(epoch: int) -> None:
-        model.fit(training_batches(share, 0, epoch, config.augment), steps_per_epoch=share.steps, verbose=0)
+        model.fit(training_batches(rows, 0, epoch, config.augment), steps_per_epoch=rows.steps, verbose=0)
 
-    return train_epoch, share.steps, sampler.count
+    return train_epoch, rows.steps, sampler.count
 
 
 def main(folder: str, epochs: int, assignments: list[str]) -> float:
