@@ -156,14 +156,7 @@ def predict(
     blocks = list(plan_blocks(inputs, block_rows))
     # Every process gets a copy, so without the names of the files.
     slim = [Input(one.root, one.prefix, dataset=one.dataset) for one in inputs]
-    context = ray.data.DataContext.get_current().copy()
-    context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = context.enable_progress_bars = verbose
-    context.print_on_execution_start = verbose
-    context.raise_original_map_exception = True  # otherwise the cause of Ray Data's error is lost
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are reported below, in one line
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(_create_context(verbose)):
         data = _pipeline(ray.data.from_arrow(blocks), len(blocks), bundle, slim, ray.cluster_resources(), gpu)
         tables, done = [RESULTS.empty_table()], 0
         try:
@@ -176,6 +169,19 @@ def predict(
     if done != total:
         raise RunError(f"{done:,} results for {total:,} files. Run the same command again")
     return pa.concat_tables(tables).combine_chunks()
+
+
+def _create_context(verbose: bool) -> Any:
+    import ray.data
+
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = context.enable_progress_bars = verbose
+    context.print_on_execution_start = verbose
+    context.raise_original_map_exception = True  # otherwise the cause of Ray Data's error is lost
+    if not verbose:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # `predict` reports errors in one line
+    return context
 
 
 def plan_blocks(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:

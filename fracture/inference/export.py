@@ -117,7 +117,8 @@ class _Int8Evaluation:
 
     @classmethod
     def create(cls, bundle: Bundle, dataset: Dataset) -> "_Int8Evaluation":
-        """
+        """Find the rows that the model was not trained on.
+
         Raises:
             UsageError: the images have another size, or the model was trained on all of them or on none.
         """
