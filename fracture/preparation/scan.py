@@ -35,7 +35,7 @@ class ScannedSource:
     facts: pa.Table  # FACTS, in the order of the source's files
     links: pa.Table  # LINKS
     audit: Audit
-    pending: dict[str, PendingPixels]  # path -> pixels that wait in the output folder
+    pending: dict[str, PendingPixels]  # path -> its pixels in the output folder
 
 
 def scan_source(
