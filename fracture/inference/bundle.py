@@ -162,7 +162,7 @@ class _Card(BaseModel):
         if self.input.shape[1:3] != (size, size):
             raise ValueError(f"input.shape is {self.input.shape}, and config.data.image_size {size}")
         if not 0 <= self.operating_point.threshold <= 1:
-            raise ValueError(f"decision.threshold is {self.operating_point.threshold}, not in 0 to 1")
+            raise ValueError(f"operating_point.threshold is {self.operating_point.threshold}, not in 0 to 1")
         for unit in ("image", "radiograph"):
             if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
                 raise ValueError(f"metrics.test.{unit} has no AUC")
