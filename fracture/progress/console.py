@@ -145,7 +145,7 @@ class Console:
         self._status("scoring validation and test with the best weights")
 
     def _show_diverged(self, event: Mapping[str, Any]) -> None:
-        layers = self._phase is not None and self._phase.learns == "layers"
+        layers = self._phase is not None and self._phase.trains == "fine-tuning"
         key, section = ("transfer", self._config.transfer) if layers else ("training", self._config.training)
         self.diverged = (
             f"the loss is not finite: epoch {event['epoch']}, step {event['step']} of {event['steps']}. "
