@@ -108,7 +108,7 @@ def _train_and_compare(
     from fracture.errors import UsageError
     from fracture.evaluation.contenders import folder_of
     from fracture.inference.bundle import is_bundle
-    from fracture.training.launch import check_batches, check_run, with_data_of
+    from fracture.training.checks import check_batches, check_run, with_data_of
 
     shards = shards_of(args, next(iter(configs.values())), storage_of(args))
     dataset = read_dataset(shards)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import _cli
 from evaluate import add_data_flags, find_test, of_the_models
-from preprocess import Bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
     from fracture.inference.bundle import read_bundle
     from fracture.page import render
+    from fracture.progress.bars import ProgressBars
     from fracture.storage import storage_path
 
     if args.count < 1:
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         steps[what] += size
         bars.show(what, min(steps[what], total or steps[what]), total)
 
-    with Bars() as bars:
+    with ProgressBars() as bars:
         scores = score_blocks(model, dataset, "test", 0, 1, lambda: step("score", BLOCK_ROWS, len(fresh)))
         gallery = make_gallery(model, scores, dataset, threshold, args.count, lambda: step("explain", 1, None))
     notes = [*of_the_models([bundle]), *caveats(dataset.manifest)]

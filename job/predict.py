@@ -21,7 +21,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import _cli
-from preprocess import Bars
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 def main(args: argparse.Namespace) -> None:
     from fracture.inference.predict import check_out, find_inputs, formulas, predict, summary, write_results
+    from fracture.progress.bars import ProgressBars
     from fracture.runtime.cluster import start_ray
     from fracture.storage import storage_path
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"data       {', '.join(args.data)}: {sum(map(len, inputs)):,} files", flush=True)
     started = time.monotonic()
     start_ray(args.verbose)
-    with nullcontext() if args.verbose else _cli.python_alone_on_stderr(), Bars() as bars:
+    with nullcontext() if args.verbose else _cli.python_alone_on_stderr(), ProgressBars() as bars:
         results = predict(bundle, inputs, bars.show, gpu=args.gpu, verbose=args.verbose)
     write_results(out, results, facts)
     seconds = time.monotonic() - started

@@ -19,9 +19,7 @@ taken over, and no group changes its split.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import _cli
 
@@ -70,11 +68,12 @@ def find(args: argparse.Namespace, roots: Sequence[StoragePath], config: Config)
 def audit_only(source: Source, out: StoragePath, config: Config, verbose: bool) -> None:
     from fracture.preparation.audit import audit_lines
     from fracture.preparation.preprocess import check_apart, examine_source, write_audit
+    from fracture.progress.bars import ProgressBars
     from fracture.runtime.cluster import start_ray
 
     check_apart(source, out)
     start_ray(verbose)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         examined = examine_source(source, out, config.data, bars.show)
     write_audit(out, examined)
     print("\n".join(audit_lines(examined.audit)))
@@ -100,6 +99,7 @@ def prepare(
         read_audit,
         summary,
     )
+    from fracture.progress.bars import ProgressBars
 
     manifest = find_done(source, out, config.data, before)
     state = "unchanged since they were written"
@@ -107,44 +107,12 @@ def prepare(
         changed = changed_settings(out, config.data)
         check_out(source, out)
         start()
-        with Bars() as bars:
+        with ProgressBars() as bars:
             examined = examine_source(source, out, config.data, bars.show, to_write=True)
             manifest = preprocess(examined, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     print("\n".join([*audit_lines(read_audit(out)), *summary(manifest)]))
     print(f"shards     {out} ({state}; audit.html shows the audit)", flush=True)
-
-
-class Bars:
-    """One progress bar after another, each gone when the next begins; a file gets a line a minute instead."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._what = ""
-        self._last_line = 0.0
-
-    def __enter__(self) -> Bars:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, what: str, done: int, total: int | None) -> None:
-        if sys.stderr.isatty():
-            self._draw(what, done, total)
-        elif what != self._what or time.monotonic() - self._last_line > 60:
-            print(f"{what:<10} {done:,}{f' of {total:,}' if total else ''}", flush=True)
-            self._what, self._last_line = what, time.monotonic()
-
-    def _draw(self, what: str, done: int, total: int | None) -> None:
-        from tqdm import tqdm
-
-        if what != self._what:
-            self.__exit__()
-            unit = " pairs" if what == "compare" else " images"
-            self._bar, self._what = tqdm(total=total, desc=what, unit=unit, leave=False), what
-        self._bar.update(done - self._bar.n)
 
 
 if __name__ == "__main__":

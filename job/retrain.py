@@ -104,7 +104,7 @@ def _retrain(args: argparse.Namespace, config: Config, registry: Registry, tick:
         return 0
     if state is None:
         state = _begun(registry, tick, request_hash, recipe, source, config, args.warm_start)
-    from fracture.training.launch import check_initial, with_data_of
+    from fracture.training.checks import check_initial, with_data_of
 
     dataset = _prepared(args, config, registry, tick, state, source)
     config = with_data_of(config, dataset.manifest)
@@ -206,8 +206,8 @@ def _prepared(
     from fracture.runtime.cluster import check_capacity, start_ray
 
     def start() -> None:
-        start_ray(args.verbose)
-        check_capacity(config)
+        start_ray(args.verbose, to_train=True)
+        check_capacity(config.compute)
 
     shards = registry.shards(state.shards)
     if state.dataset:

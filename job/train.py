@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _cli
-from preprocess import Bars, find, prepare
+from preprocess import find, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from fracture.evaluation.metrics import Evaluation
     from fracture.inference.bundle import Bundle
     from fracture.storage import StoragePath
-    from fracture.training.launch import Outcome
 
 _taken_over = threading.Event()  # by another job, which took this one for dead
 
@@ -65,7 +64,7 @@ def begin(args: argparse.Namespace, more: Sequence[str] = ()) -> tuple[Config, S
     Raises:
         UsageError: what is asked for cannot be.
     """
-    from fracture.training.launch import check_weights_file
+    from fracture.training.checks import check_weights_file
 
     check_names(args)
     sample = args.data is None and args.shards is None
@@ -92,7 +91,7 @@ def _prepare_and_train(args: argparse.Namespace, config: Config, storage: Storag
     """What there is to say of the finished run."""
     from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
-    from fracture.training.launch import with_data_of
+    from fracture.training.checks import with_data_of
 
     shards = shards_of(args, config, storage)
     dataset = read_dataset(shards)
@@ -188,7 +187,7 @@ def train_once(
         initial: a finished model whose weights training begins with.
     """
     from fracture.inference.bundle import is_bundle, read_bundle
-    from fracture.training.launch import check_batches, check_run
+    from fracture.training.checks import check_batches, check_run
 
     check_batches(config, dataset)
     check_run(run, config, dataset, initial)
@@ -222,50 +221,16 @@ def _train_and_test(
     from fracture.training.phases import most_epochs
 
     with StatusWriter(run, most_epochs(config), may_write=lambda: not _taken_over.is_set()) as status:
-        start_ray(verbose)
-        check_capacity(config)
+        start_ray(verbose, to_train=True)
+        check_capacity(config.compute)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
         print(f"starting   {count} of Ray Train; about 15 seconds until the first step", flush=True)
-        outcome = train(config, dataset, run, Console(config), status.show, initial)
-        return _test(config, dataset, run, outcome, initial)
+        with Console() as console:
+            outcome = train(config, dataset, run, [console.show, status.show], initial)
+        # Only now: statistics and plots take a second to load, which the first step need not wait for.
+        from fracture.workflows.finish import finish_run
 
-
-def _test(
-    config: Config, dataset: Dataset, run: StoragePath, outcome: Outcome, initial: Bundle | None
-) -> dict[str, Evaluation]:
-    """Writes report and bundle."""
-    # Only now: statistics and plots take a second to load, which the first step need not wait for.
-    from fracture.config import flatten
-    from fracture.evaluation.gallery import read_gallery
-    from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.report import Report, caveats, evaluate_run, write_report
-    from fracture.evaluation.scores import gather_scores, read_scores
-    from fracture.inference.bundle import versions, write_bundle
-    from fracture.training.checkpoint import BACKBONE
-    from fracture.training.launch import initial_weights
-
-    manifest, workers = dataset.manifest, outcome.workers
-    operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
-    scores = gather_scores(run, dataset, workers, operating_point)
-    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
-    training = {
-        "name": run.name,
-        "epochs": len(outcome.history),
-        "best_epoch": outcome.best_epoch,
-        "workers": workers,
-        "precision": outcome.precision,
-        "initial_weights": initial_weights(config, initial),
-    }
-    facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
-    facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
-    title = f"Run {run.name}"
-    told = caveats(manifest)
-    history, best_epoch, gallery = outcome.history, outcome.best_epoch, read_gallery(run)
-    report = Report(title, dataset, operating_point, evaluations, history, best_epoch, facts, told, gallery=gallery)
-    write_report(run / "report", report, scores)
-    write_bundle(run / "bundle", config, dataset, training, operating_point, evaluations, initial)
-    (run / BACKBONE).delete()  # all of it is in the bundle
-    return evaluations
+        return finish_run(run, config, dataset, outcome, initial)
 
 
 def _told(evaluations: dict[str, Evaluation], run: StoragePath) -> list[str]:
@@ -286,8 +251,8 @@ def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) ->
         return storage_path(args.shards)
 
     def start() -> None:
-        start_ray(args.verbose)
-        check_capacity(config)  # before the long look at the data
+        start_ray(args.verbose, to_train=True)
+        check_capacity(config.compute)  # before the long look at the data
 
     roots = [storage_path(data) for data in args.data] if args.data else [_sample(config, storage)]
     source = find(args, roots, config)
@@ -298,10 +263,11 @@ def shards_of(args: argparse.Namespace, config: Config, storage: StoragePath) ->
 
 def _sample(config: Config, storage: StoragePath) -> StoragePath:
     from fracture.preparation.sample import make_sample
+    from fracture.progress.bars import ProgressBars
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
     print("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job", flush=True)
-    with Bars() as bars:
+    with ProgressBars() as bars:
         make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
     return folder
 

@@ -45,8 +45,8 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Stora
     from fracture.dataset.format import read_dataset
     from fracture.errors import UsageError
     from fracture.evaluation.report import caveats
-    from fracture.training.launch import with_data_of
-    from fracture.tuning.space import BEST, check_trials, read_results, table, write_best, write_results
+    from fracture.training.checks import with_data_of
+    from fracture.tuning.space import BEST, check_trials, read_results, table_lines, write_best, write_results
 
     shards = shards_of(args, config, storage)
     dataset = read_dataset(shards)
@@ -68,7 +68,7 @@ def _prepare_and_search(args: argparse.Namespace, config: Config, storage: Stora
     best = run / BEST if run.is_local else f"a copy of {run / BEST}"
     again = f"--shards {shards}" + (f" --storage {args.storage}" if args.storage else "")
     return [
-        *table(shown),
+        *table_lines(shown),
         "           * lowest validation loss; the best of many by luck too, so expect less of it on test",
         f"best       {run / BEST}",
         f"train it   python job/train.py --config {best} {again}",
@@ -83,14 +83,14 @@ def _search(
     run: StoragePath,
     results: dict[int, Result],
 ) -> None:
-    from fracture.runtime.cluster import check_capacity, runs_at_once, start_ray
+    from fracture.runtime.cluster import check_capacity, count_runs_at_once, start_ray
     from fracture.training.phases import most_epochs
 
     start_ray(args.verbose)
-    check_capacity(config)
+    check_capacity(config.compute)
     from fracture.tuning.trials import run_trials
 
-    at_once = min(runs_at_once(config), config.tune.concurrent or config.tune.trials)
+    at_once = min(count_runs_at_once(config.compute), config.tune.concurrent or config.tune.trials)
     trials, done = config.tune.trials, f", of which {len(results)} are done" if results else ""
     each = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
     most = f"at most {most_epochs(config)} epochs"

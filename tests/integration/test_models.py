@@ -13,7 +13,7 @@ from fracture.dataset.format import Dataset
 from fracture.inference.bundle import read_bundle
 from fracture.storage import storage_path
 from fracture.training.checkpoint import BACKBONE, LoopState
-from fracture.training.launch import check_initial, with_data_of
+from fracture.training.checks import check_initial, with_data_of
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
 
