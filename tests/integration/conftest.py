@@ -62,9 +62,7 @@ class Meddler:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def start(
-    config: Config, data: tuple[StoragePath, Manifest], run: Path, listener: Meddler | None = None
-) -> History:
+def start(config: Config, data: tuple[StoragePath, Manifest], run: Path, listener: Meddler | None = None) -> History:
     folder, manifest = data
     config = with_data_of(config, manifest)
     dataset = Dataset(folder, manifest)

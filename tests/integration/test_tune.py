@@ -16,7 +16,7 @@ from fracture.config import load_config
 from fracture.dataset.format import Dataset, Manifest
 from fracture.storage import StoragePath, storage_path
 from fracture.training.checks import with_data_of
-from fracture.tuning.space import Result, sample_trials, read_results, trial_run
+from fracture.tuning.space import Result, read_results, sample_trials, trial_run
 from tests.conftest import TINY, shell
 from tests.integration.conftest import wait_for_epochs
 
