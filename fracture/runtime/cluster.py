@@ -1,15 +1,16 @@
 """Starts Ray on this machine or joins a cluster, and counts how many workers fit on its nodes."""
 
-import importlib
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from fracture.config import ComputeConfig
 from fracture.errors import RunError, UsageError
+from fracture.runtime.quiet import silence_stderr
 from fracture.runtime.signals import stop_by_signals
 
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]  # workers of a local Ray find the package here
@@ -31,7 +32,7 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
 
     Args:
         verbose: show Ray's own log.
-        to_train: load TensorflowTrainer meanwhile, in a thread.
+        to_train: load TensorflowTrainer too, and TensorFlow with it, while Ray's processes start.
 
     Raises:
         RunError: the named cluster does not answer.
@@ -40,10 +41,14 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
     os.environ.update(ours)
     if not verbose:  # nodes log each worker that dies, whatever `log_to_driver` says; we do so in one line
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    with _loading_trainer() if to_train else nullcontext():
+        _init_ray(ours, verbose)
+    stop_by_signals()
+
+
+def _init_ray(ours: dict[str, str], verbose: bool) -> None:
     import ray
 
-    if to_train:
-        _load_trainer()
     if ray.is_initialized():
         return
     submitted, joining = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ, "RAY_ADDRESS" in os.environ
@@ -68,17 +73,27 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
             "on a node of the cluster; from elsewhere use ray job submit"
         ) from None
-    stop_by_signals()
 
 
-def _load_trainer() -> None:
-    """Begin to import Ray's TensorflowTrainer, and TensorFlow with it, while Ray's processes start.
+@contextmanager
+def _loading_trainer() -> Iterator[None]:
+    """Import Ray's TensorflowTrainer in a thread meanwhile, and wait for its end: it silences stderr.
 
     What both threads need is imported here first, so that they do not wait for each other's imports.
     """
     import ray.train  # noqa: F401
 
-    threading.Thread(target=importlib.import_module, args=["ray.train.tensorflow"], daemon=True).start()
+    thread = threading.Thread(target=_import_trainer)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _import_trainer() -> None:
+    with silence_stderr():
+        import ray.train.tensorflow  # noqa: F401
 
 
 def check_capacity(compute: ComputeConfig) -> None:

@@ -81,10 +81,10 @@ def finish_run(
 
 def _build_best_model(run: StoragePath, config: Config, dataset: Dataset) -> Any:
     """Build the network in float32, as it was scored, with the weights of the best epoch."""
-    import tensorflow as tf
-    import tf_keras as keras
+    from fracture.models import build_model  # first: it keeps TensorFlow quiet as it loads
 
-    from fracture.models import build_model
+    import tensorflow as tf  # isort: skip
+    import tf_keras as keras  # isort: skip
 
     with suppress(RuntimeError):  # the GPUs are the workers'; an earlier model may have taken them already
         tf.config.set_visible_devices([], "GPU")
