@@ -14,7 +14,6 @@ import numpy as np
 from fracture.arrays import load_arrays, save_arrays
 
 Arrays = list[np.ndarray]
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of them
 FILE = "state.npz"
 BACKBONE = "backbone.npz"  # weights that a run began with, while it is not finished
 _ARRAYS = ("weights", "optimizer", "best_weights", "tallies")
