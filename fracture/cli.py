@@ -478,13 +478,13 @@ def _tune(args: argparse.Namespace) -> None:
     arguments = TuneArguments(config=config, **flags)
     _report_idle_settings(config, args)
     result = tune(arguments)
-    from fracture.tuning.space import table
+    from fracture.tuning.space import table_lines
 
     best = result.best if result.best.is_local else f"a copy of {result.best}"
     storage = f" --storage {args.storage}" if args.storage else ""
     _print(
         [
-            *table(result.trials),
+            *table_lines(result.trials),
             "           * lowest validation loss; the best of many is also the luckiest, so expect less of it on test",
             f"best       {result.best}",
             f"train it   fracture train --config {best} --shards {result.shards}{storage}",

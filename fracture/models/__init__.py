@@ -1,31 +1,17 @@
 """One network for each `model.name`, behind one function."""
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fracture.config import MODELS, Config
+from fracture.runtime.quiet import silence_stderr
 
 if TYPE_CHECKING:
     import tf_keras as keras
 
 
-@contextmanager
-def _silence_stderr() -> Iterator[None]:
-    """Drop what TensorFlow's C++ side writes to stderr as it loads, which no log level stops."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-with _silence_stderr():
+with silence_stderr():  # TensorFlow's C++ side writes there as it loads
     import tensorflow as tf
 
     tf.config.list_physical_devices()  # warns where there is no GPU

@@ -1,9 +1,8 @@
-"""How a run goes, told by `status.json` beside it: written while the job runs, read by anybody at any time.
+"""The state of a run in `status.json`, written beside it while the job runs and read by anybody at any time.
 
 Reading imports neither TensorFlow nor Ray, nor what draws reports.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -16,18 +15,31 @@ from pydantic import BaseModel
 
 from fracture.errors import RunError, UsageError
 from fracture.lock import Claim, holder, is_gone
+from fracture.progress.events import (
+    EpochDone,
+    Resizing,
+    Scoring,
+    StepDone,
+    TrainingEvent,
+    TrainingStarted,
+    Validating,
+    WaitingForMachines,
+    WorkersFailed,
+)
+from fracture.progress.history import find_best, read_history
+from fracture.progress.time_left import TimeLeft
 from fracture.storage import StoragePath
 
 STATUS = "status.json"
 LOCK = "lock"  # folder of a run's lock, whose beats are signs of life too
-EVERY = 15.0  # seconds at least between two writings that only say how far it is
-SILENCE = 60.0  # seconds without a sign of life after which it is said
+EVERY = 15.0  # seconds at least between two writings that only say how far the run is
+SILENCE = 60.0  # seconds without a sign of life after which the status says so
 _FINAL = ("finished", "stopped")
 _FIGURES = {"AUC": "auc", "sensitivity": "recall", "specificity": "specificity"}
 
 
 class Status(BaseModel):
-    """What a job last said of its run."""
+    """The state of a run as its job last wrote it."""
 
     updated: datetime
     state: str = "starting"  # training, validating, waiting, scoring, finished, stopped
@@ -38,13 +50,13 @@ class Status(BaseModel):
     steps: int = 0
     seconds_left: float | None = None  # of the phase under way, if nothing stops it early
     restarts: int = 0  # of workers, by this job
-    reason: str = ""  # of the last
+    reason: str = ""  # of the last restart
 
 
 class StatusWriter:
     """Keeps `status.json` while within: at once when the state changes or an epoch ends, else every 15 s at most.
 
-    A failure to write is nobody's business: the training goes on.
+    Training goes on where the file cannot be written.
     """
 
     def __init__(
@@ -57,14 +69,13 @@ class StatusWriter:
     ) -> None:
         """
         Args:
+            epochs: of the run, at most.
             may_write: false once another job has taken over the run.
         """
         self._file, self._may_write, self._clock, self._now = run / STATUS, may_write, clock, now
         self._status = Status(updated=now(), epochs=epochs)
-        self._written = self._began = clock()
-        self._told_first = (0, 0)  # epoch and step, at `_began`
-        self._last = epochs  # of the phase under way
-        self._epoch_seconds: list[float] = []
+        self._written = clock()
+        self._time_left = TimeLeft(clock)
         self._starts = 0
 
     def __enter__(self) -> Self:
@@ -81,58 +92,39 @@ class StatusWriter:
             self._change(state="stopped", message=str(error) if known else f"{kind.__name__}: {error}")
         self._write()
 
-    def show(self, event: Mapping[str, Any]) -> None:
-        """Takes the events that the screen gets; what it does not know, it leaves."""
+    def show(self, event: TrainingEvent) -> None:
+        """Take in an event of the training; kinds that change nothing here are passed over."""
         state = self._status.state
-        self._take(event)
-        told_at_once = event["event"] in ("start", "failure", "epoch") or self._status.state != state
-        if told_at_once or self._clock() - self._written >= EVERY:
+        self._time_left.see(event)
+        self._see(event)
+        urgent = isinstance(event, TrainingStarted | WorkersFailed | EpochDone) or self._status.state != state
+        if urgent or self._clock() - self._written >= EVERY:
             self._write()
 
-    def _take(self, event: Mapping[str, Any]) -> None:
-        match event["event"]:
-            case "start":
+    def _see(self, event: TrainingEvent) -> None:
+        match event:
+            case TrainingStarted():
                 self._starts += 1
                 restarts = max(self._status.restarts, self._starts - 1)
-                self._told_first = (0, 0)
-                self._change(state="training", epoch=event["epochs_done"] + 1, step=0, restarts=restarts)
-                self._change(steps=event["steps"])
-            case "phase":
-                self._last = event["last"]
-                self._epoch_seconds = []  # those of another phase take another time
-            case "step":
-                if self._told_first[0] != event["epoch"]:  # the first of all compiles, and says nothing of the others
-                    self._told_first, self._began = (event["epoch"], event["step"]), self._clock()
-                self._change(state="training", epoch=event["epoch"], step=event["step"], steps=event["steps"])
-                self._change(seconds_left=self._left())
-            case "validating":
-                self._change(state="validating", epoch=event["epoch"], step=0)
-            case "epoch":
-                self._epoch_seconds.append(event["record"]["seconds"])
-                self._change(epoch=event["record"]["epoch"], step=self._status.steps)
-                self._change(seconds_left=self._mean() * (self._last - event["record"]["epoch"]))
-            case "failure":
-                restarts = max(self._status.restarts, event["failures"])
-                self._change(state="restarting", restarts=restarts, reason=str(event["reason"]))
-            case "resizing":
+                self._change(state="training", epoch=event.epochs_done + 1, step=0, restarts=restarts)
+                self._change(steps=event.steps)
+            case StepDone(epoch, step, steps):
+                self._change(state="training", epoch=epoch, step=step, steps=steps)
+                self._change(seconds_left=self._time_left.within_epoch())
+            case Validating(epoch):
+                self._change(state="validating", epoch=epoch, step=0)
+            case EpochDone(record):
+                self._change(epoch=record["epoch"], step=self._status.steps)
+                self._change(seconds_left=self._time_left.after_epoch())
+            case WorkersFailed(reason=reason, failures=failures):
+                restarts = max(self._status.restarts, failures)
+                self._change(state="restarting", restarts=restarts, reason=reason)
+            case Resizing():
                 self._change(state="restarting")
-            case "waiting":
+            case WaitingForMachines():
                 self._change(state="waiting")
-            case "scoring":
+            case Scoring():
                 self._change(state="scoring", seconds_left=None)
-
-    def _left(self) -> float | None:
-        """By the mean epoch of this phase; in its first by the steps so far, which leaves out the validation."""
-        status, here, first = self._status, self._clock() - self._began, self._told_first[1]
-        if self._epoch_seconds:
-            return max(self._mean() - here, 0) + self._mean() * (self._last - status.epoch)
-        if status.step <= first:
-            return None
-        each = here / (status.step - first)
-        return each * (status.steps * (self._last - status.epoch + 1) - status.step)
-
-    def _mean(self) -> float:
-        return sum(self._epoch_seconds) / len(self._epoch_seconds)
 
     def _change(self, **fields: Any) -> None:
         self._status = self._status.model_copy(update=fields)
@@ -147,7 +139,7 @@ class StatusWriter:
 
 
 def status_lines(runs: StoragePath, name: str, now: datetime) -> list[str]:
-    """How the run goes, as lines for a person: of a run in folds, or of a comparison, one a fold.
+    """Return lines for a person that say how far the run is; of a run in folds, or of a comparison, one a fold.
 
     Raises:
         UsageError: there is no such run.
@@ -162,27 +154,27 @@ def status_lines(runs: StoragePath, name: str, now: datetime) -> list[str]:
         folds = [f"{contender}/{fold}" for contender in run.folders() for fold in _folds(run / contender)]
     held = holder(run / LOCK)
     with ThreadPoolExecutor(8) as threads:  # a bucket takes its time for each
-        told = list(threads.map(lambda part: _told(part, held, now), [run / fold for fold in folds] or [run]))
+        facts = list(threads.map(lambda part: _facts(part, held, now), [run / fold for fold in folds] or [run]))
     lines = [f"run        {run}"]
     if folds:
-        lines += [f"{fold:<10} {_in_a_line(facts)}" for fold, facts in zip(folds, told, strict=True)]
+        lines += [f"{fold:<10} {_join_facts(of_fold)}" for fold, of_fold in zip(folds, facts, strict=True)]
     else:
-        lines += [f"{label:<10} {text}" for label, text in told[0].items()]
+        lines += [f"{label:<10} {text}" for label, text in facts[0].items()]
     return lines + ([f"job        {held[0]}"] if held else [])
 
 
 def _folds(run: StoragePath) -> list[str]:
-    """Names of its folds' folders, in their order."""
+    """Return the names of the folds' folders, in their order."""
     folds = [folder for folder in run.folders() if re.fullmatch(r"fold-\d+", folder)]
     return sorted(folds, key=lambda fold: int(fold.removeprefix("fold-")))
 
 
-def _in_a_line(facts: Mapping[str, str]) -> str:
+def _join_facts(facts: Mapping[str, str]) -> str:
     return " · ".join(f"best {text}" if label == "best" else text for label, text in facts.items())
 
 
-def _told(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
-    """What is known of one training, by the label of its line."""
+def _facts(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
+    """Return what is known of one training, by the label of its line."""
     bundle, status = _json(run / "bundle/bundle.json"), _status(run)
     if bundle is not None:
         return {
@@ -205,7 +197,7 @@ def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: date
     seen = [moment for moment in (status and status.updated, beat) if moment]
     if not seen:
         return "begun; no job is at work on it"
-    old = status is None or (claim is not None and claim.since > status.updated)  # an earlier job said it
+    old = status is None or (claim is not None and claim.since > status.updated)  # an earlier job wrote it
     if status and status.state in _FINAL and not old:
         return f"{status.state}: {status.message}" if status.message else status.state
     silent = (now - max(seen)).total_seconds()
@@ -227,17 +219,16 @@ def _progress(status: Status) -> str:
 
 
 def _best(run: StoragePath) -> dict[str, str]:
-    try:
-        history = [json.loads(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
-    except (FileNotFoundError, ValueError):
+    history = read_history(run)
+    if not history:
         return {}
-    best = min(history, key=lambda record: record["val_loss"])
+    best = find_best(history)
     return {"best": f"epoch {best['epoch']}: validation loss {best['val_loss']:.3f}, AUC {best['val_auc']:.3f}"}
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
-    told = [f"{word} {_figure(metrics['figures'][name])}" for word, name in _FIGURES.items()]
-    return f"{metrics['count']:,} {metrics['unit']}s: {', '.join(told)}"
+    figures = [f"{word} {_figure(metrics['figures'][name])}" for word, name in _FIGURES.items()]
+    return f"{metrics['count']:,} {metrics['unit']}s: {', '.join(figures)}"
 
 
 def _figure(figure: Mapping[str, float | None]) -> str:

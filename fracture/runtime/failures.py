@@ -1,4 +1,4 @@
-"""What a failure of workers means, out of the stack traces of all of them."""
+"""The cause of a failure of workers, from the exceptions of all of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,41 +13,45 @@ class PeerLost(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    error: RunError | UsageError | None  # says itself what is to be done; trying again would change nothing
+    """The cause of a failure of workers."""
+
+    error: RunError | UsageError | None  # a cause that a restart would not remove
     reason: str
-    lost: bool  # a worker ended, or went out of reach: chance, for all that is known
+    lost: bool  # a worker ended or went out of reach, which may be chance
 
 
-def explain(failures: Mapping[int, BaseException], run: StoragePath) -> Failure:
-    """
+def explain_failure(errors: Mapping[int, BaseException], run: StoragePath) -> Failure:
+    """Find the error that the others follow from.
+
     Args:
-        failures: of each worker that failed, by its rank.
+        errors: rank -> the exception of each worker that failed.
+        run: named in errors of the storage.
     """
     from ray.exceptions import RayActorError
 
-    failures = {rank: getattr(failure, "_base_exc", failure) for rank, failure in failures.items()}
-    for failure in failures.values():
-        known = failure if isinstance(failure, RunError | UsageError) else None
-        if known := known or disk_full(failure, run) or store_failed(failure, run):
+    for error in errors.values():
+        known = error if isinstance(error, RunError | UsageError) else None
+        if known := known or disk_full(error, run) or store_failed(error, run):
             return Failure(known, str(known), lost=False)
-    for rank, failure in failures.items():  # the others' errors only follow from it
-        if isinstance(getattr(failure, "health_check_failure", failure), RayActorError):
-            return Failure(None, f"worker {rank} {_death(str(failure))}", lost=True)
-    for rank, failure in failures.items():
-        if not isinstance(failure, PeerLost):
-            return Failure(None, f"worker {rank} failed: {last_line(failure)}", lost=False)
+    for rank, error in errors.items():
+        if isinstance(error, RayActorError):
+            return Failure(None, f"worker {rank} {_describe_death(str(error))}", lost=True)
+    for rank, error in errors.items():
+        if not isinstance(error, PeerLost):
+            return Failure(None, f"worker {rank} failed: {last_line(error)}", lost=False)
     return Failure(None, "a worker was lost", lost=True)
 
 
-def _death(said: str) -> str:
-    """Ray says it in several lines, the useful word somewhere in them."""
-    if "node has died" in said or "node was terminated" in said or "nodeid" in said.lower().replace(" ", ""):
+def _describe_death(text: str) -> str:
+    """Say how a worker ended; Ray's text has several lines, with the useful word somewhere in them."""
+    if "node has died" in text or "node was terminated" in text or "nodeid" in text.lower().replace(" ", ""):
         return "is gone with its machine"
-    if "OOM" in said and "memory monitor" in said:
+    if "OOM" in text and "memory monitor" in text:
         return "was killed for want of memory on its machine"
     return "was killed, or crashed"
 
 
-def last_line(failure: BaseException) -> str:
-    text = str(failure).strip().splitlines()
-    return (text[-1] if text else type(failure).__name__).rstrip(".")
+def last_line(error: BaseException) -> str:
+    """Return the last line of an exception's text, which says most in a text of Ray or TensorFlow."""
+    text = str(error).strip().splitlines()
+    return (text[-1] if text else type(error).__name__).rstrip(".")

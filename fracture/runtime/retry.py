@@ -1,75 +1,88 @@
-"""How long a run that fails goes on: decided from its events alone."""
+"""The decision whether a run that fails goes on, from its events alone."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from fracture.config import RecoveryConfig
 from fracture.errors import RunError
+from fracture.progress.events import (
+    CheckpointSaved,
+    EpochDone,
+    Resizing,
+    Scoring,
+    StepDone,
+    TrainingEvent,
+    TrainingStopped,
+    Validating,
+    WorkerError,
+    WorkersFailed,
+    WorkersStarted,
+)
 
-_SAME_ERROR, _SAME_DEATH = 2, 3  # times in a row at one place; a death may be chance
+_SAME_ERROR, _SAME_DEATH = 2, 3  # times in a row after one step; a death may be chance
 
 
 class Recovery:
-    """Counts failures. Ray Train would count all of a run; a run that makes progress between them may go on."""
+    """Counts failures since the last checkpoint. Ray Train would count all of a run, also where it makes progress."""
 
     def __init__(self, config: RecoveryConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._clock = config, clock
-        self.waiting_since: float | None = clock()  # for machines to hold the workers
-        self.training = False  # workers are at work, and would hear that they are to stop
-        self.failures = 0  # in all
+        self.waiting_since: float | None = clock()  # for machines that hold the workers; None: they are there
+        self.training = False  # workers train, and would see a request to stop
+        self.failures = 0  # of this job
         self._in_a_row = 0  # since the last checkpoint
-        self._place: tuple[int, int] | None = None  # epoch and step, as last told since the workers started
+        self._step: tuple[int, int] | None = None  # epoch and step of the last event since the workers started
         self._failed_at: tuple[int, int] | None = None
-        self._at_one_place = 0
+        self._at_one_step = 0
 
-    def see(self, event: Mapping[str, Any]) -> None:
-        """
+    def see(self, event: TrainingEvent) -> None:
+        """Take in an event.
+
         Raises:
-            RunError, UsageError: it is no use to go on.
+            RunError, UsageError: the run cannot go on.
         """
-        match event["event"]:
-            case "placed":
-                self.waiting_since, self._place = None, None
-            case "step" | "validating":
+        match event:
+            case WorkersStarted():
+                self.waiting_since, self._step = None, None
+            case StepDone(epoch, step) | Validating(epoch, step):
                 self.training = True
-                self._place = (event["epoch"], event["step"])
-            case "broke":
-                self._place = (event["epoch"], event["step"])
-            case "epoch" | "saved":
+                self._step = (epoch, step)
+            case WorkerError(epoch, step):
+                self._step = (epoch, step)
+            case EpochDone() | CheckpointSaved():
                 self._in_a_row, self._failed_at = 0, None
-            case "scoring" | "left":
+            case Scoring() | TrainingStopped():
                 self.training = False
-            case "resizing":
+            case Resizing():
                 self.training, self.waiting_since = False, self._clock()
-            case "failure":
+            case WorkersFailed():
                 self.training, self.waiting_since = False, self._clock()
-                self._fail(event)
+                self._count(event)
 
-    def _fail(self, event: Mapping[str, Any]) -> None:
-        if event["error"] is not None:  # it says itself what is to be done
-            raise event["error"]
+    def _count(self, event: WorkersFailed) -> None:
+        if event.error is not None:
+            raise event.error
         self.failures += 1
-        if event["preempted"]:
+        if event.preempted:
             return
         self._in_a_row += 1
-        same = self._place is not None and self._place == self._failed_at
-        self._at_one_place = self._at_one_place + 1 if same else 1
-        self._failed_at, self._place = self._place, None
+        same = self._step is not None and self._step == self._failed_at
+        self._at_one_step = self._at_one_step + 1 if same else 1
+        self._failed_at, self._step = self._step, None
         where = f"epoch {self._failed_at[0]}, step {self._failed_at[1]}" if self._failed_at else "no step done"
-        if self._failed_at and self._at_one_place >= (_SAME_DEATH if event["lost"] else _SAME_ERROR):
+        if self._failed_at and self._at_one_step >= (_SAME_DEATH if event.lost else _SAME_ERROR):
             raise RunError(
-                f"it fails again and again at the same place ({where}): {event['reason']}. "
+                f"it fails again and again at the same place ({where}): {event.reason}. "
                 "Run again with -v for the traces"
             )
         if self._in_a_row > self._config.max_failures:
             raise RunError(
                 f"{self._in_a_row} failures without a checkpoint between them, more than recovery.max_failures = "
-                f"{self._config.max_failures} ({where}): {event['reason']}. Run again with -v for the traces"
+                f"{self._config.max_failures} ({where}): {event.reason}. Run again with -v for the traces"
             )
 
     def check_waiting(self, workers: int) -> None:
-        """Raises RunError where the machines have not come in time."""
+        """Raise RunError where the machines for so many workers have not come in time."""
         if self.waiting_since is None or self._clock() - self.waiting_since < 60 * self._config.wait_minutes:
             return
         raise RunError(

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, which end a job after it has saved."""
+"""Handlers of SIGTERM and Ctrl-C, which end a job after it has saved."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 stop_requested = threading.Event()  # a signal came
-_patient = threading.Event()  # whoever is at work looks at `stop_requested` itself
+_patient = threading.Event()  # the code that runs looks at `stop_requested` itself
 
 
 def stop_by_signals() -> None:
-    """Makes SIGTERM, which schedulers send, what Ctrl-C is; Ray would answer it with a stack trace."""
+    """Treat SIGTERM, which schedulers send, as Ctrl-C; Ray would answer it with a stack trace."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
 
@@ -25,7 +25,7 @@ def _stop(number: int, frame: Any) -> None:
 
 @contextmanager
 def patience() -> Iterator[threading.Event]:
-    """Within, the first signal only sets this event, at which whoever is at work has to look."""
+    """Let the first signal only set the event that is given, which the code within has to look at."""
     _patient.set()
     try:
         yield stop_requested
@@ -34,11 +34,11 @@ def patience() -> Iterator[threading.Event]:
 
 
 def stop_soon() -> None:
-    """From any thread: as a first Ctrl-C would, with a last checkpoint."""
+    """Stop as a first Ctrl-C does, with a last checkpoint; from any thread."""
     stop_requested.set()
 
 
 def stop_at_once() -> None:
-    """From any thread: as a second Ctrl-C would, without a last checkpoint."""
+    """Stop as a second Ctrl-C does, without a last checkpoint; from any thread."""
     stop_requested.set()
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)

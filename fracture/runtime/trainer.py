@@ -1,109 +1,179 @@
-"""Ray Train's TensorflowTrainer without the seconds that it spends on loading TensorFlow where nothing computes.
+"""Runs a training function on a group of workers by Ray Train's TensorflowTrainer, and watches over it to its end.
 
-Its own configuration imports TensorFlow wherever it is made or unpickled: in the driver and in the controller, before
-which no worker starts. Ours tells the workers of each other just the same.
+Ray Train is not given checkpoints: the workers keep their own in the run's folder. So it writes no
+`checkpoint_manager_snapshot.json`, which it would restore for the next run of that name, and refuse when a kill or a
+full disk has left half of it or when it names a checkpoint that is gone.
 """
 
 import json
 import os
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
-from ray.train._internal.base_worker_group import BaseWorkerGroup
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import ReschedulingState, ResizingState, RestartingState
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import PreemptionError
-from ray.train.v2.tensorflow.tensorflow_trainer import TensorflowTrainer
 
-from fracture.runtime.failures import explain, last_line
-from fracture.storage import StoragePath
+from fracture.config import ComputeConfig, RecoveryConfig
+from fracture.errors import RunError, UsageError
+from fracture.progress.events import TrainingEvent
+from fracture.runtime.channel import EventChannel
+from fracture.runtime.cluster import resources_per_worker
+from fracture.runtime.failures import explain_failure, last_line
+from fracture.runtime.signals import patience
+from fracture.runtime.watch import Watch
+from fracture.storage import StoragePath, disk_full, store_failed
+
+POLL = 0.2  # seconds between two looks at the events
+_GROW_AFTER = 30.0  # seconds that a group trains before it may restart with more workers; Ray's view is 20 s old
+_ABORT_SECONDS = 10.0
 
 
-class Trainer(TensorflowTrainer):
+class TensorflowBackend(BackendConfig):
+    """Gives each worker the addresses of all, as `ray.train.tensorflow.TensorflowConfig` does.
+
+    Ray's own class imports TensorFlow wherever it is unpickled: in the controller too, before which no worker starts.
     """
-    Args:
-        alone: Ray ends with this job, so that there is nothing to clean up after it.
-    """
 
-    def __init__(self, train_loop_per_worker: Callable[..., None], *, alone: bool, **arguments: Any) -> None:
-        self._unused = (DatasetsCallback, *([PlacementGroupCleanerCallback] if alone else []))
-        # Past TensorflowTrainer's own constructor, which adds its configuration and nothing else.
-        DataParallelTrainer.__init__(self, train_loop_per_worker, backend_config=ClusterSpec(), **arguments)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        """Without the processes that have no use here, each a core for two seconds: there are no Ray Datasets."""
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, self._unused)]
-
-
-class Reporter(ControllerCallback, WorkerGroupCallback):
-    """Tells the driver what Ray Train's controller, in whose process it is, sees and does."""
-
-    def __init__(self, messages: Any, run: StoragePath) -> None:
-        self._messages, self._run, self._told = messages, run, False
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        self._put(event="controller", actor=ray.get_runtime_context().current_actor)
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if isinstance(current_state, ResizingState):
-            self._put(event="resizing", workers=current_state.scaling_decision.num_workers)
-        if isinstance(current_state, RestartingState) and not self._told:
-            error = current_state.training_failed_error
-            away = isinstance(error, PreemptionError)
-            self._fail("a machine is being taken away" if away else last_line(error), away)
-        if isinstance(current_state, ReschedulingState):  # mostly for want of machines, which is no failure
-            error = getattr(current_state.training_failed_error, "controller_failure", None)
-            if isinstance(error, WorkerGroupStartupFailedError):
-                self._fail(f"a worker could not start: {last_line(error)}")
-
-    def after_worker_group_start(self, worker_group: Any) -> None:
-        self._told = False
-
-    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        if worker_group_status.errors and not self._told:
-            self._told = True
-            away = worker_group_status.get_preemption_info() or worker_group_status.has_preempted_worker()
-            failure = explain(worker_group_status.errors, self._run)
-            self._put(event="failure", preempted=bool(away), **vars(failure))
-
-    def _fail(self, reason: str, preempted: bool = False) -> None:
-        self._put(event="failure", preempted=preempted, error=None, reason=reason, lost=True)
-
-    def _put(self, **event: Any) -> None:
-        self._messages.put.remote(event)
-
-
-class ClusterSpec(BackendConfig):
     @property
     def backend_cls(self) -> type[Backend]:
         return _Backend
 
 
 class _Backend(Backend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: BackendConfig) -> None:
-        addresses = worker_group.execute(_own_address)
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _set_cluster, addresses, rank)
-                for rank in range(len(worker_group))
-            ]
-        )
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        addresses = worker_group.execute(find_own_address)
+        ranks = range(len(worker_group))
+        ray.get([worker_group.execute_single_async(rank, set_cluster, addresses, rank) for rank in ranks])
 
 
-def _own_address() -> str:
-    from ray._common.network_utils import build_address
-    from ray.train._internal.utils import get_address_and_port
+def find_own_address() -> str:
+    """Return this machine's address in the cluster with a port that is free now, as `host:port`."""
+    host = ray.util.get_node_ip_address()
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as any_port:
+        any_port.bind(("", 0))
+        port = any_port.getsockname()[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    return build_address(*get_address_and_port())
 
-
-def _set_cluster(addresses: list[str], rank: int) -> None:
-    """https://www.tensorflow.org/guide/distributed_training#TF_CONFIG"""
+def set_cluster(addresses: list[str], rank: int) -> None:
+    """Set TF_CONFIG. See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG"""
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
+
+
+def run_trainer(
+    function: Callable[[Any], None],
+    argument: Any,
+    run: StoragePath,
+    channel: EventChannel,
+    compute: ComputeConfig,
+    recovery: RecoveryConfig,
+    resize_seconds: float,
+    see: Callable[[TrainingEvent], None],
+) -> None:
+    """Run `function(argument)` on all workers until it returns on each, restarting the group where one fails.
+
+    Args:
+        function: importable by the workers; it saves what it has done in the run's folder, and goes on from there.
+        run: the run's folder, which all workers reach.
+        channel: in which the workers send their events.
+        resize_seconds: that a group trains at least, before it is restarted with another number of workers: just
+            after a checkpoint costs least, since Ray does not ask the workers to save.
+        see: is called with each event, in the main thread.
+
+    Raises:
+        RunError, UsageError: the run cannot go on; says what to do.
+        KeyboardInterrupt: a signal came; what could be saved in time is saved.
+    """
+    from ray.train import TrainingFailedError
+
+    trainer = _make_trainer(function, argument, run, channel, compute, resize_seconds)
+    try:
+        _fit(trainer, Watch(channel, compute, recovery, run, see))
+    except TrainingFailedError as error:
+        raise _explain(error, run) from error
+    except OSError as error:  # Ray Train itself, at the storage
+        raise (store_failed(error, run) or error) from error
+
+
+def _make_trainer(
+    function: Callable[[Any], None],
+    argument: Any,
+    run: StoragePath,
+    channel: EventChannel,
+    compute: ComputeConfig,
+    resize_seconds: float,
+) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.tensorflow import TensorflowTrainer  # brings TensorFlow
+
+    from fracture.runtime.ray_internals import ControllerHook
+
+    if compute.min_workers:  # a group that was planned with a machine that has just gone is given up sooner: 60 s
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    return TensorflowTrainer(
+        function,
+        train_loop_config=argument,
+        tensorflow_config=TensorflowBackend(),
+        scaling_config=ScalingConfig(
+            num_workers=(compute.min_workers, compute.workers) if compute.min_workers else compute.workers,
+            use_gpu=compute.gpu,
+            resources_per_worker=resources_per_worker(compute),
+            elastic_resize_monitor_interval_s=resize_seconds + _GROW_AFTER,
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=run.path.rsplit("/", 1)[0],
+            storage_filesystem=run.filesystem,
+            failure_config=FailureConfig(max_failures=-1),  # `Recovery` counts them
+            callbacks=[ControllerHook(channel, run)],
+        ),
+    )
+
+
+def _fit(trainer: Any, watch: Watch) -> None:
+    """Fit in a thread, so that this one can show the events and end the run.
+
+    In the main thread Ray Train would take over SIGINT and end with exit code 0.
+    """
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the main thread, which raises it
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    with patience():
+        try:
+            alive = True
+            while alive:
+                alive = thread.is_alive()  # looked up before the last events are taken
+                watch.look()
+                thread.join(POLL)
+            if watch.stopped:
+                raise KeyboardInterrupt
+        except BaseException:
+            if watch.controller is not None:
+                from fracture.runtime.ray_internals import abort_training
+
+                with suppress(Exception):
+                    abort_training(watch.controller, _ABORT_SECONDS)
+            raise
+    if failure:
+        raise failure[0]
+
+
+def _explain(error: Any, run: StoragePath) -> RunError | UsageError:
+    """Make the one line that says why Ray Train gave up."""
+    if errors := getattr(error, "worker_failures", {}):
+        failure = explain_failure(errors, run)
+        return failure.error or RunError(f"{failure.reason}. Run again with -v for the traces")
+    cause = getattr(error, "controller_failure", error)
+    if known := disk_full(cause, run) or store_failed(cause, run):
+        return known
+    return RunError(f"Ray Train gave up: {last_line(cause)}. Run again with -v for the traces")

@@ -1,9 +1,10 @@
 """Ends a worker that is alive but stuck, so that a hang becomes a restart.
 
-Ray notices a worker that is gone, never one that waits for ever: in a collective that another has left, in a driver, in
-a file system, or stopped by a signal. So each worker has a small process of its own beside it, which is told of every
-step. When none comes in time, it has the worker write where each of its threads stands, keeps that in the run's
-folder, and kills it. A thread of the worker itself would not do: it stops with the process, or waits for Python's lock.
+Ray notices a worker that is gone, never one that waits for ever: in a collective that another one does not take part
+in, in a driver, in a file system, or stopped by a signal. So each worker has a small process of its own beside it,
+which hears of every step. When none comes in time, it has the worker write the stack of each of its threads, keeps
+that in the run's folder, and kills the worker. A thread of the worker itself would not do: it stops with the process,
+or waits for Python's lock.
 """
 
 import faulthandler
@@ -25,13 +26,13 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Watchdog:
-    """The worker's side. Steps are told by `step`, all other progress by `busy`."""
+    """The worker's side: `step` reports a step, `busy` all other progress."""
 
     def __init__(self, run: str, name: str, stuck_seconds: float | None) -> None:
         """
         Args:
             run: path or URI of the run's folder.
-            name: of the worker, for the file.
+            name: the worker's, for the file.
             stuck_seconds: allowed without progress; None: `SLOWER` times the slowest step, at least `LEAST`.
         """
         self._fixed, self._slowest = stuck_seconds, 0.0
@@ -48,33 +49,38 @@ class Watchdog:
 
     @property
     def limit(self) -> float:
+        """Seconds without progress after which the worker counts as stuck."""
         return self._fixed or max(LEAST, SLOWER * self._slowest)
 
     def step(self, what: str) -> None:
+        """Report that a step is done."""
         now = time.monotonic()
         if self._last_step is not None:
             self._slowest = max(self._slowest, now - self._last_step)
         self._last_step = now
-        self._say(self.limit, what)
+        self._send(self.limit, what)
 
     def busy(self, what: str, more: float = 0.0) -> None:
-        """
+        """Report other progress.
+
         Args:
-            more: seconds, for what takes longer the more there is of it.
+            what: the worker does now.
+            more: seconds that it may take beyond the limit.
         """
         self._last_step = None  # what comes between two steps is none
-        self._say(self.limit + more, what)
+        self._send(self.limit + more, what)
 
     def rest(self, what: str) -> None:
-        """Waits for others, who have watchdogs of their own."""
+        """Report that the worker waits for others, which have watchdogs of their own."""
         self._last_step = None
-        self._say(0, what)
+        self._send(0, what)
 
-    def _say(self, seconds: float, what: str) -> None:
+    def _send(self, seconds: float, what: str) -> None:
         with suppress(OSError):  # it is behind, or gone
             os.write(self._writes, f"{seconds} {what}\n".encode())
 
     def close(self) -> None:
+        """End the watchdog's process."""
         os.close(self._writes)
         self._process.wait()
         faulthandler.unregister(signal.SIGUSR1)
@@ -85,10 +91,10 @@ def _watch(reads: int, pid: int, stacks: Path, run: str, name: str) -> None:
     """The watchdog's side. Ends with the worker, whose end closes the pipe."""
     seconds, what, rest = 0.0, "starting", b""
     while select.select([reads], [], [], seconds or None)[0]:
-        said = os.read(reads, 1 << 16)
-        if not said:
+        received = os.read(reads, 1 << 16)
+        if not received:
             return
-        *lines, rest = (rest + said).split(b"\n")
+        *lines, rest = (rest + received).split(b"\n")
         if lines:
             allowed, _, what = lines[-1].decode().partition(" ")
             seconds = float(allowed)

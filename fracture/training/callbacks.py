@@ -6,10 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import tf_keras as keras
 
-from fracture.runtime.channel import Tell
+from fracture.progress.events import StepDone, TrainingEvent, Validating
+from fracture.runtime.channel import EventChannel
 from fracture.runtime.watchdog import Watchdog
 
-_BETWEEN = 1.0  # seconds between two agreements, and between two steps that are told
+_BETWEEN = 1.0  # seconds between two agreements, and between two events of steps
 
 
 class StopOnDivergence(keras.callbacks.Callback):
@@ -31,20 +32,20 @@ class StopOnDivergence(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-class Left(Exception):
-    """All workers leave, by agreement."""
+class StopRequested(Exception):
+    """All workers agreed to end, since the driver asked for it; the checkpoint is saved."""
 
 
 class Progress(keras.callbacks.Callback):
-    """Tells watchdog and driver how far it is, and agrees with the other workers whether to save, or to leave.
+    """Reports steps to the watchdog and the driver, and agrees with the other workers whether to save or to stop.
 
-    Saving and leaving take all workers, after the same step; but only rank 0 hears that the job is to end, and clocks
-    differ. So about once a second they add up what each has to say. How many steps that is, rank 0 says too.
+    All workers save and stop after the same step; but only rank 0 hears that the job is to end, and clocks differ. So
+    about once a second they add up what each knows. The number of steps until then is rank 0's choice too.
     """
 
     def __init__(
         self,
-        tell: Tell | None,
+        channel: EventChannel | None,
         watchdog: Watchdog,
         agree: Callable[[list[float]], list[float]],
         warned: Callable[[], bool],
@@ -52,21 +53,21 @@ class Progress(keras.callbacks.Callback):
     ) -> None:
         """
         Args:
-            tell: on rank 0.
+            channel: on rank 0.
             agree: adds up three numbers over all workers.
-            warned: a machine is about to be taken away; is called on all workers alike.
+            warned: returns whether a machine is about to be taken away; is called on all workers alike.
             save_every: seconds.
         """
         super().__init__()
-        self._tell, self._watchdog, self._agree, self._warned = tell, watchdog, agree, warned
-        self._save_every, self._saved, self._told = save_every, time.monotonic(), 0.0
-        self._stop = self._heeded = False
+        self._channel, self._watchdog, self._agree, self._warned = channel, watchdog, agree, warned
+        self._save_every, self._saved, self._sent = save_every, time.monotonic(), 0.0
+        self._stop_requested = self._heeded = False
         self._batches, self._due = 0, 1
         self._agreed_at = (0, time.monotonic())  # batches, and when
         self.epoch = self.step = self._first = self._steps = 0
 
     def begin(self, epoch: int, first: int, steps: int, save: Callable[[int], None]) -> None:
-        """Before `fit` and `evaluate`.
+        """Begin an epoch or its validation; called before `fit` and `evaluate`.
 
         Args:
             epoch: counted from 1.
@@ -77,6 +78,7 @@ class Progress(keras.callbacks.Callback):
         self._watchdog.busy(f"on its way to the next step, after step {first} of epoch {epoch}")
 
     def saved(self) -> None:
+        """Note that a checkpoint is saved now."""
         self._saved = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -84,35 +86,38 @@ class Progress(keras.callbacks.Callback):
         self._watchdog.step(f"training, after step {self.step} of epoch {self.epoch}")
         if self.model.stop_training:  # it diverged
             return
-        self._say("step")
+        self._report(StepDone(self.epoch, self.step, self._steps))
         self._heed()
 
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._watchdog.step(f"validating, after batch {batch + 1} of epoch {self.epoch}")
-        self._say("validating")
+        self._report(Validating(self.epoch, self.step, self._steps))
         self._heed()
 
     def between_epochs(self) -> None:
-        """Leaves, if that is asked; the epoch is saved already."""
+        """Stop, if that is requested; the epoch is saved already."""
         self._due = self._batches
-        self._say("between epochs")
+        self._report(None)
         if self._agreed()[0]:
-            raise Left
+            raise StopRequested
 
     def _heed(self) -> None:
-        leave, save = self._agreed()
-        if leave or save:
+        stop, save = self._agreed()
+        if stop or save:
             self._save(self.step)
-        if leave:
-            raise Left
+        if stop:
+            raise StopRequested
 
-    def _say(self, what: str) -> None:
-        if self._tell is not None and (now := time.monotonic()) - self._told >= _BETWEEN:
-            self._told = now
-            self._stop = self._tell(event=what, epoch=self.epoch, step=self.step, steps=self._steps)
+    def _report(self, event: TrainingEvent | None) -> None:
+        """Send the event, if there is one, and look whether the driver asks to stop; about once a second."""
+        if self._channel is not None and (now := time.monotonic()) - self._sent >= _BETWEEN:
+            self._sent = now
+            if event is not None:
+                self._channel.send(event)
+            self._stop_requested = self._channel.stop_requested()
 
     def _agreed(self) -> tuple[bool, bool]:
-        """Whether to leave, and whether to save."""
+        """Return whether to stop and whether to save."""
         self._batches += 1
         if self._batches < self._due:
             return False, False
@@ -120,10 +125,10 @@ class Progress(keras.callbacks.Callback):
         self._agreed_at = (self._batches, now)
         warned = self._warned() and not self._heeded
         self._heeded |= warned
-        says = [float(self._stop), float(warned), 0.0]
-        if self._tell is not None:
-            says[1] += now - self._saved >= self._save_every
-            says[2] = _BETWEEN / max((now - when) / (self._batches - batches), 1e-3)
-        leave, save, pace = self._agree(says)
+        own = [float(self._stop_requested), float(warned), 0.0]
+        if self._channel is not None:
+            own[1] += now - self._saved >= self._save_every
+            own[2] = _BETWEEN / max((now - when) / (self._batches - batches), 1e-3)
+        stop, save, pace = self._agree(own)
         self._due = self._batches + max(1, int(pace))
-        return leave > 0, save > 0
+        return stop > 0, save > 0

@@ -13,7 +13,6 @@ import numpy as np
 from fracture.arrays import parse_arrays, save_arrays
 
 Arrays = list[np.ndarray]
-SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 FILE = "state.safetensors"
 BACKBONE = "backbone.safetensors"  # the weights that a run began with, until it is finished
 _ARRAYS = ("weights", "optimizer", "best_weights", "metric_sums")

@@ -1,6 +1,5 @@
 """The training loop, as every Ray Train worker runs it."""
 
-import json
 import resource
 import tempfile
 import time
@@ -16,11 +15,27 @@ from fracture.config import Config
 from fracture.dataset.format import Dataset
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
-from fracture.runtime.channel import Tell, teller
+from fracture.progress.events import (
+    CheckpointSaved,
+    DamagedCheckpoint,
+    Diverged,
+    EpochDone,
+    FeaturesComputed,
+    PhaseStarted,
+    Scoring,
+    TrainingStarted,
+    TrainingStopped,
+    Validating,
+    WorkerError,
+    WorkersStarted,
+)
+from fracture.progress.history import write_history
+from fracture.runtime.channel import EventChannel
 from fracture.runtime.failures import PeerLost
 from fracture.runtime.watchdog import Watchdog
 from fracture.storage import StoragePath
 from fracture.training.checkpoint import Arrays, DamagedCheckpointError, LoopState
+from fracture.training.checkpoint_folder import BEST, list_checkpoints, read_state, save_checkpoint, write_state
 from fracture.training.phases import Phase, count_epochs, list_phases
 
 _SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and then the watchdog takes it for stuck
@@ -28,53 +43,51 @@ _SLOW_STORE = 500_000  # bytes a second; a store may be slower than that, and th
 
 @dataclass(frozen=True)
 class Assignment:
-    """What the driver hands to every worker."""
+    """The work that the driver hands to every worker."""
 
     config: Config
     dataset: Dataset  # all of it, or one fold
     run: StoragePath
-    messages: Any  # the Ray actor of messages.py
+    channel: EventChannel
     initial: Any = None  # the Bundle whose weights training begins with, if any
-    search: StoragePath | None = None  # that this is a trial of: it is not scored and exported
+    search: StoragePath | None = None  # the search that this is a trial of: it is not scored
 
 
 def train_worker(assignment: Assignment) -> None:
-    """Trains until early stopping or the last epoch; then scores validation and test with the best weights."""
+    """Train until early stopping or the last epoch; then score validation and test with the best weights."""
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
-    tell = teller(assignment.messages)
     stuck_seconds = assignment.config.recovery.stuck_seconds
     watchdog = Watchdog(str(assignment.run), f"worker-{rank}", None if stuck_seconds == "auto" else stuck_seconds)
     try:
-        _train(assignment, watchdog, tell)
+        _train(assignment, watchdog)
     finally:
         watchdog.close()
 
 
 @dataclass(frozen=True)
 class _Worker:
-    """What one worker has throughout."""
+    """The parts of a worker that all its phases share."""
 
     assignment: Assignment
     strategy: Any
     rank: int
     workers: int
-    tell: Tell
     watchdog: Watchdog
     progress: Any  # the callback
     log: "_EventLog | None"  # rank 0's
 
 
-def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
-    """Phase by phase, then scores and exports."""
+def _train(assignment: Assignment, watchdog: Watchdog) -> None:
+    """Train phase by phase, then score."""
     import ray.train
 
-    config, manifest = assignment.config, assignment.dataset.manifest
+    config, manifest, channel = assignment.config, assignment.dataset.manifest, assignment.channel
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:
-        tell(event="placed", workers=workers)
+        channel.send(WorkersStarted(workers))
 
     from fracture.training.strategy import agreement, make_strategy
 
@@ -84,7 +97,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     from ray.train.collective import barrier, broadcast_from_rank_zero
 
     from fracture.dataset.sampler import row_weights
-    from fracture.training.callbacks import Left, Progress
+    from fracture.training.callbacks import Progress, StopRequested
     from fracture.training.phase_model import build_phase_model
     from fracture.training.precision import choose_precision
 
@@ -95,7 +108,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
 
     # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
     # named; 3. else from a backbone's that knows something; 4. else start from scratch.
-    state = _latest_state(rank, tell, watchdog)
+    state = _latest_state(assignment, rank, watchdog)
     if state is None:
         state = LoopState(precision=broadcast_from_rank_zero(choose_precision(config.training.precision)))
         if assignment.initial is not None:
@@ -105,25 +118,31 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
 
     log = None
     if rank == 0:
-        tell(
-            event="start",
-            epochs_done=state.epochs_done,
-            steps_done=state.steps_done,
-            workers=workers,
-            steps=shares[0].steps,
-            precision="float32" if list_phases(config)[-1].on_frozen_features else state.precision,
+        compute = config.compute
+        channel.send(
+            TrainingStarted(
+                workers=workers,
+                unit="GPU" if compute.gpu else "CPU",
+                units_per_worker=1 if compute.gpu else compute.cpus_per_worker,
+                batch_size=config.training.batch_size,
+                steps=shares[0].steps,
+                count_epochs=count_epochs(config),
+                epochs_done=state.epochs_done,
+                steps_done=state.steps_done,
+                precision="float32" if list_phases(config)[-1].on_frozen_features else state.precision,
+            )
         )
         log = _EventLog(assignment.run / "tensorboard", state.history)
-        if state.history:  # a killed worker may have checkpointed an epoch that it did not live to log
-            _write_log(assignment.run, state)
+        if state.history:  # a worker may have been killed between an epoch's checkpoint and its line of the log
+            write_history(assignment.run, state.history)
     progress = Progress(
-        tell if rank == 0 else None,
+        channel if rank == 0 else None,
         watchdog,
         agreement(strategy, 3),
         lambda: ray.train.get_preemption_info() is not None,  # rank 0 tells the others
         60 * config.checkpoint.every_minutes,
     )
-    worker = _Worker(assignment, strategy, rank, workers, tell, watchdog, progress, log)
+    worker = _Worker(assignment, strategy, rank, workers, watchdog, progress, log)
 
     def computed(done: int, count: int) -> None:
         if done < count:
@@ -131,7 +150,7 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
         else:
             watchdog.rest("waiting for the others' features")
         if rank == 0:
-            tell(event="features", done=done, count=count)
+            channel.send(FeaturesComputed(done, count))
 
     try:
         for phase in list_phases(config)[state.phase :]:
@@ -144,24 +163,16 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
                 if phase.on_frozen_features:  # it has the images once for all epochs: part of the next one's time
                     state.seconds += time.monotonic() - began
                 if rank == 0:
-                    frozen = sum(array.size for array in backbone) if phase.on_frozen_features else 0
-                    tell(
-                        event="phase",
-                        phase=phase,
-                        last=state.phase_began + phase.epochs,
-                        parameters=phase_model.model.count_params() + frozen,
-                        learning=phase_model.trainable_parameters,
-                        precision=phase_model.precision,
-                    )
+                    channel.send(_describe_phase(config, phase, phase_model, state, backbone))
                 if not _learn(worker, phase, phase_model, state, val_weights):
                     return
             state.end_phase(backbone if phase.on_frozen_features else [])
-    except Left:
+    except StopRequested:
         if rank == 0:
-            tell(event="left", epoch=progress.epoch, step=state.steps_done)
+            channel.send(TrainingStopped(progress.epoch, state.steps_done))
         return
     except Exception as error:
-        tell(event="broke", epoch=progress.epoch, step=progress.step)
+        channel.send(WorkerError(progress.epoch, progress.step))
         if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
             raise _plain(error) from error
         raise
@@ -169,12 +180,36 @@ def _train(assignment: Assignment, watchdog: Watchdog, tell: Tell) -> None:
     if assignment.search is not None:  # none of its trials looks at test
         return
     if rank == 0:
-        tell(event="scoring", workers=workers)
-    _score_and_export(assignment, state, rank, workers, watchdog)
+        channel.send(Scoring(workers))
+    _score(assignment, state, rank, workers, watchdog)
+
+
+def _describe_phase(config: Config, phase: Phase, phase_model: Any, state: LoopState, backbone: Arrays) -> PhaseStarted:
+    frozen = sum(array.size for array in backbone) if phase.on_frozen_features else 0
+    return PhaseStarted(
+        number=state.phase + 1,
+        phases=len(list_phases(config)),
+        model=config.model.name,
+        precision=phase_model.precision,
+        trained_part=phase.trains,
+        unfrozen_layers=config.transfer.unfreeze,
+        count_epochs=phase.epochs,
+        last_epoch=state.phase_began + phase.epochs,
+        parameters=phase_model.model.count_params() + frozen,
+        trained_parameters=phase_model.trainable_parameters,
+        frozen_features=phase.on_frozen_features,
+        mirrored=config.augment.horizontal_flip,
+    )
+
+
+def _describe_divergence(config: Config, phase: Phase, epoch: int, step: int, steps: int) -> Diverged:
+    if phase.trains == "layers":
+        return Diverged(epoch, step, steps, "transfer.learning_rate", config.transfer.learning_rate)
+    return Diverged(epoch, step, steps, "training.learning_rate", config.training.learning_rate)
 
 
 def _backbone(assignment: Assignment) -> Arrays:
-    """Weights of the backbone as the run began, where it knew something."""
+    """Return the pretrained weights of the backbone as the run began; none where it began from scratch."""
     if not assignment.config.pretrained:
         return []
     from fracture.training.pretrained import read_backbone
@@ -183,7 +218,7 @@ def _backbone(assignment: Assignment) -> Arrays:
 
 
 def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, val_weights: np.ndarray) -> bool:
-    """One phase, to its end; False where the loss diverged.
+    """Train one phase to its end; return False where the loss diverged.
 
     Epochs are calls of `fit` in a plain loop, since what lies between two epochs (one model for all workers, one
     checkpoint, one report) is the part that has to be right.
@@ -195,25 +230,20 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
     from fracture.training.phase_model import learning_rate, optimizer_state
     from fracture.training.strategy import local_arrays, local_variables, on_each_worker, reducer
 
-    strategy, rank, tell, watchdog, progress = (
-        worker.strategy,
-        worker.rank,
-        worker.tell,
-        worker.watchdog,
-        worker.progress,
-    )
+    strategy, rank, watchdog, progress = worker.strategy, worker.rank, worker.watchdog, worker.progress
+    channel = worker.assignment.channel
     config, manifest, run = worker.assignment.config, worker.assignment.dataset.manifest, worker.assignment.run
     model, train, val, seed = phase_model.model, phase_model.train, phase_model.val, config.training.seed
     slots = optimizer_state(model.optimizer)
-    tallies = [variable for metric in phase_model.metrics for variable in metric.variables]
-    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in tallies]
-    tally, results = reducer(strategy, "sum", tallies), _results(strategy, phase_model.metrics)
+    metric_sums = [variable for metric in phase_model.metrics for variable in metric.variables]
+    nothing = [np.zeros(variable.shape, variable.dtype.as_numpy_dtype) for variable in metric_sums]
+    tally, results = reducer(strategy, "sum", metric_sums), _results(strategy, phase_model.metrics)
     results_of_validation = _results(strategy, [*phase_model.metrics, phase_model.weighted_loss])
     averages = phase_model.moving_averages()
     mean_averages = reducer(strategy, "mean", averages)
 
     def share_moving_averages() -> None:
-        """Sets each worker's moving averages of batch norm to their mean.
+        """Set each worker's moving averages of batch norm to their mean.
 
         Each gathers its own. Without this, workers would validate different models, none of them the one saved.
         Doing it more often changes nothing: the average of means is the mean of averages.
@@ -221,35 +251,35 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         for variable, mean in zip(local_variables(strategy, averages), mean_averages(), strict=True):
             variable.assign(mean)
 
-    def report(record: dict[str, float]) -> None:
+    def save() -> None:
         if rank == 0:
             watchdog.busy("saving", more=sum(array.nbytes for array in state.arrays()) / _SLOW_STORE)
         else:
             watchdog.rest("waiting for rank 0 to save")
-        _report(state, record, rank)
+        save_together(run, state, rank)
         watchdog.busy("going on after a checkpoint")
         progress.saved()
 
     def pause(seconds: Callable[[], float], tallied: Callable[[], Arrays], step: int) -> None:
-        """Saves inside an epoch."""
+        """Save inside an epoch."""
         share_moving_averages()
         weights = local_arrays(strategy, model.weights)
         state.pause(step, seconds(), weights, local_arrays(strategy, slots), tallied())
-        report({"epoch": state.epochs_done, "step": step})
+        save()
         if rank == 0:
-            tell(event="saved", epoch=progress.epoch, step=step, steps=train.steps)
+            channel.send(CheckpointSaved(progress.epoch, step, train.steps))
 
     def set_tallies(values: Arrays) -> None:
-        """As if rank 0 had counted it all."""
-        for variable, value in zip(local_variables(strategy, tallies), values, strict=True):
+        """Set the metrics' sums as if rank 0 had counted it all."""
+        for variable, value in zip(local_variables(strategy, metric_sums), values, strict=True):
             variable.assign(value if rank == 0 else np.zeros_like(value))
 
     while not state.finished(phase.epochs, config.training.patience):
         epoch, first = state.epochs_done, state.steps_done
         started = time.monotonic() - state.seconds
         if first < train.steps:
-            save = partial(pause, lambda started=started: time.monotonic() - started, tally)
-            progress.begin(epoch + 1, first, train.steps, save)
+            pausing = partial(pause, lambda started=started: time.monotonic() - started, tally)
+            progress.begin(epoch + 1, first, train.steps, pausing)
             divergence = StopOnDivergence()
             # Keras has set them to zero when an epoch begins.
             restore = keras.callbacks.LambdaCallback(
@@ -264,7 +294,7 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
             )
             if divergence.step is not None:
                 if rank == 0:
-                    tell(event="diverged", epoch=epoch + 1, step=first + divergence.step, steps=train.steps)
+                    channel.send(_describe_divergence(config, phase, epoch + 1, first + divergence.step, train.steps))
                 return False
         else:
             set_tallies(state.metric_sums)
@@ -274,9 +304,9 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         share_moving_averages()
         watchdog.busy("going to validate")
         if rank == 0:
-            tell(event="validating", epoch=epoch + 1, step=train.steps, steps=train.steps)
-        save = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
-        progress.begin(epoch + 1, train.steps, train.steps, save)
+            channel.send(Validating(epoch + 1, train.steps, train.steps))
+        pausing = partial(pause, lambda trained=trained: trained, lambda tallied=tallied: tallied)
+        progress.begin(epoch + 1, train.steps, train.steps, pausing)
         model.evaluate(
             on_each_worker(strategy, evaluation_batches(val, val_weights)),
             steps=val.steps,
@@ -286,7 +316,7 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         validated = results_of_validation()
         if not np.isfinite(validated["weighted_cross_entropy"]):
             if rank == 0:
-                tell(event="diverged", epoch=epoch + 1, step=train.steps, steps=train.steps)
+                channel.send(_describe_divergence(config, phase, epoch + 1, train.steps, train.steps))
             return False
         steps_done = model.optimizer.iterations.numpy()  # of this phase
         rate = learning_rate(config, phase, train.steps, steps_done - 1)  # of the last step
@@ -295,17 +325,17 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
         record["trained_parameters"] = phase_model.trainable_parameters
         state.record(record, local_arrays(strategy, model.weights), local_arrays(strategy, slots))
-        report(record)
+        save()
         if worker.log is not None:
-            _write_log(run, state)
+            write_history(run, state.history)
             worker.log.add(record)
-            tell(event="epoch", record=record, best_epoch=state.best_epoch)
+            channel.send(EpochDone(record, state.best_epoch))
         progress.between_epochs()
     return True
 
 
 def _plain(error: Exception) -> Exception:
-    """TensorFlow's error without TensorFlow."""
+    """Turn TensorFlow's error into one that is read without TensorFlow."""
     name = type(error).__name__
     if name in ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError"):
         return PeerLost(name)
@@ -314,7 +344,7 @@ def _plain(error: Exception) -> Exception:
 
 
 def _read_radiograph_ids(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """(radiograph, label) of each row."""
+    """Return the radiograph and the label of each row."""
     index = assignment.dataset.read_columns(split, ["radiograph_id", "label"])
     return index["radiograph_id"].to_numpy(), index["label"].to_numpy()
 
@@ -326,7 +356,7 @@ def _load_shares(
     workers: int,
     watchdog: Watchdog,
 ) -> list[Any]:
-    """This worker's rows of training and validation; they divide the memory by their number."""
+    """Read this worker's rows of training and validation; they divide the memory by their number."""
     from fracture.dataset.pipeline import load_worker_rows
     from fracture.dataset.sampler import BalancedSampler
 
@@ -347,7 +377,7 @@ def _load_shares(
 
 
 def _results(strategy: Any, metrics: list[Any]) -> Callable[[], dict[str, float]]:
-    """A function, to be called by all workers, that gives what the metrics say of all of them."""
+    """Return a function, to be called by all workers, that returns the metrics over all of them."""
     import tensorflow as tf
 
     @tf.function
@@ -371,68 +401,51 @@ def _record(
     return record | {"images_per_second": round(images_per_second, 2), "learning_rate": rate}
 
 
-def _latest_state(rank: int, tell: Tell, watchdog: Watchdog) -> LoopState | None:
-    """Of the newest checkpoint that is whole, the same on all workers; None where there is none yet.
+def _latest_state(assignment: Assignment, rank: int, watchdog: Watchdog) -> LoopState | None:
+    """Return the state of the newest checkpoint that is whole, the same on all workers; None where there is none yet.
 
     Raises:
         RunError: there are some, and none is whole.
     """
     from ray.train.collective import broadcast_from_rank_zero
 
-    checkpoints = {reported.checkpoint.path: reported.checkpoint for reported in _reported()}
-    chosen, state = "", None
-    for path in reversed(checkpoints) if rank == 0 else ():
-        watchdog.busy("reading a checkpoint")
-        try:
-            chosen, state = path, _load(checkpoints[path])
-            break
-        except DamagedCheckpointError as error:
-            tell(event="damaged", checkpoint=path.rsplit("/", 1)[-1], reason=str(error))
-    if checkpoints and rank == 0 and state is None:
-        folder = next(iter(checkpoints)).rsplit("/", 1)[0]
-        raise RunError(
-            f"no checkpoint of this run can be read, and starting anew would throw its epochs away. Bring back the "
-            f"folders checkpoint_* in {folder}, or give another --run name"
-        )
+    chosen, state, run = "", None, assignment.run
+    if rank == 0:
+        chosen, state = _newest_whole(run, assignment.channel, watchdog)
     watchdog.rest("waiting for the others to load")
     chosen = broadcast_from_rank_zero(chosen)
     watchdog.busy("reading a checkpoint")
-    return _load(checkpoints[chosen]) if chosen and rank != 0 else state
+    return read_state(run / chosen) if chosen and rank != 0 else state
 
 
-def _reported() -> list[Any]:
-    """Checkpoints that Ray Train knows of, oldest first."""
-    import ray.train
-
-    return ray.train.get_all_reported_checkpoints()
-
-
-def _load(checkpoint: Any) -> LoopState:
-    try:
-        with checkpoint.as_directory() as folder:
-            return LoopState.load(Path(folder))
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(str(error)) from error
-
-
-def _report(state: LoopState, record: dict[str, float], rank: int) -> None:
-    """A barrier of all workers. Ray Train copies the folder to the run and only then names it the newest."""
-    import ray.train
-
-    if rank != 0:
-        ray.train.report(record)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder))
-        ray.train.report(record, checkpoint=ray.train.Checkpoint.from_directory(folder))
+def _newest_whole(run: StoragePath, channel: EventChannel, watchdog: Watchdog) -> tuple[str, LoopState | None]:
+    """Return the folder's name and the state; "" and None where there is no checkpoint yet."""
+    checkpoints = list_checkpoints(run)
+    for folder in reversed(checkpoints):
+        watchdog.busy("reading a checkpoint")
+        try:
+            return folder.name, read_state(folder)
+        except DamagedCheckpointError as error:
+            channel.send(DamagedCheckpoint(folder.name, str(error)))
+    if checkpoints:
+        raise RunError(
+            f"no checkpoint of this run can be read, and starting anew would throw its epochs away. Bring back the "
+            f"folders checkpoint_* in {run.path}, or give another --run name"
+        )
+    return "", None
 
 
-def _write_log(run: StoragePath, state: LoopState) -> None:
-    (run / "metrics.jsonl").write_bytes("".join(json.dumps(r) + "\n" for r in state.history).encode())
+def save_together(run: StoragePath, state: LoopState, rank: int) -> None:
+    """Save a checkpoint on rank 0 while the others wait, so that all go on from it if one is killed then."""
+    from ray.train.collective import barrier
+
+    if rank == 0:
+        save_checkpoint(run, state)
+    barrier()
 
 
 class _EventLog:
-    """TensorBoard events, written locally and copied to the run, which may be in a bucket."""
+    """Writes TensorBoard's events locally and copies them to the run, which may be in a bucket."""
 
     def __init__(self, folder: StoragePath, history: list[dict[str, float]]) -> None:
         from tensorboardX import SummaryWriter
@@ -456,34 +469,25 @@ class _EventLog:
                 self._writer.add_scalar(f"{metric}/{split}", value, int(record["epoch"]))
 
 
-def _score_and_export(assignment: Assignment, state: LoopState, rank: int, workers: int, watchdog: Watchdog) -> None:
+def _score(assignment: Assignment, state: LoopState, rank: int, workers: int, watchdog: Watchdog) -> None:
+    """Score this worker's blocks of validation and test; rank 0 hands the best weights over to `finish_run`."""
     import tf_keras as keras
     from ray.train.collective import barrier
 
-    from fracture.evaluation.gallery import make_gallery, write_gallery
-    from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.scores import calibrate_scores, read_scores, score_blocks, write_scores
-    from fracture.inference.bundle import export_model
+    from fracture.evaluation.scores import score_blocks, write_scores
     from fracture.models import build_model
 
     dataset = assignment.dataset
-    # The model handed over computes in float32 everywhere, and it is this one that is scored.
+    # The exported model computes in float32 everywhere, and it is this one that is scored.
     keras.mixed_precision.set_global_policy("float32")
     model = build_model(assignment.config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std)
     model.set_weights(state.best_weights)
     for split in ("val", "test"):
-        told = f"scoring {split}"
-        blocks = score_blocks(model, dataset, split, rank, workers, lambda told=told: watchdog.busy(told))
+        scoring = partial(watchdog.busy, f"scoring {split}")
+        blocks = score_blocks(model, dataset, split, rank, workers, scoring)
         write_scores(assignment.run, blocks, split, rank, workers)
+    if rank == 0:
+        watchdog.busy("saving the best weights", more=sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
+        write_state(assignment.run / BEST, LoopState(best_weights=state.best_weights))
     watchdog.rest("waiting for the others to score")
     barrier()
-    if rank == 0:
-        watchdog.busy("exporting the model", more=4 * sum(array.nbytes for array in state.best_weights) / _SLOW_STORE)
-        val = read_scores(assignment.run, dataset, "val", workers)
-        operating_point = choose_operating_point(val, assignment.config.evaluation)
-        export_model(model, operating_point, assignment.run / "bundle")
-        explaining = partial(watchdog.busy, "explaining test")
-        explaining()
-        test = calibrate_scores(read_scores(assignment.run, dataset, "test", workers), operating_point)
-        gallery = make_gallery(model, test, dataset, operating_point.threshold, each=explaining)
-        write_gallery(assignment.run, gallery)

@@ -12,7 +12,7 @@ from fracture.errors import RunError, UsageError
 from fracture.models.transfer import build_backbone
 from fracture.storage import StoragePath, storage_path
 from fracture.training.checkpoint import BACKBONE
-from fracture.training.launch import check_weights_file
+from fracture.training.checks import check_weights_file
 
 if TYPE_CHECKING:
     from fracture.inference.bundle import Bundle

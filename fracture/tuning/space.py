@@ -1,6 +1,6 @@
-"""A search for better settings: which trials it has, what they gave, and the best of them as a file of settings.
+"""A search for better settings: the settings of its trials, their results, and the best of them as a file.
 
-Validation alone decides; no trial is tried on test. `trials.py` runs them.
+Trials are compared on validation alone; none is tried on test. `trials.py` runs them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ import yaml
 from fracture.config import Config, flatten, with_settings
 from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import RunError, UsageError
+from fracture.progress.history import Record, find_best
 from fracture.progress.status import LOCK
 from fracture.storage import StoragePath
-from fracture.training.launch import check_batches
+from fracture.training.checks import check_batches
 from fracture.training.phases import count_epochs
 
 RESULTS = "trials.json"
@@ -35,7 +36,7 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial gave, at the epoch with its lowest validation loss."""
+    """The result of a trial, at its best epoch."""
 
     trial: int  # from 1
     settings: dict[str, Any]
@@ -46,18 +47,19 @@ class Result:
     val_auc: float | None = None  # per image
 
     @classmethod
-    def of(cls, trial: int, settings: dict[str, Any], state: Any, history: list[dict[str, float]]) -> "Result":
+    def from_history(cls, trial: int, settings: dict[str, Any], state: Any, history: list[Record]) -> "Result":
+        """Make the result of a trial's metrics log."""
         if not history:
             return cls(trial, settings, state, 0)
-        best = min(history, key=lambda record: record["val_loss"])
+        best = find_best(history)
         return cls(trial, settings, state, len(history), int(best["epoch"]), best["val_loss"], best["val_auc"])
 
 
 def check_space(config: Config) -> None:
-    """Tries the ends of each range, and each choice, on the settings.
+    """Try the ends of each range, and each choice, on the settings.
 
     Raises:
-        UsageError: a setting that no search may draw, or a value that it cannot have.
+        UsageError: a setting that no search may sample, or a value that it cannot have.
     """
     tune = config.tune
     if tune.grace_epochs > count_epochs(config):
@@ -65,13 +67,13 @@ def check_space(config: Config) -> None:
             f"tune.grace_epochs = {tune.grace_epochs} is more than the {count_epochs(config)} epochs of a training. "
             "Use fewer, or train longer."
         )
-    for key, draw in tune.space.items():
+    for key, distribution in tune.space.items():
         section, _, name = key.partition(".")
         if section not in _SECTIONS or not name:
             raise UsageError(f"tune.space: {key!r} cannot be searched; settings of {', '.join(_SECTIONS)} can.")
         if key in _FIXED:
             raise UsageError(f"tune.space: {key!r} cannot be searched: {_FIXED[key]}.")
-        for value in next(iter(draw.values())):
+        for value in next(iter(distribution.values())):
             try:
                 with_settings(config, {key: value})
             except UsageError as error:
@@ -83,68 +85,70 @@ def check_space(config: Config) -> None:
         )
 
 
-def draw_trials(config: Config) -> list[dict[str, Any]]:
-    """The settings of each trial: the first as they are, each other drawn from training.seed and its number alone.
+def sample_trials(config: Config) -> list[dict[str, Any]]:
+    """Return the settings of each trial: the first as they are, each other sampled from training.seed and its number.
 
-    What has no effect on this model is left as it is.
+    A setting without effect on this model stays as it is.
     """
     tree = dict(flatten(config.model_dump(mode="json")))
     keys = sorted(config.tune.space.keys() - config.without_effect)
     as_they_are = {key: tree[key] for key in keys}
-    return [as_they_are, *(_draw(config, keys, number) for number in range(2, config.tune.trials + 1))]
+    return [as_they_are, *(_sample_trial(config, keys, number) for number in range(2, config.tune.trials + 1))]
 
 
-def _draw(config: Config, keys: Sequence[str], number: int) -> dict[str, Any]:
+def _sample_trial(config: Config, keys: Sequence[str], number: int) -> dict[str, Any]:
     generator = np.random.default_rng([config.training.seed, number])
-    return {key: _drawn(config.tune.space[key], generator) for key in keys}
+    return {key: _sample(config.tune.space[key], generator) for key in keys}
 
 
-def _drawn(draw: Mapping[str, list[Any]], generator: np.random.Generator) -> Any:
-    ((kind, values),) = draw.items()
+def _sample(distribution: Mapping[str, list[Any]], generator: np.random.Generator) -> Any:
+    ((kind, values),) = distribution.items()
     if kind == "choice":
         return values[generator.integers(len(values))]
     least, most = values
-    drawn = generator.uniform(least, most) if kind == "uniform" else np.exp(generator.uniform(*np.log(values)))
-    return min(max(float(f"{drawn:.3g}"), least), most)  # as it is shown, so that it can be typed again
+    value = generator.uniform(least, most) if kind == "uniform" else np.exp(generator.uniform(*np.log(values)))
+    return min(max(float(f"{value:.3g}"), least), most)  # as it is shown, so that it can be typed again
 
 
 def check_trials(config: Config, dataset: Dataset) -> None:
-    """
+    """Check the settings of each trial as a whole.
+
     Raises:
-        UsageError: what is possible one by one is not possible together, or on this data.
+        UsageError: settings that are possible one by one are not possible together, or on this data.
     """
-    for number, settings in enumerate(draw_trials(config), 1):
+    for number, settings in enumerate(sample_trials(config), 1):
         try:
             check_batches(with_settings(config, settings), dataset)
         except UsageError as error:
-            raise UsageError(f"tune.space, trial {number} ({in_words(settings)}): {error}") from None
+            raise UsageError(f"tune.space, trial {number} ({describe_settings(settings)}): {error}") from None
 
 
 def trial_run(run: StoragePath, number: int) -> StoragePath:
+    """Return the folder of a trial's run."""
     return run / f"trial-{number:05d}"
 
 
 def read_results(run: StoragePath, config: Config, manifest: Manifest) -> dict[int, Result]:
-    """What the trials gave that are done, by number: nothing, in a folder that holds nothing.
+    """Return the results of the trials that are done, by number.
 
     Raises:
-        UsageError: the search was begun with other settings or data, or the folder is somebody else's.
+        UsageError: the search was begun with other settings or data, or the folder holds something else.
     """
     if not (run / RESULTS).is_file():
         if any(not info.base_name.endswith(".part") and f"/{LOCK}/" not in info.path for info in run.files()):
             raise UsageError(f"{run} holds other things than a search. Give another --run name.")
         return {}
-    told = (run / RESULTS).read_json()
-    before, now = dict(flatten(told["settings"])), dict(flatten(_settings(config)))
+    saved = (run / RESULTS).read_json()
+    before, now = dict(flatten(saved["settings"])), dict(flatten(_settings(config)))
     changed = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in before | now if before.get(k) != now.get(k)]
     if changed:
         raise UsageError(
             f"search {run.name!r} was begun with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another --run name."
         )
-    if told["dataset"] != manifest.fingerprint:
+    if saved["dataset"] != manifest.fingerprint:
         raise UsageError(f"search {run.name!r} was begun with other data. Give another --run name.")
-    return {result["trial"]: Result(**result) for result in told["trials"]}
+    return {result["trial"]: Result(**result) for result in saved["trials"]}
 
 
 def write_results(run: StoragePath, config: Config, manifest: Manifest, results: Mapping[int, Result]) -> None:
@@ -153,14 +157,15 @@ def write_results(run: StoragePath, config: Config, manifest: Manifest, results:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All that its trials follow from; there may be more of them, and more at a time."""
+    """Return all that the trials follow from; not how many there are, nor how many at a time."""
     return config.recipe() | {"tune": config.tune.model_dump(mode="json", exclude={"trials", "concurrent"})}
 
 
-def best_of(results: Sequence[Result]) -> Result:
-    """
+def find_best_trial(results: Sequence[Result]) -> Result:
+    """Return the result with the lowest validation loss.
+
     Raises:
-        RunError: there is none.
+        RunError: every trial diverged.
     """
     sound = [result for result in results if result.state != "diverged"]  # else the recipe would diverge again
     if not sound:
@@ -169,12 +174,12 @@ def best_of(results: Sequence[Result]) -> Result:
 
 
 def write_best(run: StoragePath, config: Config, results: Sequence[Result]) -> None:
-    """The best trial's settings as a file for `--config`: those of the space, and what else differs from the defaults.
+    """Write the best trial's settings for `--config`: those of the space, and others that differ from the defaults.
 
     Raises:
         RunError: there is no best trial.
     """
-    best = best_of(results)
+    best = find_best_trial(results)
     recipe = dict(flatten(with_settings(config, best.settings).recipe()))
     defaults = dict(flatten(Config().recipe()))
     tree: dict[str, dict[str, Any]] = {}
@@ -189,13 +194,17 @@ def write_best(run: StoragePath, config: Config, results: Sequence[Result]) -> N
     (run / BEST).write_bytes((about + yaml.safe_dump(tree, sort_keys=False)).encode())
 
 
-def in_words(settings: Mapping[str, Any]) -> str:
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Return a trial's settings as one line."""
     return ", ".join(f"{_name(key)} {_text(value)}" for key, value in settings.items())
 
 
-def table(results: Sequence[Result]) -> list[str]:
-    """The trials on a screen, one a line, the lowest validation loss marked."""
-    best = best_of(results)
+def table_lines(results: Sequence[Result]) -> list[str]:
+    """Return the trials as lines of a table, the lowest validation loss marked.
+
+    They are not wrapped to 80 columns, as `rich` does in a pipe: a log is read and searched by lines.
+    """
+    best = find_best_trial(results)
     keys = sorted(results[0].settings)
     rows = [["trial", "epochs", "val loss", "", "val AUC", *map(_name, keys), ""]]
     for result in results:

@@ -1,8 +1,9 @@
 """The trials of a search on Ray Tune, each a run of Ray Train in a folder of its own.
 
-Tune says which trial goes on: ASHA (https://arxiv.org/abs/1810.05934) compares their lowest validation losses so far.
-What Tune itself could restore does not hold what ASHA has seen. So a search that was killed begins anew with the same
-trials: those that are done only tell again what they gave, and the one that was under way goes on from its checkpoint.
+Tune decides which trial goes on: ASHA (https://arxiv.org/abs/1810.05934) compares their lowest validation losses so
+far. What Tune itself could restore does not hold what ASHA has seen. So a search that was killed begins anew with the
+same trials: those that are done only report again what they gave, and the one that was under way goes on from its
+checkpoint.
 """
 
 import os
@@ -12,10 +13,8 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import StringIO
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -24,71 +23,87 @@ from fracture.config import Config, with_settings
 from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import RunError, UsageError
 from fracture.progress.console import Console
-from fracture.runtime.channel import start_messages, teller
+from fracture.progress.events import (
+    EpochDone,
+    Event,
+    PhaseStarted,
+    TrainingEvent,
+    TrainingStarted,
+    TrialCleanedUp,
+    TrialCompleted,
+    TrialEnded,
+    TrialFailed,
+    TrialInterrupted,
+    TrialProgress,
+    TrialStarted,
+)
+from fracture.progress.history import read_history
+from fracture.runtime.channel import EventChannel, start_channel
 from fracture.runtime.failures import last_line
 from fracture.runtime.signals import patience, stop_soon
+from fracture.runtime.trainer import POLL
 from fracture.storage import StoragePath, disk_full, store_failed
-from fracture.training.checkpoint import BACKBONE, SNAPSHOT
-from fracture.training.launch import POLL, read_history, train
+from fracture.training.checkpoint import BACKBONE
+from fracture.training.checkpoint_folder import list_checkpoints
+from fracture.training.launch import DivergedError, train
 from fracture.training.phases import count_epochs
-from fracture.tuning.space import Result, draw_trials, in_words, trial_run, write_results
+from fracture.tuning.space import Result, describe_settings, sample_trials, trial_run, write_results
 
-_NOTES = "tune"  # folder of Tune's own notes, of no use afterwards
-_MORE_GRACE = 5.0  # seconds for a trial to hear that it is to stop, and to say that it has
-_NO_CPU = {"CPU": 0, "memory": 1}  # a trial only waits for its workers, who have the CPUs; Tune wants something of it
+_TUNE = "tune"  # folder of Tune's own files, of no use afterwards
+_MORE_GRACE = 5.0  # seconds for a trial to hear that it is to stop, and to report that it has
+_NO_CPU = {"CPU": 0, "memory": 1}  # a trial only waits for its workers, who have the CPUs; Tune requires something
 
 
 @dataclass(frozen=True)
 class Search:
-    """What each trial is handed."""
+    """The arguments that all trials share."""
 
-    config: Config  # on which its own are laid
+    config: Config  # a trial's own settings replace some of it
     dataset: Dataset
     run: StoragePath
     results: dict[int, Result]  # of trials that were done before
-    messages: Any  # the Ray actor of messages.py
+    channel: EventChannel
 
 
 class Trial(tune.Trainable):
     """Trains in a thread, which waits after each epoch until Tune asks for the next.
 
-    A class, since Tune waits for its cleanup, and so for the end of its workers; that of a function it would not.
+    It is a class, since Tune waits for its cleanup, and so for the end of its workers; not so for a function's.
     """
 
     def setup(self, point: dict[str, Any], search: Search) -> None:
         self._search, self._number = search, point["trial"]
-        self._config = with_settings(search.config, draw_trials(search.config)[self._number - 1])
+        self._config = with_settings(search.config, sample_trials(search.config)[self._number - 1])
         self._run = trial_run(search.run, self._number)
-        self._put = teller(search.messages)
+        self._send = search.channel.send
         self._reports: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._ask = threading.Semaphore(0)
+        self._may_go_on = threading.Semaphore(0)
         self._last: dict[str, Any] = {"epoch": 0, "val_loss": float("inf")}
-        self._asked = self._stopped = False
-        self._screen = Console(self._config, StringIO())  # the search has its own
+        self._stepped = self._stopped = False
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def step(self) -> dict[str, Any]:
-        if self._asked:  # the first it has on its own
-            self._ask.release()
-        self._asked = True
+        if self._stepped:  # the first report comes by itself
+            self._may_go_on.release()
+        self._stepped = True
         return self._reports.get()
 
     def cleanup(self) -> None:
-        """Workers are asked to leave, as by Ctrl-C: a run that is cut off may keep its CPUs from the next trial."""
+        """Stop the workers as Ctrl-C does: a run that is cut off may keep its CPUs from the next trial."""
         self._stopped = True
         stop_soon()
-        self._ask.release()
+        self._may_go_on.release()
         self._thread.join()
-        self._put(event="gone", trial=self._number)
+        self._send(TrialCleanedUp(self._number))
 
     def _work(self) -> None:
-        """Ends without a last report where the search is about to end: there is nothing that Tune should do then."""
+        """Train, and end without a last report where the search is about to end: Tune has nothing to do then."""
         try:
             self._train()
         except KeyboardInterrupt:
             if not self._stopped:
-                self._put(event="halted", trial=self._number)
+                self._send(TrialInterrupted(self._number))
             return
         except Exception as error:
             if self._stopped:
@@ -99,109 +114,109 @@ class Trial(tune.Trainable):
         self._reports.put(self._last | {"done": True})
 
     def _fail(self, error: RunError | UsageError) -> None:
-        self._put(event="failed", trial=self._number, error=type(error)(f"trial {self._number}: {error}"))
+        self._send(TrialFailed(self._number, type(error)(f"trial {self._number}: {error}")))
 
     def _train(self) -> None:
         if done := self._search.results.get(self._number):
             self._report(done.epochs)
             return
-        self._put(event="began", trial=self._number)
+        self._send(TrialStarted(self._number))
         self._report()  # what it had done before the search, or its process, was killed
         if self._stopped:
             return
-        search = self._search
+        search, diverged = self._search, False
         try:
-            train(self._config, search.dataset, self._run, self._screen, self._hear, search=search.run)
-        except RunError:
-            if not self._screen.diverged:
-                raise
+            train(self._config, search.dataset, self._run, [self._see], search=search.run)
+        except DivergedError:
+            diverged = True
         if self._stopped:
             return
         self._report()
-        self._put(event="ended", trial=self._number, diverged=bool(self._screen.diverged))
+        self._send(TrialEnded(self._number, diverged))
 
-    def _hear(self, event: Mapping[str, Any]) -> None:
+    def _see(self, event: TrainingEvent) -> None:
         if self._stopped:
             return
-        if self._put(**event, trial=self._number):
+        self._send(TrialProgress(self._number, event))
+        if self._search.channel.stop_requested():
             stop_soon()
-        if event["event"] == "epoch":
+        if isinstance(event, EpochDone):
             self._report()
 
     def _report(self, most: int | None = None) -> None:
-        """Tells Tune of the epochs that the log has and Tune has not, and waits after each until it asks for more.
+        """Report to Tune the epochs that the log has and Tune has not, and wait after each until it asks for more.
 
         Args:
-            most: epochs to tell of; one more may have been logged before the trial was stopped.
+            most: epochs to report; one more may have been logged before the trial was stopped.
         """
         for record in read_history(self._run)[self._last["epoch"] : most]:
             lowest = min(self._last["val_loss"], record["val_loss"])
             self._last = {"epoch": int(record["epoch"]), "val_loss": lowest}
             self._reports.put(self._last)
-            self._ask.acquire()
+            self._may_go_on.acquire()
             if self._stopped:
                 return
 
 
-class Teller(tune.Callback):
-    """Tells the search what Tune does to a trial."""
+class TuneCallback(tune.Callback):
+    """Sends the search what Tune does to a trial."""
 
-    def __init__(self, messages: Any) -> None:
-        self._messages = messages
+    def __init__(self, channel: EventChannel) -> None:
+        self._channel = channel
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._put(event="completed", trial=trial.config["trial"], epochs=trial.last_result["epoch"])
+        self._channel.send_soon(TrialCompleted(trial.config["trial"], trial.last_result["epoch"]))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["trial"]
         error = RunError(f"the process of trial {number} ended again and again. Run again with -v for the traces")
-        self._put(event="failed", trial=number, error=error)
-
-    def _put(self, **event: Any) -> None:
-        self._messages.put.remote(event)
+        self._channel.send_soon(TrialFailed(number, error))
 
 
 class TrialConsole(Console):
-    """A line when a trial begins and one an epoch, each with the trial's number."""
+    """Shows a line when a trial begins and one an epoch, each with the trial's number."""
 
-    def __init__(self, config: Config, number: int) -> None:
-        super().__init__(config, sys.stdout)
+    def __init__(self, number: int) -> None:
+        super().__init__(sys.stdout)
         self._number = number
 
-    def _show_start(self, event: Mapping[str, Any]) -> None:
-        if event["steps_done"] or event["epochs_done"]:
-            self._line(f"resuming after epoch {event['epochs_done']}, from its checkpoint")
+    def show(self, event: TrainingEvent) -> None:
+        match event:
+            case TrainingStarted():
+                if event.steps_done or event.epochs_done:
+                    self.show_line(f"resuming after epoch {event.epochs_done}, from its checkpoint")
+            case PhaseStarted():
+                pass
+            case EpochDone(r, best_epoch):
+                best = "*" if best_epoch == r["epoch"] else " "
+                self.show_line(
+                    f"epoch {r['epoch']:3d}  loss {r['loss']:5.3f}  val loss {r['val_loss']:5.3f}{best} "
+                    f"val AUC {r['val_auc']:5.3f}  {r['seconds']:.0f} s"
+                )
+            case _:
+                super().show(event)
 
-    def _show_phase(self, event: Mapping[str, Any]) -> None:
-        """Not of each trial."""
-
-    def _show_epoch(self, event: Mapping[str, Any]) -> None:
-        r = event["record"]
-        best = "*" if event["best_epoch"] == r["epoch"] else " "
-        self._line(
-            f"epoch {r['epoch']:3d}  loss {r['loss']:5.3f}  val loss {r['val_loss']:5.3f}{best} "
-            f"val AUC {r['val_auc']:5.3f}  {r['seconds']:.0f} s"
-        )
-
-    def show_began(self, settings: Mapping[str, Any]) -> None:
-        self._line(in_words(settings))
+    def show_settings(self, settings: Mapping[str, Any]) -> None:
+        """Show the settings of a trial that begins."""
+        self.show_line(describe_settings(settings))
 
     def show_result(self, result: Result) -> None:
+        """Show how a trial ended."""
         epochs = f"{result.epochs} epoch{'' if result.epochs == 1 else 's'}"
-        self._line(f"{result.state}{',' if result.state == 'diverged' else ''} after {epochs}")
+        self.show_line(f"{result.state}{',' if result.state == 'diverged' else ''} after {epochs}")
 
-    def _line(self, text: str) -> None:
-        super()._line(f"trial {self._number:3d}  {text}")
+    def show_line(self, text: str) -> None:
+        super().show_line(f"trial {self._number:3d}  {text}")
 
-    def _status(self, text: str) -> None:
-        super()._status(f"trial {self._number:3d}  {text}" if text and self._live else text)
+    def show_status(self, text: str) -> None:
+        super().show_status(f"trial {self._number:3d}  {text}" if text and sys.stdout.isatty() else text)
 
 
 def run_trials(config: Config, dataset: Dataset, run: StoragePath, results: dict[int, Result], at_once: int) -> None:
-    """Runs the trials that are not done, and takes what they give into `results` and the file of them.
+    """Run the trials that are not done, and add their results to `results` and to the file of them.
 
     Args:
-        at_once: trials at most.
+        at_once: trials at a time at most.
 
     Raises:
         RunError, UsageError: a trial failed in a way that would fail the others.
@@ -211,10 +226,10 @@ def run_trials(config: Config, dataset: Dataset, run: StoragePath, results: dict
         from fracture.training.pretrained import keep_backbone  # loads TensorFlow
 
         keep_backbone(run, config, None)
-    messages = start_messages()
-    book = _Book(config, dataset.manifest, run, results)
-    (run / _NOTES).delete()
-    tuner = _tuner(Search(config, dataset, run, dict(results), messages), at_once)
+    channel = start_channel()
+    ledger = _Ledger(config, dataset.manifest, run, results)
+    (run / _TUNE).delete()
+    tuner = _make_tuner(Search(config, dataset, run, dict(results), channel), at_once)
     failure: list[Exception] = []
 
     def fit() -> None:
@@ -225,27 +240,27 @@ def run_trials(config: Config, dataset: Dataset, run: StoragePath, results: dict
 
     thread = threading.Thread(target=fit, daemon=True)  # in the main thread it would take over SIGINT
     thread.start()
-    leave_by: float | None = None
+    stop_by: float | None = None
     with patience() as stopping:
         alive = True
         while alive:
-            alive = thread.is_alive()  # asked before the last events are taken
-            for event in ray.get(messages.take.remote()):
-                book.hear(event)
-            if stopping.is_set() and leave_by is None:
-                leave_by = time.monotonic() + config.recovery.grace_seconds + _MORE_GRACE
-                messages.stop.remote()
-            if leave_by is not None and (not book.under_way or time.monotonic() > leave_by):
+            alive = thread.is_alive()  # looked up before the last events are taken
+            for event in channel.take():
+                ledger.see(event)
+            if stopping.is_set() and stop_by is None:
+                stop_by = time.monotonic() + config.recovery.grace_seconds + _MORE_GRACE
+                channel.request_stop()
+            if stop_by is not None and (not ledger.under_way or time.monotonic() > stop_by):
                 raise KeyboardInterrupt
             thread.join(POLL)
     if failure:
         known = disk_full(failure[0], run) or store_failed(failure[0], run)
         raise known or RunError(f"Ray Tune gave up: {last_line(failure[0])}. Run again with -v for the traces")
-    (run / _NOTES).delete()
+    (run / _TUNE).delete()
     (run / BACKBONE).delete()
 
 
-def _tuner(search: Search, at_once: int) -> tune.Tuner:
+def _make_tuner(search: Search, at_once: int) -> tune.Tuner:
     config = search.config
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new one has no level that is silent
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # each run has its own metrics.jsonl
@@ -262,65 +277,62 @@ def _tuner(search: Search, at_once: int) -> tune.Tuner:
         param_space={"trial": tune.grid_search(list(range(1, config.tune.trials + 1)))},
         tune_config=tune.TuneConfig(scheduler=asha, search_alg=BasicVariantGenerator(max_concurrent=at_once)),
         run_config=tune.RunConfig(
-            name=_NOTES,
+            name=_TUNE,
             storage_path=search.run.path,
             storage_filesystem=search.run.filesystem,
             verbose=0,
-            callbacks=[Teller(search.messages)],
+            callbacks=[TuneCallback(search.channel)],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=tune.FailureConfig(max_failures=config.recovery.max_failures),
         ),
     )
 
 
-class _Book:
-    """What the search knows of its trials."""
+class _Ledger:
+    """The search's view of its trials: which are under way, and what the others gave."""
 
     def __init__(self, config: Config, manifest: Manifest, run: StoragePath, results: dict[int, Result]) -> None:
         self._config, self._manifest, self._run, self._results = config, manifest, run, results
-        self._settings = draw_trials(config)
-        self._screens = [TrialConsole(config, number) for number in range(1, config.tune.trials + 1)]
+        self._settings = sample_trials(config)
+        self._consoles = [TrialConsole(number) for number in range(1, config.tune.trials + 1)]
         self._diverged: dict[int, bool] = {}  # of trials that ended by themselves
         self.under_way: set[int] = set()
 
-    def hear(self, event: Mapping[str, Any]) -> None:
-        """
+    def see(self, event: Event) -> None:
+        """Take in an event.
+
         Raises:
             RunError, UsageError: a trial failed.
         """
-        number = event["trial"]
-        screen = self._screens[number - 1]
-        match event["event"]:
-            case "began":
-                self.under_way.add(number)
-                screen.show_began(self._settings[number - 1])
-            case "ended":
-                self._diverged[number] = event["diverged"]
-            case "completed":
-                self._complete(number, event["epochs"])
-            case "halted":
-                self.under_way.discard(number)
-            case "failed":
-                raise event["error"]
-            case "gone" if number in self._results:
-                self._drop_checkpoints(number)
-            case _:
-                screen.show(event)
+        match event:
+            case TrialStarted(trial):
+                self.under_way.add(trial)
+                self._consoles[trial - 1].show_settings(self._settings[trial - 1])
+            case TrialProgress(trial, training_event):
+                self._consoles[trial - 1].show(training_event)
+            case TrialEnded(trial, diverged):
+                self._diverged[trial] = diverged
+            case TrialCompleted(trial, epochs):
+                self._complete(trial, epochs)
+            case TrialInterrupted(trial):
+                self.under_way.discard(trial)
+            case TrialFailed(error=error):
+                raise error
+            case TrialCleanedUp(trial):
+                if trial in self._results:
+                    self._drop_checkpoints(trial)
 
-    def _complete(self, number: int, epochs: int) -> None:
-        self.under_way.discard(number)
-        if number in self._results:
+    def _complete(self, trial: int, epochs: int) -> None:
+        self.under_way.discard(trial)
+        if trial in self._results:
             return
-        by_itself = number in self._diverged or epochs >= count_epochs(self._config)
-        state = "diverged" if self._diverged.get(number) else "ended" if by_itself else "stopped early"
-        history = read_history(trial_run(self._run, number))[:epochs]
-        self._results[number] = Result.of(number, self._settings[number - 1], state, history)
+        by_itself = trial in self._diverged or epochs >= count_epochs(self._config)
+        state = "diverged" if self._diverged.get(trial) else "ended" if by_itself else "stopped early"
+        history = read_history(trial_run(self._run, trial))[:epochs]
+        self._results[trial] = Result.from_history(trial, self._settings[trial - 1], state, history)
         write_results(self._run, self._config, self._manifest, self._results)
-        self._screens[number - 1].show_result(self._results[number])
+        self._consoles[trial - 1].show_result(self._results[trial])
 
-    def _drop_checkpoints(self, number: int) -> None:
-        run = trial_run(self._run, number)
-        (run / SNAPSHOT).delete()
-        for name in run.folders():
-            if name.startswith("checkpoint_"):
-                (run / name).delete()
+    def _drop_checkpoints(self, trial: int) -> None:
+        for folder in list_checkpoints(trial_run(self._run, trial)):
+            folder.delete()

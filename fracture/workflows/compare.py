@@ -100,7 +100,7 @@ def _train_and_compare(
     run: StoragePath,
     report: Report,
 ) -> CompareResult:
-    from fracture.training.launch import with_data_of
+    from fracture.training.checks import with_data_of
 
     dataset = prepare_run_data(arguments, next(iter(configs.values())), report)
     if not dataset.manifest.folds:
@@ -133,7 +133,7 @@ def _check_contenders(
 ) -> set[str]:
     """Check each contender that is chosen or finished, before hours of training; return those that are finished."""
     from fracture.inference.bundle import is_bundle
-    from fracture.training.launch import check_batches, check_run
+    from fracture.training.checks import check_batches, check_run
 
     finished = set()
     for title, config in configs.items():

@@ -136,8 +136,8 @@ def prepare_run_data(arguments: RunArguments, config: Config, report: Report) ->
         return read_dataset(storage_path(arguments.shards))
 
     def start() -> None:
-        start_ray(arguments.verbose)
-        check_capacity(config)  # fails before the radiographs are scanned, which takes long
+        start_ray(arguments.verbose, to_train=True)
+        check_capacity(config.compute)  # fails before the radiographs are scanned, which takes long
 
     storage = storage_path(arguments.storage)
     data = arguments.data or (make_sample_radiographs(config, storage, report),)

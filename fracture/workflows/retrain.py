@@ -126,7 +126,7 @@ def run_tick(
     arguments: RetrainArguments, registry: Registry, tick: str, source: Source, report: Report
 ) -> RetrainResult:
     """Run the tick from where it is to its decision. The caller holds the lock of retraining."""
-    from fracture.training.launch import check_initial, with_data_of
+    from fracture.training.checks import check_initial, with_data_of
 
     config = arguments.config
     try:
@@ -261,8 +261,8 @@ def _prepare_tick_dataset(
     """Return the dataset of this tick: the one that it began with, if it is being resumed."""
 
     def start() -> None:
-        start_ray(arguments.verbose)
-        check_capacity(arguments.config)
+        start_ray(arguments.verbose, to_train=True)
+        check_capacity(arguments.config.compute)
 
     shards = registry.shards_folder(state.shards)
     if state.dataset:

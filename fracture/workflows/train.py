@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from fracture.evaluation.metrics import Evaluation
     from fracture.inference.bundle import Bundle
     from fracture.storage import StoragePath
-    from fracture.training.launch import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ def train(arguments: TrainArguments, report: Report = print_line) -> TrainResult
         RunError: training failed, see `fracture.training.launch.train`; or another job took the run over.
         KeyboardInterrupt: a signal came; what could be saved in time is saved. Its note says how to resume.
     """
-    from fracture.training.launch import with_data_of
+    from fracture.training.checks import with_data_of
 
     config, run = arguments.config, arguments.folder
     check_weights(config, run)
@@ -67,7 +66,7 @@ def train(arguments: TrainArguments, report: Report = print_line) -> TrainResult
 
 def check_weights(config: Config, run: StoragePath) -> None:
     """Raise UsageError where a new run's file of weights does not exist, before its radiographs are scanned."""
-    from fracture.training.launch import check_weights_file
+    from fracture.training.checks import check_weights_file
 
     if config.pretrained and not run.folders():  # a run that has begun has a copy of its weights
         check_weights_file(config)
@@ -95,7 +94,7 @@ def train_run(
         initial: a finished model whose weights training begins with.
     """
     from fracture.inference.bundle import is_bundle, read_bundle
-    from fracture.training.launch import check_batches, check_run
+    from fracture.training.checks import check_batches, check_run
 
     check_batches(config, dataset)
     check_run(run, config, dataset, initial)
@@ -131,55 +130,12 @@ def _train_and_finish(
     from fracture.training.phases import count_epochs
 
     with StatusWriter(run, count_epochs(config), may_write=lambda: not is_taken_over()) as status:
-        start_ray(verbose)
-        check_capacity(config)
+        start_ray(verbose, to_train=True)
+        check_capacity(config.compute)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
         report(f"starting   {count} of Ray Train; about 15 seconds until the first step")
-        outcome = train(config, dataset, run, Console(config), status.show, initial)
-        return _finish(config, dataset, run, outcome, initial)
+        with Console() as console:
+            outcome = train(config, dataset, run, [console.show, status.show], initial)
+        from fracture.workflows.finish import finish_run  # loads statistics and plots, a second that can wait until now
 
-
-def _finish(
-    config: Config, dataset: Dataset, run: StoragePath, outcome: Outcome, initial: Bundle | None
-) -> dict[str, Evaluation]:
-    """Choose the operating point, evaluate, and write the report and then the bundle."""
-    # Imported only now: statistics and plots take a second to load, for which the first step should not wait.
-    from fracture.config import flatten
-    from fracture.evaluation.gallery import read_gallery
-    from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.report import Report as RunReport
-    from fracture.evaluation.report import evaluate_run, list_caveats, write_report
-    from fracture.evaluation.scores import gather_scores, read_scores
-    from fracture.inference.bundle import versions, write_bundle
-    from fracture.training.checkpoint import BACKBONE
-    from fracture.training.launch import initial_weights
-
-    manifest, workers = dataset.manifest, outcome.workers
-    operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
-    scores = gather_scores(run, dataset, workers, operating_point)
-    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
-    training = {
-        "name": run.name,
-        "epochs": len(outcome.history),
-        "best_epoch": outcome.best_epoch,
-        "workers": workers,
-        "precision": outcome.precision,
-        "initial_weights": initial_weights(config, initial),
-    }
-    facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": manifest.fingerprint}
-    facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
-    page = RunReport(
-        f"Run {run.name}",
-        dataset,
-        operating_point,
-        evaluations,
-        outcome.history,
-        outcome.best_epoch,
-        facts,
-        list_caveats(manifest),
-        gallery=read_gallery(run),
-    )
-    write_report(run / "report", page, scores)
-    write_bundle(run / "bundle", config, dataset, training, operating_point, evaluations, initial)
-    (run / BACKBONE).delete()  # its weights are in the bundle
-    return evaluations
+        return finish_run(run, config, dataset, outcome, initial)

@@ -49,7 +49,7 @@ def tune(arguments: TuneArguments, report: Report = print_line) -> TuneResult:
 
 def _prepare_and_search(arguments: TuneArguments, run: StoragePath, report: Report) -> TuneResult:
     from fracture.evaluation.report import list_caveats
-    from fracture.training.launch import with_data_of
+    from fracture.training.checks import with_data_of
     from fracture.tuning.space import BEST, check_trials, read_results, write_best, write_results
 
     dataset = prepare_run_data(arguments, arguments.config, report)
@@ -77,14 +77,14 @@ def _search(
     config: Config, dataset: Dataset, run: StoragePath, results: dict[int, Result], verbose: bool, report: Report
 ) -> None:
     """Run the missing trials, and add what they give to `results`."""
-    from fracture.runtime.cluster import check_capacity, runs_at_once, start_ray
+    from fracture.runtime.cluster import check_capacity, count_runs_at_once, start_ray
     from fracture.training.phases import count_epochs
 
     start_ray(verbose)
-    check_capacity(config)
+    check_capacity(config.compute)
     from fracture.tuning.trials import run_trials  # imports Ray Tune
 
-    at_once = min(runs_at_once(config), config.tune.concurrent or config.tune.trials)
+    at_once = min(count_runs_at_once(config.compute), config.tune.concurrent or config.tune.trials)
     done = f", of which {len(results)} are done" if results else ""
     workers = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
     report(

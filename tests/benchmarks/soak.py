@@ -3,7 +3,7 @@
 make soak KILLS=20          about 30 s a kill
 
 The ways: SIGKILL of a worker; SIGSTOP of a worker, which the watchdog has to notice; SIGTERM to the job, which saves,
-leaves, and is started again. The job is the real one, on a Ray of its own; 2 workers, a small network, 250 steps an
+ends, and is started again. The job is the real one, on a Ray of its own; 2 workers, a small network, 250 steps an
 epoch, checkpoints as often as the workers can agree on them.
 """
 
@@ -25,6 +25,17 @@ from typing import Any
 
 import psutil
 
+from fracture.progress.events import (
+    CheckpointSaved,
+    EpochDone,
+    Scoring,
+    StepDone,
+    TrainingEvent,
+    TrainingStarted,
+    WorkersFailed,
+)
+from fracture.progress.history import read_history
+from fracture.storage import storage_path
 from tests.benchmarks.measure import machine, spread
 from tests.conftest import write_shards
 
@@ -41,25 +52,26 @@ SETTINGS = (
     "checkpoint.every_minutes=0.05",
     f"recovery.stuck_seconds={STUCK}",
 )
+_KINDS = (StepDone, WorkersFailed, CheckpointSaved, EpochDone)
 NAMES = {"kill": "SIGKILL of a worker", "stop": "SIGSTOP of a worker", "term": "SIGTERM to the job, started again"}
 
 
 def job() -> None:
-    """The job, telling each event as a line of JSON."""
-    from fracture.progress import console as screen
+    """Run the job and print each event as a line of JSON."""
+    from fracture.progress import console
 
-    class Telling(screen.Console):
-        def show(self, event: dict[str, Any]) -> None:
-            print("EVENT", json.dumps(event, default=str), flush=True)
+    class EventPrinter(console.Console):
+        def show(self, event: TrainingEvent) -> None:
+            print("EVENT", json.dumps({"event": type(event).__name__, **vars(event)}, default=str), flush=True)
 
-    screen.Console = Telling
+    console.Console = EventPrinter
     sys.argv = ["job/train.py", *sys.argv[2:]]
     sys.path.insert(0, "job")
     runpy.run_path("job/train.py", run_name="__main__")
 
 
 class Job:
-    """The job as a process, and the events it tells."""
+    """The job as a process, and its events."""
 
     def __init__(self, shards: Path, storage: Path, run: str, epochs: int) -> None:
         command = [sys.executable, "-m", __spec__.name, "--job", "--shards", str(shards), "--storage", str(storage)]
@@ -76,12 +88,12 @@ class Job:
         self._events.put(None)
 
     def next(self, timeout: float) -> dict[str, Any] | None:
-        """The next event; None at the end. Raises queue.Empty when none comes in time."""
+        """Return the next event; None at the end. Raise queue.Empty when none comes in time."""
         return self._events.get(timeout=timeout)
 
-    def until(self, *kinds: str) -> dict[str, Any] | None:
-        """The next event of these kinds; None where the job has ended."""
-        while (event := self.next(timeout=180)) is not None and event["event"] not in kinds:
+    def until(self, *kinds: type[TrainingEvent]) -> dict[str, Any] | None:
+        """Return the next event of these kinds; None where the job has ended."""
+        while (event := self.next(timeout=180)) is not None and event["event"] not in {kind.__name__ for kind in kinds}:
             pass
         return event
 
@@ -104,21 +116,19 @@ class Job:
 
 def soak(kills: int, seed: int, scratch: Path) -> list[str]:
     shards, storage = scratch / "shards", scratch / "storage"
-    from fracture.storage import storage_path
-
     write_shards(storage_path(shards), ROWS)
     epochs = 4 + kills // 4  # 14 s each, of which a kill leaves 4 to the training
     undisturbed = Job(shards, storage, "undisturbed", epochs)
-    undisturbed.until("step")
+    undisturbed.until(StepDone)
     startup = time.monotonic() - undisturbed.started
-    undisturbed.until("scoring")
+    undisturbed.until(Scoring)
     undisturbed.end(0)
 
     chance = random.Random(seed)
     back: dict[str, list[float]] = defaultdict(list)  # seconds to the next step, for each way
     lost: list[int] = []  # steps done twice
     running = Job(shards, storage, "disturbed", epochs)
-    place_before = _seen(running.until("step"))
+    steps_before = _seen(running.until(StepDone))
     for number in range(kills):
         kind = chance.choice(["kill", "kill", "stop", "term"])
         moment = time.monotonic() + chance.uniform(0.5, 6)
@@ -127,24 +137,24 @@ def soak(kills: int, seed: int, scratch: Path) -> list[str]:
                 event = running.next(timeout=left)
             except queue.Empty:
                 break
-            if event is None or event["event"] == "scoring":
-                raise RuntimeError(f"the training was over after {number} of {kills} kills; it wants more epochs")
-            place_before = _seen(event) or place_before
+            if event is None or event["event"] == "Scoring":
+                raise RuntimeError(f"the training was over after {number} of {kills} kills; it needs more epochs")
+            steps_before = _seen(event) or steps_before
         when = time.monotonic()
         if kind == "term":
             running.terminate()
             running = Job(shards, storage, "disturbed", epochs)
         else:
             running.signal_worker(signal.SIGKILL if kind == "kill" else signal.SIGSTOP, chance)
-            while (event := running.until("step", "failure", "saved", "epoch"))["event"] != "failure":
-                place_before = _seen(event) or place_before
-        resumed = running.until("start")
-        running.until("step")
+            while (event := running.until(*_KINDS))["event"] != "WorkersFailed":
+                steps_before = _seen(event) or steps_before
+        resumed = running.until(TrainingStarted)
+        running.until(StepDone)
         back[kind].append(time.monotonic() - when)
-        lost.append(max(place_before - _position(resumed["epochs_done"], resumed["steps_done"]), 0))
-        told = f"{back[kind][-1]:.1f} s to the next step, {lost[-1]} steps done again"
-        print(f"  {number + 1} of {kills}: {NAMES[kind]}: {told}", file=sys.stderr, flush=True)
-    running.until("scoring")
+        lost.append(max(steps_before - _position(resumed["epochs_done"], resumed["steps_done"]), 0))
+        line = f"{back[kind][-1]:.1f} s to the next step, {lost[-1]} steps done again"
+        print(f"  {number + 1} of {kills}: {NAMES[kind]}: {line}", file=sys.stderr, flush=True)
+    running.until(Scoring)
     running.end(0)
     difference, alike = _compare(storage / "runs/undisturbed", storage / "runs/disturbed")
     rows = [
@@ -166,18 +176,15 @@ def _position(epochs_done: int, steps_done: int) -> int:
 
 
 def _seen(event: dict[str, Any] | None) -> int | None:
-    """Steps of the whole training that the event tells of."""
-    if event is None or event["event"] not in ("step", "saved"):
+    """Return how many steps of the whole training are done by the event."""
+    if event is None or event["event"] not in ("StepDone", "CheckpointSaved"):
         return None
     return _position(event["epoch"] - 1, event["step"])
 
 
 def _compare(undisturbed: Path, disturbed: Path) -> tuple[float, str]:
-    """The largest relative difference of two histories, and whether their ends are alike."""
-    histories = [
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (undisturbed, disturbed)
-    ]
+    """Return the largest relative difference of two histories, and whether their ends are alike."""
+    histories = [read_history(storage_path(run)) for run in (undisturbed, disturbed)]
     if len(histories[0]) != len(histories[1]):
         raise RuntimeError(f"{len(histories[1])} epochs in place of {len(histories[0])}")
     measured = [key for key in histories[0][0] if key not in ("seconds", "images_per_second")]

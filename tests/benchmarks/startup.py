@@ -1,4 +1,4 @@
-"""Start-up, the rest of an epoch, and memory of the job, against what they must cost.
+"""Measures start-up, the rest of an epoch and the memory of the job, against what they must cost.
 
 make bench ONLY=startup
 """
@@ -29,7 +29,7 @@ print(json.dumps(time.monotonic() - started))
 """
 LIBRARIES = {
     "worker": ("tf_keras", "ray.train"),
-    "driver": ("ray.train", "matplotlib.pyplot", "scipy.optimize", "sklearn.metrics"),
+    "driver": ("tf_keras", "ray.train", "matplotlib.pyplot", "scipy.optimize", "sklearn.metrics"),
 }
 HELD = """
 import json, psutil, sys

@@ -1,4 +1,4 @@
-"""Runs a job on a terminal of its own, and notes when it says what."""
+"""Runs a job on a terminal of its own, and notes when its lines come."""
 
 import os
 import pty
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 @dataclass
 class Watched:
-    """When, in seconds from the start, the job said what."""
+    """The moments of a job, in seconds from its start."""
 
     first_step: float
     epoch_ends: list[float]
     text: str  # all of it
-    marks: list[float]  # what `probe` said at each epoch's end
+    marks: list[float]  # what `probe` returned at each epoch's end
 
 
 def watch(command: list[str], probe: Callable[[], float] = lambda: 0.0) -> Watched:
-    """A terminal is told each step; a file would not be."""
+    """Run the command on a terminal, which shows each step; a file would not."""
     ours, theirs = pty.openpty()
     started = time.monotonic()
     job = subprocess.Popen(command, stdout=theirs, stderr=subprocess.STDOUT, close_fds=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -13,13 +13,17 @@ import pytest
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, Manifest
 from fracture.progress.console import Console
+from fracture.progress.events import TrainingEvent
+from fracture.progress.history import METRICS_LOG, Record
 from fracture.storage import StoragePath, storage_path
-from fracture.training.launch import check_run, train, with_data_of
+from fracture.training.checks import check_run, with_data_of
+from fracture.training.launch import train
 from tests.conftest import TINY, write_shards
 
 ROWS = {"train": 45, "val": 19, "test": 13}  # no multiple of anything
 MEASURES = [f"{split}{name}" for split in ("", "val_") for name in ("loss", "accuracy", "precision", "recall", "auc")]
-History = list[dict[str, float]]
+History = list[Record]
+Kind = TypeVar("Kind", bound=TrainingEvent)
 
 
 @pytest.fixture(scope="session")
@@ -36,33 +40,34 @@ def undisturbed(data, tmp_path_factory, ray_cluster) -> tuple[Config, Path, Hist
     return config, run, start(config, data, run)
 
 
-class Meddler(Console):
-    """A screen that does something to the run when it hears of an event."""
+class Meddler:
+    """A listener that keeps the events, and does something to the run when it hears of one."""
 
-    def __init__(self, config: Config, meddle: Callable[[dict[str, Any]], None] = lambda event: None) -> None:
-        super().__init__(config, StringIO())
-        self._meddle = meddle
-        self.events: list[dict[str, Any]] = []
+    def __init__(self, meddle: Callable[[TrainingEvent], None] = lambda event: None) -> None:
+        self._stream = StringIO()
+        self._console, self._meddle = Console(self._stream), meddle
+        self.events: list[TrainingEvent] = []
 
-    def show(self, event: dict[str, Any]) -> None:
-        super().show(event)
+    def __call__(self, event: TrainingEvent) -> None:
+        self._console.show(event)
         self.events.append(event)
         self._meddle(event)
 
     @property
     def text(self) -> str:
+        """The lines that a person sees."""
         return self._stream.getvalue()
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == kind]
+    def of(self, kind: type[Kind]) -> list[Kind]:
+        return [event for event in self.events if isinstance(event, kind)]
 
 
-def start(config: Config, data: tuple[StoragePath, Manifest], run: Path, screen: Console | None = None) -> History:
+def start(config: Config, data: tuple[StoragePath, Manifest], run: Path, listener: Meddler | None = None) -> History:
     folder, manifest = data
     config = with_data_of(config, manifest)
     dataset = Dataset(folder, manifest)
     check_run(storage_path(run), config, dataset)
-    return train(config, dataset, storage_path(run), screen or Console(config, StringIO())).history
+    return train(config, dataset, storage_path(run), [listener or Meddler()]).history
 
 
 def training_workers() -> list[psutil.Process]:
@@ -83,8 +88,8 @@ def assert_same_history(a: History, b: History, tolerance: float) -> None:
 
 
 def wait_for_epochs(run: Path, epochs: int) -> None:
-    """Ray Train registers a checkpoint up to half a second after the epoch is logged: of 2 logged, 1 is safe."""
-    log = run / "metrics.jsonl"
+    """Wait until so many epochs are saved and logged."""
+    log = run / METRICS_LOG
     deadline = time.monotonic() + 120
     while not log.exists() or len(log.read_text().splitlines()) < epochs:
         assert time.monotonic() < deadline, f"{run} did not get to epoch {epochs}"

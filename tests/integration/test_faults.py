@@ -11,9 +11,11 @@ import pytest
 
 from fracture.config import Config, flatten, load_config
 from fracture.errors import RunError, UsageError
+from fracture.progress.events import CheckpointSaved, EpochDone, TrainingEvent, TrainingStarted, WorkersFailed
 from fracture.storage import storage_path
-from fracture.training import loop as worker_module
-from fracture.training.checkpoint import FILE, SNAPSHOT, LoopState
+from fracture.training import loop
+from fracture.training.checkpoint import FILE
+from fracture.training.checkpoint_folder import list_checkpoints, read_state
 from tests.conftest import small_disk, write_shards
 from tests.integration.conftest import ROWS, Meddler, assert_same_history, start, training_workers
 
@@ -66,7 +68,7 @@ def dies(assignment: Any) -> None:
 
         callbacks.StopOnDivergence.on_train_batch_end = in_a_step
     if (now, rank) == (2, 0):  # while it saves, with half of the file written
-        save = worker_module.LoopState.save
+        save = loop.LoopState.save
 
         def half(self, folder):
             save(self, folder)
@@ -75,11 +77,11 @@ def dies(assignment: Any) -> None:
                 file.write_bytes(file.read_bytes()[:1000])
                 kill_myself()
 
-        worker_module.LoopState.save = half
-    if (now, rank) == (3, 1):  # while all report, rank 0 with a checkpoint
-        report = ray.train.report
-        ray.train.report = lambda record, **more: kill_myself() if record["epoch"] == 2 else report(record, **more)
-    worker_module.train_worker(assignment)
+        loop.LoopState.save = half
+    if (now, rank) == (3, 1):  # while rank 0 saves
+        save_together = loop.save_together
+        loop.save_together = lambda *all: kill_myself() if all[1].epochs_done == 2 else save_together(*all)
+    loop.train_worker(assignment)
 
 
 def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(data, undisturbed, tmp_path, monkeypatch):
@@ -87,22 +89,22 @@ def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(dat
     monkeypatch.setattr("fracture.training.loop.train_worker", dies)
     saved, killed = [], []
 
-    def kill_once(event: dict[str, Any]) -> None:
-        """Between steps. Ray Train lists a checkpoint up to half a second after it is told: of two, one is safe."""
-        saved.extend([event] if event["event"] == "saved" and event["epoch"] == 3 else [])
-        if len(saved) == 2 and not killed:
+    def kill_once(event: TrainingEvent) -> None:
+        """Kill a worker between steps, after a checkpoint of the third epoch."""
+        saved.extend([event] if isinstance(event, CheckpointSaved) and event.epoch == 3 else [])
+        if saved and not killed:
             killed.append(training_workers()[-1])
             killed[0].kill()
 
-    screen = Meddler(config, kill_once)
-    history = start(with_(config, AT_ONCE), data, tmp_path / "run", screen)
+    listener = Meddler(kill_once)
+    history = start(with_(config, AT_ONCE), data, tmp_path / "run", listener)
     assert killed
     assert attempt(tmp_path / "run") == 5
     ways = ("worker 0 was killed, or crashed", "worker 1 was killed, or crashed", "a worker was lost")
-    assert [event["reason"] in ways for event in screen.of("failure")] == 4 * [True]
-    last = screen.of("start")[-1]
-    assert (last["epochs_done"], last["steps_done"] > 0) == (2, True)
-    assert f"resuming   in epoch 3, step {last['steps_done']} of 6, from its checkpoint" in screen.text
+    assert [event.reason in ways for event in listener.of(WorkersFailed)] == 4 * [True]
+    last = listener.of(TrainingStarted)[-1]
+    assert (last.epochs_done, last.steps_done > 0) == (2, True)
+    assert f"resuming   in epoch 3, step {last.steps_done} of 6, from its checkpoint" in listener.text
     assert_same_history(history, expected, tolerance=1e-3)
     for record in history:
         assert record["accuracy"] * ROWS["train"] == pytest.approx(round(record["accuracy"] * ROWS["train"]), abs=1e-4)
@@ -134,43 +136,50 @@ def stuck(assignment: Any) -> None:
                 return (lambda: strategy.local_arrays(own, variables)) if skipped else reducer(own, how, variables)
 
             strategy.reducer = without_means
-    worker_module.train_worker(assignment)
+    loop.train_worker(assignment)
 
 
 @pytest.mark.long
-def test_a_worker_that_is_alive_but_stuck_is_found_out_and_replaced(data, undisturbed, tmp_path, monkeypatch):
+def test_a_worker_that_is_alive_but_stuck_is_noticed_and_replaced(data, undisturbed, tmp_path, monkeypatch):
     """By a step that never returns, by a collective that a rank skips, by SIGSTOP."""
     config, _, expected = undisturbed
     monkeypatch.setattr("fracture.training.loop.train_worker", stuck)
     stopped = []
 
-    def stop_once(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["record"]["epoch"] == 2 and not stopped:
+    def stop_once(event: TrainingEvent) -> None:
+        if isinstance(event, EpochDone) and event.record["epoch"] == 2 and not stopped:
             stopped.append(training_workers()[-1])
             stopped[0].send_signal(signal.SIGSTOP)
 
-    screen = Meddler(config, stop_once)
-    history = start(with_(config, "recovery.stuck_seconds=10"), data, tmp_path / "run", screen)
+    listener = Meddler(stop_once)
+    history = start(with_(config, "recovery.stuck_seconds=10"), data, tmp_path / "run", listener)
     assert_same_history(history, expected, tolerance=1e-3)
     assert attempt(tmp_path / "run") == 4
-    reasons = [event["reason"] for event in screen.of("failure")]
+    reasons = [event.reason for event in listener.of(WorkersFailed)]
     assert len(reasons) == 3  # of the other two TensorFlow may hear first, in its collectives
     assert reasons[0].startswith(f"a worker was stuck; where, says {tmp_path}/run/stacks/")
     stacks = [file.read_text() for file in (tmp_path / "run/stacks").iterdir()]
     assert any("in a_step_that_never_returns" in text for text in stacks), reasons
 
 
-def leaves_while_validating(assignment: Any) -> None:
-    """As where SIGTERM comes then."""
+def stops_while_validating(assignment: Any) -> None:
+    """Stop as where SIGTERM comes then."""
     from fracture.training import callbacks
 
-    def leave(self, batch, logs=None):
-        if self.epoch == 2:
-            self._save(self.step)
-            raise callbacks.Left
+    begin = callbacks.Progress.begin
 
-    callbacks.Progress.on_test_batch_end = leave
-    worker_module.train_worker(assignment)
+    def keep_save(self, epoch, first, steps, save):
+        self.save_now = save
+        begin(self, epoch, first, steps, save)
+
+    def stop(self, batch, logs=None):
+        if self.epoch == 2:
+            self.save_now(self.step)
+            raise callbacks.StopRequested
+
+    callbacks.Progress.begin = keep_save
+    callbacks.Progress.on_test_batch_end = stop
+    loop.train_worker(assignment)
 
 
 @pytest.mark.long
@@ -179,12 +188,12 @@ def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_aga
 ):
     config, _, expected = undisturbed
     with monkeypatch.context() as stopped:
-        stopped.setattr("fracture.training.loop.train_worker", leaves_while_validating)
+        stopped.setattr("fracture.training.loop.train_worker", stops_while_validating)
         with pytest.raises(KeyboardInterrupt):
             start(config, data, tmp_path / "run")
-    screen = Meddler(config)
-    history = start(config, data, tmp_path / "run", screen)
-    assert "resuming   in epoch 2, step 6 of 6, from its checkpoint" in screen.text
+    listener = Meddler()
+    history = start(config, data, tmp_path / "run", listener)
+    assert "resuming   in epoch 2, step 6 of 6, from its checkpoint" in listener.text
     assert_same_history(history, expected, tolerance=1e-3)
 
 
@@ -199,7 +208,7 @@ def breaks(assignment: Any) -> None:
             raise FloatingPointError("a bug of ours")
 
     callbacks.Progress.on_train_batch_end = broken
-    worker_module.train_worker(assignment)
+    loop.train_worker(assignment)
 
 
 @pytest.mark.long
@@ -218,10 +227,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, undisturbe
     newest = max((tmp_path / "run").glob("checkpoint_*/"))
     content = (newest / FILE).read_bytes()
     (newest / FILE).write_bytes(content[: len(content) // 2])
-    screen = Meddler(config)
-    history = start(config, data, tmp_path / "run", screen)
-    assert f"damaged    {newest.name} cannot be read" in screen.text
-    assert "resuming   after epoch 3, from its checkpoint" in screen.text
+    listener = Meddler()
+    history = start(config, data, tmp_path / "run", listener)
+    assert f"damaged    {newest.name} cannot be read" in listener.text
+    assert "resuming   after epoch 3, from its checkpoint" in listener.text
     assert_same_history(history, expected, tolerance=1e-3)
 
     folders = list((tmp_path / "run").glob("checkpoint_*/"))
@@ -236,18 +245,17 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_checkpoints_before_are_whole
     config, _, expected = undisturbed
     with small_disk(tmp_path / "disk", kilobytes=400) as disk:
 
-        def fill(event: dict[str, Any]) -> None:
-            if event["event"] == "epoch" and event["record"]["epoch"] == 2:
+        def fill(event: TrainingEvent) -> None:
+            if isinstance(event, EpochDone) and event.record["epoch"] == 2:
                 with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
                     while file.write(bytes(1024)):
                         pass
 
-        screen = Meddler(config, fill)
+        listener = Meddler(fill)
         with pytest.raises(RunError, match=r"^the disk is full: .*run the same command again.$"):
-            start(config, data, disk / "run", screen)
-        assert screen.of("failure") == [], "no use to try again"
-        listed = json.loads((disk / "run" / SNAPSHOT).read_text())["checkpoint_results"]
-        loaded = [LoopState.load(disk / "run" / result["checkpoint_dir_name"]) for result in listed]
+            start(config, data, disk / "run", listener)
+        assert listener.of(WorkersFailed) == [], "no use to try again"
+        loaded = [read_state(folder) for folder in list_checkpoints(storage_path(disk / "run"))]
         assert loaded[-1].epochs_done >= 1
         history = loaded[-1].history
         assert_same_history(history, expected[: len(history)], tolerance=1e-3)

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset
 from fracture.inference.bundle import read_bundle
+from fracture.progress.events import EpochDone, PhaseStarted, TrainingEvent
 from fracture.storage import storage_path
 from fracture.training.checkpoint import BACKBONE, LoopState
-from fracture.training.launch import check_initial, with_data_of
+from fracture.training.checks import check_initial, with_data_of
 from fracture.workflows.train import train_run
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
@@ -89,21 +90,21 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
 @pytest.fixture(scope="module")
 def both_phases(folder: Path, data) -> tuple[Config, Path, Meddler]:
     config = settings(folder, "mobilenetv2", *BOTH_PHASES)
-    screen = Meddler(config)
-    start(config, data, folder / "both", screen)
-    return config, folder / "both", screen
+    listener = Meddler()
+    start(config, data, folder / "both", listener)
+    return config, folder / "both", listener
 
 
 @pytest.mark.long
 def test_the_head_learns_first_and_then_the_last_layers(both_phases):
-    _, run, screen = both_phases
+    _, run, listener = both_phases
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(r["epoch"], r["phase"]) for r in history] == [(1, 1), (2, 1), (3, 2), (4, 2)]
-    head, layers = screen.of("phase")
-    assert (head["learning"], head["parameters"]) == (1281, layers["parameters"])
-    assert head["learning"] < layers["learning"] < layers["parameters"]
+    head, layers = listener.of(PhaseStarted)
+    assert (head.trained_parameters, head.parameters) == (1281, layers.parameters)
+    assert head.trained_parameters < layers.trained_parameters < layers.parameters
     assert history[0]["learning_rate"] > 5e-4 > 1e-5 > history[2]["learning_rate"] > 0
-    assert "computed once for each image and its mirror image" in screen.text
+    assert "computed once for each image and its mirror image" in listener.text
 
 
 @pytest.mark.long
@@ -135,12 +136,12 @@ def test_resumed_in_either_phase_and_between_them_it_repeats_the_undisturbed_run
     class Stop(Exception):
         pass
 
-    def stop(event: dict) -> None:
-        if event["event"] == "epoch" and event["record"]["epoch"] == epoch:
+    def stop(event: TrainingEvent) -> None:
+        if isinstance(event, EpochDone) and event.record["epoch"] == epoch:
             raise Stop
 
     with pytest.raises(Stop):
-        start(config, data, tmp_path / "again", Meddler(config, stop))
+        start(config, data, tmp_path / "again", Meddler(stop))
     again = start(config, data, tmp_path / "again")
     undisturbed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["phase"] for record in again] == [1, 1, 2, 2]

@@ -15,8 +15,8 @@ import ray
 from fracture.config import load_config
 from fracture.dataset.format import Dataset, Manifest
 from fracture.storage import StoragePath, storage_path
-from fracture.training.launch import with_data_of
-from fracture.tuning.space import Result, draw_trials, read_results, trial_run
+from fracture.training.checks import with_data_of
+from fracture.tuning.space import Result, read_results, sample_trials, trial_run
 from tests.conftest import TINY, shell
 from tests.integration.conftest import wait_for_epochs
 
@@ -46,7 +46,7 @@ def wait_until_free() -> float:
     return free
 
 
-def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_path: Path, capsys):
+def test_a_trial_that_is_done_only_reports_and_a_worse_one_is_stopped(data, tmp_path: Path, capsys):
     from fracture.tuning.trials import run_trials
 
     shards, manifest = data
@@ -55,14 +55,14 @@ def test_a_trial_that_is_done_only_tells_and_a_worse_one_is_stopped(data, tmp_pa
     run, history = storage_path(tmp_path / "x"), [{"epoch": n, "val_loss": 0.001, "val_auc": 1.0} for n in (1, 2, 3)]
     log = trial_run(run, 1) / "metrics.jsonl"
     log.write_bytes("".join(json.dumps(record) + "\n" for record in history).encode())
-    done = Result.of(1, draw_trials(config)[0], "ended", history)
+    done = Result.from_history(1, sample_trials(config)[0], "ended", history)
     results = {1: done}
     run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert results[1] == done
     assert (results[2].state, results[2].epochs, results[2].best_epoch) == ("stopped early", 1, 1)
     assert read_results(run, config, manifest) == results
     left = {path.name for path in (tmp_path / "x").rglob("*") if path.is_file()}
-    assert not any(name.endswith((".safetensors", ".pkl", ".parquet")) for name in left), (
+    assert not any(name.endswith((".npz", ".safetensors", ".pkl", ".parquet")) for name in left), (
         "no checkpoints, notes, scores of test"
     )
     assert wait_until_free() == ray.cluster_resources()["CPU"], "no run keeps its CPUs"
@@ -136,7 +136,7 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     run, results = storage_path(tmp_path / "x"), {}
     run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert [results[number].epochs for number in (1, 2)] == [2, 2]
-    assert not [*(tmp_path / "x").rglob("*.safetensors"), *(tmp_path / "x").rglob("*.parquet")]
+    assert not [*(tmp_path / "x").rglob("backbone.*"), *(tmp_path / "x").rglob("*.parquet")]
 
 
 def test_one_name_is_one_search_or_one_run(data, tmp_path: Path):

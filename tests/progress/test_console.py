@@ -1,19 +1,61 @@
 import io
 import re
+from dataclasses import replace
 
 import pytest
 
-from fracture.config import load_config
-from fracture.progress import console as screen_module
+from fracture.progress import console as console_module
 from fracture.progress.console import Console
-from fracture.training.phases import Phase
+from fracture.progress.events import (
+    DamagedCheckpoint,
+    Diverged,
+    EpochDone,
+    PhaseStarted,
+    Resizing,
+    Scoring,
+    StepDone,
+    Stopping,
+    TrainingEvent,
+    TrainingStarted,
+    TrainingStopped,
+    Validating,
+    WaitingForMachines,
+    WorkersFailed,
+    WorkersStarted,
+)
 
 NAMES = ("loss", "accuracy", "precision", "recall", "auc")
 RECORD = {"epoch": 3, "images_per_second": 51.2, "seconds": 65.0, "learning_rate": 1e-3}
 RECORD |= dict.fromkeys(NAMES, 0.5) | {f"val_{name}": 0.25 for name in NAMES}
-START = {"event": "start", "epochs_done": 2, "steps_done": 0, "workers": 2, "steps": 9, "precision": "float32"}
-PHASE = {"event": "phase", "phase": Phase("all", 5, 1e-3), "parameters": 1684289, "learning": 1683300}
-PHASE |= {"precision": "float32", "last": 5}
+START = TrainingStarted(
+    workers=2,
+    unit="CPU",
+    units_per_worker=1,
+    batch_size=32,
+    steps=9,
+    count_epochs=5,
+    epochs_done=2,
+    steps_done=0,
+    precision="float32",
+)
+PHASE = PhaseStarted(
+    number=1,
+    phases=1,
+    model="cnn",
+    precision="float32",
+    trained_part="all",
+    unfrozen_layers=0,
+    count_epochs=5,
+    last_epoch=5,
+    parameters=1_684_289,
+    trained_parameters=1_683_300,
+    frozen_features=False,
+    mirrored=True,
+)
+TRANSFER = replace(PHASE, phases=2, model="mobilenetv2", parameters=2_261_825, unfrozen_layers=30)
+HEAD = replace(TRANSFER, trained_part="head", trained_parameters=1281, count_epochs=40, last_epoch=40)
+HEAD = replace(HEAD, frozen_features=True)
+LAYERS = replace(TRANSFER, number=2, trained_part="layers", trained_parameters=731_521, last_epoch=45)
 
 
 class Terminal(io.StringIO):
@@ -21,12 +63,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def shown(*events: dict, stream: io.StringIO | None = None, settings: tuple[str, ...] = ()) -> str:
+def shown(*events: TrainingEvent, stream: io.StringIO | None = None) -> str:
     stream = stream or io.StringIO()
-    screen = Console(load_config(None, ["training.epochs=5", *settings]), stream)
-    for event in events:
-        screen.show(event)
-    screen.close()
+    with Console(stream) as console:
+        for event in events:
+            console.show(event)
     return stream.getvalue()
 
 
@@ -38,14 +79,8 @@ def test_the_start_says_what_trains_on_what():
 
 
 def test_each_phase_says_what_learns_for_how_long_and_on_what():
-    settings = ("model.name=mobilenetv2", "transfer.unfreeze=30")
-    head = PHASE | {
-        "phase": Phase("head", 40, 1e-3, on_frozen_features=True),
-        "parameters": 2_261_825,
-        "learning": 1281,
-    }
-    layers = PHASE | {"phase": Phase("fine-tuning", 5, 1e-5), "parameters": 2_261_825, "learning": 731_521}
-    lines = shown(START, head, START, head, layers, settings=settings).splitlines()
+    start = replace(START, count_epochs=45)
+    lines = shown(start, HEAD, start, HEAD, LAYERS).splitlines()
     assert "at most 45 epochs" in lines[0]
     assert [line for line in lines if line.startswith(("network", "           on"))] == [
         "network    mobilenetv2, float32 · the head learns, 1,281 of 2,261,825 parameters, for at most 40 epochs",
@@ -56,42 +91,26 @@ def test_each_phase_says_what_learns_for_how_long_and_on_what():
 
 
 def test_the_time_left_is_that_of_the_phase():
-    settings = ("model.name=mobilenetv2", "transfer.unfreeze=30", "transfer.head_epochs=4")
-    head = PHASE | {"phase": Phase("head", 4, 1e-3, on_frozen_features=True), "last": 4}
-    layers = PHASE | {"phase": Phase("fine-tuning", 5, 1e-5), "last": 9}
-    epoch = {"event": "epoch", "record": RECORD | {"seconds": 1.0}, "best_epoch": 3}
-    text = shown(START, head, epoch, layers, epoch | {"record": RECORD | {"epoch": 5}}, settings=settings)
+    head, layers = replace(HEAD, last_epoch=4), replace(LAYERS, last_epoch=9)
+    first = EpochDone(RECORD | {"seconds": 1.0}, best_epoch=3)
+    text = shown(START, head, first, layers, EpochDone(RECORD | {"epoch": 5}, best_epoch=3))
     assert "left: at most, if nothing stops it early, in this phase" in text
     assert re.findall("≤ (.*)", text) == ["1s", "4m20s"]
 
 
-def test_a_loss_that_is_not_finite_names_the_rate_that_was_too_high():
-    diverged = {"event": "diverged", "epoch": 3, "step": 1, "steps": 9}
-    for phase, told in (
-        (Phase("all", 5, 1e-3), r"Lower training.learning_rate (0.001) and"),
-        (Phase("fine-tuning", 5, 1e-5), r"Lower transfer.learning_rate (1e-05) and"),
-    ):
-        screen = Console(load_config(None, ["model.name=mobilenetv2"]), io.StringIO())
-        for event in (START, PHASE | {"phase": phase}, diverged):
-            screen.show(event)
-        assert told in screen.diverged
-
-
 def test_going_on_inside_an_epoch():
-    assert "resuming   in epoch 3, step 4 of 9, from its checkpoint" in shown(START | {"steps_done": 4})
+    assert "resuming   in epoch 3, step 4 of 9, from its checkpoint" in shown(replace(START, steps_done=4))
 
 
 def test_what_goes_wrong_is_one_line_each():
-    failure = {"event": "failure", "failures": 1, "reason": "worker 1 was killed, or crashed"}
-    damaged = {"event": "damaged", "checkpoint": "checkpoint_7", "reason": "Bad CRC-32"}
     lines = shown(
         START,
-        failure,
-        damaged,
-        {"event": "resizing", "workers": 1},
-        {"event": "stopping", "seconds": 30},
-        {"event": "left", "epoch": 3, "step": 4},
-        {"event": "placed", "workers": 1},  # concerns others
+        WorkersFailed("worker 1 was killed, or crashed", failures=1),
+        DamagedCheckpoint("checkpoint_7", "Bad CRC-32"),
+        Resizing(1),
+        Stopping(30),
+        TrainingStopped(3, 4),
+        WorkersStarted(1),  # concerns others
     ).splitlines()[-5:]
     assert lines == [
         "restart    1: worker 1 was killed, or crashed; going on from the last checkpoint",
@@ -103,16 +122,14 @@ def test_what_goes_wrong_is_one_line_each():
 
 
 def test_waiting_for_machines_says_how_many_there_are_and_does_not_repeat_itself():
-    waiting = {"event": "waiting", "room": 1, "seconds": 45.0}
-    told = "waiting    for machines: 1 of 2 workers fit now, 45s so far"
-    assert shown(waiting, waiting) == told + "\n"
-    assert shown({"event": "waiting", "room": 2, "seconds": 45.0}) == (
-        "waiting    for the workers to start, 45s so far\n"
-    )
+    waiting = WaitingForMachines(workers_that_fit=1, workers=2, seconds=45.0)
+    line = "waiting    for machines: 1 of 2 workers fit now, 45s so far"
+    assert shown(waiting, waiting) == line + "\n"
+    assert shown(replace(waiting, workers_that_fit=2)) == ("waiting    for the workers to start, 45s so far\n")
 
 
 def test_columns_stand_under_their_heads():
-    lines = shown(START, PHASE, {"event": "epoch", "record": RECORD, "best_epoch": 3}).splitlines()
+    lines = shown(START, PHASE, EpochDone(RECORD, best_epoch=3)).splitlines()
     head, row = lines[-2:]
     assert [m.start() for m in re.finditer("│", head)] == [m.start() for m in re.finditer("│", row)]
     assert " ".join(row.split()) == (
@@ -121,16 +138,16 @@ def test_columns_stand_under_their_heads():
 
 
 def test_a_file_gets_whole_lines_and_a_terminal_the_step_too():
-    first, step = ({"event": "step", "epoch": 3, "step": n, "steps": 9} for n in (1, 4))
+    first, step = (StepDone(3, n, 9) for n in (1, 4))
     assert "step 4 of 9" not in shown(START, first, step)
     assert "epoch 3: step 1 of 9\r" in shown(START, first, stream=Terminal()), "it compiled: no guess yet"
     assert "epoch 3: step 4 of 9, 0s left in it" in shown(START, first, step, stream=Terminal())
-    assert "\033" not in shown(START, step, {"event": "validating", "epoch": 3}, {"event": "scoring"})
+    assert "\033" not in shown(START, step, Validating(3, 9, 9), Scoring(2))
 
 
-def test_a_file_is_told_how_far_it_is_after_a_long_silence(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(screen_module, "SILENCE", -1.0)
-    first, step = ({"event": "step", "epoch": 3, "step": n, "steps": 9} for n in (1, 4))
+def test_a_file_gets_a_line_with_the_step_after_a_long_silence(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(console_module, "SILENCE", -1.0)
+    first, step = (StepDone(3, n, 9) for n in (1, 4))
     assert shown(START, first, step).splitlines()[-1] == "  epoch 3: step 4 of 9, 0s left in it"
 
 
@@ -139,8 +156,11 @@ def test_the_header_is_not_repeated_after_a_restart():
 
 
 def test_divergence_names_the_step_and_the_fix():
-    screen = Console(load_config(), io.StringIO())
-    screen.show({"event": "diverged", "epoch": 2, "step": 7, "steps": 9})
-    assert screen.diverged == (
+    assert str(Diverged(2, 7, 9, "training.learning_rate", 0.001)) == (
         "the loss is not finite: epoch 2, step 7 of 9. Lower training.learning_rate (0.001) and start a new run"
     )
+
+
+def test_a_pipe_gets_no_escape_codes_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\033" not in shown(START, PHASE, StepDone(3, 1, 9), EpochDone(RECORD, best_epoch=3))

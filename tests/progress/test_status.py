@@ -6,11 +6,32 @@ import pytest
 
 from fracture.errors import RunError, UsageError
 from fracture.lock import Claim, claim_of_this_process
+from fracture.progress.events import (
+    EpochDone,
+    PhaseStarted,
+    Scoring,
+    StepDone,
+    TrainingStarted,
+    Validating,
+    WaitingForMachines,
+    WorkersFailed,
+    WorkersStarted,
+)
 from fracture.progress.status import EVERY, LOCK, STATUS, Status, StatusWriter, status_lines
 from fracture.storage import StoragePath, storage_path
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-START = {"event": "start", "epochs_done": 0, "steps": 10}
+START = TrainingStarted(
+    workers=2,
+    unit="CPU",
+    units_per_worker=1,
+    batch_size=32,
+    steps=10,
+    count_epochs=4,
+    epochs_done=0,
+    steps_done=0,
+    precision="float32",
+)
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -33,12 +54,29 @@ def writer(run: StoragePath, clock: Clock, **more: object) -> StatusWriter:
     return StatusWriter(run, 4, clock=clock, now=clock.now, **more)
 
 
-def step(number: int, epoch: int = 1) -> dict:
-    return {"event": "step", "epoch": epoch, "step": number, "steps": 10}
+def step(number: int, epoch: int = 1) -> StepDone:
+    return StepDone(epoch, number, 10)
 
 
-def epoch(number: int, seconds: float = 60.0) -> dict:
-    return {"event": "epoch", "record": {"epoch": number, "seconds": seconds}, "best_epoch": number}
+def epoch(number: int, seconds: float = 60.0) -> EpochDone:
+    return EpochDone({"epoch": number, "seconds": seconds}, best_epoch=number)
+
+
+def phase(number: int, last_epoch: int) -> PhaseStarted:
+    return PhaseStarted(
+        number=number,
+        phases=2,
+        model="mobilenetv2",
+        precision="float32",
+        trained_part="head" if number == 1 else "layers",
+        unfrozen_layers=30,
+        count_epochs=3,
+        last_epoch=last_epoch,
+        parameters=100,
+        trained_parameters=10,
+        frozen_features=False,
+        mirrored=False,
+    )
 
 
 def read(run: StoragePath) -> Status:
@@ -61,8 +99,8 @@ def test_the_state_is_told_from_the_start_to_the_end(runs: StoragePath):
     clock, states = Clock(), []
     with writer(runs / "x", clock) as status:
         states.append(read(runs / "x").state)
-        events = [START, step(1), {"event": "validating", "epoch": 1}, epoch(1), {"event": "scoring"}]
-        for event in [*events, {"event": "nothing that is known"}]:
+        events = [START, step(1), Validating(1, 10, 10), epoch(1), Scoring(2)]
+        for event in [*events, WorkersStarted(2)]:
             status.show(event)
             states.append(read(runs / "x").state)
     states.append(read(runs / "x").state)
@@ -82,12 +120,12 @@ def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
     clock, run = Clock(), storage_path(tmp_path / "x")
     with writer(run, clock) as status:
         status.show(START)
-        told = []
+        steps = []
         for number in range(1, 6):
             clock.seconds += EVERY / 3
             status.show(step(number))
-            told.append(read(run).step)
-        assert told == [0, 0, 3, 3, 3]
+            steps.append(read(run).step)
+        assert steps == [0, 0, 3, 3, 3]
         status.show(epoch(1))
         assert read(run).updated == clock.now()
 
@@ -95,7 +133,7 @@ def test_steps_are_written_every_15_seconds_and_epochs_at_once(tmp_path: Path):
 def test_the_time_left_is_by_the_epochs_of_the_phase_under_way(tmp_path: Path):
     run, clock = storage_path(tmp_path) / "x", Clock()
     with writer(run, clock) as status:
-        head, layers = {"event": "phase", "last": 3}, {"event": "phase", "last": 4}
+        head, layers = phase(1, last_epoch=3), phase(2, last_epoch=4)
         for event in [START, head, epoch(1, 1.0)]:
             status.show(event)
         assert read(run).seconds_left == 2
@@ -110,7 +148,8 @@ def test_the_time_left_is_that_of_the_epochs_left(tmp_path: Path):
         for event, at in ((START, 0), (step(1), 20), (step(6), 30)):
             clock.seconds = at
             status.show(event)
-        assert status._status.seconds_left == 2 * (4 * 10 - 6), "2 s a step; the first compiled and does not count"
+        status.show(Validating(1, 10, 10))  # a new state, which is written at once
+        assert read(run).seconds_left == 2 * (4 * 10 - 6), "2 s a step; the first compiled and does not count"
         status.show(epoch(1, seconds=40.0))
         assert read(run).seconds_left == 40 * 3
         status.show(step(1, epoch=2))
@@ -123,10 +162,10 @@ def test_restarts_are_counted_with_their_reason(tmp_path: Path):
     clock, runs = Clock(), storage_path(tmp_path)
     with writer(runs / "x", clock) as status:
         status.show(START)
-        status.show({"event": "failure", "failures": 1, "reason": "a worker was killed"})
+        status.show(WorkersFailed("a worker was killed", failures=1))
         assert shown(runs)["restarts"] == "1 restart of workers, the last since a worker was killed"
         assert shown(runs)["state"] == "restarting: epoch 1 of 4"
-        status.show({"event": "waiting", "room": 1, "seconds": 30.0})
+        status.show(WaitingForMachines(1, 2, 30.0))
         assert shown(runs)["state"] == "waiting for machines: epoch 1 of 4"
         status.show(START)
         assert read(runs / "x").restarts == 1, "the same one"

@@ -1,8 +1,9 @@
-"""What the workers of a Ray are given, so that they find the package."""
+"""What a Ray is given for its workers, and how many workers fit."""
 
 import pytest
 
-from fracture.runtime.cluster import runtime_environment
+from fracture.errors import UsageError
+from fracture.runtime.cluster import check_capacity, runtime_environment
 from tests.conftest import ROOT
 
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -29,3 +30,17 @@ def test_the_package_that_is_sent_holds_its_templates_and_recipes():
     package = ROOT / "fracture"
     assert (package / "templates/report.html").is_file()
     assert (package / "configs/default.yaml").is_file()
+
+
+def test_more_workers_than_the_cluster_holds_is_refused_at_once(ray_cluster, tiny_config):
+    with pytest.raises(
+        UsageError,
+        match=r"5 workers of 1 CPU each do not fit: the cluster's nodes have 4 CPU. Use --workers 4 or f",
+    ):
+        check_capacity(tiny_config("compute.workers=5").compute)
+    with pytest.raises(UsageError, match=r"2 workers of 1 CPU and 1 GPU each .* 4 CPU and 0 GPU. Ask for less, or add"):
+        check_capacity(tiny_config("compute.gpu=true").compute)
+    check_capacity(tiny_config("compute.workers=4").compute)
+    check_capacity(tiny_config("compute.workers=8", "compute.min_workers=4").compute)
+    with pytest.raises(UsageError, match=r"5 workers of 1 CPU each do not fit"):
+        check_capacity(tiny_config("compute.workers=8", "compute.min_workers=5").compute)

@@ -1,16 +1,38 @@
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+import json
+import os
+import re
+import subprocess
+import sys
 
-from fracture.runtime.trainer import ClusterSpec, Trainer
+import pytest
 
-
-def test_what_a_controller_leaves_behind_is_cleaned_up_on_a_ray_that_others_use_too():
-    def cleaners(alone: bool) -> int:
-        callbacks = Trainer(print, alone=alone)._create_default_callbacks()
-        return sum(isinstance(callback, PlacementGroupCleanerCallback) for callback in callbacks)
-
-    assert cleaners(alone=False) == 1
-    assert cleaners(alone=True) == 0
+from fracture.runtime.trainer import find_own_address, set_cluster
 
 
-def test_the_workers_are_told_of_each_other_by_our_own_backend():
-    assert isinstance(Trainer(print, alone=True).backend_config, ClusterSpec)
+def test_an_address_has_a_port_that_is_free(ray_cluster):
+    first, second = find_own_address(), find_own_address()
+    assert re.fullmatch(r"[\d.]+:\d+", first)
+    assert first != second
+
+
+def test_an_address_of_ipv6_stands_in_brackets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "::1")
+    assert re.fullmatch(r"\[::1\]:\d+", find_own_address())
+
+
+def test_a_worker_hears_of_the_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TF_CONFIG", "")
+    set_cluster(["a:1", "b:2"], 1)
+    assert json.loads(os.environ["TF_CONFIG"]) == {
+        "cluster": {"worker": ["a:1", "b:2"]},
+        "task": {"type": "worker", "index": 1},
+    }
+
+
+def test_the_controller_loads_no_tensorflow():
+    """It unpickles the backend and the hook, and with them imports their modules."""
+    code = (
+        "import sys, fracture.runtime.trainer, fracture.runtime.ray_internals, fracture.training.loop; "
+        "assert not {'tensorflow', 'tf_keras', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

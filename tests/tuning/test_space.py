@@ -10,12 +10,12 @@ from fracture.storage import StoragePath, storage_path
 from fracture.tuning.space import (
     BEST,
     Result,
-    best_of,
     check_space,
     check_trials,
-    draw_trials,
+    find_best_trial,
     read_results,
-    table,
+    sample_trials,
+    table_lines,
     write_best,
     write_results,
 )
@@ -118,11 +118,11 @@ def test_a_number_in_scientific_notation_is_a_number():
 def test_the_first_trial_is_the_recipe_and_the_others_follow_from_the_seed():
     config = load_config(None, ["tune.trials=200"])
     check_space(config)
-    first, *drawn = draw_trials(config)
+    first, *drawn = sample_trials(config)
     assert first["training.learning_rate"] == 0.001
     assert first["model.dense"] == [256]
-    assert drawn == draw_trials(config)[1:]
-    assert drawn != draw_trials(load_config(None, ["tune.trials=200", "training.seed=1"]))[1:]
+    assert drawn == sample_trials(config)[1:]
+    assert drawn != sample_trials(load_config(None, ["tune.trials=200", "training.seed=1"]))[1:]
     rates = [trial["training.learning_rate"] for trial in drawn]
     assert 0.0003 <= min(rates) < 0.0004
     assert 0.008 < max(rates) <= 0.01
@@ -132,18 +132,20 @@ def test_the_first_trial_is_the_recipe_and_the_others_follow_from_the_seed():
 
 
 def test_what_has_no_effect_on_the_model_is_not_drawn():
-    first, second = draw_trials(load_config(None, ["tune.trials=2", "model.name=mobilenetv2"]))
+    first, second = sample_trials(load_config(None, ["tune.trials=2", "model.name=mobilenetv2"]))
     assert list(first) == list(second) == ["model.dropout", "training.learning_rate", "training.weight_decay"]
 
 
 def test_more_trials_begin_with_the_same():
-    assert draw_trials(load_config(None, ["tune.trials=9"]))[:4] == draw_trials(load_config(None, ["tune.trials=4"]))
+    assert sample_trials(load_config(None, ["tune.trials=9"]))[:4] == sample_trials(
+        load_config(None, ["tune.trials=4"])
+    )
 
 
 def test_results_are_of_the_best_epoch():
     history = [{"epoch": n, "val_loss": loss, "val_auc": n / 10} for n, loss in enumerate((0.6, 0.4, 0.5), 1)]
-    assert Result.of(2, RATE, "ended", history) == Result(2, RATE, "ended", 3, 2, 0.4, 0.2)
-    assert Result.of(2, RATE, "diverged", []) == Result(2, RATE, "diverged", 0)
+    assert Result.from_history(2, RATE, "ended", history) == Result(2, RATE, "ended", 3, 2, 0.4, 0.2)
+    assert Result.from_history(2, RATE, "diverged", []) == Result(2, RATE, "diverged", 0)
 
 
 def test_results_are_kept_for_the_same_search_alone(shard_folder, tmp_path: Path):
@@ -187,18 +189,18 @@ def test_the_best_settings_are_a_file_that_gives_them_again(tmp_path: Path):
 
 def test_no_trial_is_best_where_all_diverged():
     with pytest.raises(RunError, match=r"the loss of every trial diverged. Lower the learning rates in tune.space"):
-        best_of(results(None, None))
+        find_best_trial(results(None, None))
 
 
 def test_a_trial_that_diverged_in_the_end_is_not_the_best():
     ended, diverged = Result(1, RATE, "ended", 8, 7, 0.5, 0.8), Result(2, RATE, "diverged", 4, 4, 0.3, 0.9)
-    assert best_of([ended, diverged]) == ended
-    assert [line.count("*") for line in table([ended, diverged])] == [0, 1, 0]
+    assert find_best_trial([ended, diverged]) == ended
+    assert [line.count("*") for line in table_lines([ended, diverged])] == [0, 1, 0]
 
 
 def test_the_table_marks_the_lowest_loss():
     shown = [*results(0.5, 0.3, None), Result(4, RATE | {"model.dense": [8]}, "stopped early", 1, 1, 0.9, 0.4)]
-    assert table(shown) == [
+    assert table_lines(shown) == [
         "trial  epochs  val loss     val AUC  dense  learning_rate",
         "    1       3     0.500       0.500    [8]          0.001",
         "    2       3     0.300  *    0.300   [16]          0.001",

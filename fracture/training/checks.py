@@ -1,0 +1,140 @@
+"""Checks of a run before it starts: its folder, its settings, its data and the weights that it begins with."""
+
+import json
+from typing import TYPE_CHECKING
+
+from fracture.config import Config, DataConfig, flatten
+from fracture.dataset.format import Dataset, Manifest
+from fracture.dataset.sharding import ShardedBatches
+from fracture.errors import UsageError
+from fracture.progress.status import LOCK, STATUS
+from fracture.storage import StoragePath, storage_path
+from fracture.training.checkpoint import BACKBONE
+
+if TYPE_CHECKING:  # loading it takes a tenth of a second of a job's start
+    from fracture.inference.bundle import Bundle
+
+RUN_CARD = "run.json"  # the data and settings that a run was begun with
+_SCRATCH = "scratch"
+
+
+def with_data_of(config: Config, manifest: Manifest) -> Config:
+    """Return the settings with `data.*` as the data set was made with.
+
+    Raises:
+        UsageError: a setting of `data` was given that the data set does not have.
+    """
+    made_with = DataConfig.model_validate_json(json.dumps(manifest.parameters))
+    for key in config.data.model_fields_set:
+        given, has = getattr(config.data, key), getattr(made_with, key)
+        if given != has:
+            raise UsageError(
+                f"data.{key} = {given!r} is asked for, and the shards were made with {has!r}. "
+                "Preprocess again with the new setting, or leave it out."
+            )
+    return config.model_copy(update={"data": made_with})
+
+
+def check_batches(config: Config, dataset: Dataset) -> None:
+    """Check that each worker has an image in each step: TensorFlow has no empty convolution.
+
+    Raises:
+        UsageError: a worker would have none.
+    """
+    batch_size = config.training.batch_size
+    most = config.compute.workers
+    if batch_size > dataset.rows("train"):
+        raise UsageError(
+            f"training.batch_size = {batch_size} is more than the {dataset.rows('train')} training images. "
+            "Use a smaller one."
+        )
+    for split in ("train", "val"):
+        rows = dataset.rows(split)
+        for workers, rank in ((n, rank) for n in range(config.compute.fewest, most + 1) for rank in range(n)):
+            if (ShardedBatches(rows, batch_size, rank, workers).indices(seed=None) < 0).all(axis=1).any():
+                raise UsageError(
+                    f"{rows} {split} images in batches of {batch_size} leave one of {workers} workers with nothing to "
+                    "do in a step. Use fewer --workers, or more images."
+                )
+
+
+def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bundle | None" = None) -> None:
+    """Check that the run's folder is empty, or holds this very run as far as it got.
+
+    Args:
+        initial: the model whose weights the run begins with.
+
+    Raises:
+        UsageError: the run was begun with other settings or other data, or the folder holds something else.
+    """
+    if not (run / RUN_CARD).is_file():
+        ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}", f"{run.path}/{BACKBONE}")
+        if any(not info.base_name.endswith(".part") and not info.path.startswith(ours) for info in run.files()):
+            raise UsageError(f"{run} holds other things than a run. Give another --run name.")
+        return
+    card = (run / RUN_CARD).read_json()
+    before = dict(flatten(card["recipe"]))
+    changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(config.recipe()) if before.get(k) != v]
+    if changed:
+        raise UsageError(
+            f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
+            "Give the same settings to go on with it, or another --run name."
+        )
+    if card["dataset"] != dataset.manifest.fingerprint:
+        raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
+    if card.get("initial_weights", _SCRATCH) != describe_initial_weights(config, initial):
+        raise UsageError(
+            f"run {run.name!r} was begun with other weights: {card.get('initial_weights', _SCRATCH)}, not "
+            f"{describe_initial_weights(config, initial)}. Give another --run name."
+        )
+
+
+def write_run_card(run: StoragePath, config: Config, dataset: Dataset, initial: "Bundle | None") -> None:
+    """Write down what the run begins with, for `check_run`."""
+    card = {
+        "dataset": dataset.manifest.fingerprint,
+        "recipe": config.recipe(),
+        "initial_weights": describe_initial_weights(config, initial),
+    }
+    (run / RUN_CARD).write_json(card)
+
+
+def describe_initial_weights(config: Config, initial: "Bundle | None") -> str:
+    """Return what the weights began as: a bundle, a file, `imagenet`, or `scratch`."""
+    if initial:
+        return str(initial.folder)
+    return config.transfer.weights if config.pretrained else _SCRATCH
+
+
+def check_weights_file(config: Config) -> None:
+    """Check the setting `transfer.weights`.
+
+    Raises:
+        UsageError: it names neither `imagenet` nor a file.
+    """
+    weights = config.transfer.weights
+    if weights != "imagenet" and not (weights.endswith(".h5") and storage_path(weights).is_file()):
+        raise UsageError(
+            f"transfer.weights = {weights!r}: there is no such file, or it does not end in .h5. Name imagenet, none, "
+            f"or a file of the weights of {config.backbone} without top, as tf_keras.applications writes them."
+        )
+
+
+def check_initial(config: Config, initial: "Bundle") -> None:
+    """Check that a model's weights fit the network that the settings describe.
+
+    Raises:
+        UsageError: it is another network.
+    """
+    from fracture.models import weight_shapes
+
+    wanted, there = weight_shapes(config), weight_shapes(initial.config)
+    for which, shapes in ((config, wanted), (initial.config, there)):
+        shapes["quantum.circuit"] = which.quantum.circuit  # a circuit and its control have weights of one shape
+    differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
+    if differing:
+        name = differing[0]
+        raise UsageError(
+            f"training cannot begin with the weights of {initial.folder}: its network has {there.get(name, 'no')} at "
+            f"{name!r}, and these settings {wanted.get(name, 'no')}. Use its model settings, or begin from scratch."
+        )

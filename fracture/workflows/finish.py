@@ -1,0 +1,94 @@
+"""The end of a run: from the workers' scores to a model with its figures and its report.
+
+`bundle.json` is written last. A job that is killed before it goes on here when it is started again: its workers find
+nothing to train, score again, and all of this is done anew.
+"""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from fracture.config import Config, flatten
+from fracture.dataset.format import Dataset
+from fracture.evaluation.metrics import Evaluation
+from fracture.storage import StoragePath
+from fracture.training.checkpoint import BACKBONE
+from fracture.training.checkpoint_folder import BEST, read_state
+from fracture.training.checks import describe_initial_weights
+from fracture.training.launch import Outcome
+
+if TYPE_CHECKING:
+    from fracture.inference.bundle import Bundle
+
+
+def finish_run(
+    run: StoragePath, config: Config, dataset: Dataset, outcome: Outcome, initial: "Bundle | None" = None
+) -> dict[str, Evaluation]:
+    """Choose the operating point on validation, export the model, test it once, explain it, and write the report.
+
+    Args:
+        run: the run's folder, with the best weights and the workers' scores.
+        initial: the model whose weights the training began with.
+
+    Returns:
+        The figures of each split and part of a split.
+
+    Raises:
+        RunError: scores are missing, the disk is full, or the store fails.
+    """
+    from fracture.evaluation.gallery import make_gallery, write_gallery
+    from fracture.evaluation.operating_point import choose_operating_point
+    from fracture.evaluation.report import Report, evaluate_run, list_caveats, write_report
+    from fracture.evaluation.scores import calibrate_scores, gather_scores, read_scores
+    from fracture.inference.bundle import export_model, versions, write_bundle
+
+    workers, bundle = outcome.workers, run / "bundle"
+    operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
+    model = _build_best_model(run, config, dataset)
+    export_model(model, operating_point, bundle)  # and from here on the model's probabilities are calibrated
+    test = calibrate_scores(read_scores(run, dataset, "test", workers), operating_point)
+    gallery = make_gallery(model, test, dataset, operating_point.threshold)
+    write_gallery(run, gallery)
+
+    scores = gather_scores(run, dataset, workers, operating_point)
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
+    training = {
+        "name": run.name,
+        "epochs": len(outcome.history),
+        "best_epoch": outcome.best_epoch,
+        "workers": workers,
+        "precision": outcome.precision,
+        "initial_weights": describe_initial_weights(config, initial),
+    }
+    facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": dataset.manifest.fingerprint}
+    facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
+    report = Report(
+        f"Run {run.name}",
+        dataset,
+        operating_point,
+        evaluations,
+        outcome.history,
+        outcome.best_epoch,
+        facts,
+        list_caveats(dataset.manifest),
+        gallery=gallery,
+    )
+    write_report(run / "report", report, scores)
+    write_bundle(bundle, config, dataset, training, operating_point, evaluations, initial)
+    for temporary in (BEST, BACKBONE):  # all of it is in the bundle
+        (run / temporary).delete()
+    return evaluations
+
+
+def _build_best_model(run: StoragePath, config: Config, dataset: Dataset) -> Any:
+    """Build the network in float32, as it was scored, with the weights of the best epoch."""
+    from fracture.models import build_model  # first: it keeps TensorFlow quiet as it loads
+
+    import tensorflow as tf  # isort: skip
+    import tf_keras as keras  # isort: skip
+
+    with suppress(RuntimeError):  # the GPUs are the workers'; an earlier model may have taken them already
+        tf.config.set_visible_devices([], "GPU")
+    keras.mixed_precision.set_global_policy("float32")
+    model = build_model(config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std)
+    model.set_weights(read_state(run / BEST).best_weights)
+    return model
