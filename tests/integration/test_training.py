@@ -23,7 +23,7 @@ from tests.integration.conftest import MEASURES, ROWS, assert_same_history, star
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
-PLAIN = (  # nothing whose statistics or draws belong to one worker
+PLAIN = (  # nothing whose statistics or random numbers belong to one worker
     "model.batch_norm=false",
     "model.dropout=0",
     "augment.horizontal_flip=false",
@@ -38,7 +38,7 @@ PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability",
 
 
 def status_of(command: list[str]) -> str:
-    """What the job's command with `--status` in place of `--run` says, in a process without Ray and TensorFlow."""
+    """Run the job's command with `--status` in place of `--run`, in a process without Ray and TensorFlow."""
     command = ["--status" if part == "--run" else part for part in command]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -78,7 +78,7 @@ def test_metrics_count_every_image_once(data, undisturbed):
     assert best["val_accuracy"] == pytest.approx(((probabilities >= 0.5) == labels).mean())
     losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
     weights = row_weights(val["radiograph_id"].to_numpy(), labels, "radiograph")
-    assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training draws"
+    assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training samples"
     assert best["val_loss"] != pytest.approx(losses.mean(), rel=1e-4)
     for record in history:
         for key, rows in (("accuracy", ROWS["train"]), ("val_accuracy", ROWS["val"])):
@@ -145,9 +145,9 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
             if line.startswith(line_before):
                 break
         stopped.send_signal(number)
-        _, told = stopped.communicate()
+        _, error = stopped.communicate()
         assert stopped.returncode == 1
-        assert told == (
+        assert error == (
             "\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x "
             "(make: RUN=x)\n"
         )
