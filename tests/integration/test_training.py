@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,9 +19,10 @@ from fracture.errors import RunError
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.scores import gather_scores, score_blocks
 from fracture.inference.bundle import read_bundle
+from fracture.progress.events import EpochDone, TrainingEvent
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, shell, write_shards
-from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs
+from tests.integration.conftest import MEASURES, ROWS, Meddler, assert_same_history, start, wait_for_epochs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
@@ -52,11 +55,24 @@ def plain(data, tmp_path_factory, ray_cluster):
     return config, start(config, data, tmp_path_factory.mktemp("runs") / "plain")
 
 
+def libraries_of_the_controller(event: TrainingEvent, found: set[str]) -> None:
+    """Add the names of the files that Ray Train's controller has in its memory."""
+    if isinstance(event, EpochDone):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "TrainController" in " ".join(process.cmdline()):
+                    found |= {Path(part.path).name for part in process.memory_maps()}
+
+
 def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_path):
     config, on_one = plain
+    libraries: set[str] = set()
+    listener = Meddler(lambda event: libraries_of_the_controller(event, libraries))
     two = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 2})})
-    assert_same_history(start(two, data, tmp_path / "on2"), on_one, tolerance=1e-4)
+    assert_same_history(start(two, data, tmp_path / "on2", listener), on_one, tolerance=1e-4)
     assert on_one[0]["loss"] != on_one[1]["loss"], "it learns"
+    assert "_raylet.so" in libraries
+    assert not [name for name in libraries if "tensorflow" in name], "it costs seconds before any worker starts"
 
 
 @pytest.mark.long
