@@ -33,7 +33,7 @@ _LEGEND = "           * lowest validation loss so far; left: at most, if nothing
 class Console:
     """Shows the events of a training. A terminal has a last line with the step; a file gets one in five minutes.
 
-    Plain `print` and not `rich`: that would wrap the lines of epochs to 80 columns in a pipe, and can draw only one
+    Plain `print` and not `rich`: that would wrap the lines of epochs to 80 columns in a pipe, and can show only one
     last line at a time on a terminal, which the trials of a search share. A pipe and `ray job logs` get no escape
     codes, whatever FORCE_COLOR says.
     """

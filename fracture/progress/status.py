@@ -1,6 +1,6 @@
 """The state of a run in `status.json`, written beside it while the job runs and read by anybody at any time.
 
-Reading imports neither TensorFlow nor Ray, nor what draws reports.
+Reading imports neither TensorFlow nor Ray, nor the plots of reports.
 """
 
 import re

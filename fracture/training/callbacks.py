@@ -1,4 +1,4 @@
-"""What happens between two steps of `fit` and `evaluate`."""
+"""The callbacks that run between two steps of `fit` and `evaluate`."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Prepares a run's folder, trains in it on Ray workers, and sums up how the training went."""
+"""Prepares a run's folder, trains in it on Ray workers, and returns the history."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class DivergedError(RunError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the training went."""
+    """The result of a training."""
 
     history: list[Record]
     best_epoch: int

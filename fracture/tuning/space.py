@@ -80,7 +80,7 @@ def check_space(config: Config) -> None:
                 raise UsageError(f"tune.space: {error}") from None
     if tune.space.keys() <= config.without_effect:
         raise UsageError(
-            f"tune.space has nothing that has an effect on {config.model.name}: name settings and what to draw them "
+            f"tune.space has nothing that has an effect on {config.model.name}: name settings and what to sample them "
             "from."
         )
 

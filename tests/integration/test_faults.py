@@ -1,4 +1,4 @@
-"""What a run survives, on real Ray workers: it ends with the history of a run that nothing disturbed."""
+"""Faults that a run survives, on real Ray workers: it ends with the history of a run that nothing disturbed."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def with_(config: Config, *assignments: str) -> Config:
 
 
 def attempt(run: Path) -> int:
-    """The how manyeth group of workers this is."""
+    """Return the number of this group of workers."""
     return len(list(run.parent.glob(f"{run.name}-attempt-*")))
 
 
@@ -45,7 +45,7 @@ def mark_attempt(assignment: Any) -> None:
 
 
 def dies(assignment: Any) -> None:
-    """In each of its first three attempts at another moment, in epoch 2, by a SIGKILL to itself."""
+    """Kill itself in each of the first three attempts, at another moment of epoch 2."""
     import os
 
     import ray.train
@@ -111,7 +111,7 @@ def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(dat
 
 
 def stuck(assignment: Any) -> None:
-    """In each of its first three attempts another way of doing nothing for ever, on rank 1 alone."""
+    """Do nothing for ever on rank 1, in each of the first attempts in another way."""
     import ray.train
 
     from fracture.training import callbacks, strategy
@@ -141,7 +141,7 @@ def stuck(assignment: Any) -> None:
 
 @pytest.mark.long
 def test_a_worker_that_is_alive_but_stuck_is_noticed_and_replaced(data, undisturbed, tmp_path, monkeypatch):
-    """By a step that never returns, by a collective that a rank skips, by SIGSTOP."""
+    """It is stuck in a step that never returns, in a collective that a rank skips, and by SIGSTOP."""
     config, _, expected = undisturbed
     monkeypatch.setattr("fracture.training.loop.train_worker", stuck)
     stopped = []

@@ -5,9 +5,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,13 +19,14 @@ from fracture.errors import RunError
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.scores import gather_scores, score_blocks
 from fracture.inference.bundle import read_bundle
+from fracture.progress.events import EpochDone, TrainingEvent
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, shell, write_shards
-from tests.integration.conftest import MEASURES, ROWS, assert_same_history, start, wait_for_epochs
+from tests.integration.conftest import MEASURES, ROWS, Meddler, assert_same_history, start, wait_for_epochs
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
-PLAIN = (  # nothing whose statistics or draws belong to one worker
+PLAIN = (  # nothing whose statistics or random numbers belong to one worker
     "model.batch_norm=false",
     "model.dropout=0",
     "augment.horizontal_flip=false",
@@ -38,7 +41,7 @@ PLOTS = ("curves", "confusion_matrix", "roc", "precision_recall", "reliability",
 
 
 def status_of(command: list[str]) -> str:
-    """What the job's command with `--status` in place of `--run` says, in a process without Ray and TensorFlow."""
+    """Run the job's command with `--status` in place of `--run`, in a process without Ray and TensorFlow."""
     command = ["--status" if part == "--run" else part for part in command]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -52,11 +55,24 @@ def plain(data, tmp_path_factory, ray_cluster):
     return config, start(config, data, tmp_path_factory.mktemp("runs") / "plain")
 
 
+def libraries_of_the_controller(event: TrainingEvent, found: set[str]) -> None:
+    """Add the names of the files that Ray Train's controller has in its memory."""
+    if isinstance(event, EpochDone):
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "TrainController" in " ".join(process.cmdline()):
+                    found |= {Path(part.path).name for part in process.memory_maps()}
+
+
 def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_path):
     config, on_one = plain
+    libraries: set[str] = set()
+    listener = Meddler(lambda event: libraries_of_the_controller(event, libraries))
     two = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 2})})
-    assert_same_history(start(two, data, tmp_path / "on2"), on_one, tolerance=1e-4)
+    assert_same_history(start(two, data, tmp_path / "on2", listener), on_one, tolerance=1e-4)
     assert on_one[0]["loss"] != on_one[1]["loss"], "it learns"
+    assert "_raylet.so" in libraries
+    assert not [name for name in libraries if "tensorflow" in name], "it costs seconds before any worker starts"
 
 
 @pytest.mark.long
@@ -78,7 +94,7 @@ def test_metrics_count_every_image_once(data, undisturbed):
     assert best["val_accuracy"] == pytest.approx(((probabilities >= 0.5) == labels).mean())
     losses = -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
     weights = row_weights(val["radiograph_id"].to_numpy(), labels, "radiograph")
-    assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training draws"
+    assert best["val_loss"] == pytest.approx(np.average(losses, weights=weights), rel=1e-4), "as training samples"
     assert best["val_loss"] != pytest.approx(losses.mean(), rel=1e-4)
     for record in history:
         for key, rows in (("accuracy", ROWS["train"]), ("val_accuracy", ROWS["val"])):
@@ -145,9 +161,9 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
             if line.startswith(line_before):
                 break
         stopped.send_signal(number)
-        _, told = stopped.communicate()
+        _, error = stopped.communicate()
         assert stopped.returncode == 1
-        assert told == (
+        assert error == (
             "\nstopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x "
             "(make: RUN=x)\n"
         )

@@ -30,7 +30,7 @@ SEARCH = (
     "tune.trials=3",
     "tune.grace_epochs=2",
     "tune.reduction_factor=2",
-    "training.seed=1",  # which draws 1e38 for the second trial, and 1e-6 for the third
+    "training.seed=1",  # which samples 1e38 for the second trial, and 1e-6 for the third
     "training.learning_rate=0.01",
     "tune.space={training.learning_rate: {choice: [1e-6, 1e+38]}}",
 )
@@ -73,12 +73,12 @@ def test_a_trial_that_is_done_only_reports_and_a_worse_one_is_stopped(data, tmp_
 
 
 def command(data: tuple[StoragePath, Manifest], storage: Path) -> list[str]:
-    told = [sys.executable, "job/tune.py", "--shards", str(data[0]), "--storage", str(storage), "--run", "x"]
-    return [*told, "--concurrent", "1", *(part for setting in SEARCH for part in ("--set", setting))]
+    command = [sys.executable, "job/tune.py", "--shards", str(data[0]), "--storage", str(storage), "--run", "x"]
+    return [*command, "--concurrent", "1", *(part for setting in SEARCH for part in ("--set", setting))]
 
 
 def finish(data: tuple[StoragePath, Manifest], storage: Path) -> tuple[str, dict[str, Any]]:
-    """What the search shows, and its file of results."""
+    """Run the search to its end; return its output and its file of results."""
     done = subprocess.run(command(data, storage), env=shell(), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert not [*(storage / "runs/x").rglob("*.parquet"), *(storage / "runs/x").rglob("bundle")], (
@@ -95,8 +95,8 @@ def undisturbed_search(data, tmp_path_factory) -> dict[str, Any]:
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_search, tmp_path: Path, how: int):
-    told = [(trial["state"], trial["epochs"]) for trial in undisturbed_search["trials"]]
-    assert told == [("ended", 8), ("diverged", 0), ("stopped early", 2)]
+    trials = [(trial["state"], trial["epochs"]) for trial in undisturbed_search["trials"]]
+    assert trials == [("ended", 8), ("diverged", 0), ("stopped early", 2)]
     first = subprocess.Popen(
         command(data, tmp_path), env=shell(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -104,10 +104,10 @@ def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_se
     started = psutil.Process(first.pid).children(recursive=True)
     started = [process for process in started if "Agent" not in process.name()]  # Ray's own, which end a minute later
     first.send_signal(how)
-    _, told = first.communicate(timeout=60)
+    _, error = first.communicate(timeout=60)
     assert first.returncode == (1 if how == signal.SIGTERM else -9)
     stopped = "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with --run x"
-    assert how == signal.SIGKILL or told.strip().startswith(stopped)
+    assert how == signal.SIGKILL or error.strip().startswith(stopped)
     psutil.wait_procs(started, timeout=60)
     assert not [process for process in started if process.is_running() and process.status() != "zombie"]
 
@@ -142,6 +142,6 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
 def test_one_name_is_one_search_or_one_run(data, tmp_path: Path):
     (tmp_path / "runs/x").mkdir(parents=True)
     (tmp_path / "runs/x/run.json").write_text("{}")
-    told = subprocess.run(command(data, tmp_path), env=shell(), capture_output=True, text=True, check=False)
-    assert told.returncode == 2
-    assert f"error: {tmp_path}/runs/x holds other things than a search. Give another --run name." in told.stderr
+    refused = subprocess.run(command(data, tmp_path), env=shell(), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert f"error: {tmp_path}/runs/x holds other things than a search. Give another --run name." in refused.stderr

@@ -84,7 +84,7 @@ def read(run: StoragePath) -> Status:
 
 
 def shown(runs: StoragePath, after: float = 0.0, name: str = "x") -> dict[str, str]:
-    """What a person is told so many seconds after noon, by label."""
+    """Return the lines that a person sees so many seconds after noon, by label."""
     lines = status_lines(runs, name, NOON + timedelta(seconds=after))
     return {line[:11].strip(): line[11:] for line in lines}
 

@@ -11,7 +11,7 @@ import pytest
 from fracture.runtime.watchdog import LEAST, SLOWER, Watchdog
 
 WORKER = """
-import sys, time
+import psutil, sys, time
 from fracture.runtime.watchdog import Watchdog
 
 def gets_stuck():
@@ -57,7 +57,7 @@ def test_progress_and_waiting_for_others_are_left_alone(tmp_path):
 
 
 def test_it_ends_with_its_worker(tmp_path):
-    with run_worker(tmp_path, "print(watchdog._process.pid, flush=True); time.sleep(60)") as worker:
+    with run_worker(tmp_path, "print(psutil.Process().children()[0].pid, flush=True); time.sleep(60)") as worker:
         watchdog = psutil.Process(int(worker.stdout.readline()))
         worker.kill()
         watchdog.wait(timeout=10)

@@ -25,7 +25,7 @@ RATE = {"training.learning_rate": 0.001}
 
 def searching(*assignments: str, **space: object):
     """Settings that search `section__name`."""
-    named = {key.replace("__", ".", 1): draw for key, draw in space.items()}
+    named = {key.replace("__", ".", 1): distribution for key, distribution in space.items()}
     return load_config(None, [f"tune.space={yaml.safe_dump(named, default_flow_style=True)}", *assignments])
 
 
@@ -37,7 +37,7 @@ def results(*losses: float | None) -> list[Result]:
 
 
 @pytest.mark.parametrize(
-    ("draw", "message"),
+    ("distribution", "message"),
     [
         ({"normal": [0, 1]}, r"tune.space: model.dropout has normal; give one of uniform, loguniform, choice"),
         ({}, r"tune.space: model.dropout has nothing; give one of uniform"),
@@ -51,13 +51,13 @@ def results(*losses: float | None) -> list[Result]:
         ([0.1, 0.2], r"setting 'tune.space.model.dropout' = \[0.1, 0.2\] is not possible"),
     ],
 )
-def test_what_nothing_can_be_drawn_from(draw: object, message: str):
+def test_a_distribution_that_nothing_can_be_sampled_from(distribution: object, message: str):
     with pytest.raises(UsageError, match=message):
-        searching(model__dropout=draw)
+        searching(model__dropout=distribution)
 
 
 @pytest.mark.parametrize(
-    ("key", "draw", "message"),
+    ("key", "distribution", "message"),
     [
         ("data__image_size", {"choice": [64]}, r"'data.image_size' cannot be searched; settings of model, training,"),
         ("model", {"choice": [64]}, r"'model' cannot be searched"),
@@ -78,13 +78,13 @@ def test_what_nothing_can_be_drawn_from(draw: object, message: str):
         ("training__batch_size", {"uniform": [8, 64]}, r"'training.batch_size' = 8.0 is not possible: .*integer"),
     ],
 )
-def test_what_cannot_be_searched_is_said_before_anything_trains(key: str, draw: object, message: str):
+def test_a_setting_that_cannot_be_searched_is_refused(key: str, distribution: object, message: str):
     with pytest.raises(UsageError, match=message):
-        check_space(searching(**{key: draw}))
+        check_space(searching(**{key: distribution}))
 
 
 def test_a_search_of_nothing_and_one_whose_trials_are_shorter_than_their_grace():
-    nothing = r"tune.space has nothing that has an effect on cnn: name settings and what to draw them from"
+    nothing = r"tune.space has nothing that has an effect on cnn: name settings and what to sample them from"
     with pytest.raises(UsageError, match=nothing):
         check_space(searching())
     with pytest.raises(UsageError, match=nothing):
