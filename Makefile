@@ -32,8 +32,8 @@ make_venv = test -x $(1)/bin/python || { test -n "$(PYTHON)" || { echo "Python 3
   here: install one, or name it: make setup PYTHON=/path/to/python"; exit 1; }; $(PYTHON) -m venv $(1); }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup local-train compare tune cluster-up submit cluster-down schedule audit data test test-long bench \
-  soak check lint format lock clean
+.PHONY: help setup local-train compare tune cluster-up submit cluster-down schedule audit data test test-ray test-long \
+  test-all bench soak lint format docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -112,6 +112,9 @@ check: lint test ## what CI runs, and the linter
 lint: setup ## ruff, without changing anything
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+
+docs: setup ## write docs/configuration.md anew from the settings
+	@$(PY) -m fracture.config_docs > docs/configuration.md
 
 format: setup ## let ruff mend and format the code
 	@$(VENV)/bin/ruff check --fix .

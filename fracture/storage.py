@@ -28,6 +28,7 @@ from pyarrow import fs
 from fracture.errors import RunError, UsageError
 
 _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: half a minute
+_READS = 20  # of a file that others replace meanwhile
 _LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
 _CREDENTIALS = {
@@ -114,6 +115,21 @@ class StoragePath:
             with stream:
                 return stream.read()
 
+    def read_replaced_bytes(self) -> bytes:
+        """Read a small file that another process may replace at any time, as it was before or as it is after.
+
+        Arrow asks a store for an object's length, and then for that many bytes of what is there by then. An object of
+        another length would come cut or padded, so the lengths are compared after the read.
+
+        Raises:
+            RunError: the file changes its length at each of many reads.
+        """
+        for _ in range(_READS):
+            data = self.read_bytes()
+            if self.is_local or self._info().size == len(data):
+                return data
+        raise RunError(f"{self} is replaced all the time and cannot be read. Run the same command again.")
+
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
         """Open the file for reading at any position."""
@@ -121,7 +137,7 @@ class StoragePath:
             yield file
 
     def read_json(self) -> Any:
-        return json.loads(self.read_bytes())
+        return json.loads(self.read_replaced_bytes())
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write the whole file or nothing; a file of that name is replaced.

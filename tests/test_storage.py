@@ -1,5 +1,6 @@
 import _thread
 import errno
+import itertools
 import pickle
 import socket
 import threading
@@ -294,6 +295,28 @@ def test_a_folder_that_comes_and_goes_is_empty_or_not_but_no_error(tmp_path: Pat
         for _ in range(5000):
             assert storage_path(tmp_path / "x").files() == []
             assert storage_path(tmp_path / "x").folders() in ([], ["y"])
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new(bucket: str):
+    """Two documents of different lengths take turns; without a second look a reader gets parts of both."""
+    file, documents = storage_path(bucket) / "champion.json", ({"version": 9}, {"version": 10, "reason": "x" * 3000})
+    file.write_json(documents[0])
+    ended = threading.Event()
+
+    def replace() -> None:
+        for number in itertools.count():
+            if ended.is_set():
+                return
+            file.write_json(documents[number % 2])
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(60):
+            assert file.read_json() in documents
     finally:
         ended.set()
         thread.join()

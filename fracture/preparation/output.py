@@ -21,6 +21,7 @@ from fracture.storage import StoragePath
 INPUT = "input.json"  # hashes of the input of the shards, so that an unchanged input is found in a second
 _LINKS, _AUDIT, _AUDIT_PAGE = "links.csv", "audit.json", "audit.html"
 _OTHER_FILES = (MANIFEST, INPUT, FILES, LEDGER, _LINKS, SCANNED, COMPARED, _AUDIT, _AUDIT_PAGE)
+_FORMER_FILES = ("examined.parquet",)  # of schema version 3; removed when its folder is preprocessed again
 _SHARD_PATTERN = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
 
 
@@ -128,7 +129,7 @@ def _resolve(folder: StoragePath) -> str:
 
 def _is_ours(out: StoragePath, info: fs.FileInfo) -> bool:
     """Return whether a file below `out` has a name that only this program gives."""
-    others = "|".join(re.escape(name) for name in _OTHER_FILES)
+    others = "|".join(re.escape(name) for name in (*_OTHER_FILES, *_FORMER_FILES))
     name = rf"(?:{_SHARD_PATTERN}|{PENDING_PATTERN}|{others})"
     # A file that is being written has a temporary name until it is complete.
     return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None

@@ -116,7 +116,7 @@ class Registry:
         self.folder, self._who = folder, who
 
     def _read(self, kind: type[Model], file: StoragePath, repair: str) -> Model:
-        data = file.read_bytes()
+        data = file.read_replaced_bytes()
         if (found := _format_of(data)) not in (None, FORMAT_VERSION):
             raise WrongFormat(
                 f"{self.folder} is a registry of format {found}, and this program reads format {FORMAT_VERSION}: begin "

@@ -379,6 +379,20 @@ def test_shards_may_not_go_into_the_data_or_among_other_things(image_folder, tmp
     assert (tmp_path / "mine/thesis.txt").read_text() == "x"
 
 
+def test_a_dataset_of_the_former_schema_is_preprocessed_again_in_its_folder(image_folder, tmp_path):
+    """The message about an older version says so: its files are replaced, and those of another name are removed."""
+    folder, out = image_folder(*official_paths(2)), tmp_path / "out"
+    run(folder, out)
+    (out / MANIFEST).write_text('{"schema_version": 3}')
+    (out / "examined.parquet").write_bytes(b"facts of schema version 3")
+    with pytest.raises(
+        UsageError, match=r"reads version 4. Run preprocessing again"
+    ):
+        read_dataset(storage_path(out))
+    assert run(folder, out) == read_dataset(storage_path(out)).manifest
+    assert not (out / "examined.parquet").exists()
+
+
 def test_other_parquet_files_are_not_removed(image_folder, tmp_path):
     out = tmp_path / "out"
     for name in ("my_table.parquet", "deep/train-00000-0123456789ab.parquet"):
