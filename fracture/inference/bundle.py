@@ -215,16 +215,7 @@ class Bundle:
         Raises:
             UsageError: see `load_weights`.
         """
-        arrays = self.load_weights()
-
-        import tf_keras as keras
-
-        from fracture.models import build_model
-
-        keras.mixed_precision.set_global_policy("float32")  # as it was exported
-        model = build_model(self.config, self.pixel_mean, self.pixel_std)
-        model.set_weights(arrays)
-        return model
+        return build_final_model(self.config, self.pixel_mean, self.pixel_std, self.load_weights())
 
     def load_weights(self) -> list[np.ndarray]:
         """Return the weights in the order of `model.weights`; they include the calibration.
@@ -241,6 +232,18 @@ class Bundle:
             raise UsageError(f"{file} is missing. {_ADVICE}")
         most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
         return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE)
+
+
+def build_final_model(config: Config, pixel_mean: float, pixel_std: float, weights: Sequence[np.ndarray]) -> Any:
+    """Build the Keras model that scores and is exported: in float32, whatever precision it was trained in."""
+    from fracture.models import build_model  # first: it keeps TensorFlow quiet as it loads
+
+    import tf_keras as keras  # isort: skip
+
+    keras.mixed_precision.set_global_policy("float32")
+    model = build_model(config, pixel_mean, pixel_std)
+    model.set_weights(weights)
+    return model
 
 
 def is_bundle(folder: StoragePath) -> bool:

@@ -108,7 +108,7 @@ class Console:
     def _show_training(self, event: TrainingStarted) -> None:
         self.show_line(
             f"training   {_count(event.workers, 'worker')} × {event.units_per_worker} {event.unit} · "
-            f"{event.steps} steps of {event.batch_size} images an epoch, at most {event.count_epochs} epochs"
+            f"{event.steps} steps of {event.batch_size} images an epoch, at most {event.max_epochs} epochs"
         )
         if event.steps_done:
             where = f"epoch {event.epochs_done + 1}, step {event.steps_done} of {event.steps}"
@@ -129,7 +129,7 @@ class Console:
             what = "the head learns" if event.trained_part == "head" else f"{which} of the backbone learn too"
             self.show_line(
                 f"{network}{what}, {event.trained_parameters:,} of {event.parameters:,} parameters, "
-                f"for at most {event.count_epochs} epochs"
+                f"for at most {event.max_epochs} epochs"
             )
         if event.frozen_features:
             both = " and its mirror image" if event.mirrored else ""

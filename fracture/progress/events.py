@@ -32,7 +32,7 @@ class TrainingStarted:
     units_per_worker: int
     batch_size: int  # over all workers
     steps: int  # of an epoch
-    count_epochs: int  # of the run
+    max_epochs: int  # of the run
     epochs_done: int
     steps_done: int  # of the epoch under way
     precision: str  # of the finished model's training
@@ -56,7 +56,7 @@ class PhaseStarted:
     precision: str
     trained_part: Literal["all", "head", "layers"]  # layers: the head and the backbone's last layers
     unfrozen_layers: int | Literal["all"]  # of the backbone, where `trained_part` is "layers"
-    count_epochs: int  # of the phase
+    max_epochs: int  # of the phase
     last_epoch: int  # number of the last epoch that the phase can have
     parameters: int
     trained_parameters: int

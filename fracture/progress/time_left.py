@@ -22,7 +22,7 @@ class TimeLeft:
         match event:
             case TrainingStarted():
                 self._first = (0, 0)
-                self._last_epoch = self._last_epoch or event.count_epochs
+                self._last_epoch = self._last_epoch or event.max_epochs
             case PhaseStarted():
                 self._last_epoch = event.last_epoch
                 self._epoch_seconds = []  # an epoch of another phase takes another time

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -57,6 +58,16 @@ def _disable_autotuning() -> None:
         return make(*args).with_options(options)
 
     multi_device_iterator_ops._create_device_dataset = make_untuned
+
+
+def hide_gpus() -> None:
+    """Keep this process off the GPUs; too late once TensorFlow has used one."""
+    import fracture.models  # noqa: F401 - first: it keeps TensorFlow quiet as it loads
+
+    import tensorflow as tf  # isort: skip
+
+    with suppress(RuntimeError):
+        tf.config.set_visible_devices([], "GPU")
 
 
 def on_each_worker(strategy: Any, batches: Any) -> Any:

@@ -40,7 +40,7 @@ class RunArguments:
         check_run_name("--run", self.run)
 
     @property
-    def draws_sample(self) -> bool:
+    def uses_sample(self) -> bool:
         """True where neither data nor shards are named, so that the run trains on sample radiographs."""
         return not self.data and self.shards is None
 

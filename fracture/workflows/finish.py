@@ -4,8 +4,7 @@
 nothing to train, score again, and all of this is done anew.
 """
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fracture.config import Config, flatten
 from fracture.dataset.format import Dataset
@@ -39,11 +38,14 @@ def finish_run(
     from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import calibrate_scores, gather_scores, read_scores
-    from fracture.inference.bundle import export_model, versions, write_bundle
+    from fracture.inference.bundle import build_final_model, export_model, versions, write_bundle
+    from fracture.training.strategy import hide_gpus
 
     workers, bundle = outcome.workers, run / "bundle"
     operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
-    model = _build_best_model(run, config, dataset)
+    hide_gpus()  # they are the workers'
+    weights = read_state(run / BEST).best_weights
+    model = build_final_model(config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std, weights)
     export_model(model, operating_point, bundle)  # and from here on the model's probabilities are calibrated
     test = calibrate_scores(read_scores(run, dataset, "test", workers), operating_point)
     gallery = make_gallery(model, test, dataset, operating_point.threshold)
@@ -77,18 +79,3 @@ def finish_run(
     for temporary in (BEST, BACKBONE):  # all of it is in the bundle
         (run / temporary).delete()
     return evaluations
-
-
-def _build_best_model(run: StoragePath, config: Config, dataset: Dataset) -> Any:
-    """Build the network in float32, as it was scored, with the weights of the best epoch."""
-    from fracture.models import build_model  # first: it keeps TensorFlow quiet as it loads
-
-    import tensorflow as tf  # isort: skip
-    import tf_keras as keras  # isort: skip
-
-    with suppress(RuntimeError):  # the GPUs are the workers'; an earlier model may have taken them already
-        tf.config.set_visible_devices([], "GPU")
-    keras.mixed_precision.set_global_policy("float32")
-    model = build_model(config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std)
-    model.set_weights(read_state(run / BEST).best_weights)
-    return model

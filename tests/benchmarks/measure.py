@@ -1,4 +1,4 @@
-"""How the parts of the benchmark measure: contestants take turns, and what is told is medians and ratios of turns."""
+"""How the parts of the benchmark measure: contestants take turns, and the results are medians and ratios of turns."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> F
         for name, measure in contestants.items():
             started = time.monotonic()
             figures[name].append(measure())
-            told = f"{figures[name][-1]:.4g} ({time.monotonic() - started:.0f} s)"
-            print(f"  round {number + 1} of {rounds}: {name}: {told}", file=sys.stderr, flush=True)
+            figure = f"{figures[name][-1]:.4g} ({time.monotonic() - started:.0f} s)"
+            print(f"  round {number + 1} of {rounds}: {name}: {figure}", file=sys.stderr, flush=True)
     return figures
 
 

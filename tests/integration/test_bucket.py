@@ -51,7 +51,7 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
         first = job("train.py", *train)
         wait_for_epochs(run, 2, first)
         object_store.fail(times=10**6, status=503, code="SlowDown")
-        told, error = first.communicate(timeout=180)
+        printed, error = first.communicate(timeout=180)
     object_store.fail(times=0)
     assert first.returncode == 1, error
     assert "the store fails, also after 2 tries" in error
@@ -92,5 +92,6 @@ def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     assert "compare    AUC per radiograph" in tried
     assert (storage_path(bucket) / "out/report.html").is_file()
 
-    for text in (told, resumed, tried, *((run / name).read_bytes().decode() for name in ("config.yaml", "run.json"))):
+    written = [(run / name).read_bytes().decode() for name in ("config.yaml", "run.json")]
+    for text in (printed, resumed, tried, *written):
         assert SECRET not in text

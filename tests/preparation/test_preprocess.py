@@ -385,9 +385,7 @@ def test_a_dataset_of_the_former_schema_is_preprocessed_again_in_its_folder(imag
     run(folder, out)
     (out / MANIFEST).write_text('{"schema_version": 3}')
     (out / "examined.parquet").write_bytes(b"facts of schema version 3")
-    with pytest.raises(
-        UsageError, match=r"reads version 4. Run preprocessing again"
-    ):
+    with pytest.raises(UsageError, match=r"reads version 4. Run preprocessing again"):
         read_dataset(storage_path(out))
     assert run(folder, out) == read_dataset(storage_path(out)).manifest
     assert not (out / "examined.parquet").exists()

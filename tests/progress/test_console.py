@@ -33,7 +33,7 @@ START = TrainingStarted(
     units_per_worker=1,
     batch_size=32,
     steps=9,
-    count_epochs=5,
+    max_epochs=5,
     epochs_done=2,
     steps_done=0,
     precision="float32",
@@ -45,7 +45,7 @@ PHASE = PhaseStarted(
     precision="float32",
     trained_part="all",
     unfrozen_layers=0,
-    count_epochs=5,
+    max_epochs=5,
     last_epoch=5,
     parameters=1_684_289,
     trained_parameters=1_683_300,
@@ -53,7 +53,7 @@ PHASE = PhaseStarted(
     mirrored=True,
 )
 TRANSFER = replace(PHASE, phases=2, model="mobilenetv2", parameters=2_261_825, unfrozen_layers=30)
-HEAD = replace(TRANSFER, trained_part="head", trained_parameters=1281, count_epochs=40, last_epoch=40)
+HEAD = replace(TRANSFER, trained_part="head", trained_parameters=1281, max_epochs=40, last_epoch=40)
 HEAD = replace(HEAD, frozen_features=True)
 LAYERS = replace(TRANSFER, number=2, trained_part="layers", trained_parameters=731_521, last_epoch=45)
 
@@ -79,7 +79,7 @@ def test_the_start_says_what_trains_on_what():
 
 
 def test_each_phase_says_what_learns_for_how_long_and_on_what():
-    start = replace(START, count_epochs=45)
+    start = replace(START, max_epochs=45)
     lines = shown(start, HEAD, start, HEAD, LAYERS).splitlines()
     assert "at most 45 epochs" in lines[0]
     assert [line for line in lines if line.startswith(("network", "           on"))] == [
