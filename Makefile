@@ -95,19 +95,24 @@ $(VENV)/pennylane: tests/pennylane.lock $(VENV)/installed # what tests compare t
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r tests/pennylane.lock
 	@touch $@
 
-test: setup $(VENV)/pennylane $(VENV)-s3/installed ## run all tests but the longest (make test-long), also those that train on Ray
+TEST_NEEDS := setup $(VENV)/pennylane $(VENV)-s3/installed
+
+test: $(TEST_NEEDS) ## run the tests but the slow ones, on Ray a training on 1 and on 2 workers, a kill and a resume; 6 minutes
 	@$(PY) -m pytest
 
-test-long: setup $(VENV)/pennylane ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
+test-ray: $(TEST_NEEDS) ## the other tests that run on Ray
+	@$(PY) -m pytest -m "ray and not smoke and not long"
+
+test-long: $(TEST_NEEDS) ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
 	@$(PY) -m pytest -m long -rPs
+
+test-all: test test-ray test-long ## all of these three
 
 bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 soak: setup ## kill a training KILLS= times (20), and compare its end with an undisturbed one; 10 minutes
 	@$(PY) -m tests.benchmarks.soak $(if $(KILLS),--kills $(KILLS))
-
-check: lint test ## what CI runs, and the linter
 
 lint: setup ## ruff, without changing anything
 	@$(VENV)/bin/ruff check .

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 REJECTED = 10  # exit code of a retraining whose model was not promoted
 _INT8_AUC_LOSS = 0.02  # from which a caveat warns of the int8 form
-_SYNTHETIC = "CAVEAT     SYNTHETIC MODEL: it was trained on drawn radiographs and knows no real ones."
+_SYNTHETIC = "CAVEAT     SYNTHETIC MODEL: it was trained on generated sample radiographs, not on real ones."
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
-    """Run a command and return its exit code: 0 success, 2 a mistake in what was asked, 1 anything else.
+    """Run a command and return its exit code: 0 success, 2 wrong arguments, settings or data, 1 anything else.
 
     Args:
         argv: the words after the program's name; None: those of this process.
@@ -113,7 +113,7 @@ def _front_page() -> str:
         [
             *lines,
             "",
-            "Start with `fracture train`: without data of yours, it trains on drawn sample radiographs in minutes.",
+            "Start with `fracture train`: without data of yours, it trains on generated sample radiographs in minutes.",
             "`fracture COMMAND --help` shows the options of a command, with examples.",
         ]
     )
@@ -417,7 +417,7 @@ def _train(args: argparse.Namespace) -> None:
       report/            report.html, and its plots as PNG files
       predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 
-    Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
+    Exit codes: 0 success, 2 wrong arguments, settings or data, 1 anything else.
     """
     from fracture.workflows.train import TrainArguments, train
 
@@ -454,7 +454,7 @@ def _tune(args: argparse.Namespace) -> None:
     """Search for better settings with many short trainings.
 
     Examples:
-      fracture tune --data DIR --run NAME                12 trials, drawn from tune.space of the default recipe
+      fracture tune --data DIR --run NAME                12 trials, sampled from tune.space of the default recipe
       fracture tune --shards SHARDS --run NAME --trials 30 --config mine.yaml
       fracture tune --run NAME                           the same NAME again resumes, or adds trials
       python job/tune.py ...                             the same, from a clone
@@ -467,7 +467,7 @@ def _tune(args: argparse.Namespace) -> None:
       trials.json        the settings of all trials, and their results
       trial-00001/ ...   metrics.jsonl, config.yaml and tensorboard/ of each
 
-    Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
+    Exit codes: 0 success, 2 wrong arguments, settings or data, 1 anything else.
     """
     from fracture.workflows.tune import TuneArguments, tune
 
@@ -518,7 +518,7 @@ def _compare(args: argparse.Namespace) -> None:
       comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
       CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
 
-    Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
+    Exit codes: 0 success, 2 wrong arguments, settings or data, 1 anything else.
     """
     from fracture.workflows.compare import DEFAULT_CONTENDERS, CompareArguments, compare
 
@@ -578,7 +578,7 @@ def _retrain(args: argparse.Namespace) -> int:
       runs/TICK/, shards/      as of `fracture train`; `fracture status TICK --storage REGISTRY` shows how far it is
 
     Exit codes: 0 promoted, or nothing new, or another is at work; 10 rejected by the gate, and the model in use stays;
-    2 a mistake in what was asked; 1 failed: the same tick again goes on.
+    2 wrong arguments, settings or data; 1 failed: the same tick again goes on.
     """
     from fracture.workflows.retrain import RetrainArguments, retrain
 
@@ -907,7 +907,7 @@ def _registry(args: argparse.Namespace) -> None:
     REGISTRY/champion.json says which version is in use; it is replaced atomically. What is done by hand is recorded
     like the decisions of `fracture retrain`, and may be done while a retraining is at work.
 
-    Exit codes: 0 success, 2 a mistake in what was asked, 1 anything else.
+    Exit codes: 0 success, 2 wrong arguments, settings or data, 1 anything else.
     """
     from fracture.workflows.registry import list_versions, open_registry, prune_registry, show_version
 

@@ -67,7 +67,7 @@ def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path):
 def test_the_status_of_a_run_is_read_without_ray_and_tensorflow(arguments: list[str], tmp_path: Path):
     (tmp_path / "runs/x").mkdir(parents=True)
     *shown, loaded = loaded_modules(*arguments, "--storage", str(tmp_path), cwd=tmp_path).splitlines()
-    assert shown == [f"run        {tmp_path}/runs/x", "state      begun; no job is at work on it"]
+    assert shown == [f"run        {tmp_path}/runs/x", "state      started; no job is at work on it"]
     assert not {"ray", "tensorflow", "sklearn", "matplotlib"} & set(re.findall(r"\w+", loaded))
 
 
@@ -269,7 +269,7 @@ def test_a_registry_without_a_version_is_an_error(action: list[str], tmp_path: P
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.integration
+@pytest.mark.ray
 def test_more_workers_than_there_is_room_for_are_refused_before_the_data_is_scanned(image_folder, tmp_path: Path):
     folder = image_folder(*official_paths(1))
     wide = ["--set", "compute.cpus_per_worker=999"]

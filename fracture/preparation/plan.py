@@ -118,7 +118,9 @@ def _plan_found_split(scanned: ScannedSource, files: _Files, config: DataConfig)
         raise UsageError(
             f"--data {scanned.source.name}: no readable image of class {CLASS_NAMES[label]!r} in split {split!r}."
         )
-    reason = "as found, asked for" if config.split == "official" else "as found: no radiograph is in two splits"
+    reason = (
+        "as found: data.split = official" if config.split == "official" else "as found: no radiograph is in two splits"
+    )
     return SplitPlan("official", reason, files.list_with(split_used), SPLITS, (), [], {})
 
 
@@ -180,7 +182,7 @@ def _explain_new_split(scanned: ScannedSource, config: DataConfig, moved_test_fi
     if config.split == "test":
         return "none: all of it is test"
     if config.folds or config.split == "group":
-        return "ours, asked for: whole groups"
+        return "ours: whole groups"
     if scanned.source.split_fault:
         return f"ours, whole groups: the data {scanned.source.split_fault}"
     if moved_test_files:

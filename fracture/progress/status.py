@@ -196,7 +196,7 @@ def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: date
     claim, beat = held or (None, None)
     seen = [moment for moment in (status and status.updated, beat) if moment]
     if not seen:
-        return "begun; no job is at work on it"
+        return "started; no job is at work on it"
     old = status is None or (claim is not None and claim.since > status.updated)  # an earlier job wrote it
     if status and status.state in _FINAL and not old:
         return f"{status.state}: {status.message}" if status.message else status.state

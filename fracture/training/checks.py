@@ -14,7 +14,7 @@ from fracture.training.checkpoint import BACKBONE
 if TYPE_CHECKING:  # loading it takes a tenth of a second of a job's start
     from fracture.inference.bundle import Bundle
 
-RUN_CARD = "run.json"  # the data and settings that a run was begun with
+RUN_CARD = "run.json"  # the data and settings that a run was started with
 _SCRATCH = "scratch"
 
 
@@ -29,7 +29,7 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
         given, has = getattr(config.data, key), getattr(made_with, key)
         if given != has:
             raise UsageError(
-                f"data.{key} = {given!r} is asked for, and the shards were made with {has!r}. "
+                f"data.{key} = {given!r} is set, and the shards were made with {has!r}. "
                 "Preprocess again with the new setting, or leave it out."
             )
     return config.model_copy(update={"data": made_with})
@@ -65,7 +65,7 @@ def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bund
         initial: the model whose weights the run begins with.
 
     Raises:
-        UsageError: the run was begun with other settings or other data, or the folder holds something else.
+        UsageError: the run was started with other settings or other data, or the folder holds something else.
     """
     if not (run / RUN_CARD).is_file():
         ours = (f"{run.path}/{LOCK}/", f"{run.path}/{STATUS}", f"{run.path}/{BACKBONE}")
@@ -77,14 +77,14 @@ def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bund
     changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(config.recipe()) if before.get(k) != v]
     if changed:
         raise UsageError(
-            f"run {run.name!r} was begun with other settings: {'; '.join(changed)}. "
+            f"run {run.name!r} was started with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another --run name."
         )
     if card["dataset"] != dataset.manifest.fingerprint:
-        raise UsageError(f"run {run.name!r} was begun with other data. Give another --run name.")
+        raise UsageError(f"run {run.name!r} was started with other data. Give another --run name.")
     if card.get("initial_weights", _SCRATCH) != describe_initial_weights(config, initial):
         raise UsageError(
-            f"run {run.name!r} was begun with other weights: {card.get('initial_weights', _SCRATCH)}, not "
+            f"run {run.name!r} was started with other weights: {card.get('initial_weights', _SCRATCH)}, not "
             f"{describe_initial_weights(config, initial)}. Give another --run name."
         )
 

@@ -132,7 +132,7 @@ def read_results(run: StoragePath, config: Config, manifest: Manifest) -> dict[i
     """Return the results of the trials that are done, by number.
 
     Raises:
-        UsageError: the search was begun with other settings or data, or the folder holds something else.
+        UsageError: the search was started with other settings or data, or the folder holds something else.
     """
     if not (run / RESULTS).is_file():
         if any(not info.base_name.endswith(".part") and f"/{LOCK}/" not in info.path for info in run.files()):
@@ -143,11 +143,11 @@ def read_results(run: StoragePath, config: Config, manifest: Manifest) -> dict[i
     changed = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in before | now if before.get(k) != now.get(k)]
     if changed:
         raise UsageError(
-            f"search {run.name!r} was begun with other settings: {'; '.join(changed)}. "
+            f"search {run.name!r} was started with other settings: {'; '.join(changed)}. "
             "Give the same settings to go on with it, or another --run name."
         )
     if saved["dataset"] != manifest.fingerprint:
-        raise UsageError(f"search {run.name!r} was begun with other data. Give another --run name.")
+        raise UsageError(f"search {run.name!r} was started with other data. Give another --run name.")
     return {result["trial"]: Result(**result) for result in saved["trials"]}
 
 

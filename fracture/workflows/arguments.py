@@ -25,7 +25,9 @@ class RunArguments:
 
     run: str
     storage: str = "."  # folder or URI; runs are in its folder runs, shards in its folder shards
-    data: tuple[str, ...] = ()  # folders or URIs of radiographs; without data and shards, sample radiographs are drawn
+    data: tuple[
+        str, ...
+    ] = ()  # folders or URIs of radiographs; without data and shards, sample radiographs are generated
     labels: str | None = None  # CSV file that names the labels of `data`
     shards: str | None = None  # folder or URI of shards, in place of `data`
     verbose: bool = False  # whether the logs of Ray and TensorFlow are shown

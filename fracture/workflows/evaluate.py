@@ -178,9 +178,7 @@ def model_caveats(bundles: Sequence[Bundle]) -> list[str]:
     if not synthetic:
         return []
     which = "it was" if len(bundles) == 1 else f"{synthetic} of {len(bundles)} were"
-    return [
-        f"SYNTHETIC MODEL: {which} trained on drawn sample radiographs; the figures say nothing about real radiographs."
-    ]
+    return [f"SYNTHETIC MODEL: {which} trained on generated sample radiographs, not on real ones."]
 
 
 def _count_scored(manifest: Manifest, scores: Table) -> Manifest:

@@ -21,7 +21,7 @@ from tests.cluster.hosts import DASHBOARD, ROOT, Host, environment, switch, wait
 from tests.conftest import TINY, write_shards
 from tests.integration.conftest import ROWS, assert_same_history
 
-pytestmark = [pytest.mark.integration, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 EPOCHS = 12  # of about a second each: enough for two faults
 CALM = re.compile(  # the expected output of a submitted job and of `ray job logs`

@@ -221,7 +221,7 @@ def test_an_ensemble_is_averaged_and_tested_on_unseen_images(bundle, tmp_path):
     assert "left out   5 images" in done.stdout
     assert "ensemble   of 2 models; threshold 0.450, the mean of the 2 models' own: 0.400, 0.500" in done.stdout
     assert "compare    AUC" not in done.stdout, "an ensemble has no test of its own"
-    assert "CAVEAT     SYNTHETIC MODEL: 2 of 2 were trained on drawn sample radiographs and know" in done.stdout
+    assert "CAVEAT     SYNTHETIC MODEL: 2 of 2 were trained on generated sample radiographs" in done.stdout
     images = images_of(Dataset(storage_path(others), manifest).read("test", 0, 70), 32)
     models = [read_bundle(storage_path(folder)).load_model() for folder in (bundle, second)]
     expected = np.mean([model(view)[:, 0] for model in models for view in (images, images[:, :, ::-1])], axis=0)

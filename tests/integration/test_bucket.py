@@ -13,7 +13,7 @@ from fracture.training.checkpoint import FILE
 from fracture.training.checkpoint_folder import list_checkpoints
 from tests.conftest import SECRET, TINY, official_paths
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.ray
 
 
 def job(name: str, *arguments: str) -> subprocess.Popen:
@@ -35,7 +35,6 @@ def history(run: StoragePath) -> list[int]:
     return [json.loads(line)["epoch"] for line in (run / "metrics.jsonl").read_bytes().splitlines()]
 
 
-@pytest.mark.long
 def test_a_run_in_a_bucket_survives_the_store_and_its_model_can_be_tried(
     image_folder, bucket: str, object_store, monkeypatch
 ):

@@ -9,8 +9,9 @@ import pytest
 from fracture.storage import storage_path
 from tests.conftest import TINY, shell, write_shards
 
+pytestmark = pytest.mark.ray
 
-@pytest.mark.long
+
 def test_contenders_are_trained_on_the_same_folds_and_a_second_start_trains_nothing(tmp_path):
     shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})

@@ -19,7 +19,7 @@ from fracture.training.checkpoint_folder import list_checkpoints, read_state
 from tests.conftest import small_disk, write_shards
 from tests.integration.conftest import ROWS, Meddler, assert_same_history, start, training_workers
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 AT_ONCE = "checkpoint.every_minutes=0.0001"  # at each agreement
 
@@ -84,6 +84,7 @@ def dies(assignment: Any) -> None:
     loop.train_worker(assignment)
 
 
+@pytest.mark.smoke
 def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(data, undisturbed, tmp_path, monkeypatch):
     config, _, expected = undisturbed
     monkeypatch.setattr("fracture.training.loop.train_worker", dies)
@@ -139,7 +140,6 @@ def stuck(assignment: Any) -> None:
     loop.train_worker(assignment)
 
 
-@pytest.mark.long
 def test_a_worker_that_is_alive_but_stuck_is_noticed_and_replaced(data, undisturbed, tmp_path, monkeypatch):
     """It is stuck in a step that never returns, in a collective that a rank skips, and by SIGSTOP."""
     config, _, expected = undisturbed
@@ -182,7 +182,6 @@ def stops_while_validating(assignment: Any) -> None:
     loop.train_worker(assignment)
 
 
-@pytest.mark.long
 def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_again(
     data, undisturbed, tmp_path, monkeypatch
 ):
@@ -211,7 +210,6 @@ def breaks(assignment: Any) -> None:
     loop.train_worker(assignment)
 
 
-@pytest.mark.long
 def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setattr("fracture.training.loop.train_worker", breaks)
     with pytest.raises(
@@ -220,7 +218,6 @@ def test_an_error_that_comes_again_at_the_same_step_stops_the_job(data, undistur
         start(with_(undisturbed[0], "compute.workers=1"), data, tmp_path / "run")
 
 
-@pytest.mark.long
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, undisturbed, tmp_path):
     config, run, expected = undisturbed
     shutil.copytree(run, tmp_path / "run")
@@ -261,7 +258,6 @@ def test_a_disk_that_fills_up_stops_the_run_and_the_checkpoints_before_are_whole
         assert_same_history(history, expected[: len(history)], tolerance=1e-3)
 
 
-@pytest.mark.long
 def test_a_damaged_shard_stops_the_run_and_is_named(undisturbed, tmp_path):
     folder = storage_path(tmp_path / "shards")
     manifest = write_shards(folder, ROWS)

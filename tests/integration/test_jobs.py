@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import official_paths
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
 def preprocess(*arguments: str) -> subprocess.CompletedProcess:

@@ -16,7 +16,7 @@ from fracture.storage import storage_path
 from tests.conftest import ROOT
 from tests.integration.test_retraining import SETTINGS, retraining, watched, write_radiographs
 
-pytestmark = [pytest.mark.integration, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]
 DIES = """
 import os, re, signal, sys
 from fracture.cli import main

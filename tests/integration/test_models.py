@@ -19,7 +19,7 @@ from fracture.workflows.train import train_run
 from tests.conftest import TINY
 from tests.integration.conftest import Meddler, assert_same_history, start
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 BOTH_PHASES = ("transfer.head_epochs=2", "transfer.unfreeze=6", "training.epochs=2", "compute.workers=2")
 
@@ -46,19 +46,14 @@ def settings(folder: Path, name: str, *changes: str) -> Config:
     ("name", "changes"),
     [
         ("qnn", ()),
-        *(
-            pytest.param(name, changes, marks=pytest.mark.long)
-            for name, changes in {
-                "qnn ": ("quantum.circuit=classical",),
-                "qnn_transfer": (),
-                "qnn_transfer ": ("quantum.circuit=classical",),
-                "mobilenetv2": ("transfer.features=augmented",),
-                "mobilenetv2 ": ("transfer.weights=none",),
-                "resnet50": (),
-                "densenet121": (),
-                "efficientnetv2b0": (),
-            }.items()
-        ),
+        ("qnn", ("quantum.circuit=classical",)),
+        ("qnn_transfer", ()),
+        ("qnn_transfer", ("quantum.circuit=classical",)),
+        ("mobilenetv2", ("transfer.features=augmented",)),
+        ("mobilenetv2", ("transfer.weights=none",)),
+        ("resnet50", ()),
+        ("densenet121", ()),
+        ("efficientnetv2b0", ()),
     ],
 )
 def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
@@ -66,7 +61,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
 ):
     shards, manifest = data
     few = ("training.epochs=2", "transfer.head_epochs=2", "compute.workers=2")
-    config = with_data_of(settings(folder, name.strip(), *few, *changes), manifest)
+    config = with_data_of(settings(folder, name, *few, *changes), manifest)
     run = tmp_path / "run"
     train_run(config, Dataset(shards, manifest), storage_path(run), verbose=False)
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -74,7 +69,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     assert (run / "report/report.html").exists()
     assert not (run / BACKBONE).exists()
     bundle = read_bundle(storage_path(run / "bundle"))
-    assert bundle.config.model.name == name.strip()
+    assert bundle.config.model.name == name
     first, second = (LoopState.load(path) for path in sorted(run.glob("checkpoint_*")) if path.is_dir())
     last = 3 if "qnn" in name else 2  # of circuit and logit
     for before, after in zip(first.weights[-last:], second.weights[-last:], strict=True):
@@ -95,7 +90,6 @@ def both_phases(folder: Path, data) -> tuple[Config, Path, Meddler]:
     return config, folder / "both", listener
 
 
-@pytest.mark.long
 def test_the_head_learns_first_and_then_the_last_layers(both_phases):
     _, run, listener = both_phases
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -107,7 +101,6 @@ def test_the_head_learns_first_and_then_the_last_layers(both_phases):
     assert "computed once for each image and its mirror image" in listener.text
 
 
-@pytest.mark.long
 def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
     """As seen in the last checkpoint, whose weights are the backbone's and then the head's, and in the bundle."""
     from fracture.models.transfer import build_backbone
@@ -126,7 +119,6 @@ def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, 
     assert (weights["standardise/moving_variance:0"] != 1).all(), "set by the features of the training images"
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_resumed_in_either_phase_and_between_them_it_repeats_the_undisturbed_run(
     both_phases, epoch: int, data, tmp_path: Path
@@ -148,7 +140,6 @@ def test_resumed_in_either_phase_and_between_them_it_repeats_the_undisturbed_run
     assert_same_history(again, undisturbed, tolerance=1e-5)
 
 
-@pytest.mark.long
 def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: Path):
     plain = ("model.dropout=0", "transfer.head_epochs=2", "augment.horizontal_flip=false")
     histories = [
@@ -158,7 +149,6 @@ def test_one_worker_and_two_compute_the_same_head(folder: Path, data, tmp_path: 
     assert_same_history(*histories, tolerance=1e-4)
 
 
-@pytest.mark.long
 def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, data, tmp_path: Path):
     shards, manifest = data
     config = with_data_of(settings(folder, "mobilenetv2", "transfer.head_epochs=1", "compute.workers=1"), manifest)

@@ -21,7 +21,7 @@ from fracture.preparation.write import write_dataset
 from fracture.storage import storage_path
 from tests.conftest import TINY, official_paths, quick_bundle
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 FAULTS = {"train/cut.png": "truncated", "train/empty.png": "empty file", "val/README.txt": "not an image"}
 

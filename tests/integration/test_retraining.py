@@ -19,7 +19,7 @@ from fracture.registry.registry import Registry
 from fracture.storage import storage_path
 from tests.conftest import TINY
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 SETTINGS = [*TINY, "training.epochs=4", "training.learning_rate=0.01", "gate.min_radiographs=5", "compute.workers=1"]
 SETTINGS += ["evaluation.threshold_rule=given"]
 
@@ -102,7 +102,6 @@ def hospital(first_week, tmp_path: Path) -> tuple[Path, Path]:
         file.unlink()
 
 
-@pytest.mark.long
 def test_four_weeks(hospital, capsys):
     folder, registry = hospital
     assert decision(registry, "2026-w45")["decision"] == "promoted"
@@ -160,15 +159,13 @@ def copies_under_the_other_label(folder: Path, registry: Path) -> None:
         shutil.copy(folder / row["path"], folder / other / f"copy-of-{row['label']}-{Path(row['path']).name}")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("poison", "rule", "reason"),
     [
-        pytest.param(
+        (
             lambda folder, registry: write_radiographs(folder, range(300, 330), classes=(1,)),
             "classes",
             "100% of 30 new radiographs are fractured, 50% before; all are of one class, which is not chance",
-            marks=pytest.mark.long,
         ),
         (copies_under_the_other_label, "label conflicts", "4 of 4 new or changed radiographs have both labels"),
     ],
@@ -224,7 +221,6 @@ def state_of(registry: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.long
 def test_a_run_that_is_forced_again_after_the_clock_went_back_is_one_of_its_own(hospital, capsys):
     """The earlier tick is decided already; the history is in the order of decisions, not of clocks."""
     folder, registry = hospital

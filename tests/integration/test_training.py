@@ -24,7 +24,7 @@ from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, shell, write_shards
 from tests.integration.conftest import MEASURES, ROWS, Meddler, assert_same_history, start, wait_for_epochs
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 PLAIN = (  # nothing whose statistics or random numbers belong to one worker
     "model.batch_norm=false",
@@ -64,6 +64,7 @@ def libraries_of_the_controller(event: TrainingEvent, found: set[str]) -> None:
                     found |= {Path(part.path).name for part in process.memory_maps()}
 
 
+@pytest.mark.smoke
 def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_path):
     config, on_one = plain
     libraries: set[str] = set()
@@ -75,7 +76,6 @@ def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_pa
     assert not [name for name in libraries if "tensorflow" in name], "it costs seconds before any worker starts"
 
 
-@pytest.mark.long
 def test_xla_gives_the_same_losses(data, plain, tmp_path):
     """On a CPU; what it gains on a GPU has not been measured."""
     config, without = plain
@@ -113,7 +113,6 @@ def test_the_log_has_the_promised_keys(undisturbed):
     assert len(list(run.glob("checkpoint_*/"))) == 2
 
 
-@pytest.mark.long
 def test_given_weights_score_alike_on_any_number_of_workers(data, undisturbed, tmp_path):
     config, run, _ = undisturbed
     tables = []
@@ -187,7 +186,6 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
     _check_that_the_numbers_alone_give_the_same(run, *data)
 
 
-@pytest.mark.long
 def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
     shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
@@ -211,7 +209,7 @@ def _check_that_it_can_be_tried_elsewhere(run: Path) -> None:
     tried = subprocess.run([*command, "--shards", str(others)], capture_output=True, text=True, check=False)
     assert tried.returncode == 0, tried.stderr
     assert "compare    AUC per radiograph" in tried.stdout
-    assert "CAVEAT     SYNTHETIC MODEL: it was trained on drawn sample radiographs" in tried.stdout
+    assert "CAVEAT     SYNTHETIC MODEL: it was trained on generated sample radiographs" in tried.stdout
     page = (run.parent / "out/report.html").read_text()
     assert "SYNTHETIC MODEL" in page
     assert "What the network looks at" in page

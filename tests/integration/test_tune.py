@@ -20,7 +20,7 @@ from fracture.tuning.space import Result, read_results, sample_trials, trial_run
 from tests.conftest import TINY, shell
 from tests.integration.conftest import wait_for_epochs
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SEARCH = (
     *TINY,
@@ -92,7 +92,6 @@ def undisturbed_search(data, tmp_path_factory) -> dict[str, Any]:
     return finish(data, tmp_path_factory.mktemp("undisturbed"))[1]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_search, tmp_path: Path, how: int):
     trials = [(trial["state"], trial["epochs"]) for trial in undisturbed_search["trials"]]
@@ -122,7 +121,6 @@ def test_a_search_that_is_ended_goes_on_to_the_same_results(data, undisturbed_se
     assert "starting" not in finish(data, tmp_path)[0], "all of it is done"
 
 
-@pytest.mark.long
 def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     from fracture.models.transfer import build_backbone
     from fracture.tuning.trials import run_trials

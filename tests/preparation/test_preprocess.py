@@ -26,7 +26,7 @@ from fracture.storage import storage_path
 from tests.conftest import official_paths, small_disk
 from tests.preparation.planted import encoded
 
-pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 CONFIG = DataConfig(image_size=32, rows_per_shard=3)
 
 
@@ -167,7 +167,7 @@ def leaky(image_folder) -> Path:
 def test_a_leaky_split_is_kept_only_if_it_is_set_and_is_an_alarm(image_folder, tmp_path):
     config = DataConfig(image_size=32, split="official")
     manifest = run(leaky(image_folder), tmp_path / "out", config)
-    assert (manifest.split, manifest.split_reason) == ("official", "as found, asked for")
+    assert (manifest.split, manifest.split_reason) == ("official", "as found: data.split = official")
     assert {s: leak.by_kind["bytes"] for s, leak in manifest.leakage.items()} == {"val": 1, "test": 3}
     assert manifest.counts["test"] == {"normal": 6, "fracture": 6}
     assert manifest.alarms[0] == (

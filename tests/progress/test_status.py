@@ -307,7 +307,7 @@ def test_a_run_that_is_not_there_lists_those_that_are(runs: StoragePath):
         (runs / name / "run.json").write_json({})
     with pytest.raises(UsageError, match=r"There are: a, b.$"):
         status_lines(runs, "y", NOON)
-    assert shown(runs, name="a")["state"] == "begun; no job is at work on it"
+    assert shown(runs, name="a")["state"] == "started; no job is at work on it"
 
 
 def finish(run: StoragePath) -> None:

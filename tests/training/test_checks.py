@@ -31,7 +31,7 @@ def test_validation_too_needs_an_image_for_each_worker(shard_folder, tiny_config
 def test_shards_bring_their_own_data_settings(shard_folder):
     dataset = Dataset(*shard_folder())
     assert with_data_of(load_config(), dataset.manifest).data.image_size == 32
-    with pytest.raises(UsageError, match=r"data.image_size = 64 is asked for, and the shards were made with 32"):
+    with pytest.raises(UsageError, match=r"data.image_size = 64 is set, and the shards were made with 32"):
         with_data_of(load_config(None, ["data.image_size=64"]), dataset.manifest)
 
 
@@ -47,10 +47,10 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(shard_folder, tiny_co
     check_run(run, tiny_config(), dataset)
     begun(run, tiny_config(), dataset.manifest)
     check_run(run, tiny_config("compute.workers=1"), dataset)  # more or fewer workers change the speed alone
-    with pytest.raises(UsageError, match=r"run 'a' was begun with other settings: training.epochs 8 -> 3. Give the"):
+    with pytest.raises(UsageError, match=r"run 'a' was started with other settings: training.epochs 8 -> 3. Give the"):
         check_run(run, tiny_config("training.epochs=3"), dataset)
     other = dataset.manifest.model_copy(update={"fingerprint": "other"})
-    with pytest.raises(UsageError, match="run 'a' was begun with other data"):
+    with pytest.raises(UsageError, match="run 'a' was started with other data"):
         check_run(run, tiny_config(), Dataset(dataset.folder, other))
 
 
