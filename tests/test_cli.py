@@ -247,7 +247,7 @@ def test_an_audit_is_not_written_into_the_data(command: list[str], image_folder,
     monkeypatch.chdir(folder)
     assert main([*command, "--data", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "audits/data: may not lie inside the data folder, which is never written to, or around it" in error
+    assert "audits/data: may not be inside the data folder, which is never written to, or around it" in error
     assert {path.name for path in folder.iterdir()} == {"train", "val", "test"}
 
 

@@ -336,7 +336,7 @@ class _Scorer:
             tf.config.threading.set_inter_op_parallelism_threads(1)
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)
-        return self._bundle.load_model()
+        return self._bundle.build_model()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         images = self._reader(table) if self._reader else table

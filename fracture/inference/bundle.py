@@ -209,7 +209,7 @@ class Bundle:
         groups = {split: dataset.read_columns(split, ["group_id"])["group_id"].to_numpy() for split in splits}
         return {split: ~np.isin(numbers, seen) for split, numbers in groups.items()}
 
-    def load_model(self) -> Any:
+    def build_model(self) -> Any:
         """Build the Keras model from images [N, S, S, 1] in [0, 255], of any dtype, to calibrated probabilities [N, 1].
 
         Raises:

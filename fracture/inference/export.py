@@ -68,7 +68,7 @@ def export(bundle: Bundle, to: str, out: StoragePath, dataset: Dataset | None = 
     """
     _check_out(out)
     evaluation = None if dataset is None else _Int8Evaluation.create(bundle, dataset)
-    export_format, model = FORMATS[to], bundle.load_model()
+    export_format, model = FORMATS[to], bundle.build_model()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         file = folder / export_format.file

@@ -75,7 +75,7 @@ def compare_with_champion(
     scores = scores.filter(pc.equal(scores["split"], "test")).rename_columns({"probability": "challenger"})
     seen_groups = [bundle.find_seen_groups(dataset) for bundle in (challenger, champion) if bundle is not None]
     unseen = ~np.isin(scores["group_id"].to_numpy(), list(set().union(*seen_groups)))
-    model = None if champion is None else champion.load_model()
+    model = None if champion is None else champion.build_model()
     if model is not None:
         champion_scores = score_blocks(model, dataset, "test", rank=0, workers=1)
         scores = scores.append_column("champion", champion_scores["probability"])

@@ -167,7 +167,7 @@ def _measure(contenders: Mapping[str, ContenderSettings], dataset: Dataset, run:
     from fracture.inference.bundle import read_bundle
 
     folders = {title: run / folder_name(title) for title in contenders}
-    models = {title: read_bundle(folder / "fold-1" / "bundle").load_model() for title, folder in folders.items()}
+    models = {title: read_bundle(folder / "fold-1" / "bundle").build_model() for title, folder in folders.items()}
     images = images_of(dataset.read("fold-1", 0, _TIMED_IMAGES), dataset.image_size)
     speeds = measure_prediction_speeds(models, images)
     pooled = {title: pool_folds(folder, dataset.manifest) for title, folder in folders.items()}

@@ -87,7 +87,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             f"{which} trained on every one of these {len(is_new)} images, or on others of their radiograph or patient: "
             "they cannot test it. Name radiographs that are new to it."
         )
-    models = [bundle.load_model() for bundle in bundles]
+    models = [bundle.build_model() for bundle in bundles]
     scores = score_blocks(Ensemble(models, arguments.flips), dataset, "test", rank=0, workers=1, only=is_new)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))

@@ -51,7 +51,7 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
 
     bundle, page = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out) / PAGE
     dataset, is_new = prepare_test_data(arguments, [bundle], report)
-    model, threshold = bundle.load_model(), bundle.operating_point.threshold
+    model, threshold = bundle.build_model(), bundle.operating_point.threshold
     done = {"score": 0, "explain": 0}
 
     def advance(stage: str, images: int, total: int | None) -> None:

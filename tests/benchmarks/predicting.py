@@ -159,7 +159,7 @@ def loop(bundle: str, folder: str, batch_size: int) -> tuple[float, float]:
 def _load_model(bundle: str) -> Any:
     from fracture.inference.bundle import read_bundle
 
-    return read_bundle(storage_path(bundle)).load_model()
+    return read_bundle(storage_path(bundle)).build_model()
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def load(to: str, file: Path) -> Callable[[np.ndarray], np.ndarray]:
 def test_each_format_returns_the_probabilities_of_the_bundle(bundle, tmp_path, to: str):
     content = export(bundle, to, storage_path(tmp_path))
     export_format = FORMATS[to]
-    expected = bundle.load_model().predict_on_batch(IMAGES)
+    expected = bundle.build_model().predict_on_batch(IMAGES)
     assert np.abs(load(to, tmp_path / export_format.file)(IMAGES) - expected).max() < 1e-5
     assert np.ptp(expected) > 1e-4, "different images get different probabilities"
     assert content["largest_difference"] < 1e-5
@@ -127,7 +127,7 @@ def test_tflite_in_8_bits_is_evaluated_with_the_others_on_unseen_images(bundle, 
     assert inputs["dtype"] == np.uint8
     assert content["input"]["model-int8.tflite"] == {"dtype": "uint8"}
     assert inputs["quantization"] == (1.0, 0), "one step is one grey level"
-    exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.load_model(), int8))
+    exact, quantised = (model.predict_on_batch(IMAGES) for model in (bundle.build_model(), int8))
     assert np.allclose(exact, quantised, atol=0.03)
 
 

@@ -79,7 +79,7 @@ def test_each_model_trains_to_a_bundle_that_gives_the_probabilities_of_its_test(
     images = images_of(Dataset(shards, manifest).read("test", 0, manifest.rows("test")), manifest.image_size)
     table = pq.read_table(run / "predictions.parquet").to_pylist()
     scored = [row["probability"] for row in table if row["split"] == "test"]
-    np.testing.assert_allclose(bundle.load_model()(images)[:, 0], scored, atol=1e-5)
+    np.testing.assert_allclose(bundle.build_model()(images)[:, 0], scored, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

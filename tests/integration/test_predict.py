@@ -52,7 +52,7 @@ def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path
     data = DataConfig(image_size=32, split="test")
     source = find_source([storage_path(folder / "val")], data)
     write_dataset(scan_source(source, storage_path(shards), data, keep_pixels=True), storage_path(shards), data)
-    scores = score_blocks(bundle.load_model(), read_dataset(storage_path(shards)), "test", rank=0, workers=1)
+    scores = score_blocks(bundle.build_model(), read_dataset(storage_path(shards)), "test", rank=0, workers=1)
     expected = dict(zip(scores["source"].to_pylist(), scores["probability"].to_pylist(), strict=True))
     between = sorted(expected.values())[11:13]
     threshold = sum(between) / 2

@@ -224,7 +224,7 @@ def _check_that_the_numbers_alone_give_the_same(run: Path, shards: StoragePath, 
     """A network built of the bundle's settings and arrays, against what the run said of its own."""
     own = pq.read_table(run / "predictions.parquet", filters=[("split", "=", "test")])
     fresh = score_blocks(
-        read_bundle(storage_path(run / "bundle")).load_model(), Dataset(shards, manifest), "test", rank=0, workers=1
+        read_bundle(storage_path(run / "bundle")).build_model(), Dataset(shards, manifest), "test", rank=0, workers=1
     )
     assert fresh["row"].to_pylist() == own["row"].to_pylist()
     assert np.allclose(fresh["probability"], own["probability"], rtol=1e-5, atol=1e-7)  # calibrated within, or after

@@ -127,7 +127,7 @@ def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_pa
     from fracture.inference.bundle import read_bundle
 
     small = ["model.name=mobilenetv2", "data.image_size=32", "transfer.weights=/gone.h5"]
-    probabilities = read_bundle(storage_path(quick_bundle(tmp_path, *small))).load_model()(IMAGES)
+    probabilities = read_bundle(storage_path(quick_bundle(tmp_path, *small))).build_model()(IMAGES)
     assert probabilities.shape == (3, 1)
 
 

@@ -111,7 +111,7 @@ def test_the_registry_may_not_lie_in_the_data(tmp_path: Path, image_folder, monk
     monkeypatch.chdir(tmp_path)
     before = sorted(folder.rglob("*"))
     assert main(["retrain", "--data", "radiographs", "--registry", "radiographs/registry"]) == 2
-    assert "may not lie inside the data folder, which is never written to" in capsys.readouterr().err
+    assert "may not be inside the data folder, which is never written to" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
 
 
