@@ -84,7 +84,6 @@ def dies(assignment: Any) -> None:
     loop.train_worker(assignment)
 
 
-@pytest.mark.smoke
 def test_a_worker_may_be_killed_at_any_moment_and_each_row_still_counts_once(data, undisturbed, tmp_path, monkeypatch):
     config, _, expected = undisturbed
     monkeypatch.setattr("fracture.training.loop.train_worker", dies)

@@ -19,10 +19,19 @@ from fracture.errors import RunError
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.scores import gather_scores, score_blocks
 from fracture.inference.bundle import read_bundle
-from fracture.progress.events import EpochDone, TrainingEvent
+from fracture.progress.events import EpochDone, TrainingEvent, TrainingStarted, WorkersFailed
+from fracture.runtime.signals import stop_requested, stop_soon
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, shell, write_shards
-from tests.integration.conftest import MEASURES, ROWS, Meddler, assert_same_history, start, wait_for_epochs
+from tests.integration.conftest import (
+    MEASURES,
+    ROWS,
+    Meddler,
+    assert_same_history,
+    start,
+    training_workers,
+    wait_for_epochs,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -74,6 +83,30 @@ def test_one_worker_and_two_give_the_same_losses_and_metrics(data, plain, tmp_pa
     assert on_one[0]["loss"] != on_one[1]["loss"], "it learns"
     assert "_raylet.so" in libraries
     assert not [name for name in libraries if "tensorflow" in name], "it costs seconds before any worker starts"
+
+
+@pytest.mark.smoke
+def test_a_killed_worker_is_replaced_and_a_stopped_job_resumes_to_the_same_losses(data, plain, tmp_path):
+    config, expected = plain
+    two = config.model_copy(update={"compute": config.compute.model_copy(update={"workers": 2})})
+
+    def kill_then_stop(event: TrainingEvent) -> None:
+        """Kill a worker after the first epoch, and stop the job as soon as its successor trains."""
+        if isinstance(event, EpochDone) and event.record["epoch"] == 1:
+            training_workers()[-1].kill()
+        if isinstance(event, TrainingStarted) and event.epochs_done:
+            stop_soon()
+
+    disturbed, resumed = Meddler(kill_then_stop), Meddler()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start(two, data, tmp_path / "run", disturbed)
+    finally:
+        stop_requested.clear()
+    (failed,) = disturbed.of(WorkersFailed)
+    assert failed.reason in ("worker 0 was killed, or crashed", "worker 1 was killed, or crashed", "a worker was lost")
+    assert_same_history(start(two, data, tmp_path / "run", resumed), expected, tolerance=1e-4)
+    assert "resuming   " in resumed.text
 
 
 def test_xla_gives_the_same_losses(data, plain, tmp_path):
