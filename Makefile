@@ -97,8 +97,8 @@ $(VENV)/pennylane: tests/pennylane.lock $(VENV)/installed # what tests compare t
 
 TEST_NEEDS := setup $(VENV)/pennylane $(VENV)-s3/installed
 
-test: $(TEST_NEEDS) ## run the tests but the slow ones, on Ray a training on 1 and on 2 workers, a kill and a resume; 6 minutes
-	@$(PY) -m pytest
+test: $(TEST_NEEDS) ## run the tests but the slow ones, on Ray a training on 1 and on 2 workers, a kill and a resume; minutes
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-ray: $(TEST_NEEDS) ## the other tests that run on Ray
 	@$(PY) -m pytest -m "ray and not smoke and not long"

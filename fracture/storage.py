@@ -158,7 +158,7 @@ class StoragePath:
         scratch = f"{parent}/.{self.name}.{uuid.uuid4().hex[:8]}.part"
         try:
             with self._named_in_errors("written"):
-                self.filesystem.create_dir(parent)
+                self._create_folder(parent)
                 with self.filesystem.open_output_stream(scratch, compression=None) as stream:
                     stream.write(data)
                 os.replace(scratch, self.path)
@@ -166,6 +166,15 @@ class StoragePath:
             with suppress(OSError):
                 Path(scratch).unlink()
             raise (disk_full(error, self) or error) from error
+
+    def _create_folder(self, folder: str) -> None:
+        try:
+            self.filesystem.create_dir(folder)
+        except FileExistsError:
+            # It is there at Arrow's first call, and gone at the second, where another process removes an empty folder.
+            if any(path.is_file() for path in (Path(folder), *Path(folder).parents)):
+                raise
+            raise FileNotFoundError(errno.ENOENT, "removed by another process", folder) from None
 
     def _put(self, data: bytes | pa.Buffer) -> None:
         """Upload the object, which needs no folder. Opening the stream begins the upload, and closing ends it."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
@@ -320,3 +321,22 @@ def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new(buck
     finally:
         ended.set()
         thread.join()
+
+
+class Vanishing(fs.LocalFileSystem):
+    """Says what Arrow says of a folder that is removed between the two calls with which it makes one.
+
+    On this disk that came twice in 50,000 times beside a process that removes it, so a test cannot wait for it.
+    """
+
+    def create_dir(self, path: str, *, recursive: bool = True) -> None:
+        raise FileExistsError(errno.EEXIST, "Cannot create directory: non-directory entry exists", path)
+
+
+def test_a_folder_that_another_process_removes_is_missing_and_no_file_in_the_way(tmp_path: Path):
+    """So a lock, which removes its empty folder, writes its claim again."""
+    with pytest.raises(FileNotFoundError, match="removed by another process"):
+        StoragePath(Vanishing(), str(tmp_path / "lock/claim.json")).write_bytes(b"x")
+    (tmp_path / "lock").write_bytes(b"a file")
+    with pytest.raises(UsageError, match=r"claim.json cannot be written: .*non-directory entry exists"):
+        StoragePath(Vanishing(), str(tmp_path / "lock/claim.json")).write_bytes(b"x")

@@ -36,7 +36,7 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
         to_train: load TensorflowTrainer too, and TensorFlow with it, while Ray's processes start.
 
     Raises:
-        RunError: the named cluster does not answer.
+        RunError: the named cluster does not answer, or Ray does not start on this machine.
     """
     ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
     os.environ.update(ours)
@@ -66,11 +66,16 @@ def _init_ray(ours: dict[str, str], verbose: bool) -> None:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
-    except (ConnectionError, ValueError) as error:
+    except Exception as error:  # Ray raises a bare one where its processes do not start in time
+        if joining:
+            raise RunError(
+                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}. It is HOST:6379 or auto "
+                "on a node of the cluster; from elsewhere use ray job submit"
+            ) from None
         raise RunError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}. It is HOST:6379 or auto "
-            "on a node of the cluster; from elsewhere use ray job submit"
-        ) from None
+            f"Ray did not start on this machine: {str(error).strip()}. Its logs are in session_latest/logs of its "
+            "folder, /tmp/ray or RAY_TMPDIR. If the machine is busy, run the same command again later"
+        ) from error
 
 
 def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: bool) -> dict[str, Any]:

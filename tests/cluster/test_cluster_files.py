@@ -217,7 +217,7 @@ def test_every_ray_that_is_started_keeps_its_dashboard_to_itself():
 def test_every_job_is_submitted_with_the_token_through_this_machine():
     shown = [line for file in DOCUMENTS for line in one_line(file) if "ray job submit --" in line]
     shown = [line for line in shown if not line.startswith("|")]  # a table of results
-    assert len(shown) == 7
+    assert len(shown) == 6
     assert [line for line in shown if "RAY_AUTH_MODE=token ray job submit" not in line] == []
     addresses = {a for line in shown for a in re.findall(r"--address (\S+)", line)}
     assert addresses == {"http://127.0.0.1:8265"}

@@ -1,5 +1,10 @@
 """What a Ray is given for its workers, and how many workers fit."""
 
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
 from fracture.errors import UsageError
@@ -30,6 +35,16 @@ def test_the_package_that_is_sent_holds_its_templates_and_recipes():
     package = ROOT / "fracture"
     assert (package / "templates/report.html").is_file()
     assert (package / "configs/default.yaml").is_file()
+
+
+def test_a_ray_that_does_not_start_is_explained(tmp_path):
+    """In a process of its own, since Ray is started once a process."""
+    too_long = {"RAY_TMPDIR": str(tmp_path / ("x" * 120))}  # for the name of a socket
+    code = "from fracture.runtime.cluster import start_ray; start_ray(verbose=False)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | too_long, capture_output=True, text=True, check=False)
+    *_, message = done.stderr.splitlines()
+    assert re.match(r"fracture.errors.RunError: Ray did not start on this machine: .* 107 bytes.*Its logs are", message)
 
 
 def test_more_workers_than_the_cluster_holds_is_refused_at_once(ray_cluster, tiny_config):

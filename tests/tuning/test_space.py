@@ -158,7 +158,7 @@ def test_results_are_kept_for_the_same_search_alone(shard_folder, tmp_path: Path
     assert read_results(run, load_config(None, ["tune.trials=99", "tune.concurrent=1"]), manifest) == kept
     for changed, message in (
         ("training.seed=1", r"search 'x' was started with other settings: training.seed 0 -> 1. Give the same"),
-        ("tune.grace_epochs=1", r"begun with other settings: tune.grace_epochs 2 -> 1"),
+        ("tune.grace_epochs=1", r"started with other settings: tune.grace_epochs 2 -> 1"),
         ("tune.space={model.dropout: {uniform: [0, 0.5]}}", r"tune.space.model.dropout.uniform \[0.2, 0.6\] -> \[0.0"),
     ):
         with pytest.raises(UsageError, match=message):
