@@ -68,6 +68,7 @@ cluster-up: setup ## start a Ray on this machine that stays, for `make submit`; 
 	@until grep -qs "Ray runtime started" $(RAY_LOG); do sleep 0.5; $(RAY_RUNS) || { cat $(RAY_LOG); exit 1; }; done
 
 submit: setup ## train on the Ray of cluster-up; DATA= (from / on, or a URI) CONFIG= WORKERS= RUN=
+	@$(RAY_RUNS) || { echo "no Ray of cluster-up runs: make cluster-up first"; exit 1; }
 	@$(RAY) job submit --address http://127.0.0.1:8265 --working-dir . -- python job/train.py $(FLAGS)
 
 cluster-down: ## end the Ray of cluster-up

@@ -230,12 +230,21 @@ def _add_scored_data(parser: argparse.ArgumentParser) -> None:
 
 
 def find_config(name: str | None) -> Path | None:
-    """Return the file that --config names: a path, or the name of a file in fracture/configs."""
+    """Return the file that --config names: a path, or the name of a file in fracture/configs.
+
+    Raises:
+        UsageError: it is the name of neither.
+    """
     if name is None:
         return None
     file = Path(name)
     packaged = CONFIGS / f"{file.name.removesuffix('.yaml')}.yaml"
-    return packaged if not file.exists() and packaged.exists() else file
+    if not file.exists() and packaged.exists():
+        return packaged
+    if not file.exists() and file.name == name:
+        recipes = ", ".join(sorted(recipe.stem for recipe in CONFIGS.glob("*.yaml")))
+        raise UsageError(f"--config {name}: no such file. Give a YAML file, or one of these recipes: {recipes}")
+    return file
 
 
 def _load_config(args: argparse.Namespace, flags: Sequence[str] = (), default: Path | None = None) -> Config:
@@ -413,7 +422,7 @@ def _train(args: argparse.Namespace) -> None:
     Preprocesses the data (unless its shards are there already), trains with early stopping on the validation loss, and
     scores the best weights once on test. Leaves in STORAGE/runs/NAME:
 
-      bundle/            weights.safetensors, model.keras, saved_model/, and bundle.json: figures and settings
+      bundle/            weights.safetensors, model.keras, saved_model/, and bundle.json: metrics and settings
       report/            report.html, and its plots as PNG files
       predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 
@@ -438,7 +447,7 @@ def _train(args: argparse.Namespace) -> None:
 
         lines = [
             *format_results(result.evaluations),
-            f"bundle     {result.run / 'bundle'} (the model and its figures)",
+            f"bundle     {result.run / 'bundle'} (the model and its metrics)",
             f"report     {result.run / 'report' / 'report.html'}",
         ]
     _print([*lines, *_caveat_lines(result.caveats)])
@@ -515,7 +524,7 @@ def _compare(args: argparse.Namespace) -> None:
     resumes, and keeps finished folds. The page has all contenders of FILE that are finished. The cost is contenders
     times folds times one training. Leaves in STORAGE/runs/NAME:
 
-      comparison.html, comparison.md, comparison.json      figures with intervals, paired differences, costs
+      comparison.html, comparison.md, comparison.json      metrics with intervals, paired differences, costs
       CONTENDER/                                           folds.html, and fold-1 to fold-5: a run each, with its bundle
 
     Exit codes: 0 success, 2 wrong arguments, settings or data, 1 anything else.
@@ -542,7 +551,7 @@ def _compare(args: argparse.Namespace) -> None:
             *format_table(result.contenders),
             "",
             *_caveat_lines(result.caveats),
-            f"comparison {page} (comparison.md: the table; comparison.json: all figures)",
+            f"comparison {page} (comparison.md: the table; comparison.json: all metrics)",
         ]
     )
 
@@ -700,7 +709,7 @@ def _predict(args: argparse.Namespace) -> None:
       python job/predict.py ...                                                                the same, from a clone
 
     DIR holds images in any layout, or is one file. Every file gets a row, except those that systems leave (Thumbs.db,
-    names that begin with a dot). Preprocessing, calibration and threshold are the bundle's own, so the figures are
+    names that begin with a dot). Preprocessing, calibration and threshold are the bundle's own, so the metrics are
     those of its evaluation.
 
     The ending of FILE says CSV or Parquet. Its columns: path, below --data (of several --data the whole path; of shards
@@ -898,7 +907,7 @@ def _registry(args: argparse.Namespace) -> None:
 
     Examples:
       fracture registry list --registry REGISTRY                  all versions and all decisions
-      fracture registry show [VERSION] --registry REGISTRY        one version: data, figures, rules; default: in use
+      fracture registry show [VERSION] --registry REGISTRY        one version: data, metrics, rules; default: in use
       fracture registry promote VERSION --registry REGISTRY       put that version in use, whatever the gate decided
       fracture registry rollback --registry REGISTRY              put the version back in use that was before
       fracture registry prune --registry REGISTRY [--dry-run]     remove what nobody needs, as each retraining does
@@ -1006,8 +1015,8 @@ def _doctor(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "download": Command("Data", _download, _add_download_flags, kept="finished files are kept"),
-    "audit": Command("Data", _audit, _add_audit_flags, kept="nothing was written"),
-    "preprocess": Command("Data", _preprocess, _add_preprocess_flags, kept="what was examined is kept"),
+    "audit": Command("Data", _audit, _add_audit_flags, kept="what was scanned is kept"),
+    "preprocess": Command("Data", _preprocess, _add_preprocess_flags, kept="what was scanned is kept"),
     "train": Command("Train", _train, _add_train_flags),
     "tune": Command("Train", _tune, _add_tune_flags),
     "compare": Command("Train", _compare, _add_compare_flags),

@@ -94,7 +94,10 @@ def test_a_missing_dependency_is_named_with_what_to_do(tmp_path: Path):
         ),
         (["--shards", "nowhere"], "error: {cwd}/nowhere holds no shards: dataset.json is missing. Make them with"),
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
-        (["--config", "quik.yaml"], "error: --config quik.yaml: no such file."),
+        (
+            ["--config", "quik.yaml"],
+            "error: --config quik.yaml: no such file. Give a YAML file, or one of these recipes: default, quick, seed",
+        ),
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (["--run", "../elsewhere"], "error: --run '../elsewhere': a run's name is letters, digits"),
         (["--run", ".."], "error: --run '..': a run's name is letters, digits"),
@@ -199,7 +202,7 @@ def test_a_comparison_that_cannot_be_made_fails_before_anything_is_trained(
         ([], "one of the arguments --bundle --registry is required"),
         (["--bundle", "b", "--registry", "r"], "not allowed with argument"),
         (["--bundle", "b"], "error: {cwd}/b is no bundle: bundle.json is missing. A finished run has one, in RUN/"),
-        (["--registry", "r"], "error: {cwd}/r has no champion yet. Train one with: python job/retrain.py"),
+        (["--registry", "r"], "error: {cwd}/r has no champion yet. Train one with: fracture retrain"),
     ],
 )
 def test_a_prediction_names_one_model_that_is_there(

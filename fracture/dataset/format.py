@@ -299,7 +299,7 @@ def read_manifest(folder: StoragePath) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(
             f"{folder} holds no shards: {MANIFEST} is missing. "
-            "Make them with: python job/preprocess.py --data DIR --out SHARDS"
+            "Make them with: fracture preprocess --data DIR --out SHARDS"
         ) from None
     except UsageError:
         raise

@@ -155,7 +155,7 @@ class Registry:
         version = self.champion()
         if version is None:
             raise UsageError(
-                f"{self.folder} has no champion yet. Train one with: python job/retrain.py --data DIR --registry "
+                f"{self.folder} has no champion yet. Train one with: fracture retrain --data DIR --registry "
                 f"{self.folder}"
             )
         return version

@@ -227,7 +227,9 @@ def check_storage(storage: str) -> Finding:
         probe.write_bytes(b"written and deleted by fracture doctor\n")
         probe.delete()
     except (UsageError, RunError, OSError) as error:
-        return Finding("storage", False, str(error).rstrip("."), "Name another folder with --storage")
+        # Ours name the folder, and no credentials; a disk's own error names the probe.
+        text = f"{storage} cannot be written to" if isinstance(error, OSError) else str(error).rstrip(".")
+        return Finding("storage", False, text, "Name another folder with --storage")
     return Finding("storage", True, f"{storage} can be written to")
 
 

@@ -189,9 +189,7 @@ def test_a_damaged_champion_file_is_reported_and_repaired(registry: Registry, tr
 
 
 def test_a_missing_champion_or_version_is_reported(registry: Registry, trained):
-    with pytest.raises(
-        UsageError, match=r"has no champion yet. Train one with: python job/retrain.py --data DIR --reg"
-    ):
+    with pytest.raises(UsageError, match=r"has no champion yet. Train one with: fracture retrain --data DIR --reg"):
         registry.champion_bundle()
     trained(registry, "w1")
     with pytest.raises(UsageError, match=r"has no version 7. There are: 1\."):
