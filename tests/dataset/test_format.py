@@ -111,7 +111,7 @@ def test_a_missing_shard(shard_folder):
 def test_no_manifest_says_how_to_make_one(shard_folder):
     folder, _ = shard_folder()
     (folder / MANIFEST).delete()
-    with pytest.raises(UsageError, match=r"holds no shards: dataset.json is missing. Make them with: python job/pre"):
+    with pytest.raises(UsageError, match=r"holds no shards: dataset.json is missing. Make them with: fracture pre"):
         read_dataset(folder)
 
 
