@@ -2,9 +2,8 @@
 
 import logging
 import os
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,14 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
     os.environ.update(ours)
     if not verbose:  # nodes log each worker that dies, whatever `log_to_driver` says; we do so in one line
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    with _loading_trainer() if to_train else nullcontext():
+    if to_train:
+        _init_ray_and_load_trainer(ours, verbose)
+    else:
         _init_ray(ours, verbose)
     stop_by_signals()
 
 
-def _init_ray(ours: dict[str, str], verbose: bool) -> None:
+def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
     import ray
 
     if ray.is_initialized():
@@ -93,25 +94,20 @@ def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: 
     return {"env_vars": {**variables, "PYTHONPATH": str(PACKAGE.parent)}}
 
 
-@contextmanager
-def _loading_trainer() -> Iterator[None]:
-    """Import Ray's TensorflowTrainer in a thread meanwhile, and wait for its end: it silences stderr.
+def _init_ray_and_load_trainer(ours: Mapping[str, str], verbose: bool) -> None:
+    """Start Ray in a thread, and meanwhile import Ray's TensorflowTrainer, and TensorFlow with it, in this one.
 
-    What both threads need is imported here first, so that they do not wait for each other's imports.
+    The import belongs to the main thread: in any other than the one that imports it, tf_keras writes only the first
+    `.keras` file in its own format, and later ones as HDF5. What both threads need is imported first, so that they do
+    not wait for each other's imports.
     """
-    import ray.train  # noqa: F401
+    import ray.train
 
-    thread = threading.Thread(target=_import_trainer)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-
-
-def _import_trainer() -> None:
-    with silence_stderr():
-        import ray.train.tensorflow  # noqa: F401
+    with ThreadPoolExecutor(1) as thread:
+        started = thread.submit(_init_ray, ours, verbose)
+        with silence_stderr():
+            import ray.train.tensorflow  # noqa: F401
+    started.result()
 
 
 def check_capacity(compute: ComputeConfig) -> None:

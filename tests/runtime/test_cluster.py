@@ -4,12 +4,13 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
 from fracture.errors import UsageError
 from fracture.runtime.cluster import check_capacity, runtime_environment
-from tests.conftest import ROOT
+from tests.conftest import ROOT, shell
 
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -45,6 +46,19 @@ def test_a_ray_that_does_not_start_is_explained(tmp_path):
     done = subprocess.run(command, env=os.environ | too_long, capture_output=True, text=True, check=False)
     *_, message = done.stderr.splitlines()
     assert re.match(r"fracture.errors.RunError: Ray did not start on this machine: .* 107 bytes.*Its logs are", message)
+
+
+@pytest.mark.ray
+def test_keras_that_is_loaded_beside_rays_start_still_writes_its_own_format(tmp_path):
+    """In a thread that did not import it, tf_keras writes the first `.keras` file as ZIP, and later ones as HDF5."""
+    code = (
+        "import sys; from fracture.runtime.cluster import start_ray; start_ray(False, to_train=True); "
+        "import tf_keras as keras; model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))]); "
+        "[model.save(file) for file in sys.argv[1:]]"
+    )
+    files = [tmp_path / "first.keras", tmp_path / "second.keras"]
+    subprocess.run([sys.executable, "-c", code, *map(str, files)], env=shell(), check=True)
+    assert [zipfile.is_zipfile(file) for file in files] == [True, True]
 
 
 def test_more_workers_than_the_cluster_holds_is_refused_at_once(ray_cluster, tiny_config):
