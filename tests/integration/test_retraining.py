@@ -128,7 +128,7 @@ def test_four_weeks(hospital, capsys):
         assert "labels of the new radiographs" in failed(registry, "2026-w48")
         page = (registry / "ticks/2026-w48/report.html").read_text()
         assert "version 3 is rejected" in page
-        assert "AUC 0.000 of the champion, which has not seen them, on 50 new radiographs" in page
+        assert "AUC 0.000 of the champion on 50 new radiographs, which it has not seen" in page
         assert Registry(storage_path(registry)).champion() == 2
 
         assert retraining(folder, registry, "2026-w48") == REJECTED, "a retry of what was decided"
