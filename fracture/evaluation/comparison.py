@@ -1,6 +1,5 @@
 """Comparison of several models trained on the same folds: their metrics, paired differences and costs."""
 
-import json
 import os
 import platform
 import statistics
@@ -25,6 +24,7 @@ from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.report import format_figure
 from fracture.evaluation.scores import BATCH_SIZE, score
 from fracture.page import png, render
+from fracture.progress.history import read_history
 from fracture.storage import StoragePath
 
 COMPARED = {"auc": "AUC", "recall": "sensitivity", "specificity": "specificity"}
@@ -142,8 +142,7 @@ def measure_prediction_speeds(models: Mapping[str, Any], images: np.ndarray) -> 
 
 def read_costs(run: StoragePath, folds: int, parameters: int, images_per_second: float) -> Costs:
     """Read the training costs of the finished folds in `run`, and add the measured figures of the model."""
-    logs = [(run / f"fold-{number}" / "metrics.jsonl").read_bytes() for number in range(1, folds + 1)]
-    epochs = [json.loads(line) for log in logs for line in log.splitlines()]
+    epochs = [record for number in range(1, folds + 1) for record in read_history(run / f"fold-{number}")]
     weights = [info.size for info in (run / "fold-1" / "bundle").files() if info.base_name == "weights.safetensors"]
     runs = [(run / f"fold-{number}" / "bundle" / "bundle.json").read_json()["run"] for number in range(1, folds + 1)]
     machines = {
