@@ -2,8 +2,9 @@
 
 import logging
 import os
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,25 @@ def _init_ray_and_load_trainer(ours: Mapping[str, str], verbose: bool) -> None:
     """Start Ray in a thread, and meanwhile import Ray's TensorflowTrainer, and TensorFlow with it, in this one.
 
     The import belongs to the main thread: in any other than the one that imports it, tf_keras writes only the first
-    `.keras` file in its own format, and later ones as HDF5. What both threads need is imported first, so that they do
-    not wait for each other's imports.
+    `.keras` file in its own format, and later ones as HDF5. The thread never ends: Linux kills Ray's processes with the
+    thread that started them (PR_SET_PDEATHSIG). What both need is imported first, so that neither waits for the other.
     """
     import ray.train
 
-    with ThreadPoolExecutor(1) as thread:
-        started = thread.submit(_init_ray, ours, verbose)
-        with silence_stderr():
-            import ray.train.tensorflow  # noqa: F401
+    started: Future[None] = Future()
+
+    def init_and_stay() -> None:
+        try:
+            _init_ray(ours, verbose)
+        except BaseException as error:  # handed to the main thread, which raises it
+            started.set_exception(error)
+        else:
+            started.set_result(None)
+            threading.Event().wait()
+
+    threading.Thread(target=init_and_stay, daemon=True).start()
+    with silence_stderr():
+        import ray.train.tensorflow  # noqa: F401
     started.result()
 
 

@@ -49,10 +49,11 @@ def test_a_ray_that_does_not_start_is_explained(tmp_path):
 
 
 @pytest.mark.ray
-def test_keras_that_is_loaded_beside_rays_start_still_writes_its_own_format(tmp_path):
-    """In a thread that did not import it, tf_keras writes the first `.keras` file as ZIP, and later ones as HDF5."""
+def test_ray_and_keras_that_start_side_by_side_both_work(tmp_path):
+    """Ray's processes die with the thread that started them, and tf_keras writes HDF5 in a thread not its own."""
     code = (
         "import sys; from fracture.runtime.cluster import start_ray; start_ray(False, to_train=True); "
+        "import ray, textwrap; assert ray.get(ray.remote(textwrap.dedent).remote(' ready')) == 'ready'; "
         "import tf_keras as keras; model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))]); "
         "[model.save(file) for file in sys.argv[1:]]"
     )
