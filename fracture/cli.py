@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,11 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         if not words or words[0] in ("-h", "--help", "help"):
             print(_front_page())
             return 0
+        if words[0] == "--version":
+            from importlib.metadata import version
+
+            print(f"fracture {version('fracture')}")
+            return 0
         command = words.pop(0)
         if command not in COMMANDS:
             near = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -65,10 +71,21 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
             print(f"error: there is no command {command!r}.{hint} fracture --help lists all.", file=sys.stderr)
             return 2
     try:
-        args = build_parser(command).parse_args(words)
+        args = _parse(build_parser(command), words)
     except SystemExit as error:  # --help, or a mistake that argparse has printed
         return int(error.code or 0)
     return _run(COMMANDS[command], args)
+
+
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the flags; for one that does not exist, name the nearest that does."""
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = re.findall(r"--[a-z-]+", parser.format_usage())
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        parser.error(f"there is no {unknown[0]} here.{hint}")
+    return args
 
 
 def _run(command: Command, args: argparse.Namespace) -> int:
@@ -174,7 +191,9 @@ def _add_labels_and_split(group: argparse._ArgumentGroup, folds: bool) -> None:
     _add_labels(group)
     group.add_argument("--split", choices=("auto", "official", "group"), help="data.split: which split to use")
     if folds:
-        group.add_argument("--folds", metavar="K", help="data.folds: K grouped folds in place of a split; or: source")
+        group.add_argument(
+            "--folds", metavar="K", type=_folds, help="data.folds: K grouped folds in place of a split; or: source"
+        )
 
 
 def _add_labels(group: argparse._ActionsContainer) -> None:
@@ -208,10 +227,31 @@ def _add_storage(group: argparse._ActionsContainer) -> None:
     )
 
 
+def _workers(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of workers, such as 2, nor the fewest and the most: 2:4"
+        )
+    return text
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
+def _folds(text: str) -> str:
+    if text != "source" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of folds, such as 5, nor: source")
+    return text
+
+
 def _add_compute(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers",
         metavar="N",
+        type=_workers,
         help="training processes (default: compute.workers, 2); 2:4 is four, and at least two when machines are lost",
     )
     group.add_argument("--gpu", action="store_true", help="give each worker a GPU")
@@ -319,7 +359,7 @@ def _download(args: argparse.Namespace) -> None:
       fracture download --out data
       python job/download.py --out data      the same, from a clone
 
-    The set is "Fracture Multi-Region X-Ray Data": 10,581 files. kagglehub fetches it: sign in with
+    The set is "Fracture Multi-Region X-Ray Data", 10,581 files by its page. kagglehub fetches it: sign in with
     ~/.kaggle/kaggle.json, or KAGGLE_USERNAME and KAGGLE_KEY. The set's licence is its publisher's (Open Data Commons
     Attribution 1.0); many of its images come from elsewhere: read it before you share them.
     """
@@ -505,8 +545,13 @@ def _tune(args: argparse.Namespace) -> None:
 def _add_tune_flags(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     run = _add_run(parser, folds=False)
-    run.add_argument("--trials", metavar="N", help="tune.trials: number of trainings (default: 12)")
-    run.add_argument("--concurrent", metavar="N", help="most trials at a time (default: as many as there is room for)")
+    run.add_argument("--trials", metavar="N", type=_positive, help="tune.trials: number of trainings (default: 12)")
+    run.add_argument(
+        "--concurrent",
+        metavar="N",
+        type=_positive,
+        help="most trials at a time (default: as many as there is room for)",
+    )
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,14 @@ def test_an_unknown_command_is_an_error_with_a_suggestion(capsys):
     assert capsys.readouterr().err == error
 
 
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"fracture {tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}\n"
+    )
+
+
 def test_a_missing_dependency_is_named_with_what_to_do(tmp_path: Path):
     (tmp_path / "yaml.py").write_text("raise ModuleNotFoundError(\"No module named 'yaml'\", name='yaml')")
     command = [sys.executable, str(ROOT / "job/train.py"), "--shards", "x"]
@@ -106,7 +115,11 @@ def test_a_missing_dependency_is_named_with_what_to_do(tmp_path: Path):
         (["--run", ""], "error: --run '': a run's name is letters, digits"),
         (["--status", "a/b"], "error: --status 'a/b': a run's name is letters, digits"),
         (["--status", "x"], "error: there is no run 'x' in {cwd}/runs. There are none; check --storage."),
-        (["--workers", "0"], "error: setting 'compute.workers' = 0 is not possible"),
+        (["--workers", "0"], "argument --workers: '0' is no number of workers, such as 2, nor the fewest and the most"),
+        (["--workers", "0:2"], "argument --workers: '0:2' is no number of workers"),
+        (["--set", "compute.workers=0"], "error: setting 'compute.workers' = 0 is not possible"),
+        (["--folds", "x"], "argument --folds: 'x' is neither a number of folds, such as 5, nor: source"),
+        (["--dta", "x"], "error: there is no --dta here. Did you mean --data?"),
         (
             ["--data", "a", "--set", "model.name=resnet50", "--set", "transfer.weights=no.h5"],
             "error: transfer.weights = 'no.h5': there is no such file, or it does not end in .h5. Name",

@@ -257,7 +257,10 @@ def read_bundle(folder: StoragePath) -> Bundle:
         UsageError: the folder is no bundle, a bundle of another format, or its `bundle.json` is damaged.
     """
     if not is_bundle(folder):
-        raise UsageError(f"{folder} is no bundle: bundle.json is missing. A finished run has one, in RUN/bundle.")
+        inside = (
+            f"Name {folder / 'bundle'}." if is_bundle(folder / "bundle") else "A finished run has one, in RUN/bundle."
+        )
+        raise UsageError(f"{folder} is no bundle: bundle.json is missing. {inside}")
     text = (folder / CARD).read_bytes(most=_MAX_CARD_BYTES)
     try:
         content = from_json(text)

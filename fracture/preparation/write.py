@@ -120,7 +120,8 @@ def summarize_split(manifest: Manifest) -> list[str]:
         lines.append(f"  {split:<8} {sum(counts.values()):,} images: {classes}")
     lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
     lines += [
-        f"moved      group {line}; new images join its parts, and what was test is left out" for line in manifest.moved
+        f"moved      group {line}; its parts are one group now, and what was test is left out"
+        for line in manifest.moved
     ]
     return lines
 

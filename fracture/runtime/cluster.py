@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -61,6 +62,8 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     try:
+        if joining:
+            check_reachable(os.environ["RAY_ADDRESS"])
         ray.init(
             address=None if joining else "local",
             include_dashboard=None if joining else False,
@@ -78,6 +81,17 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
             f"Ray did not start on this machine: {str(error).strip()}. Its logs are in session_latest/logs of its "
             "folder, /tmp/ray or RAY_TMPDIR. If the machine is busy, run the same command again later"
         ) from error
+
+
+def check_reachable(address: str) -> None:
+    """Open a connection to HOST:PORT and close it: where nothing listens, Ray itself would try for minutes.
+
+    Raises:
+        OSError: nothing answers there within 5 s.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdecimal():  # not so `auto`, which Ray finds at once or not at all
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: bool) -> dict[str, Any]:

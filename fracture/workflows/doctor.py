@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -23,6 +22,7 @@ from typing import Any
 import psutil
 
 from fracture.errors import RunError, UsageError
+from fracture.runtime.cluster import check_reachable
 from fracture.storage import storage_path
 
 SUPPORTED_PYTHON = ((3, 11), (3, 13))  # the first and the last version
@@ -30,7 +30,6 @@ TENSORFLOW = "2.21"
 LEAST_MEMORY = 2 * 2**30  # bytes that should be free; Ray ends workers when a machine's memory is 95 % full
 OBJECT_STORE_SHARE = 0.3  # of memory, that Ray keeps in /dev/shm
 _PROBE_SECONDS = 120.0
-_CONNECT_SECONDS = 5.0
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container that this process runs in
 _GIB = 2**30
 
@@ -193,28 +192,13 @@ def check_ray(address: str) -> Finding:
     if not address:
         return Finding("ray", True, "RAY_ADDRESS names no cluster: each run starts Ray on this machine")
     try:
-        _connect(address)
+        check_reachable(address)
         resources = _run_probe(_RAY_PROBE, os.environ | {"RAY_ADDRESS": address})
-    except RunError as error:
+    except (OSError, RunError) as error:
         fix = "Use HOST:6379, or auto on a node of the cluster; unset RAY_ADDRESS to run on this machine"
         return Finding("ray", False, f"no cluster answers at RAY_ADDRESS={address}: {error}", fix)
     found = f"{resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"
     return Finding("ray", True, f"the cluster at {address} has {found}")
-
-
-def _connect(address: str) -> None:
-    """Open a connection to HOST:PORT and close it: Ray itself would try for minutes.
-
-    Raises:
-        RunError: nothing listens there.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():  # such as `auto`, which Ray finds at once or not at all
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise RunError(str(error)) from None
 
 
 def check_storage(storage: str) -> Finding:

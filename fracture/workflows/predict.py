@@ -60,7 +60,8 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     out = storage_path(arguments.out)
     inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size)
     check_output(out, inputs)
-    report(f"model      {', '.join(f'{name} {value}' for name, value in facts.items())}")
+    version = f"version {facts['version']}, " if arguments.registry else ""
+    report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")
     started = time.monotonic()
     start_ray(arguments.verbose)

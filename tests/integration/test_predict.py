@@ -127,7 +127,7 @@ def probabilities_of(result: Result) -> Iterator[tuple[str, dict[str, Any]]]:
 def assert_printed(result: Result, bundle: str) -> None:
     called = [row["decision"] for row in result.rows]
     for line in (
-        f"model      bundle {bundle}, threshold {result.threshold!r}",
+        f"model      {bundle}, threshold {result.threshold:.3f}",
         f"data       {result.folder}, {result.shards}, {result.bucket}: 124 files",
         f"called     {called.count('fracture')} fracture, {called.count('normal')} normal; a fracture from",
         "unreadable 4 files, named with an error each: 2 not an image, 1 truncated, 1 empty file",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
@@ -46,6 +47,22 @@ def test_a_ray_that_does_not_start_is_explained(tmp_path):
     done = subprocess.run(command, env=os.environ | too_long, capture_output=True, text=True, check=False)
     *_, message = done.stderr.splitlines()
     assert re.match(r"fracture.errors.RunError: Ray did not start on this machine: .* 107 bytes.*Its logs are", message)
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once():
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        code = "from fracture.runtime.cluster import start_ray; start_ray(verbose=False)"
+        environment = os.environ | {"RAY_ADDRESS": address}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+    *_, message = done.stderr.splitlines()
+    assert re.match(
+        rf"fracture.errors.RunError: no Ray cluster answers at RAY_ADDRESS={address}: .*refused. It is HOST:6379 or",
+        message,
+    )
 
 
 @pytest.mark.ray
