@@ -140,9 +140,3 @@ def overlay(image: np.ndarray, heat_map: np.ndarray) -> np.ndarray:
 
 def write_gallery(run: StoragePath, gallery: Gallery) -> None:
     (run / FILE).write_bytes(gallery.model_dump_json().encode())
-
-
-def read_gallery(run: StoragePath) -> Gallery | None:
-    """Return the gallery of a run; None if it has none."""
-    file = run / FILE
-    return Gallery.model_validate_json(file.read_bytes()) if file.is_file() else None

@@ -153,7 +153,7 @@ def check_capacity(compute: ComputeConfig) -> None:
         has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
         fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
         raise UsageError(
-            f"{compute.fewest} workers of {wanted} each do not fit: the cluster's nodes have {has}. {fix}."
+            f"{compute.fewest} worker{'s' if compute.fewest > 1 else ''} of {wanted} each do not fit: the cluster's nodes have {has}. {fix}."
         )
 
 
