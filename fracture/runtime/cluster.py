@@ -152,9 +152,9 @@ def check_capacity(compute: ComputeConfig) -> None:
         wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
         has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
         fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
-        raise UsageError(
-            f"{compute.fewest} worker{'s' if compute.fewest > 1 else ''} of {wanted} each do not fit: the cluster's nodes have {has}. {fix}."
-        )
+        number = compute.fewest
+        ours = f"{number} workers of {wanted} each do" if number > 1 else f"1 worker of {wanted} does"
+        raise UsageError(f"{ours} not fit: the cluster's nodes have {has}. {fix}.")
 
 
 def count_runs_at_once(compute: ComputeConfig) -> int:

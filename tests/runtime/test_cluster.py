@@ -87,6 +87,10 @@ def test_more_workers_than_the_cluster_holds_is_refused_at_once(ray_cluster, tin
         check_capacity(tiny_config("compute.workers=5").compute)
     with pytest.raises(UsageError, match=r"2 workers of 1 CPU and 1 GPU each .* 4 CPU and 0 GPU. Ask for less, or add"):
         check_capacity(tiny_config("compute.gpu=true").compute)
+    with pytest.raises(
+        UsageError, match=r"^1 worker of 1 CPU and 1 GPU does not fit: the cluster's nodes have 4 CPU and 0"
+    ):
+        check_capacity(tiny_config("compute.workers=1", "compute.gpu=true").compute)
     check_capacity(tiny_config("compute.workers=4").compute)
     check_capacity(tiny_config("compute.workers=8", "compute.min_workers=4").compute)
     with pytest.raises(UsageError, match=r"5 workers of 1 CPU each do not fit"):
