@@ -101,7 +101,7 @@ def test_the_head_learns_first_and_then_the_last_layers(both_phases):
     assert "computed once for each image and its mirror image" in listener.text
 
 
-def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path):
+def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, folder: Path, data):
     """As seen in the last checkpoint, whose weights are the backbone's and then the head's, and in the bundle."""
     from fracture.models.transfer import build_backbone
 
@@ -113,6 +113,7 @@ def test_what_is_frozen_stays_and_the_best_weights_are_handed_over(both_phases, 
     triples = zip(names, backbone.get_weights(), state.weights, strict=False)  # a head follows
     changed = [name for name, before, after in triples if (before != after).any()]
     assert changed == ["block_16_project/kernel:0", "Conv_1/kernel:0"]
+    train_run(with_data_of(config, data[1]), Dataset(*data), storage_path(run))  # trains no more, and finishes the run
     weights = load_file(run / "bundle/weights.safetensors")
     for name, best in zip(names, state.best_weights, strict=False):
         assert np.array_equal(weights[name], best)
