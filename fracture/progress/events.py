@@ -54,8 +54,8 @@ class PhaseStarted:
     phases: int  # of the run
     model: str
     precision: str
-    trained_part: Literal["all", "head", "layers"]  # layers: the head and the backbone's last layers
-    unfrozen_layers: int | Literal["all"]  # of the backbone, where `trained_part` is "layers"
+    trained_part: Literal["all", "head", "fine-tuning"]  # fine-tuning: the head and the backbone's last layers
+    unfrozen_layers: int | Literal["all"]  # of the backbone, where `trained_part` is "fine-tuning"
     max_epochs: int  # of the phase
     last_epoch: int  # number of the last epoch that the phase can have
     parameters: int

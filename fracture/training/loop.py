@@ -202,12 +202,6 @@ def _describe_phase(config: Config, phase: Phase, phase_model: Any, state: LoopS
     )
 
 
-def _describe_divergence(config: Config, phase: Phase, epoch: int, step: int, steps: int) -> Diverged:
-    if phase.trains == "layers":
-        return Diverged(epoch, step, steps, "transfer.learning_rate", config.transfer.learning_rate)
-    return Diverged(epoch, step, steps, "training.learning_rate", config.training.learning_rate)
-
-
 def _backbone(assignment: Assignment) -> Arrays:
     """Return the pretrained weights of the backbone as the run began; none where it began from scratch."""
     if not assignment.config.pretrained:
@@ -269,6 +263,9 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         if rank == 0:
             channel.send(CheckpointSaved(progress.epoch, step, train.steps))
 
+    def send_divergence(step: int) -> None:
+        channel.send(Diverged(state.epochs_done + 1, step, train.steps, phase.rate_setting, phase.learning_rate))
+
     def set_tallies(values: Arrays) -> None:
         """Set the metrics' sums as if rank 0 had counted it all."""
         for variable, value in zip(local_variables(strategy, metric_sums), values, strict=True):
@@ -294,7 +291,7 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
             )
             if divergence.step is not None:
                 if rank == 0:
-                    channel.send(_describe_divergence(config, phase, epoch + 1, first + divergence.step, train.steps))
+                    send_divergence(first + divergence.step)
                 return False
         else:
             set_tallies(state.metric_sums)
@@ -316,7 +313,7 @@ def _learn(worker: _Worker, phase: Phase, phase_model: Any, state: LoopState, va
         validated = results_of_validation()
         if not np.isfinite(validated["weighted_cross_entropy"]):
             if rank == 0:
-                channel.send(_describe_divergence(config, phase, epoch + 1, train.steps, train.steps))
+                send_divergence(train.steps)
             return False
         steps_done = model.optimizer.iterations.numpy()  # of this phase
         rate = learning_rate(config, phase, train.steps, steps_done - 1)  # of the last step

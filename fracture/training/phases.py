@@ -13,6 +13,7 @@ class Phase:
     trains: Literal["all", "head", "fine-tuning"]  # fine-tuning: the head and the last layers of the backbone
     epochs: int  # at most
     learning_rate: float  # at its highest
+    rate_setting: str  # the setting that it comes from
     on_frozen_features: bool = False  # on features that are computed once, in place of images
 
 
@@ -20,12 +21,12 @@ def list_phases(config: Config) -> tuple[Phase, ...]:
     """Return the phases of a run, in order. Each begins with the best weights so far and a new optimizer."""
     training, transfer = config.training, config.transfer
     if not config.pretrained:
-        return (Phase("all", training.epochs, training.learning_rate),)
+        return (Phase("all", training.epochs, training.learning_rate, "training.learning_rate"),)
     once = transfer.features == "once"
-    head = Phase("head", transfer.head_epochs, training.learning_rate, on_frozen_features=once)
+    head = Phase("head", transfer.head_epochs, training.learning_rate, "training.learning_rate", once)
     if not transfer.unfreeze:
         return (head,)
-    return head, Phase("fine-tuning", training.epochs, transfer.learning_rate)
+    return head, Phase("fine-tuning", training.epochs, transfer.learning_rate, "transfer.learning_rate")
 
 
 def count_epochs(config: Config) -> int:

@@ -55,7 +55,7 @@ PHASE = PhaseStarted(
 TRANSFER = replace(PHASE, phases=2, model="mobilenetv2", parameters=2_261_825, unfrozen_layers=30)
 HEAD = replace(TRANSFER, trained_part="head", trained_parameters=1281, max_epochs=40, last_epoch=40)
 HEAD = replace(HEAD, frozen_features=True)
-LAYERS = replace(TRANSFER, number=2, trained_part="layers", trained_parameters=731_521, last_epoch=45)
+LAYERS = replace(TRANSFER, number=2, trained_part="fine-tuning", trained_parameters=731_521, last_epoch=45)
 
 
 class Terminal(io.StringIO):

@@ -68,7 +68,7 @@ def phase(number: int, last_epoch: int) -> PhaseStarted:
         phases=2,
         model="mobilenetv2",
         precision="float32",
-        trained_part="head" if number == 1 else "layers",
+        trained_part="head" if number == 1 else "fine-tuning",
         unfrozen_layers=30,
         max_epochs=3,
         last_epoch=last_epoch,

@@ -18,6 +18,15 @@ def test_the_learning_rate_of_a_step_is_known_without_having_done_it(tiny_config
     assert learning_rate(constant, *list_phases(constant), 10, 15) == 0.01
 
 
+def test_each_phase_names_the_setting_of_its_learning_rate(tiny_config):
+    assert [phase.rate_setting for phase in list_phases(tiny_config())] == ["training.learning_rate"]
+    both = tiny_config("model.name=mobilenetv2", "transfer.unfreeze=2", "transfer.learning_rate=0.002")
+    assert [(phase.trains, phase.rate_setting, phase.learning_rate) for phase in list_phases(both)] == [
+        ("head", "training.learning_rate", both.training.learning_rate),
+        ("fine-tuning", "transfer.learning_rate", 0.002),
+    ]
+
+
 def test_the_loss_scale_of_float16_goes_on_where_it_was():
     def optimizer() -> keras.mixed_precision.LossScaleOptimizer:
         made = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.Adam(), dynamic_growth_steps=3)
