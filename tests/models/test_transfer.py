@@ -132,11 +132,16 @@ def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_pa
 
 
 def test_phases_of_each_way_to_train():
-    assert list_phases(load_config()) == (Phase("all", 8, 1e-3),)
-    assert list_phases(settings("mobilenetv2", "transfer.weights=none")) == (Phase("all", 8, 1e-3),)
-    assert list_phases(settings()) == (Phase("head", 40, 1e-3, on_frozen_features=True),)
+    assert list_phases(load_config()) == (Phase("all", 8, 1e-3, "training.learning_rate"),)
+    assert list_phases(settings("mobilenetv2", "transfer.weights=none")) == (
+        Phase("all", 8, 1e-3, "training.learning_rate"),
+    )
+    assert list_phases(settings()) == (Phase("head", 40, 1e-3, "training.learning_rate", on_frozen_features=True),)
     both = settings("mobilenetv2", "transfer.unfreeze=20", "transfer.features=augmented", "transfer.learning_rate=1e-4")
-    assert list_phases(both) == (Phase("head", 40, 1e-3), Phase("fine-tuning", 8, 1e-4))
+    assert list_phases(both) == (
+        Phase("head", 40, 1e-3, "training.learning_rate"),
+        Phase("fine-tuning", 8, 1e-4, "transfer.learning_rate"),
+    )
     assert count_epochs(both) == 48
 
 
