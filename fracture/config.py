@@ -303,12 +303,28 @@ class GateConfig(Section, changes_recipe=False):
     min_radiographs: Positive = Field(
         20, description="Least radiographs of each class in the test on which both models are compared."
     )
-    min_auc: float = Field(0.75, ge=0, le=1, description="Least AUC. A first model has only this to reach.")
+    min_auc: float = Field(0.75, ge=0, le=1, description="Least AUC.")
     auc_margin: float = Field(0.03, ge=0, le=1, description="How far the AUC may lie below that of the model in use.")
-    confidence: float = Field(
-        0.9, gt=0.5, lt=1, description="Confidence that the AUC does not lie further below than `auc_margin`."
-    )
     min_sensitivity: float = Field(0.85, ge=0, le=1, description="Least sensitivity at the model's own threshold.")
+    min_specificity: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Least specificity at the model's own threshold, which is chosen for sensitivity.",
+    )
+    specificity_margin: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="How far the specificity may lie below that of the model in use. It varies more than the AUC, "
+        "since each model's threshold comes from validation.",
+    )
+    confidence: float = Field(
+        0.9,
+        gt=0.5,
+        lt=1,
+        description="Confidence that AUC and specificity do not lie further below than their margins.",
+    )
     max_calibration_error: float = Field(
         0.2, ge=0, le=1, description="Highest expected calibration error. With few radiographs it is higher by chance."
     )

@@ -16,7 +16,14 @@ from pydantic import BaseModel
 from fracture.config import GateConfig
 from fracture.dataset.format import Dataset, Manifest
 from fracture.errors import UsageError
-from fracture.evaluation.metrics import Evaluation, Metrics, auc_differences, average_by_radiograph, compute_metrics
+from fracture.evaluation.metrics import (
+    Evaluation,
+    Metrics,
+    auc_differences,
+    average_by_radiograph,
+    compute_metrics,
+    rate_differences,
+)
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
@@ -46,7 +53,8 @@ class Comparison:
     left_out: int  # test images of a group that one of the models has seen
     challenger: Evaluation
     champion: Evaluation | None
-    differences: np.ndarray | None  # [resamples] AUC per radiograph of the challenger minus that of the champion
+    # "auc" and "specificity" -> [resamples], per radiograph: that of the challenger minus that of the champion
+    differences: dict[str, np.ndarray] | None  # None: without a champion, or test has one class only
     agreement: Metrics | None  # of the champion with the labels of the new radiographs
 
 
@@ -90,7 +98,7 @@ def compare_with_champion(
         left_out=int((~unseen).sum()),
         challenger=_evaluate(scores, "challenger", challenger),
         champion=None if champion is None else _evaluate(scores, "champion", champion),
-        differences=None if champion is None else _resample_differences(scores),
+        differences=None if champion is None else _resample_differences(scores, challenger, champion),
         agreement=None if champion is None else _measure_agreement(model, champion, dataset, changes),
     )
 
@@ -99,13 +107,17 @@ def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
     return evaluate(scores.append_column("probability", scores[name]), bundle.operating_point.threshold)
 
 
-def _resample_differences(scores: pa.Table) -> np.ndarray | None:
+def _resample_differences(scores: pa.Table, challenger: Bundle, champion: Bundle) -> dict[str, np.ndarray] | None:
     names = ("label", "radiograph_id", "group_id", "challenger", "champion")
     labels, radiograph_ids, groups, *models = (scores[name].to_numpy() for name in names)
     first, means = average_by_radiograph(labels, radiograph_ids, *models)
     if len(np.unique(labels)) < 2:
         return None
-    return auc_differences(labels[first], *means, groups[first], resamples=_RESAMPLES)
+    thresholds = (bundle.operating_point.threshold for bundle in (challenger, champion))
+    called = (mean >= threshold for mean, threshold in zip(means, thresholds, strict=True))
+    rates = rate_differences(labels[first], *called, groups[first], _RESAMPLES)
+    aucs = auc_differences(labels[first], *means, groups[first], _RESAMPLES)
+    return {"auc": aucs, "specificity": rates["specificity"]}
 
 
 def _measure_agreement(model: object, champion: Bundle, dataset: Dataset, changes: DataChanges) -> Metrics | None:
@@ -147,19 +159,25 @@ def _check_challenger(comparison: Comparison, config: GateConfig) -> list[Rule]:
         _check_minimum("AUC", m["auc"], config.min_auc),
     ]
     if comparison.champion is not None:
-        rules.append(_check_against_champion(comparison, config))
-    error, most = m["calibration_error"], config.max_calibration_error
-    return [
-        *rules,
-        _check_minimum("sensitivity", m["recall"], config.min_sensitivity, f" at its threshold of {m.threshold:.3f}"),
-        Rule(
-            name="calibration",
-            value=error,
-            limit=most,
-            passed=error is not None and error <= most,
-            explanation=f"expected calibration error {_format_value(error)}; at most {most:g}",
-        ),
-    ]
+        rules.append(_check_against_champion(comparison, "AUC", "auc", config.auc_margin, config.confidence))
+    threshold = f" at its threshold of {m.threshold:.3f}"
+    rules.append(_check_minimum("sensitivity", m["recall"], config.min_sensitivity, threshold))
+    # A model that calls everything a fracture has the highest sensitivity, and any AUC.
+    rules.append(_check_minimum("specificity", m["specificity"], config.min_specificity, threshold))
+    if comparison.champion is not None:
+        margin = config.specificity_margin
+        rules.append(_check_against_champion(comparison, "specificity", "specificity", margin, config.confidence))
+    return [*rules, _check_calibration(m["calibration_error"], config.max_calibration_error)]
+
+
+def _check_calibration(error: float | None, most: float) -> Rule:
+    return Rule(
+        name="calibration",
+        value=error,
+        limit=most,
+        passed=error is not None and error <= most,
+        explanation=f"expected calibration error {_format_value(error)}; at most {most:g}",
+    )
 
 
 def _check_minimum(name: str, value: float | None, least: float, where: str = "") -> Rule:
@@ -169,23 +187,23 @@ def _check_minimum(name: str, value: float | None, least: float, where: str = ""
     )
 
 
-def _check_against_champion(comparison: Comparison, config: GateConfig) -> Rule:
-    challenger_auc, champion_auc = comparison.challenger["radiograph"]["auc"], comparison.champion["radiograph"]["auc"]
-    if comparison.differences is None or challenger_auc is None or champion_auc is None:
+def _check_against_champion(comparison: Comparison, name: str, figure: str, margin: float, confidence: float) -> Rule:
+    challenger, champion = (e["radiograph"][figure] for e in (comparison.challenger, comparison.champion))
+    if comparison.differences is None or challenger is None or champion is None:
         lowest, measured = None, "undefined, since test has one class only"
     else:
-        lowest = float(np.quantile(comparison.differences, 1 - config.confidence))
+        lowest = float(np.quantile(comparison.differences[figure], 1 - confidence))
         bound = f"at most {-lowest:.3f} lower" if lowest < 0 else f"at least {lowest:.3f} higher"
         measured = (
-            f"{challenger_auc:.3f}, the champion's {champion_auc:.3f} on the same radiographs: with "
-            f"{config.confidence:.0%} confidence {bound}"
+            f"{challenger:.3f}, the champion's {champion:.3f} on the same radiographs: with {confidence:.0%} "
+            f"confidence {bound}"
         )
     return Rule(
-        name="AUC against the champion",
+        name=f"{name} against the champion",
         value=lowest,
-        limit=-config.auc_margin,
-        passed=lowest is not None and lowest >= -config.auc_margin,
-        explanation=f"{measured}; at most {config.auc_margin:.3f} lower is allowed",
+        limit=-margin,
+        passed=lowest is not None and lowest >= -margin,
+        explanation=f"{measured}; at most {margin:.3f} lower is allowed",
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from fracture.config import GateConfig, load_config
 from fracture.dataset.format import FILES, Dataset, Leak, Manifest
 from fracture.errors import UsageError
-from fracture.evaluation.metrics import Evaluation, auc_differences
+from fracture.evaluation.metrics import Evaluation, auc_differences, rate_differences
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks, write_predictions
@@ -46,26 +46,37 @@ def scores(**models: np.ndarray) -> pa.Table:
 
 
 @cache
-def figures_of(probabilities: tuple[float, ...]) -> Evaluation:
+def figures_of(probabilities: tuple[float, ...], threshold: float) -> Evaluation:
     """Cached, since resampling takes a second per model."""
-    return evaluate(scores(probability=np.array(probabilities)), 0.5)
+    return evaluate(scores(probability=np.array(probabilities)), threshold)
 
 
-def figures(probabilities: np.ndarray) -> Evaluation:
-    return figures_of(tuple(probabilities))
+def figures(probabilities: np.ndarray, threshold: float = 0.5) -> Evaluation:
+    return figures_of(tuple(probabilities), threshold)
 
 
-def compared(challenger: np.ndarray, champion: np.ndarray | None = None, agreement: np.ndarray | None = None):
+def compared(
+    challenger: np.ndarray,
+    champion: np.ndarray | None = None,
+    agreement: np.ndarray | None = None,
+    threshold: float = 0.5,
+) -> Comparison:
+    """Compare two models whose thresholds are `threshold`, and 0.5 for the champion."""
     table = scores(challenger=challenger, **({} if champion is None else {"champion": champion}))
-
     return Comparison(
         scores=table,
         left_out=0,
-        challenger=figures(challenger),
+        challenger=figures(challenger, threshold),
         champion=None if champion is None else figures(champion),
-        differences=None if champion is None else auc_differences(LABELS, challenger, champion, np.arange(80), 500),
+        differences=None if champion is None else differences(challenger, champion, threshold),
         agreement=None if agreement is None else figures(agreement)["radiograph"],
     )
+
+
+def differences(challenger: np.ndarray, champion: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    rates = rate_differences(LABELS, challenger >= threshold, champion >= 0.5, np.arange(80), 500)
+    aucs = auc_differences(LABELS, challenger, champion, np.arange(80), 500)
+    return {"auc": aucs, "specificity": rates["specificity"]}
 
 
 @pytest.fixture
@@ -80,7 +91,7 @@ def failed(rules: list[Rule]) -> list[str]:
 def test_a_first_model_must_meet_the_floors(manifest):
     rules = apply_rules(compared(GOOD), NOTHING, manifest, GateConfig())
     assert [rule.name for rule in rules] == [
-        *("size of test", "AUC", "sensitivity", "calibration", "leakage", "label conflicts")
+        *("size of test", "AUC", "sensitivity", "specificity", "calibration", "leakage", "label conflicts")
     ]
     assert failed(rules) == []
     assert failed(apply_rules(compared(POOR), NOTHING, manifest, GateConfig())) == ["AUC", "sensitivity", "calibration"]
@@ -93,7 +104,8 @@ def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(man
     slipped[1] = 0.05
     pair = compared(slipped, GOOD)
     assert failed(apply_rules(pair, NOTHING, manifest, GateConfig(auc_margin=0.01))) == ["AUC against the champion"]
-    (rule,) = (rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig()) if "against" in rule.name)
+    rules = apply_rules(pair, NOTHING, manifest, GateConfig())
+    rule = next(rule for rule in rules if rule.name == "AUC against the champion")
     assert rule.explanation.startswith(
         "0.975, the champion's 1.000 on the same radiographs: with 90% confidence at most 0.0"
     )
@@ -102,11 +114,34 @@ def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(man
     assert failed(apply_rules(compared(GOOD, POOR), NOTHING, manifest, GateConfig())) == []
 
 
+def test_a_model_that_calls_every_radiograph_a_fracture_fails(manifest):
+    """AUC and sensitivity are as high as can be, since only the threshold is wrong."""
+    first = {rule.name: rule for rule in apply_rules(compared(GOOD, threshold=0.02), NOTHING, manifest, GateConfig())}
+    assert failed(list(first.values())) == ["specificity"]
+    assert first["specificity"].explanation == "0.000 at its threshold of 0.020; at least 0.1"
+    pair = compared(GOOD, GOOD, threshold=0.02)
+    rules = {rule.name: rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig(min_specificity=0.0))}
+    assert failed(list(rules.values())) == ["specificity against the champion"]
+    assert rules["specificity against the champion"].explanation == (
+        "0.000, the champion's 1.000 on the same radiographs: with 90% confidence at most 1.000 lower; "
+        "at most 0.200 lower is allowed"
+    )
+
+
+def test_a_challenger_may_clear_somewhat_fewer_normals_than_the_champion(manifest):
+    """Four of 40 normals are called fractures, 0.1 of the specificity; with 90 % confidence at most 0.16."""
+    pair = compared(np.where(np.arange(80) % 20 == 0, 0.6, GOOD), GOOD)
+    assert failed(apply_rules(pair, NOTHING, manifest, GateConfig())) == []
+    rules = apply_rules(pair, NOTHING, manifest, GateConfig(specificity_margin=0.1))
+    assert failed(rules) == ["specificity against the champion"]
+    assert next(rule.value for rule in rules if not rule.passed) == pytest.approx(-0.16, abs=0.02)
+
+
 def test_more_confidence_requires_a_wider_bound(manifest):
     slipped = np.where(np.arange(80) % 20 == 1, 0.05, GOOD)
     pair = compared(slipped, GOOD)
     results = [apply_rules(pair, NOTHING, manifest, GateConfig(confidence=sure)) for sure in (0.8, 0.9, 0.99)]
-    values = [next(rule.value for rule in rules if "against" in rule.name) for rules in results]
+    values = [next(rule.value for rule in rules if rule.name == "AUC against the champion") for rules in results]
     assert values == sorted(values, reverse=True)
 
 
@@ -192,6 +227,8 @@ def test_an_undefined_figure_fails(manifest):
     assert not rules["AUC"].passed
     assert rules["AUC against the champion"].explanation.startswith("undefined, since test has one class only")
     assert not rules["AUC against the champion"].passed
+    assert not rules["specificity"].passed
+    assert not rules["specificity against the champion"].passed
 
 
 OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
@@ -241,9 +278,19 @@ def test_both_are_scored_on_what_neither_has_seen(finished, tmp_path):
     assert found.left_out == 2
     assert {3, 5}.isdisjoint(found.scores["group_id"].to_pylist())
     assert np.allclose(found.scores["challenger"], found.scores["champion"], atol=1e-6)
-    assert np.abs(found.differences).max() == pytest.approx(0, abs=1e-9)
+    assert np.abs(found.differences["auc"]).max() == pytest.approx(0, abs=1e-9)
+    assert np.abs(found.differences["specificity"]).max() == 0
     assert found.agreement.count == 3, "one of the four new ones it has seen"
     assert found.agreement.groups == 3
+
+
+def test_specificity_is_compared_at_the_threshold_of_each_model(finished, tmp_path):
+    run, shards, manifest = finished
+    dataset = Dataset(renamed(shards, storage_path(tmp_path / "shards"), {}), manifest)
+    points = (OPERATING_POINT.model_copy(update={"threshold": threshold}) for threshold in (0.0, 1.0))
+    calls_all, calls_none = (replace(read_bundle(run / "bundle"), operating_point=point) for point in points)
+    found = compare_with_champion(calls_all, calls_none, run, dataset, NOTHING)
+    assert set(found.differences["specificity"]) == {-1.0}
 
 
 def test_models_of_different_image_sizes_are_not_compared(finished, tmp_path):
