@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -241,7 +242,8 @@ class Registry:
     def add_version(self, describe: Callable[[int], Version], run: StoragePath, dataset: Dataset) -> Version:
         """Copy the bundle of a finished run to a new version, unless that is done already.
 
-        The caller must hold the lock of retraining.
+        A run that was deleted and trained anew is another version, whatever its tick and request. The caller must hold
+        the lock of retraining.
 
         Args:
             describe: returns the facts about the version, given its number.
@@ -251,8 +253,9 @@ class Registry:
         versions = self.versions()
         used = [version.number for version in versions] + [decision.version for decision in self.history()]
         version = describe(1 + max(used, default=0))
+        made_from = attrgetter("tick", "request_hash", "dataset")
         for other in versions:
-            if (other.tick, other.request_hash, other.dataset) == (version.tick, version.request_hash, version.dataset):
+            if made_from(other) == made_from(version) and self._has_weights_of(bundle, other.number):
                 return other
         folder = self.bundle_folder(version.number)
         folder.delete()  # an incomplete copy
@@ -265,6 +268,10 @@ class Registry:
         for name in sorted(names, key=lambda name: name == CARD):  # last, since it makes the copy complete
             (folder / name).write_bytes((bundle / name).read_bytes())
         return version
+
+    def _has_weights_of(self, bundle: StoragePath, number: int) -> bool:
+        weights = self.bundle_folder(number) / WEIGHTS
+        return weights.is_file() and weights.read_bytes() == (bundle / WEIGHTS).read_bytes()
 
     def decide(self, version: Version, *, promote: bool, compared_with: int | None, reason: str) -> RegistryDecision:
         """Record the gate's decision on a challenger, and make it the champion if it is promoted.

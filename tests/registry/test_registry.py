@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def trained(run: StoragePath, shards: StoragePath) -> Callable[[Registry, str], 
     """A function that adds the run as the result of a tick."""
     from fracture.dataset.format import read_dataset
 
-    def add(registry: Registry, tick: str, request_hash: str = "a") -> Version:
+    def add(registry: Registry, tick: str, request_hash: str = "a", run: StoragePath = run) -> Version:
         def version(number: int) -> Version:
             groups = {"normal": 3, "fracture": 4}
             facts = {
@@ -128,6 +129,18 @@ def test_a_version_holds_all_that_it_was_made_from(registry: Registry, trained):
 def test_the_model_of_a_tick_becomes_one_version_even_if_it_is_added_twice(registry: Registry, trained):
     assert trained(registry, "w1") == trained(registry, "w1")
     assert trained(registry, "w1", request_hash="b").number == 2
+
+
+def test_a_run_that_was_deleted_and_trained_anew_is_another_version(registry: Registry, trained, run, tmp_path: Path):
+    """The gate scores the run's model, so the version that it promotes must hold that model."""
+    trained(registry, "w1")
+    again = storage_path(shutil.copytree(run.path, tmp_path / "again"))
+    (again / f"bundle/{WEIGHTS}").write_bytes(b"other weights")
+    assert trained(registry, "w1", run=again).number == 2
+    assert (registry.bundle_folder(2) / WEIGHTS).read_bytes() == b"other weights"
+    assert trained(registry, "w1", run=again).number == 2
+    (registry.bundle_folder(2) / WEIGHTS).delete()
+    assert trained(registry, "w1", run=again).number == 3, "version 2 has lost its weights"
 
 
 def test_a_tick_is_decided_once(registry: Registry, trained):
