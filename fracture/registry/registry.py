@@ -184,20 +184,28 @@ class Registry:
 
     def versions(self) -> list[Version]:
         """Return the complete versions, by number."""
+        return [self.version(number) for number in self._version_numbers()]
+
+    def _version_numbers(self) -> list[int]:
         names = [name for name in (self.folder / "versions").folders() if _NAME.fullmatch(name)]
         numbers = sorted(int(name) for name in names)
-        return [self.version(number) for number in numbers if is_bundle(self.bundle_folder(number))]
+        return [number for number in numbers if is_bundle(self.bundle_folder(number))]
 
     def version(self, number: int) -> Version:
         """
         Raises:
             UsageError: there is no such version, or it is damaged or of another format.
         """
+        folder = self.bundle_folder(number)
+        repair = f"Restore it from a copy. Or delete {folder}, once another version is in use."
         try:
-            return self._read(Version, self.bundle_folder(number) / VERSION, _REPAIR)
+            return self._read(Version, folder / VERSION, repair)
         except (FileNotFoundError, NotADirectoryError):
-            numbers = ", ".join(str(version.number) for version in self.versions())
-            raise UsageError(f"{self.folder} has no version {number}. There are: {numbers or 'none'}.") from None
+            numbers = self._version_numbers()
+            if number in numbers:
+                raise UsageError(f"{folder / VERSION} is missing. {repair}") from None
+            there = ", ".join(map(str, numbers)) or "none"
+            raise UsageError(f"{self.folder} has no version {number}. There are: {there}.") from None
 
     def history(self) -> list[RegistryDecision]:
         """Return all decisions, the oldest first."""

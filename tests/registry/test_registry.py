@@ -355,12 +355,32 @@ def test_a_version_that_lost_its_weights_is_not_promoted(registry: Registry, tra
     assert registry.champion() == 1
 
 
-@pytest.mark.parametrize("file", ["history/000001.json", "versions/0001/version.json"])
-def test_a_damaged_record_is_named(registry: Registry, trained, file: str):
+def test_a_damaged_record_is_named(registry: Registry, trained):
     decide(registry, trained(registry, "w1"), promote=True)
-    (registry.folder / file).write_bytes(b"")
-    with pytest.raises(UsageError, match=rf"{file} is damaged: .*Restore it from a copy, or delete it"):
+    (registry.folder / "history/000001.json").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"history/000001.json is damaged: .*Restore it from a copy, or delete it"):
         registry.promote(1)
+
+
+@pytest.mark.parametrize("state", ["damaged", "missing"])
+def test_a_version_without_its_facts_is_named_and_the_registry_goes_on_without_it(
+    registry: Registry, trained, state: str
+):
+    """The message says how: another version is put in use first, then the folder is deleted."""
+    decide(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w2"), promote=True)
+    file = registry.bundle_folder(2) / "version.json"
+    file.delete() if state == "missing" else file.write_bytes(b"{")
+    message = (
+        rf"0002/version.json is {state}\W.*Restore it from a copy. Or delete .*0002, once another version is in use"
+    )
+    for command in (registry.versions, lambda: registry.promote(2), registry.champion_bundle):
+        with pytest.raises(UsageError, match=message):
+            command()
+    registry.promote(1)
+    registry.bundle_folder(2).delete()
+    assert [version.number for version in registry.versions()] == [1]
+    assert decide(registry, trained(registry, "w3"), promote=True).version == 3
 
 
 def test_the_history_is_plain_json(registry: Registry, trained):
