@@ -9,7 +9,8 @@
   locks/              who is writing
 
 A decision is first written to the history, then to `champion.json`. If a process is killed in between, the next one
-completes the decision, so that the two agree whenever nobody is writing.
+completes the decision, so that the two agree whenever nobody is writing. A `champion.json` that names a later decision
+than the history has stays: then a file of the history was removed.
 """
 
 import json
@@ -36,7 +37,7 @@ FORMAT_VERSION = 2
 _PATIENCE = 30  # seconds to wait for another change of the champion, which takes one or two
 Model = TypeVar("Model", bound=BaseModel)
 _NAME = re.compile(r"\d{4,}")
-_REPAIR = "Restore it from a copy, or delete it to continue without it."
+_REPAIR = "Restore it from a copy."
 
 STATE = "state.json"  # of a tick
 
@@ -134,9 +135,13 @@ class Registry:
         Raises:
             UsageError: `champion.json` is damaged or of another format.
         """
+        champion = self._read_champion()
+        return None if champion is None else champion.version
+
+    def _read_champion(self) -> _Champion | None:
         repair = f"job/registry.py promote VERSION --registry {self.folder} writes it again."
         try:
-            return self._read(_Champion, self.folder / CHAMPION, repair).version
+            return self._read(_Champion, self.folder / CHAMPION, repair)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -340,8 +345,7 @@ class Registry:
         Raises:
             HeldError: another process is changing the champion.
         """
-        decisions = self.history()
-        if decisions and decisions[-1].champion != self._champion_or_none():
+        if self._find_pending_decision() is not None:
             with self._hold_champion():
                 pass
 
@@ -363,10 +367,17 @@ class Registry:
                     if not left:
                         raise
                     time.sleep(1)
-            decisions = self.history()
-            if decisions and decisions[-1].champion != self._champion_or_none():
-                self._write_champion(decisions[-1])
+            if (pending := self._find_pending_decision()) is not None:
+                self._write_champion(pending)
             yield
+
+    def _find_pending_decision(self) -> RegistryDecision | None:
+        """Return the newest decision if `champion.json` is older, damaged or missing, else None."""
+        decisions = self.history()  # first, so that a decision that is made meanwhile is not taken for a pending one
+        champion = self._champion_or_none()
+        if not decisions or decisions[-1].champion is None:
+            return None
+        return decisions[-1] if champion is None or champion.decision < decisions[-1].number else None
 
     def find_prunable(self, keep: int, current: str = "") -> list[StoragePath]:
         """Return the folders of old versions, runs and datasets that may be removed.
@@ -413,9 +424,9 @@ class Registry:
                 return name
         return None
 
-    def _champion_or_none(self) -> int | None:
+    def _champion_or_none(self) -> _Champion | None:
         try:
-            return self.champion()
+            return self._read_champion()
         except WrongFormat:
             raise
         except UsageError:  # damaged
@@ -424,9 +435,8 @@ class Registry:
     def _append(
         self, event: Event, version: int, champion: int | None, reason: str, **retraining: str
     ) -> RegistryDecision:
-        decisions = self.history()
         decision = RegistryDecision(
-            number=decisions[-1].number + 1 if decisions else 1,
+            number=1 + self._newest_decision_number(self.history()),
             time=datetime.now(UTC),
             who=self._who,
             event=event,
@@ -441,6 +451,11 @@ class Registry:
         (self.folder / "history" / f"{decision.number:06d}.json").write_bytes(data)
         self._write_champion(decision)
         return decision
+
+    def _newest_decision_number(self, decisions: list[RegistryDecision]) -> int:
+        """Return the number of the newest decision that was ever made, also if its file was removed; 0 before any."""
+        champion = self._champion_or_none()
+        return max([decision.number for decision in decisions] + [champion.decision if champion else 0])
 
     def _write_champion(self, decision: RegistryDecision) -> None:
         if decision.champion is None:
