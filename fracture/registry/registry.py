@@ -313,12 +313,9 @@ class Registry:
             UsageError: there is no such version, or it is the champion already.
         """
         with self._hold_champion():
-            self.version(number)
-            if not (self.bundle_folder(number) / WEIGHTS).is_file():
-                raise UsageError(
-                    f"version {number} has lost its {WEIGHTS}, so it cannot be used. Name another version."
-                )
-            if self.champion() == number:
+            self._check_usable(number)
+            champion = self._champion_or_none()
+            if champion is not None and champion.version == number:
                 raise UsageError(f"version {number} is the champion already")
             return self._append("promoted by hand", number, number, reason)
 
@@ -326,18 +323,36 @@ class Registry:
         """Make the previous champion the champion again.
 
         Raises:
-            UsageError: there is no previous champion.
+            UsageError: there is no previous champion, or it or a file of the history was removed.
         """
         with self._hold_champion():
+            decisions = self.history()
+            self._check_none_lost(decisions)
             champions: list[int] = []  # each replaced the one before
-            for decision in self.history():
+            for decision in decisions:
                 if decision.event == "rolled back":
                     champions.pop()
                 elif decision.event != "rejected":
                     champions.append(decision.version)
             if len(champions) < 2:
                 raise UsageError(f"{self.folder} has no previous champion, so there is nothing to roll back to.")
+            self._check_usable(champions[-2])
             return self._append("rolled back", champions[-1], champions[-2], reason)
+
+    def _check_usable(self, number: int) -> None:
+        self.version(number)
+        if not (self.bundle_folder(number) / WEIGHTS).is_file():
+            raise UsageError(f"version {number} has lost its {WEIGHTS}, so it cannot be used. Name another version.")
+
+    def _check_none_lost(self, decisions: list[RegistryDecision]) -> None:
+        """Raise UsageError where a file of the history is missing: nobody knows then which champion was before."""
+        there = {decision.number for decision in decisions}
+        for number in range(1, 1 + self._newest_decision_number(decisions)):
+            if number not in there:
+                raise UsageError(
+                    f"{self.folder}/history/{number:06d}.json is missing, so the previous champion is not known. "
+                    f"{_REPAIR} Or name the version: fracture registry promote VERSION --registry {self.folder}"
+                )
 
     def finish_pending_decision(self) -> None:
         """Complete the decision of a process that was killed while it wrote it, if there is one.

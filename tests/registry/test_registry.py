@@ -181,6 +181,40 @@ def test_a_decision_whose_record_was_removed_is_not_undone(registry: Registry, t
     assert registry.champion() == 3
 
 
+@pytest.mark.parametrize("lost", [(1,), (2,), (3,), (1, 2, 3, 4), (4,)])
+def test_nothing_is_rolled_back_by_a_history_with_a_gap(registry: Registry, trained, lost: tuple[int, ...]):
+    """Whichever is lost: promotions, or that one was taken back."""
+    for tick in ("w1", "w2", "w3"):
+        decide(registry, trained(registry, tick), promote=True)
+    registry.rollback()
+    for number in lost:
+        (registry.folder / f"history/{number:06d}.json").delete()
+    message = (
+        rf"history/00000{lost[0]}.json is missing, so the previous champion is not known. Restore it from a copy. "
+        r"Or name the version: fracture registry promote VERSION --registry .*registry$"
+    )
+    with pytest.raises(UsageError, match=message):
+        registry.rollback()
+    assert registry.champion() == 2
+    assert registry.promote(1).number == 5
+
+
+def test_a_champion_is_put_in_use_again_when_the_history_is_lost_and_its_file_damaged(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
+    (registry.folder / "history").delete()
+    (registry.folder / "champion.json").write_bytes(b"{")
+    assert registry.promote(1).champion == registry.champion() == 1
+
+
+def test_no_version_that_was_deleted_is_rolled_back_to(registry: Registry, trained):
+    decide(registry, trained(registry, "w1"), promote=True)
+    decide(registry, trained(registry, "w2"), promote=True)
+    registry.bundle_folder(1).delete()
+    with pytest.raises(UsageError, match=r"has no version 1. There are: 2\."):
+        registry.rollback()
+    assert registry.champion() == 2
+
+
 def test_a_rejection_that_was_killed_is_completed_too(registry: Registry, trained):
     decide(registry, trained(registry, "w1"), promote=True)
     earlier = (registry.folder / "champion.json").read_bytes()
