@@ -77,7 +77,7 @@ def show_version(registry: Registry, number: int | None = None) -> ShownVersion:
     Raises:
         UsageError: there is no such version.
     """
-    number = number or registry.require_champion()
+    number = registry.require_champion() if number is None else number
     version = registry.version(number)
     decision = registry.read_decision(version.tick)
     return ShownVersion(

@@ -78,6 +78,13 @@ def test_one_version_is_shown_with_its_data_and_decisions(
     assert f"because of w{state[0]}" in "\n".join(lines[-2:])
 
 
+def test_version_0_is_not_taken_for_the_one_in_use(
+    run_command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["registry", "show", "0", "--registry", str(tmp_path / "registry")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/registry has no version 0. There are: 1, 2.\n"
+
+
 def test_a_version_is_promoted_and_rolled_back_by_hand(run_command: Callable[..., list[str]]):
     [promoted] = run_command("promote", "2", "--reason", "seen in the ward")
     assert "by hand      version 2 promoted by hand, version 2 in use: seen in the ward (" in promoted
