@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel
 
 from fracture.config import GateConfig
 from fracture.dataset.format import Dataset, Manifest
@@ -28,20 +27,11 @@ from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
 from fracture.registry.data_changes import CHANCE, DataChanges
+from fracture.registry.registry import Rule
 from fracture.storage import StoragePath
 
 _RESAMPLES = 2000
 _AGREEMENT_RADIOGRAPHS = 2000  # new radiographs that the model in use is scored on; more would not change the result
-
-
-class Rule(BaseModel, frozen=True):
-    """One rule and its result."""
-
-    name: str
-    value: float | None  # None: there was nothing to measure
-    limit: float
-    passed: bool
-    explanation: str
 
 
 @dataclass(frozen=True)

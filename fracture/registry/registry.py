@@ -74,6 +74,16 @@ class RegistryDecision(BaseModel, frozen=True):
     reason: str = ""
 
 
+class Rule(BaseModel, frozen=True):
+    """One rule of the gate and its result."""
+
+    name: str
+    value: float | None  # None: there was nothing to measure
+    limit: float
+    passed: bool
+    explanation: str
+
+
 class TickState(BaseModel):
     """Progress of a retraining, so that one that was killed can resume."""
 

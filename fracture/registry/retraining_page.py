@@ -13,7 +13,8 @@ from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, png, render
 from fracture.registry.data_changes import DataChanges
-from fracture.registry.gate import Comparison, Rule
+from fracture.registry.gate import Comparison
+from fracture.registry.registry import Rule
 from fracture.storage import StoragePath
 
 _SHOWN = 12  # radiographs on which the models disagree

@@ -16,7 +16,8 @@ from fracture.evaluation.scores import score_blocks, write_predictions
 from fracture.inference.bundle import export_model, read_bundle, write_bundle
 from fracture.models import build_model
 from fracture.registry.data_changes import DataChanges, Drift
-from fracture.registry.gate import Comparison, Rule, apply_rules, compare_with_champion
+from fracture.registry.gate import Comparison, apply_rules, compare_with_champion
+from fracture.registry.registry import Rule
 from fracture.registry.retraining_page import Retraining, render_retraining_page
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, write_shards
