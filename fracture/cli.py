@@ -992,7 +992,7 @@ def _registry(args: argparse.Namespace) -> None:
                 *format_results(shown.bundle.evaluations),
             ]
             for rule in shown.rules:
-                lines.append(f"{'  holds' if rule['passed'] else '  FAILS':<10} {rule['name']}: {rule['explanation']}")
+                lines.append(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.explanation}")
             _print(lines + [_decision_line(decision) for decision in shown.decisions])
         case "promote":
             print(_decision_line(registry.promote(args.version, args.reason)))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from operator import attrgetter
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -84,6 +84,12 @@ class Rule(BaseModel, frozen=True):
     explanation: str
 
 
+class _TickDecision(BaseModel):
+    """The part of a tick's `decision.json` that is read again."""
+
+    rules: list[Rule]
+
+
 class TickState(BaseModel):
     """Progress of a retraining, so that one that was killed can resume."""
 
@@ -117,6 +123,13 @@ def _format_of(data: bytes) -> int | None:
     return named if isinstance(named, int) else None
 
 
+def _parse(kind: type[Model], data: bytes, file: StoragePath, repair: str) -> Model:
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise Damaged(f"{file} is damaged: {error.errors()[0]['msg']}. {repair}") from None
+
+
 class Registry:
     """A registry in a folder or bucket, which may not exist yet."""
 
@@ -134,10 +147,7 @@ class Registry:
                 f"{self.folder} is a registry of format {found}, and this program reads format {FORMAT_VERSION}: begin "
                 "another registry with job/retrain.py --registry; its models must be trained again."
             )
-        try:
-            return kind.model_validate_json(data)
-        except ValidationError as error:
-            raise UsageError(f"{file} is damaged: {error.errors()[0]['msg']}. {repair}") from None
+        return _parse(kind, data, file, repair)
 
     def champion(self) -> int | None:
         """Return the version in use, or None before the first.
@@ -189,10 +199,18 @@ class Registry:
         test = self.read_bundle(version).evaluations["test"]["radiograph"]
         return {name: test[name] for name in ("auc", "recall", "specificity", "calibration_error")}
 
-    def read_decision(self, tick: str) -> dict[str, Any] | None:
-        """Return the content of a tick's `decision.json`, or None if there is no such file."""
+    def read_rules(self, tick: str) -> list[Rule]:
+        """Return the gate's rules from a tick's `decision.json`; none where that file was removed.
+
+        Raises:
+            UsageError: it is damaged.
+        """
         file = self.tick_folder(tick) / "decision.json"
-        return file.read_json() if file.is_file() else None
+        repair = "Restore it from a copy, or delete it: the version is then shown without its rules."
+        try:
+            return _parse(_TickDecision, file.read_replaced_bytes(), file, repair).rules
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def bundle_folder(self, version: int) -> StoragePath:
         return self.folder / "versions" / f"{version:04d}"
@@ -250,13 +268,11 @@ class Registry:
         """Return the progress of a retraining, or None if it has not begun or the file is damaged.
 
         Raises:
-            WrongFormat: the registry is of another format.
+            UsageError: the registry is of another format, or the file may not be read.
         """
         try:
             return self._read(TickState, self.tick_folder(tick) / STATE, _REPAIR)
-        except WrongFormat:
-            raise
-        except (FileNotFoundError, NotADirectoryError, UsageError):
+        except (FileNotFoundError, NotADirectoryError, Damaged):
             return None
 
     def write_state(self, tick: str, state: TickState) -> None:
@@ -452,9 +468,7 @@ class Registry:
     def _champion_or_none(self) -> _Champion | None:
         try:
             return self._read_champion()
-        except WrongFormat:
-            raise
-        except UsageError:  # damaged
+        except Damaged:
             return None
 
     def _append(
@@ -497,6 +511,10 @@ class Registry:
 
 class ChampionChanged(Exception):
     """The champion is no longer the one that the challenger was compared with."""
+
+
+class Damaged(UsageError):
+    """A file of the registry holds something else than this program writes."""
 
 
 class WrongFormat(UsageError):

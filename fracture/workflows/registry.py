@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from fracture.errors import UsageError
-from fracture.registry.registry import Registry, RegistryDecision, Version
+from fracture.registry.registry import Registry, RegistryDecision, Rule, Version
 from fracture.storage import storage_path
 from fracture.workflows.arguments import Report, print_line
 from fracture.workflows.locking import describe_user, hold_lock
@@ -34,7 +34,7 @@ class ShownVersion:
     version: Version
     bundle: Bundle
     in_use: bool
-    rules: list[dict[str, Any]]  # of the gate, as in decision.json; empty where that file was removed
+    rules: list[Rule]  # of the gate, as in decision.json; empty where that file was removed
     decisions: list[RegistryDecision]  # about this version, the oldest first
 
 
@@ -79,12 +79,11 @@ def show_version(registry: Registry, number: int | None = None) -> ShownVersion:
     """
     number = registry.require_champion() if number is None else number
     version = registry.version(number)
-    decision = registry.read_decision(version.tick)
     return ShownVersion(
         version=version,
         bundle=registry.read_bundle(number),
         in_use=number == registry.champion(),
-        rules=decision["rules"] if decision else [],
+        rules=registry.read_rules(version.tick),
         decisions=[d for d in registry.history() if number in (d.version, d.champion)],
     )
 

@@ -19,7 +19,7 @@ from fracture.errors import RunError, UsageError
 from fracture.evaluation.metrics import compute_metrics
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference.bundle import WEIGHTS, write_bundle
-from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, TickState, Version
+from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, Rule, TickState, Version
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import ROOT, TINY, small_disk, write_shards
 
@@ -415,6 +415,19 @@ def test_a_damaged_record_is_named(registry: Registry, trained):
     (registry.folder / "history/000001.json").write_bytes(b"")
     with pytest.raises(UsageError, match=r"history/000001.json is damaged: .*Restore it from a copy\.$"):
         registry.promote(1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"rules": [{}]}', b"\xff"])
+def test_damaged_rules_are_named(registry: Registry, trained, content: bytes):
+    decide(registry, trained(registry, "w1"), promote=True)
+    file = registry.tick_folder("w1") / "decision.json"
+    assert registry.read_rules("w1") == []
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"w1/decision.json is damaged: .*Restore it from a copy, or delete it: the"):
+        registry.read_rules("w1")
+    rule = Rule(name="AUC", value=0.9, limit=0.75, passed=True, explanation="0.900; at least 0.75")
+    file.write_json({"tick": "w1", "rules": [rule.model_dump()]})
+    assert registry.read_rules("w1") == [rule]
 
 
 @pytest.mark.parametrize("state", ["damaged", "missing"])
