@@ -123,9 +123,13 @@ class StoragePath:
 
         Raises:
             RunError: the file changes its length at each of many reads.
+            UsageError: it may not be read.
         """
         for _ in range(_READS):
-            data = self.read_bytes()
+            try:
+                data = self.read_bytes()
+            except PermissionError as error:
+                raise UsageError(self._refusal("read", error)) from None
             if self.is_local or self._info().size == len(data):
                 return data
         raise RunError(f"{self} is replaced all the time and cannot be read. Run the same command again.")
@@ -238,7 +242,10 @@ class StoragePath:
             with self._store_named_in_errors(what):
                 yield
         except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
+            raise UsageError(self._refusal(what, error)) from None
+
+    def _refusal(self, what: str, error: Exception) -> str:
+        return f"{self} cannot be {what}: {error}. Check the path and its permissions."
 
     @contextmanager
     def _store_named_in_errors(self, what: str) -> Iterator[None]:

@@ -190,6 +190,20 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """A file that may not be read. Root may read any, and is another user meanwhile."""
+    mode, user = file.stat().st_mode, os.geteuid()
+    file.chmod(0)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        file.chmod(mode)
+
+
 ROOT = Path(__file__).parents[1]
 SECRET = "SECRET/of+the+tests"  # with what secrets do have in them
 

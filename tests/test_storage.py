@@ -16,7 +16,7 @@ from pyarrow import fs
 from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
 from fracture.storage import StoragePath, disk_full, storage_path
-from tests.conftest import SECRET, write_shards
+from tests.conftest import SECRET, unreadable, write_shards
 
 USES: dict[str, Callable[[StoragePath], object]] = {  # every way to a store
     "read": StoragePath.read_bytes,
@@ -71,6 +71,15 @@ def test_files_and_folders_are_distinguished(folder: StoragePath):
 def test_what_is_not_there_cannot_be_read(folder: StoragePath):
     with pytest.raises(FileNotFoundError):
         (folder / "gone").read_bytes()
+
+
+def test_a_file_of_json_that_may_not_be_read_is_named(tmp_path: Path):
+    file = storage_path(tmp_path / "file.json")
+    file.write_json(1)
+    message = r"file.json cannot be read: .*Permission denied.*Check the path and its permissions"
+    with unreadable(tmp_path / "file.json"), pytest.raises(UsageError, match=message):
+        file.read_json()
+    assert file.read_json() == 1
 
 
 def test_delete_takes_files_folders_and_nothing(folder: StoragePath):

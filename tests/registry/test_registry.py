@@ -21,7 +21,7 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference.bundle import WEIGHTS, write_bundle
 from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, Rule, TickState, Version
 from fracture.storage import StoragePath, storage_path
-from tests.conftest import ROOT, TINY, small_disk, write_shards
+from tests.conftest import ROOT, TINY, small_disk, unreadable, write_shards
 
 OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
 FIGURES = {
@@ -428,6 +428,26 @@ def test_damaged_rules_are_named(registry: Registry, trained, content: bytes):
     rule = Rule(name="AUC", value=0.9, limit=0.75, passed=True, explanation="0.900; at least 0.75")
     file.write_json({"tick": "w1", "rules": [rule.model_dump()]})
     assert registry.read_rules("w1") == [rule]
+
+
+READS = {
+    "champion.json": Registry.champion,
+    "versions/0001/version.json": lambda registry: registry.version(1),
+    "history/000001.json": Registry.history,
+    "ticks/w1/state.json": lambda registry: registry.read_state("w1"),
+    "ticks/w1/decision.json": lambda registry: registry.read_rules("w1"),
+}
+
+
+@pytest.mark.parametrize("file", READS)
+def test_a_file_that_may_not_be_read_is_named(registry: Registry, trained, file: str):
+    """A state that may not be read is not taken for a damaged one, whose run is removed."""
+    begun(registry, "w1")
+    decide(registry, trained(registry, "w1"), promote=True)
+    (registry.tick_folder("w1") / "decision.json").write_json({"rules": []})
+    message = r"cannot be read: .*Permission denied.*Check the path and its permissions"
+    with unreadable(Path((registry.folder / file).path)), pytest.raises(UsageError, match=message):
+        READS[file](registry)
 
 
 @pytest.mark.parametrize("state", ["damaged", "missing"])
