@@ -5,9 +5,9 @@ Reading imports neither TensorFlow nor Ray, nor the plots of reports.
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -26,7 +26,7 @@ from fracture.progress.events import (
     WaitingForMachines,
     WorkersFailed,
 )
-from fracture.progress.history import find_best, read_history
+from fracture.progress.history import LOG_REPAIR, METRICS_LOG, find_best, read_history
 from fracture.progress.time_left import TimeLeft
 from fracture.storage import StoragePath
 
@@ -142,7 +142,7 @@ def status_lines(runs: StoragePath, name: str, now: datetime) -> list[str]:
     """Return lines for a person that say how far the run is; of a run in folds, or of a comparison, one a fold.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or one of its files is damaged.
     """
     folders = runs.folders()
     if name not in folders:
@@ -175,12 +175,9 @@ def _join_facts(facts: Mapping[str, str]) -> str:
 
 def _facts(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime) -> dict[str, str]:
     """Return what is known of one training, by the label of its line."""
-    bundle, status = _json(run / "bundle/bundle.json"), _status(run)
-    if bundle is not None:
-        return {
-            "state": f"finished: {bundle['run']['epochs']} epochs, the best was {bundle['run']['best_epoch']}",
-            "test": _figures(bundle["metrics"]["test"]["radiograph"]),
-        }
+    if (finished := _finished(run)) is not None:
+        return finished
+    status = _status(run)
     facts = {"state": _state(status, held, now)} | _best(run)
     if status is not None:
         if status.seconds_left is not None and facts["state"].startswith(("training", "validating")):
@@ -190,6 +187,18 @@ def _facts(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime)
             facts["restarts"] = f"{status.restarts} restart{'s' if status.restarts > 1 else ''} of workers"
             facts["restarts"] += f", the last since {status.reason}" if status.reason else ""
     return facts
+
+
+def _finished(run: StoragePath) -> dict[str, str] | None:
+    file = run / "bundle/bundle.json"
+    with _damage_named(file, "Restore it from a copy, or train again under another --run name."):
+        bundle = _json(file)
+        if bundle is None:
+            return None
+        return {
+            "state": f"finished: {bundle['run']['epochs']} epochs, the best was {bundle['run']['best_epoch']}",
+            "test": _figures(bundle["metrics"]["test"]["radiograph"]),
+        }
 
 
 def _state(status: Status | None, held: tuple[Claim, datetime] | None, now: datetime) -> str:
@@ -219,11 +228,12 @@ def _progress(status: Status) -> str:
 
 
 def _best(run: StoragePath) -> dict[str, str]:
-    history = read_history(run)
-    if not history:
-        return {}
-    best = find_best(history)
-    return {"best": f"epoch {best['epoch']}: validation loss {best['val_loss']:.3f}, AUC {best['val_auc']:.3f}"}
+    with _damage_named(run / METRICS_LOG, LOG_REPAIR):
+        history = read_history(run)
+        if not history:
+            return {}
+        best = find_best(history)
+        return {"best": f"epoch {best['epoch']}: validation loss {best['val_loss']:.3f}, AUC {best['val_auc']:.3f}"}
 
 
 def _figures(metrics: Mapping[str, Any]) -> str:
@@ -239,8 +249,21 @@ def _figure(figure: Mapping[str, float | None]) -> str:
 
 
 def _status(run: StoragePath) -> Status | None:
-    content = _json(run / STATUS)
-    return None if content is None else Status.model_validate(content)
+    file = run / STATUS
+    with _damage_named(file, "Delete it; a job that is at work writes it again."):
+        content = _json(file)
+        return None if content is None else Status.model_validate(content)
+
+
+@contextmanager
+def _damage_named(file: StoragePath, repair: str) -> Iterator[None]:
+    """Turn what reading something else than this program wrote raises into an error that names the file."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{file} is damaged. {repair}") from None
 
 
 def _json(file: StoragePath) -> Any:

@@ -1,5 +1,8 @@
 from pathlib import Path
 
+import pytest
+
+from fracture.errors import UsageError
 from fracture.progress.history import METRICS_LOG, find_best, read_history, write_history
 from fracture.storage import storage_path
 
@@ -11,6 +14,16 @@ def test_the_log_is_read_as_it_was_written(tmp_path: Path):
     write_history(run, history)
     assert read_history(run) == history
     assert len((tmp_path / "x" / METRICS_LOG).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"1", b"\xff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes):
+    run = storage_path(tmp_path / "x")
+    (run / METRICS_LOG).write_bytes(b'{"epoch": 1, "val_loss": 0.5}\n' + line + b"\n")
+    with pytest.raises(
+        UsageError, match=r"metrics.jsonl is damaged at line 2. Restore it from a copy; a run that is not"
+    ):
+        read_history(run)
 
 
 def test_a_bucket_without_a_log_has_no_history(bucket: str):

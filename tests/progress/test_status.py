@@ -310,6 +310,38 @@ def test_a_run_that_is_not_there_lists_those_that_are(runs: StoragePath):
     assert shown(runs, name="a")["state"] == "started; no job is at work on it"
 
 
+DAMAGED = [b"", b"{", b"{}", b"[]", b'"x"', b"\xff"]
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, b'{"run": {"epochs": 5, "best_epoch": 3}, "metrics": {}}'])
+def test_a_damaged_bundle_is_named(tmp_path: Path, content: bytes):
+    file = storage_path(tmp_path) / "x/bundle/bundle.json"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"x/bundle/bundle.json is damaged. Restore it from a copy, or train again"):
+        status_lines(storage_path(tmp_path), "x", NOON)
+
+
+@pytest.mark.parametrize("content", [*DAMAGED, b'{"updated": "noon", "epochs": 8}'])
+def test_a_damaged_status_is_named_and_may_be_deleted(tmp_path: Path, content: bytes):
+    runs = storage_path(tmp_path)
+    (runs / "x" / STATUS).write_bytes(content)
+    with pytest.raises(UsageError, match=r"x/status.json is damaged. Delete it; a job that is at work writes it again"):
+        status_lines(runs, "x", NOON)
+    (runs / "x" / STATUS).delete()
+    assert shown(runs)["state"] == "started; no job is at work on it"
+
+
+@pytest.mark.parametrize(
+    ("line", "where"), [(b'{"epoch": 2, "val_l', " at line 2"), (b"{}", ""), (b'{"epoch": 2, "val_loss": "x"}', "")]
+)
+def test_a_damaged_log_is_named(tmp_path: Path, line: bytes, where: str):
+    runs = storage_path(tmp_path)
+    (runs / "x/metrics.jsonl").write_bytes(b'{"epoch": 1, "val_loss": 0.5, "val_auc": 0.8}\n' + line)
+    message = rf"x/metrics.jsonl is damaged{where}. Restore it from a copy; a run that is not finished writes it anew"
+    with pytest.raises(UsageError, match=message):
+        status_lines(runs, "x", NOON)
+
+
 def finish(run: StoragePath) -> None:
     nothing = {"value": None, "low": None, "high": None}
     figures = {"auc": {"value": 0.82, "low": 0.71, "high": 0.93}, "recall": nothing | {"value": 0.9}}
