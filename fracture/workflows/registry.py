@@ -58,10 +58,10 @@ def list_versions(registry: Registry) -> RegistryListing:
     champions, decided = {d.champion for d in decisions}, {d.version for d in decisions}
 
     def state(number: int) -> Literal["in use", "was in use", "rejected", "not decided"]:
-        if number not in decided:
-            return "not decided"
         if number == champion:
             return "in use"
+        if number not in decided:
+            return "not decided"
         return "was in use" if number in champions else "rejected"
 
     versions = [

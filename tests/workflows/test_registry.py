@@ -66,6 +66,13 @@ def test_the_list_shows_versions_and_decisions(run_command: Callable[..., list[s
     assert rejected.endswith("w2           version 2 rejected, version 1 in use: because of w2 (Ann)")
 
 
+def test_the_version_in_use_is_listed_as_such_where_its_decision_was_removed(
+    run_command: Callable[..., list[str]], tmp_path: Path
+):
+    (tmp_path / "registry/history/000001.json").unlink()
+    assert run_command("list")[1].endswith("in use")
+
+
 @pytest.mark.parametrize(("words", "state"), [((), "1, in use"), (("2",), "2, not in use")])
 def test_one_version_is_shown_with_its_data_and_decisions(
     run_command: Callable[..., list[str]], words: tuple[str, ...], state: str
