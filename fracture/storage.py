@@ -31,6 +31,8 @@ _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: h
 _READS = 20  # of a file that others replace meanwhile
 _LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
+# A path that cannot be, or may not be written: a name of over 255 bytes, links in a loop, a file system to read only.
+_PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -172,7 +174,7 @@ class StoragePath:
             self.filesystem.create_dir(folder)
         except FileExistsError:
             # It is there at Arrow's first call, and gone at the second, where another process removes an empty folder.
-            if any(path.is_file() for path in (Path(folder), *Path(folder).parents)):
+            if any(path.is_file() or _is_broken_link(path) for path in (Path(folder), *Path(folder).parents)):
                 raise
             raise FileNotFoundError(errno.ENOENT, "removed by another process", folder) from None
 
@@ -237,7 +239,9 @@ class StoragePath:
         try:
             with self._store_named_in_errors(what):
                 yield
-        except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno not in _PATH_ERRORS:
+                raise
             raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
 
     @contextmanager
@@ -251,6 +255,10 @@ class StoragePath:
             if clear := None if self.is_local else store_failed(error, self, what):
                 raise clear from None
             raise
+
+
+def _is_broken_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 class _PatientS3(fs.S3FileSystem):
@@ -278,13 +286,13 @@ def storage_path(uri: str | Path) -> StoragePath:
     """Return the file or folder that a path or URI names; relative paths start at the current folder.
 
     Raises:
-        UsageError: no such kind of URI, no such bucket, or credentials in the URI.
+        UsageError: no such kind of URI, no such bucket or none named, credentials in the URI, or no such user.
         RunError: the store fails.
     """
     text = str(uri)
     scheme, colon, rest = text.partition("://")
     if not colon:
-        return StoragePath(fs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        return StoragePath(fs.LocalFileSystem(), _expand_home(text).absolute().as_posix())
     if scheme in _CREDENTIALS:
         return _in_bucket(scheme, rest)
     try:
@@ -297,6 +305,14 @@ def storage_path(uri: str | Path) -> StoragePath:
     return StoragePath(filesystem, path.rstrip("/"))
 
 
+def _expand_home(text: str) -> Path:
+    """Replace a first `~` or `~user` by that user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text!r}: no user's folder is known by {text.partition('/')[0]!r}. Write it out.") from None
+
+
 def _in_bucket(scheme: str, rest: str) -> StoragePath:
     """Return a path in a bucket. Names are taken literally, as `aws s3` does; after a `?` come Arrow's options."""
     address, mark, options = rest.partition("?")
@@ -307,6 +323,8 @@ def _in_bucket(scheme: str, rest: str) -> StoragePath:
             f"({_CREDENTIALS[scheme]})."
         )
     where = f"{scheme}://{address}"
+    if not bucket:
+        raise UsageError(f"{where} names no bucket. Use {scheme}://BUCKET/FOLDER.")
     try:
         filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}{mark}{options}")
         if isinstance(filesystem, fs.S3FileSystem):
