@@ -178,6 +178,25 @@ def shell() -> dict[str, str]:
 
 
 @contextmanager
+def without_rights_to(path: Path) -> Iterator[None]:
+    """Nobody may read or write the path; root, who always may, is another user for as long."""
+    user = os.geteuid()
+    closed = [folder for folder in path.parents if ~folder.stat().st_mode & 0o011] if user == 0 else []  # of pytest
+    modes = {file: file.stat().st_mode for file in (path, *closed)}
+    path.chmod(0)
+    for folder in closed:
+        folder.chmod(modes[folder] | 0o011)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        for file, mode in modes.items():
+            file.chmod(mode)
+
+
+@contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own that is soon full."""
     folder.mkdir()
