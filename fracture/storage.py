@@ -67,6 +67,10 @@ class StoragePath:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     @property
+    def parent(self) -> "StoragePath":
+        return StoragePath(self.filesystem, self.path.rpartition("/")[0] or "/")
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
@@ -219,6 +223,19 @@ class StoragePath:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, write_page_checksum=True)
         self.write_bytes(sink.getvalue())
+
+    def check_writable(self) -> None:
+        """Write a small file into this folder, or into the one that it would be made in, and delete it.
+
+        Raises:
+            UsageError, RunError: as of `write_bytes`.
+        """
+        folder = self
+        while folder.is_local and folder._info().type == fs.FileType.NotFound:
+            folder = folder.parent
+        probe = folder / f".fracture-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"written and deleted by fracture, to see whether it can\n")
+        probe.delete()
 
     def upload(self, folder: Path) -> None:
         """Copy every file below the local `folder` to the same relative path below this one."""

@@ -178,12 +178,12 @@ def shell() -> dict[str, str]:
 
 
 @contextmanager
-def without_rights_to(path: Path) -> Iterator[None]:
-    """Nobody may read or write the path; root, who always may, is another user for as long."""
+def without_rights_to(path: Path, but: int = 0) -> Iterator[None]:
+    """Nobody may use the path, except as `but` says; root, who always may, is another user for as long."""
     user = os.geteuid()
     closed = [folder for folder in path.parents if ~folder.stat().st_mode & 0o011] if user == 0 else []  # of pytest
     modes = {file: file.stat().st_mode for file in (path, *closed)}
-    path.chmod(0)
+    path.chmod(but)
     for folder in closed:
         folder.chmod(modes[folder] | 0o011)
     if user == 0:

@@ -91,7 +91,7 @@ def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
 
 def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
     if path.is_file():
-        folder = StoragePath(path.filesystem, path.path.rpartition("/")[0] or "/")
+        folder = path.parent
         size = path.filesystem.get_file_info(path.path).size
         return Input(folder, f"{folder}/" if several else "", {path.name: size}, is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
@@ -108,14 +108,15 @@ def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
 
 
 def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
-    """Check the path of the results before the prediction, which may take hours.
+    """Check the path of the results before the prediction, which may take hours, and that it can be written.
 
     Raises:
-        UsageError: the format of `out` is unknown, or `out` is a folder or inside the data.
+        UsageError: the format of `out` is unknown, or `out` is a folder or inside the data, or may not be written.
+        RunError: the disk is full, or the store fails.
     """
     if not out.name.lower().endswith(_SUFFIXES):
         raise UsageError(f"--out {out}: the ending of the name chooses the format. Use {' or '.join(_SUFFIXES)}.")
-    if out.is_dir():
+    if out.is_dir() or "/" not in out.path:  # a bucket, there or not
         raise UsageError(f"--out {out}: is a folder. Name a file in it, such as {out / 'predictions.csv'}.")
     for one in inputs:
         data = _real_path(one.root / next(iter(one.files)) if one.is_single_file else one.root)
@@ -123,6 +124,10 @@ def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
             raise UsageError(
                 f"--out {out}: is inside the data, {one.root}, which is never written to. Name another folder."
             )
+    try:
+        out.parent.check_writable()
+    except UsageError as error:
+        raise UsageError(f"--out {out}: {error}") from None
 
 
 def _real_path(path: StoragePath) -> str:

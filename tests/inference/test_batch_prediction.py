@@ -32,7 +32,7 @@ from fracture.inference.batch_prediction import (
 from fracture.preparation import decode as decoding
 from fracture.preparation.decode import Rejected, decode
 from fracture.storage import storage_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_rights_to
 
 ROWS = [
     {"path": "a.png", "probability": np.float32(0.1), "decision": "normal", "error": None},
@@ -147,6 +147,37 @@ def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
     (tmp_path / "link").symlink_to(tmp_path / "data")
     with pytest.raises(UsageError, match=message):
         check_output(storage_path(tmp_path / out), inputs)
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_the_prediction(image_folder, tmp_path):
+    inputs = find_inputs([storage_path(image_folder("1.png"))], 32)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        UsageError,
+        match=r"--out .*/file/x.csv: .*/file/\.fracture-\w+ cannot be written: .*Check the path and its permissions",
+    ):
+        check_output(storage_path(tmp_path / "file/x.csv"), inputs)
+    (tmp_path / "closed").mkdir()
+    with (
+        without_rights_to(tmp_path / "closed", but=0o555),
+        pytest.raises(UsageError, match=r"closed/\.fracture-\w+ cannot be written: .*Permission denied.* Check the"),
+    ):
+        check_output(storage_path(tmp_path / "closed/x.csv"), inputs)
+    check_output(storage_path(tmp_path / "not/yet/there/x.csv"), inputs)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "file", "closed"}, "nothing is left behind"
+
+
+def test_an_out_in_a_bucket_that_is_not_there(bucket: str, image_folder):
+    inputs = find_inputs([storage_path(image_folder("1.png"))], 32)
+    with pytest.raises(
+        UsageError,
+        match=r"--out s3://no-such-bucket/x.csv: s3://no-such-bucket/\.fracture-\w+ cannot be written: there is no",
+    ):
+        check_output(storage_path("s3://no-such-bucket/x.csv"), inputs)
+    with pytest.raises(UsageError, match=r"--out s3://bucket.csv: is a folder. Name a file in it, such as s3"):
+        check_output(storage_path("s3://bucket.csv"), inputs)
+    check_output(storage_path(f"{bucket}/x.csv"), inputs)
+    assert storage_path(bucket).files() == []
 
 
 def test_an_out_beside_the_data_or_beside_one_file_is_fine(image_folder, tmp_path):
