@@ -142,8 +142,22 @@ class StoragePath:
         with self._store_named_in_errors("read"), self.filesystem.open_input_file(self.path) as file:
             yield file
 
-    def read_json(self) -> Any:
-        return json.loads(self.read_replaced_bytes())
+    def read_json(self, repair: str = "Fetch or make it anew.") -> dict[str, Any]:
+        """Read a file that holds a JSON object, as all of this program do.
+
+        Args:
+            repair: what to do about a damaged file, for the message.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        try:
+            content = json.loads(self.read_replaced_bytes())
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of 5,000 digits; or nested too deeply
+            content = None
+        if not isinstance(content, dict):
+            raise UsageError(f"{self} is damaged: not a JSON object. {repair}")
+        return content
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write the whole file or nothing; a file of that name is replaced.

@@ -69,6 +69,15 @@ def test_files_and_folders_are_distinguished(folder: StoragePath):
     ]
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"1" * 5000, b"[" * 10**5], ids=lambda text: text[:4])
+def test_a_damaged_json_file_is_named(folder: StoragePath, text: bytes):
+    (folder / "f.json").write_bytes(text)
+    with pytest.raises(UsageError, match=r"folder/f.json is damaged: not a JSON object. Fetch or make it anew.$"):
+        (folder / "f.json").read_json()
+    with pytest.raises(UsageError, match=r"not a JSON object. Delete it.$"):
+        (folder / "f.json").read_json(repair="Delete it.")
+
+
 def test_what_is_not_there_cannot_be_read(folder: StoragePath):
     with pytest.raises(FileNotFoundError):
         (folder / "gone").read_bytes()
@@ -127,9 +136,9 @@ def test_a_file_larger_than_it_may_be_is_not_read(folder: StoragePath):
 
 def test_names_are_taken_literally(folder: StoragePath):
     name = "a b/c@d/x%20y & #ö+.json"
-    (folder / name).write_json(1)
+    (folder / name).write_json({"a": 1})
     assert names(folder) == [name]
-    assert storage_path(str(folder / name)).read_json() == 1
+    assert storage_path(str(folder / name)).read_json() == {"a": 1}
 
 
 def test_a_place_travels_to_other_processes(folder: StoragePath):
