@@ -250,6 +250,11 @@ def test_settings_without_effect_are_named(tmp_path: Path, capsys):
             ["--shards", "folds"],
             "error: contender 'b': training.batch_size = 99 is more than the 12 training images. Use a smaller one.",
         ),
+        (
+            "a: {}\nb: {model: {filters: [4, 4, 4, 4, 4, 4]}}",
+            ["--shards", "folds"],
+            "error: contender 'b': the shards' images have 32 pixels: model.filters: 6 poolings need data.image_size",
+        ),
     ],
 )
 def test_a_comparison_that_cannot_be_made_fails_before_anything_is_trained(
