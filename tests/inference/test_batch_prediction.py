@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,21 @@ def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypa
     monkeypatch.setattr(batch_prediction, "decode", greedy)
     read, block = reader(image_folder("1.png"), "1.png")
     assert read(block)["error"].to_pylist() == ["needs more memory than is free"]
+
+
+def test_large_files_are_not_all_read_ahead(tmp_path):
+    """Nine files of 60 MB; reading one takes twice its bytes for a moment."""
+    names = [f"{number}.png" for number in range(9)]
+    for name in names:
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(60_000_000)  # zeros that take no disk
+    read, block = reader(tmp_path, *names)
+    tracemalloc.start()
+    try:
+        assert read(block)["error"].to_pylist() == ["not an image"] * 9
+        assert tracemalloc.get_traced_memory()[1] < 150_000_000
+    finally:
+        tracemalloc.stop()
 
 
 DIES = """
