@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -130,6 +131,20 @@ def test_no_file_imports_itself_by_way_of_others():
         for file in roots:
             del graph[file]
     assert sorted(map(name_of, graph)) == []
+
+
+def names_for_annotations(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import that only type checkers run."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            imported = (child for child in node.body if isinstance(child, ast.ImportFrom))
+            yield from ((child.module, alias.name) for child in imported for alias in child.names)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if any(names_for_annotations(file))], ids=name_of)
+def test_a_name_that_only_annotations_use_is_there(file: Path):
+    found = [*names_for_annotations(file)]
+    assert [f"{module}.{name}" for module, name in found if not hasattr(import_module(module), name)] == []
 
 
 def library_users(libraries: set[str]) -> set[str]:
