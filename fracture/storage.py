@@ -2,7 +2,7 @@
 
 Writes are atomic: a local file is written under a temporary name beside its own and renamed; an object store, which
 has no rename, shows an object only when its upload is finished. Of several files that belong together, one is written
-last and shows that all are there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
+last and shows that all are there: `dataset.json`, `bundle.json`.
 
 The stores' own libraries find credentials in the environment of each process. A StoragePath never holds any.
 """

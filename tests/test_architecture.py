@@ -40,6 +40,11 @@ TENSORFLOW_INTERNALS = {
     "fracture/models/tensorflow_internals.py",
     "fracture/training/strategy.py",  # the patch of tf.data, until the loop needs none
 }
+TENSORFLOW_ATTRIBUTES = {
+    ("fracture/training/strategy.py", "_create_device_dataset"),
+    ("fracture/training/phase_model.py", "_loss_scale"),
+    ("fracture/training/phase_model.py", "_weights"),
+}
 
 # The last column of the table "Words": parts of names that stand nowhere, ...
 WORDS = {
@@ -173,6 +178,38 @@ def test_only_some_rooms_know_tensorflow():
 def test_private_interfaces_are_imported_in_one_file(private: re.Pattern[str], allowed: set[str]):
     found = [f"{name_of(file)}: {name}" for file in FILES for name in imports(file) if private.match(name)]
     assert [line for line in found if line.partition(":")[0] not in allowed] == []
+
+
+def private_names(file: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each name with one underscore before it, and whether the file gives it or uses it."""
+    for node in ast.walk(tree(file)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                given = True
+            case ast.Attribute(attr=name, value=ast.Name(id=owner)) if isinstance(node.ctx, ast.Store):
+                given = owner == "self"
+            case ast.Name(id=name):
+                given = isinstance(node.ctx, ast.Store)
+            case ast.Attribute(attr=name) | ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(name), *_]):
+                given = False
+            case _:
+                continue
+        if re.match("_[^_]", name):
+            yield name, given
+
+
+def test_private_attributes_of_ray_and_tensorflow_stand_in_two_files():
+    ours = {name for file in FILES for name, given in private_names(file) if given}
+    users = [ROOT / name for name in library_users({"ray", "tensorflow", "tf_keras", "keras"})]
+    found = {(name_of(file), name) for file in users for name, _ in private_names(file) if name not in ours}
+    assert found == TENSORFLOW_ATTRIBUTES
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "fracture/models/tensorflow_internals.py"])
+def test_the_files_with_private_interfaces_of_tensorflow_are_named(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for file in (TENSORFLOW_INTERNALS | {file for file, _ in TENSORFLOW_ATTRIBUTES}) - {page}:
+        assert file.removeprefix("fracture/") in text
 
 
 def names(file: Path) -> Iterator[tuple[str, bool]]:
