@@ -104,6 +104,9 @@ def _run(command: Command, args: argparse.Namespace) -> int:
             raise
         message = f"error: {error.name} is not installed here. Use .venv/bin/python, which `make setup` makes."
         code = _fail(message, 1, args.verbose)
+    except OSError as error:  # of a disk, and where no function knew what to do about it; its text names the file
+        reason = str(error).strip().rpartition("\n")[2].rstrip(".")
+        code = _fail(f"stopped: {reason}. Check the path, its permissions and the disk.", 1, args.verbose)
     sys.stdout.flush()
     return code
 

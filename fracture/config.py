@@ -574,7 +574,7 @@ def _parse_assignment(text: str) -> dict[str, Any]:
     try:
         return _parse_yaml(value, key.strip().split("."))
     except yaml.YAMLError:
-        raise UsageError(f"--set {text!r}: {value!r} is not readable as YAML") from None
+        raise UsageError(f"--set {text!r:.200}: {value!r:.200} is not readable as YAML") from None
 
 
 def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -608,7 +608,7 @@ def _parse_yaml(text: str, keys: Sequence[str] = ()) -> Any:
     """Parse settings, or the value of one whose keys are given; where a setting is text, it is kept as written.
 
     Raises:
-        yaml.YAMLError: it is no YAML, or holds more than plain values.
+        yaml.YAMLError: it is no YAML, holds more than plain values, or is nested too deeply.
     """
     loader = _Loader(text)
     try:
@@ -618,6 +618,10 @@ def _parse_yaml(text: str, keys: Sequence[str] = ()) -> Any:
             kind = _kind_of(kind, key)
         _keep_text(node, kind)
         value = None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:  # Python's, of a number with thousands of digits
+        raise yaml.YAMLError(str(error).partition(";")[0]) from None
     finally:
         loader.dispose()
     return _nest(keys, value) if keys else value

@@ -1,4 +1,4 @@
-"""Errors that end a command without a stack trace; any other exception is a bug."""
+"""Errors that end a command without a stack trace; any other exception but an OSError is a bug."""
 
 
 class UsageError(ValueError):

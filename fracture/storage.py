@@ -2,7 +2,7 @@
 
 Writes are atomic: a local file is written under a temporary name beside its own and renamed; an object store, which
 has no rename, shows an object only when its upload is finished. Of several files that belong together, one is written
-last and shows that all are there: `dataset.json`, `bundle.json`, Ray Train's list of checkpoints.
+last and shows that all are there: `dataset.json`, `bundle.json`.
 
 The stores' own libraries find credentials in the environment of each process. A StoragePath never holds any.
 """
@@ -31,6 +31,8 @@ _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: h
 _READS = 20  # of a file that others replace meanwhile
 _LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
+# A path that cannot be, or may not be written: a name of over 255 bytes, links in a loop, a file system to read only.
+_PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -63,6 +65,10 @@ class StoragePath:
     @property
     def name(self) -> str:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> "StoragePath":
+        return StoragePath(self.filesystem, self.path.rpartition("/")[0] or "/")
 
     @property
     def is_local(self) -> bool:
@@ -123,13 +129,9 @@ class StoragePath:
 
         Raises:
             RunError: the file changes its length at each of many reads.
-            UsageError: it may not be read.
         """
         for _ in range(_READS):
-            try:
-                data = self.read_bytes()
-            except PermissionError as error:
-                raise UsageError(self._refusal("read", error)) from None
+            data = self.read_bytes()
             if self.is_local or self._info().size == len(data):
                 return data
         raise RunError(f"{self} is replaced all the time and cannot be read. Run the same command again.")
@@ -140,8 +142,22 @@ class StoragePath:
         with self._store_named_in_errors("read"), self.filesystem.open_input_file(self.path) as file:
             yield file
 
-    def read_json(self) -> Any:
-        return json.loads(self.read_replaced_bytes())
+    def read_json(self, repair: str = "Fetch or make it anew.") -> dict[str, Any]:
+        """Read a file that holds a JSON object, as all of this program do.
+
+        Args:
+            repair: what to do about a damaged file, for the message.
+
+        Raises:
+            UsageError: it holds something else.
+        """
+        try:
+            content = json.loads(self.read_replaced_bytes())
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of 5,000 digits; or nested too deeply
+            content = None
+        if not isinstance(content, dict):
+            raise UsageError(f"{self} is damaged: not a JSON object. {repair}")
+        return content
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write the whole file or nothing; a file of that name is replaced.
@@ -176,7 +192,7 @@ class StoragePath:
             self.filesystem.create_dir(folder)
         except FileExistsError:
             # It is there at Arrow's first call, and gone at the second, where another process removes an empty folder.
-            if any(path.is_file() for path in (Path(folder), *Path(folder).parents)):
+            if any(path.is_file() or _is_broken_link(path) for path in (Path(folder), *Path(folder).parents)):
                 raise
             raise FileNotFoundError(errno.ENOENT, "removed by another process", folder) from None
 
@@ -222,6 +238,19 @@ class StoragePath:
         pq.write_table(table, sink, write_page_checksum=True)
         self.write_bytes(sink.getvalue())
 
+    def check_writable(self) -> None:
+        """Write a small file into this folder, or into the one that it would be made in, and delete it.
+
+        Raises:
+            UsageError, RunError: as of `write_bytes`.
+        """
+        folder = self
+        while folder.is_local and folder._info().type == fs.FileType.NotFound:
+            folder = folder.parent
+        probe = folder / f".fracture-{uuid.uuid4().hex[:8]}"
+        probe.write_bytes(b"written and deleted by fracture, to see whether it can\n")
+        probe.delete()
+
     def upload(self, folder: Path) -> None:
         """Copy every file below the local `folder` to the same relative path below this one."""
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -241,11 +270,10 @@ class StoragePath:
         try:
             with self._store_named_in_errors(what):
                 yield
-        except (PermissionError, NotADirectoryError, FileExistsError, UnicodeDecodeError) as error:
-            raise UsageError(self._refusal(what, error)) from None
-
-    def _refusal(self, what: str, error: Exception) -> str:
-        return f"{self} cannot be {what}: {error}. Check the path and its permissions."
+        except (OSError, UnicodeDecodeError) as error:
+            if isinstance(error, OSError) and error.errno not in _PATH_ERRORS:
+                raise
+            raise UsageError(f"{self} cannot be {what}: {error}. Check the path and its permissions.") from None
 
     @contextmanager
     def _store_named_in_errors(self, what: str) -> Iterator[None]:
@@ -258,6 +286,10 @@ class StoragePath:
             if clear := None if self.is_local else store_failed(error, self, what):
                 raise clear from None
             raise
+
+
+def _is_broken_link(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 class _PatientS3(fs.S3FileSystem):
@@ -285,13 +317,13 @@ def storage_path(uri: str | Path) -> StoragePath:
     """Return the file or folder that a path or URI names; relative paths start at the current folder.
 
     Raises:
-        UsageError: no such kind of URI, no such bucket, or credentials in the URI.
+        UsageError: no such kind of URI, no such bucket or none named, credentials in the URI, or no such user.
         RunError: the store fails.
     """
     text = str(uri)
     scheme, colon, rest = text.partition("://")
     if not colon:
-        return StoragePath(fs.LocalFileSystem(), Path(text).expanduser().absolute().as_posix())
+        return StoragePath(fs.LocalFileSystem(), _expand_home(text).absolute().as_posix())
     if scheme in _CREDENTIALS:
         return _in_bucket(scheme, rest)
     try:
@@ -304,6 +336,14 @@ def storage_path(uri: str | Path) -> StoragePath:
     return StoragePath(filesystem, path.rstrip("/"))
 
 
+def _expand_home(text: str) -> Path:
+    """Replace a first `~` or `~user` by that user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{text!r}: no user's folder is known by {text.partition('/')[0]!r}. Write it out.") from None
+
+
 def _in_bucket(scheme: str, rest: str) -> StoragePath:
     """Return a path in a bucket. Names are taken literally, as `aws s3` does; after a `?` come Arrow's options."""
     address, mark, options = rest.partition("?")
@@ -314,6 +354,8 @@ def _in_bucket(scheme: str, rest: str) -> StoragePath:
             f"({_CREDENTIALS[scheme]})."
         )
     where = f"{scheme}://{address}"
+    if not bucket:
+        raise UsageError(f"{where} names no bucket. Use {scheme}://BUCKET/FOLDER.")
     try:
         filesystem, _ = fs.FileSystem.from_uri(f"{scheme}://{bucket}{mark}{options}")
         if isinstance(filesystem, fs.S3FileSystem):

@@ -178,6 +178,25 @@ def shell() -> dict[str, str]:
 
 
 @contextmanager
+def without_rights_to(path: Path, but: int = 0) -> Iterator[None]:
+    """Nobody may use the path, except as `but` says; root, who always may, is another user for as long."""
+    user = os.geteuid()
+    closed = [folder for folder in path.parents if ~folder.stat().st_mode & 0o011] if user == 0 else []  # of pytest
+    modes = {file: file.stat().st_mode for file in (path, *closed)}
+    path.chmod(but)
+    for folder in closed:
+        folder.chmod(modes[folder] | 0o011)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        for file, mode in modes.items():
+            file.chmod(mode)
+
+
+@contextmanager
 def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
     """A file system of its own that is soon full."""
     folder.mkdir()
@@ -188,20 +207,6 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def unreadable(file: Path) -> Iterator[None]:
-    """A file that may not be read. Root may read any, and is another user meanwhile."""
-    mode, user = file.stat().st_mode, os.geteuid()
-    file.chmod(0)
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-        file.chmod(mode)
 
 
 ROOT = Path(__file__).parents[1]

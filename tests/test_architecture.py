@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +39,11 @@ RAY_INTERNALS = "fracture/runtime/ray_internals.py"
 TENSORFLOW_INTERNALS = {
     "fracture/models/tensorflow_internals.py",
     "fracture/training/strategy.py",  # the patch of tf.data, until the loop needs none
+}
+TENSORFLOW_ATTRIBUTES = {
+    ("fracture/training/strategy.py", "_create_device_dataset"),
+    ("fracture/training/phase_model.py", "_loss_scale"),
+    ("fracture/training/phase_model.py", "_weights"),
 }
 
 # The last column of the table "Words": parts of names that stand nowhere, ...
@@ -132,6 +138,20 @@ def test_no_file_imports_itself_by_way_of_others():
     assert sorted(map(name_of, graph)) == []
 
 
+def names_for_annotations(file: Path) -> Iterator[tuple[str, str]]:
+    """Yield module and name of each import that only type checkers run."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            imported = (child for child in node.body if isinstance(child, ast.ImportFrom))
+            yield from ((child.module, alias.name) for child in imported for alias in child.names)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if any(names_for_annotations(file))], ids=name_of)
+def test_a_name_that_only_annotations_use_is_there(file: Path):
+    found = [*names_for_annotations(file)]
+    assert [f"{module}.{name}" for module, name in found if not hasattr(import_module(module), name)] == []
+
+
 def library_users(libraries: set[str]) -> set[str]:
     return {name_of(file) for file in FILES if {name.partition(".")[0] for name in imports(file)} & libraries}
 
@@ -158,6 +178,38 @@ def test_only_some_rooms_know_tensorflow():
 def test_private_interfaces_are_imported_in_one_file(private: re.Pattern[str], allowed: set[str]):
     found = [f"{name_of(file)}: {name}" for file in FILES for name in imports(file) if private.match(name)]
     assert [line for line in found if line.partition(":")[0] not in allowed] == []
+
+
+def private_names(file: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each name with one underscore before it, and whether the file gives it or uses it."""
+    for node in ast.walk(tree(file)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                given = True
+            case ast.Attribute(attr=name, value=ast.Name(id=owner)) if isinstance(node.ctx, ast.Store):
+                given = owner == "self"
+            case ast.Name(id=name):
+                given = isinstance(node.ctx, ast.Store)
+            case ast.Attribute(attr=name) | ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(name), *_]):
+                given = False
+            case _:
+                continue
+        if re.match("_[^_]", name):
+            yield name, given
+
+
+def test_private_attributes_of_ray_and_tensorflow_stand_in_two_files():
+    ours = {name for file in FILES for name, given in private_names(file) if given}
+    users = [ROOT / name for name in library_users({"ray", "tensorflow", "tf_keras", "keras"})]
+    found = {(name_of(file), name) for file in users for name, _ in private_names(file) if name not in ours}
+    assert found == TENSORFLOW_ATTRIBUTES
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "fracture/models/tensorflow_internals.py"])
+def test_the_files_with_private_interfaces_of_tensorflow_are_named(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for file in (TENSORFLOW_INTERNALS | {file for file, _ in TENSORFLOW_ATTRIBUTES}) - {page}:
+        assert file.removeprefix("fracture/") in text
 
 
 def names(file: Path) -> Iterator[tuple[str, bool]]:

@@ -13,7 +13,7 @@ import pytest
 from fracture.cli import COMMANDS, main
 from fracture.lock import holder
 from fracture.storage import storage_path
-from tests.conftest import ROOT, official_paths, write_shards
+from tests.conftest import ROOT, official_paths, without_rights_to, write_shards
 
 SCRIPTS = sorted(file.stem for file in (ROOT / "job").glob("[a-z]*.py"))
 HEAVY = {"numpy", "pyarrow", "pydantic", "yaml", "ray", "tensorflow", "sklearn", "matplotlib"}
@@ -138,6 +138,63 @@ def test_a_mistake_is_one_line_with_exit_code_2(
     assert not any(tmp_path.iterdir()), "nothing is left behind"
 
 
+LONG = "a" * 300  # no file system takes such a name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--run", LONG], 2, "error: {cwd}/runs/" + LONG + "/lock/"),
+        (["--data", LONG], 2, "error: {cwd}/" + LONG + " cannot be read: [Errno 36]"),
+        (["--shards", LONG], 2, "error: {cwd}/" + LONG + "/dataset.json cannot be read: [Errno 36]"),
+        (["--storage", LONG], 2, "error: {cwd}/" + LONG + "/runs/x/bundle/bundle.json cannot be read: [Errno 36]"),
+        (["--config", LONG], 1, f"stopped: [Errno 36] File name too long: '{LONG}'. Check the path, its permissions"),
+        (["--storage", "s3://"], 2, "error: s3:// names no bucket. Use s3://BUCKET/FOLDER."),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line(
+    tmp_path: Path, arguments: list[str], code: int, message: str, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    named = ["--data", "data"] if not {"--data", "--shards"} & {*arguments} else []
+    run = ["--run", "x"] if "--run" not in arguments else []
+    assert main(["train", *arguments, *named, *run]) == code
+    error = capsys.readouterr().err
+    assert error.startswith(message.format(cwd=tmp_path))
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("bundle.json", ["export", "--to", "onnx", "--bundle", "."]),
+        ("dataset.json", ["train", "--run", "y", "--shards", "."]),
+        ("runs/x/status.json", ["status", "x"]),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, file: str, arguments: list[str], monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/x").mkdir(parents=True)
+    (tmp_path / file).write_text("{}")
+    (tmp_path / "runs").chmod(0o777)  # for the lock of the run
+    with without_rights_to(tmp_path / file):
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"stopped: \[Errno 13\] .*{tmp_path}/{file}.*Permission denied. Check the path, its permissions and the .*\n",
+        error,
+    )
+
+
+def test_the_trace_of_an_error_of_the_disk_is_shown_when_asked(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", LONG, "-v"]) == 1
+    trace, _, line = capsys.readouterr().err.rpartition("stopped: ")
+    assert trace.startswith("Traceback")
+    assert line.startswith(f"[Errno 36] File name too long: '{LONG}'")
+
+
 def test_a_process_ends_with_the_exit_code_of_its_command(tmp_path: Path):
     for command in (["job/train.py"], ["-m", "fracture.cli", "train"]):
         words = [sys.executable, *command, "--shards", "nowhere", "--storage", str(tmp_path)]
@@ -192,6 +249,11 @@ def test_settings_without_effect_are_named(tmp_path: Path, capsys):
             "a: {training: {batch_size: 8}}\nb: {training: {batch_size: 99}}",
             ["--shards", "folds"],
             "error: contender 'b': training.batch_size = 99 is more than the 12 training images. Use a smaller one.",
+        ),
+        (
+            "a: {}\nb: {model: {filters: [4, 4, 4, 4, 4, 4]}}",
+            ["--shards", "folds"],
+            "error: contender 'b': the shards' images have 32 pixels: model.filters: 6 poolings need data.image_size",
         ),
     ],
 )

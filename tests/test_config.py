@@ -155,6 +155,23 @@ def test_a_file_that_holds_no_settings(tmp_path: Path, text: str, message: str):
         load_config(tmp_path / "bad.yaml")
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("[" * 3000, "nested too deeply"),
+        ("9" * 5000, r"Exceeds the limit \(4300 digits\) for integer string conversion: value has 5000 digits"),
+    ],
+    ids=["brackets", "digits"],
+)
+def test_a_value_that_python_cannot_hold(tmp_path: Path, value: str, message: str):
+    (tmp_path / "bad.yaml").write_text(f"training:\n  epochs: {value}")
+    with pytest.raises(UsageError, match=rf"bad.yaml: not readable as YAML: {message}$"):
+        load_config(tmp_path / "bad.yaml")
+    with pytest.raises(UsageError, match=r"--set 'training.epochs=.*: .* is not readable as YAML$") as raised:
+        load_config(None, [f"training.epochs={value}"])
+    assert len(str(raised.value)) < 500
+
+
 PROGRAMS = [
     "!!python/object/apply:os.system ['touch {ran}']",
     "!!python/object/apply:subprocess.check_output [[touch, {ran}]]",

@@ -3,6 +3,7 @@ import errno
 import itertools
 import pickle
 import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyarrow import fs
 from fracture.dataset.format import Dataset
 from fracture.errors import RunError, UsageError
 from fracture.storage import StoragePath, disk_full, storage_path
-from tests.conftest import SECRET, unreadable, write_shards
+from tests.conftest import SECRET, small_disk, without_rights_to, write_shards
 
 USES: dict[str, Callable[[StoragePath], object]] = {  # every way to a store
     "read": StoragePath.read_bytes,
@@ -68,18 +69,29 @@ def test_files_and_folders_are_distinguished(folder: StoragePath):
     ]
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"1" * 5000, b"[" * 10**5], ids=lambda text: text[:4])
+def test_a_damaged_json_file_is_named(folder: StoragePath, text: bytes):
+    (folder / "f.json").write_bytes(text)
+    with pytest.raises(UsageError, match=r"folder/f.json is damaged: not a JSON object. Fetch or make it anew.$"):
+        (folder / "f.json").read_json()
+    with pytest.raises(UsageError, match=r"not a JSON object. Delete it.$"):
+        (folder / "f.json").read_json(repair="Delete it.")
+
+
 def test_what_is_not_there_cannot_be_read(folder: StoragePath):
     with pytest.raises(FileNotFoundError):
         (folder / "gone").read_bytes()
 
 
-def test_a_file_of_json_that_may_not_be_read_is_named(tmp_path: Path):
+def test_a_file_of_json_that_may_not_be_read_is_not_called_damaged(tmp_path: Path):
     file = storage_path(tmp_path / "file.json")
-    file.write_json(1)
-    message = r"file.json cannot be read: .*Permission denied.*Check the path and its permissions"
-    with unreadable(tmp_path / "file.json"), pytest.raises(UsageError, match=message):
+    file.write_json({"a": 1})
+    with (
+        without_rights_to(tmp_path / "file.json"),
+        pytest.raises(PermissionError, match=r"file.json.*Permission denied"),
+    ):
         file.read_json()
-    assert file.read_json() == 1
+    assert file.read_json() == {"a": 1}
 
 
 def test_delete_takes_files_folders_and_nothing(folder: StoragePath):
@@ -135,9 +147,9 @@ def test_a_file_larger_than_it_may_be_is_not_read(folder: StoragePath):
 
 def test_names_are_taken_literally(folder: StoragePath):
     name = "a b/c@d/x%20y & #ö+.json"
-    (folder / name).write_json(1)
+    (folder / name).write_json({"a": 1})
     assert names(folder) == [name]
-    assert storage_path(str(folder / name)).read_json() == 1
+    assert storage_path(str(folder / name)).read_json() == {"a": 1}
 
 
 def test_a_place_travels_to_other_processes(folder: StoragePath):
@@ -160,6 +172,47 @@ def test_a_file_in_the_way_of_a_folder(tmp_path: Path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match=r"file/run.json cannot be written: .*Check the path and its permissions"):
         (storage_path(tmp_path) / "file/run.json").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("use", ["look", "list", "write", "delete"])
+def test_a_name_that_is_too_long(tmp_path: Path, use: str):
+    with pytest.raises(
+        UsageError, match=r"a/f cannot be \w+: .*File name too long. Check the path and its permissions"
+    ):
+        USES[use](storage_path(tmp_path) / ("a" * 300) / "f")
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "use", "message"),
+    [
+        ("link", "link/f", "list", "link/f cannot be read: .*Too many levels of symbolic links. Check the path"),
+        ("link", "link/deep/f", "write", "link/deep/f cannot be written: .*Too many levels of symbolic links. Check"),
+        ("link", "link/f", "write", "link/f cannot be written: .*non-directory entry exists.* Check the path"),
+        ("nowhere", "link/f", "write", "link/f cannot be written: .*non-directory entry exists.* Check the path"),
+    ],
+)
+def test_a_link_that_leads_nowhere(tmp_path: Path, target: str, name: str, use: str, message: str):
+    (tmp_path / "link").symlink_to(target)
+    with pytest.raises(UsageError, match=message):
+        USES[use](storage_path(tmp_path) / name)
+
+
+def test_a_file_system_to_read_only(tmp_path: Path):
+    with small_disk(tmp_path / "disk", kilobytes=64) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(UsageError, match=r"disk/f cannot be written: .*Read-only file system. Check the path and"):
+            (storage_path(disk) / "f").write_bytes(b"x")
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///folder", "gs://", "gs://?region=x"])
+def test_a_uri_without_a_bucket(uri: str):
+    with pytest.raises(UsageError, match=r"^(s3|gs)://\S* names no bucket. Use (s3|gs)://BUCKET/FOLDER"):
+        storage_path(uri)
+
+
+def test_the_folder_of_a_user_who_is_not_there():
+    with pytest.raises(UsageError, match=r"'~no-such-user/x': no user's folder is known by '~no-such-user'. Write it"):
+        storage_path("~no-such-user/x")
 
 
 def test_a_full_disk_is_one_calm_error(tmp_path: Path):

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
 )
 _SUFFIXES = (".csv", ".parquet")
 _ADVICE = "Name a folder, a file or a URI of radiographs, or a folder of shards."
-_READ_AHEAD = 8  # files read while one is decoded; a bucket takes some 50 ms per file
+_READ_AHEAD = 8  # most files read while one is decoded; a bucket takes some 50 ms per file
+_READ_AHEAD_BYTES = 2**26  # most of them and the one that is decoded, which alone may have more
 _MAX_CRASHES = 2  # at one file before it is skipped; a single crash may have another cause
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of what spreadsheets run
 
@@ -91,7 +92,7 @@ def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
 
 def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
     if path.is_file():
-        folder = StoragePath(path.filesystem, path.path.rpartition("/")[0] or "/")
+        folder = path.parent
         size = path.filesystem.get_file_info(path.path).size
         return Input(folder, f"{folder}/" if several else "", {path.name: size}, is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
@@ -108,14 +109,15 @@ def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
 
 
 def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
-    """Check the path of the results before the prediction, which may take hours.
+    """Check the path of the results before the prediction, which may take hours, and that it can be written.
 
     Raises:
-        UsageError: the format of `out` is unknown, or `out` is a folder or inside the data.
+        UsageError: the format of `out` is unknown, or `out` is a folder or inside the data, or may not be written.
+        RunError: the disk is full, or the store fails.
     """
     if not out.name.lower().endswith(_SUFFIXES):
         raise UsageError(f"--out {out}: the ending of the name chooses the format. Use {' or '.join(_SUFFIXES)}.")
-    if out.is_dir():
+    if out.is_dir() or "/" not in out.path:  # a bucket, there or not
         raise UsageError(f"--out {out}: is a folder. Name a file in it, such as {out / 'predictions.csv'}.")
     for one in inputs:
         data = _real_path(one.root / next(iter(one.files)) if one.is_single_file else one.root)
@@ -123,6 +125,10 @@ def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
             raise UsageError(
                 f"--out {out}: is inside the data, {one.root}, which is never written to. Name another folder."
             )
+    try:
+        out.parent.check_writable()
+    except UsageError as error:
+        raise UsageError(f"--out {out}: {error}") from None
 
 
 def _real_path(path: StoragePath) -> str:
@@ -244,14 +250,14 @@ class BlockReader:
     def _decode(self, root: StoragePath, block: Mapping[str, Any]) -> tuple[list[bytes | None], list[str | None]]:
         images: list[bytes | None] = []
         errors: list[str | None] = []
-        jobs = [partial(read_file, root, *file) for file in zip(block["paths"], block["sizes"], strict=True)]
+        files = list(zip(block["paths"], block["sizes"], strict=True))
         name = f"fracture-{self._job}-{block['input']}-{block['start']}"
-        with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log:
-            for number, data in enumerate(_run_ahead(jobs)):
+        with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log, ThreadPoolExecutor(_READ_AHEAD) as threads:
+            reader = _ReadAhead(root, files, threads)
+            for number in range(len(files)):
                 image, reason = None, None
                 try:
-                    crash_log.begin(number)
-                    image = decode(data.result(), self._size).pixels.tobytes()
+                    image = self._decode_next(reader, number, crash_log)
                 except Rejected as error:
                     reason = str(error)
                 except MemoryError:
@@ -259,6 +265,11 @@ class BlockReader:
                 images.append(image)
                 errors.append(reason)
         return images, errors
+
+    def _decode_next(self, reader: "_ReadAhead", number: int, crash_log: "_CrashLog") -> bytes:
+        data = reader.read_next()  # first, since a file that is skipped has its turn too
+        crash_log.begin(number)
+        return decode(data, self._size).pixels.tobytes()
 
 
 def read_file(root: StoragePath, path: str, size: int) -> bytes:
@@ -280,16 +291,29 @@ def read_file(root: StoragePath, path: str, size: int) -> bytes:
     )
 
 
-def _run_ahead(jobs: Iterable[Callable[[], bytes]]) -> Iterator[Future[bytes]]:
-    """Yield the results in order, while threads run the next few jobs."""
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        waiting: deque[Future[bytes]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) > _READ_AHEAD:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+class _ReadAhead:
+    """Reads files in order. While one is decoded, threads read the next few, of at most `_READ_AHEAD_BYTES` with it."""
+
+    def __init__(self, root: StoragePath, files: Iterable[tuple[str, int]], threads: ThreadPoolExecutor) -> None:
+        self._root, self._files, self._threads = root, deque(files), threads  # path and bytes of those not begun
+        self._begun: deque[tuple[Future[bytes], int]] = deque()
+
+    def read_next(self) -> bytes:
+        """Return the next file. The caller has decoded the one before, and holds it no more.
+
+        Raises:
+            Rejected, UsageError, RunError: see `read_file`.
+        """
+        held = sum(size for _, size in self._begun)
+        while self._files and len(self._begun) <= _READ_AHEAD:
+            path, size = self._files[0]
+            held += size
+            if self._begun and held > _READ_AHEAD_BYTES:
+                break
+            self._files.popleft()
+            self._begun.append((self._threads.submit(read_file, self._root, path, size), size))
+        future, _ = self._begun.popleft()
+        return future.result()
 
 
 class _CrashLog:

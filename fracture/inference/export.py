@@ -2,7 +2,7 @@
 
 Each export is built from the bundle's numbers alone. It takes images in [0, 255] and returns calibrated probabilities:
 standardisation and calibration are part of it. It is compared with the bundle's model before it is written out.
-`export.json`, which is written last, describes its input and output.
+`export.json`, which is written last, describes its input and output; while files are replaced, it says `incomplete`.
 
 For the comparison ONNX and TFLite files are loaded. A SavedModel and a `.keras` file may contain programs, and no code
 here loads them, not even its own: the model that they were saved from is compared, and the tests load the files.
@@ -33,6 +33,7 @@ from fracture.storage import StoragePath
 
 CARD = "export.json"
 INT8 = "model-int8.tflite"
+_INCOMPLETE = "files are missing or cut: the export was interrupted, or is being written. Run the same command again."
 _OPSET = 17  # from 2022, read by every current runtime
 _TOLERANCE = 1e-5  # largest allowed difference of a float32 export from the bundle's model
 _COMPARED_IMAGES = 16  # random images
@@ -84,6 +85,8 @@ def export(bundle: Bundle, to: str, out: StoragePath, dataset: Dataset | None = 
             content["input"][INT8] = {"dtype": "uint8"}
             content |= {"test": as_json(evaluation.evaluate(model, [file, folder / INT8]))}
         content["files"] = {path.name: _count_bytes(path) for path in sorted(folder.iterdir())}
+        # A job that is killed from here on leaves this card, so that the same command finds an export to replace.
+        (out / CARD).write_json({"format": to, "incomplete": _INCOMPLETE})
         for name in _file_names():
             (out / name).delete()
         out.upload(folder)
@@ -92,8 +95,8 @@ def export(bundle: Bundle, to: str, out: StoragePath, dataset: Dataset | None = 
 
 
 def _file_names() -> list[str]:
-    """Return the names of all files and folders that an export may write."""
-    return [CARD, INT8, *(export_format.file for export_format in FORMATS.values())]
+    """Return the names of all files and folders that an export may write beside its card."""
+    return [INT8, *(export_format.file for export_format in FORMATS.values())]
 
 
 def _check_out(out: StoragePath) -> None:

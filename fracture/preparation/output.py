@@ -6,6 +6,7 @@ import re
 
 import pyarrow as pa
 from pyarrow import csv, fs
+from pydantic import ValidationError
 
 from fracture.config import DataConfig
 from fracture.dataset.format import FILES, LEDGER, MANIFEST, SCHEMA_VERSION, Manifest, read_dataset, read_manifest
@@ -119,8 +120,18 @@ def write_audit(out: StoragePath, scanned: ScannedSource) -> None:
 
 
 def read_audit(out: StoragePath) -> Audit:
-    """Read `audit.json`."""
-    return Audit.model_validate((out / _AUDIT).read_json())
+    """Read `audit.json`.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    file = out / _AUDIT
+    repair = f"Delete {out / INPUT}, and run the same command again: it writes both anew."
+    try:
+        return Audit.model_validate(file.read_json(repair))
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UsageError(f"{file} is damaged at {where!r}. {repair}") from None
 
 
 def _resolve(folder: StoragePath) -> str:

@@ -191,8 +191,9 @@ def _facts(run: StoragePath, held: tuple[Claim, datetime] | None, now: datetime)
 
 def _finished(run: StoragePath) -> dict[str, str] | None:
     file = run / "bundle/bundle.json"
-    with _damage_named(file, "Restore it from a copy, or train again under another --run name."):
-        bundle = _json(file)
+    repair = "Restore it from a copy, or train again under another --run name."
+    with _damage_named(file, repair):
+        bundle = _json(file, repair)
         if bundle is None:
             return None
         return {
@@ -250,8 +251,9 @@ def _figure(figure: Mapping[str, float | None]) -> str:
 
 def _status(run: StoragePath) -> Status | None:
     file = run / STATUS
-    with _damage_named(file, "Delete it; a job that is at work writes it again."):
-        content = _json(file)
+    repair = "Delete it; a job that is at work writes it again."
+    with _damage_named(file, repair):
+        content = _json(file, repair)
         return None if content is None else Status.model_validate(content)
 
 
@@ -266,9 +268,9 @@ def _damage_named(file: StoragePath, repair: str) -> Iterator[None]:
         raise UsageError(f"{file} is damaged. {repair}") from None
 
 
-def _json(file: StoragePath) -> Any:
+def _json(file: StoragePath, repair: str) -> Any:
     try:
-        return file.read_json()
+        return file.read_json(repair)
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from fracture.config import Config, DataConfig, flatten
+from fracture.config import Config, DataConfig, flatten, with_settings
 from fracture.dataset.format import Dataset, Manifest
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import UsageError
@@ -22,7 +22,7 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
     """Return the settings with `data.*` as the data set was made with.
 
     Raises:
-        UsageError: a setting of `data` was given that the data set does not have.
+        UsageError: a setting of `data` was given that the data set does not have, or others do not fit to it.
     """
     made_with = DataConfig.model_validate_json(json.dumps(manifest.parameters))
     for key in config.data.model_fields_set:
@@ -32,7 +32,10 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
                 f"data.{key} = {given!r} is set, and the shards were made with {has!r}. "
                 "Preprocess again with the new setting, or leave it out."
             )
-    return config.model_copy(update={"data": made_with})
+    try:
+        return with_settings(config, {"data": made_with.model_dump(mode="json")})
+    except UsageError as error:  # a rule across sections, which the settings kept with their own `data`
+        raise UsageError(f"the shards' images have {made_with.image_size} pixels: {error}") from None
 
 
 def check_batches(config: Config, dataset: Dataset) -> None:

@@ -42,11 +42,6 @@ class RunArguments:
         check_run_name("--run", self.run)
 
     @property
-    def uses_sample(self) -> bool:
-        """True where neither data nor shards are named, so that the run trains on sample radiographs."""
-        return not self.data and self.shards is None
-
-    @property
     def folder(self) -> StoragePath:
         return storage_path(self.storage) / "runs" / self.run
 

@@ -108,7 +108,9 @@ def _train_and_compare(
             f"{dataset.folder} has no folds to compare on: make {_DEFAULT_FOLDS}, here or with fracture preprocess, "
             f"by --folds {_DEFAULT_FOLDS}."
         )
-    configs = {title: with_data_of(config, dataset.manifest) for title, config in configs.items()}
+    for title in configs:
+        with _naming_contender(title):
+            configs[title] = with_data_of(configs[title], dataset.manifest)
     finished = _check_contenders(configs, chosen, dataset, run)
     for number, title in enumerate(chosen, 1):
         report(f"contender  {number} of {len(chosen)}: {title}")

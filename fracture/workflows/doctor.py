@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -204,12 +203,7 @@ def check_ray(address: str) -> Finding:
 def check_storage(storage: str) -> Finding:
     """Check that a file can be written to the folder, or to the one that it would be made in, and be deleted."""
     try:
-        folder = storage_path(storage)
-        while folder.is_local and not Path(folder.path).exists():
-            folder = storage_path(Path(folder.path).parent)
-        probe = folder / f".fracture-doctor-{uuid.uuid4().hex[:8]}"
-        probe.write_bytes(b"written and deleted by fracture doctor\n")
-        probe.delete()
+        storage_path(storage).check_writable()
     except (UsageError, RunError, OSError) as error:
         # Ours name the folder, and no credentials; a disk's own error names the probe.
         text = f"{storage} cannot be written to" if isinstance(error, OSError) else str(error).rstrip(".")

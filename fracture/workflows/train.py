@@ -14,7 +14,7 @@ from fracture.workflows.preprocess import prepare_run_data
 
 if TYPE_CHECKING:
     from fracture.dataset.format import Dataset
-    from fracture.evaluation.folds import Pooled
+    from fracture.evaluation.folds import PooledFolds
     from fracture.evaluation.metrics import Evaluation
     from fracture.inference.bundle import Bundle
     from fracture.storage import StoragePath
@@ -29,7 +29,7 @@ class TrainArguments(RunArguments):
 class TrainResult:
     run: StoragePath
     evaluations: dict[str, Evaluation]  # split -> its figures; empty where folds were trained
-    pooled: Pooled | None  # all test folds together; None where no folds were trained
+    pooled: PooledFolds | None  # all test folds together; None where no folds were trained
     caveats: list[str]  # what has to stand beside every figure
 
 
@@ -107,7 +107,7 @@ def train_run(
 
 def train_folds(
     config: Config, dataset: Dataset, run: StoragePath, verbose: bool = False, report: Report = print_line
-) -> Pooled:
+) -> PooledFolds:
     """Train one run for each fold, in folders of `run`, and pool the scores of their test folds."""
     for number, title in enumerate(dataset.manifest.folds, 1):
         report(f"fold       {number} of {len(dataset.manifest.folds)}: {title} is test")

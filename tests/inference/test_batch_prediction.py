@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from fracture.inference.batch_prediction import (
 from fracture.preparation import decode as decoding
 from fracture.preparation.decode import Rejected, decode
 from fracture.storage import storage_path
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_rights_to
 
 ROWS = [
     {"path": "a.png", "probability": np.float32(0.1), "decision": "normal", "error": None},
@@ -149,6 +150,37 @@ def test_an_out_that_cannot_be(image_folder, tmp_path, out: str, message: str):
         check_output(storage_path(tmp_path / out), inputs)
 
 
+def test_an_out_that_cannot_be_written_is_refused_before_the_prediction(image_folder, tmp_path):
+    inputs = find_inputs([storage_path(image_folder("1.png"))], 32)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(
+        UsageError,
+        match=r"--out .*/file/x.csv: .*/file/\.fracture-\w+ cannot be written: .*Check the path and its permissions",
+    ):
+        check_output(storage_path(tmp_path / "file/x.csv"), inputs)
+    (tmp_path / "closed").mkdir()
+    with (
+        without_rights_to(tmp_path / "closed", but=0o555),
+        pytest.raises(UsageError, match=r"closed/\.fracture-\w+ cannot be written: .*Permission denied.* Check the"),
+    ):
+        check_output(storage_path(tmp_path / "closed/x.csv"), inputs)
+    check_output(storage_path(tmp_path / "not/yet/there/x.csv"), inputs)
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "file", "closed"}, "nothing is left behind"
+
+
+def test_an_out_in_a_bucket_that_is_not_there(bucket: str, image_folder):
+    inputs = find_inputs([storage_path(image_folder("1.png"))], 32)
+    with pytest.raises(
+        UsageError,
+        match=r"--out s3://no-such-bucket/x.csv: s3://no-such-bucket/\.fracture-\w+ cannot be written: there is no",
+    ):
+        check_output(storage_path("s3://no-such-bucket/x.csv"), inputs)
+    with pytest.raises(UsageError, match=r"--out s3://bucket.csv: is a folder. Name a file in it, such as s3"):
+        check_output(storage_path("s3://bucket.csv"), inputs)
+    check_output(storage_path(f"{bucket}/x.csv"), inputs)
+    assert storage_path(bucket).files() == []
+
+
 def test_an_out_beside_the_data_or_beside_one_file_is_fine(image_folder, tmp_path):
     folder = image_folder("1.png", "2.csv")
     check_output(storage_path(tmp_path / "data.csv"), find_inputs([storage_path(folder)], 32))
@@ -231,6 +263,21 @@ def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypa
     monkeypatch.setattr(batch_prediction, "decode", greedy)
     read, block = reader(image_folder("1.png"), "1.png")
     assert read(block)["error"].to_pylist() == ["needs more memory than is free"]
+
+
+def test_large_files_are_not_all_read_ahead(tmp_path):
+    """Nine files of 60 MB; reading one takes twice its bytes for a moment."""
+    names = [f"{number}.png" for number in range(9)]
+    for name in names:
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(60_000_000)  # zeros that take no disk
+    read, block = reader(tmp_path, *names)
+    tracemalloc.start()
+    try:
+        assert read(block)["error"].to_pylist() == ["not an image"] * 9
+        assert tracemalloc.get_traced_memory()[1] < 150_000_000
+    finally:
+        tracemalloc.stop()
 
 
 DIES = """

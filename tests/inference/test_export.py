@@ -3,6 +3,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
+from pyarrow import fs
 from safetensors.numpy import load_file
 
 from fracture.arrays import save_arrays
@@ -19,7 +21,7 @@ from fracture.errors import RunError, UsageError
 from fracture.inference.bundle import Bundle, read_bundle
 from fracture.inference.export import FORMATS, TFLiteModel, export
 from fracture.models import build_model
-from fracture.storage import storage_path
+from fracture.storage import StoragePath, storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
 
 layers = tf_keras.layers
@@ -69,6 +71,30 @@ def test_an_export_is_replaced_as_a_whole_and_other_files_stay(bundle, tmp_path)
     export(bundle, "keras", storage_path(tmp_path))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["export.json", "model.keras", "notes.txt"]
     assert json.loads((tmp_path / "export.json").read_text())["format"] == "keras"
+
+
+class KilledWhileWriting(fs.LocalFileSystem):
+    """Ends the job, as Ctrl-C does, when it begins to write the model."""
+
+    def open_output_stream(self, path: str, *args: Any, **options: Any) -> pa.NativeFile:
+        if "model.tflite" in path:
+            raise KeyboardInterrupt
+        return super().open_output_stream(path, *args, **options)
+
+
+def test_an_export_that_was_killed_says_so_and_is_made_by_the_same_command(bundle, tmp_path):
+    for name in ("export.json", "model.keras"):
+        (tmp_path / name).write_text("from before")
+    with pytest.raises(KeyboardInterrupt):
+        export(bundle, "tflite", StoragePath(KilledWhileWriting(), str(tmp_path)))
+    card = json.loads((tmp_path / "export.json").read_text())
+    assert card["incomplete"].startswith("files are missing or cut: the export was interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    (tmp_path / "model.tflite").write_text("half of it")
+    content = export(bundle, "tflite", storage_path(tmp_path))
+    assert "incomplete" not in content
+    assert json.loads((tmp_path / "export.json").read_text()) == content
+    assert content["files"] == {"model.tflite": (tmp_path / "model.tflite").stat().st_size}
 
 
 def test_files_that_are_no_exports_are_not_replaced(bundle, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
 from fracture.preparation.audit import (
     Audit,
@@ -16,6 +17,7 @@ from fracture.preparation.audit import (
 from fracture.preparation.audit_page import render_audit_page
 from fracture.preparation.duplicates.grouping import LINKS
 from fracture.preparation.facts import FACTS, scan_file
+from fracture.preparation.output import read_audit
 from fracture.preparation.source import ImageFile, Source
 from fracture.storage import storage_path
 
@@ -218,3 +220,15 @@ def test_the_page_embeds_images_and_escapes_names(facts):
     assert "SYNTHETIC" in page
     assert "rotated by -10°" in page
     assert "http" not in page.replace("data:image", ""), "nothing is fetched"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "audit.json is damaged: not a JSON object"), ("{}", "audit.json is damaged at 'files'")],
+)
+def test_a_damaged_audit_is_named_with_what_to_do(tmp_path: Path, text: str, message: str):
+    (tmp_path / "audit.json").write_text(text)
+    with pytest.raises(
+        UsageError, match=rf"{message}. Delete .*/input.json, and run the same command again: it writes"
+    ):
+        read_audit(storage_path(tmp_path))

@@ -121,6 +121,15 @@ def test_without_a_manifest_there_is_no_dataset(image_folder, tmp_path):
     assert run(image_folder(*official_paths(2)), tmp_path / "out").rows("train") == 4
 
 
+def test_shards_whose_record_of_their_input_is_damaged_are_written_again(image_folder, tmp_path):
+    folder, out = image_folder(*official_paths(2)), tmp_path / "out"
+    manifest = run(folder, out)
+    for text in ("[]", "{"):
+        (out / "input.json").write_text(text)
+        assert find_finished(source_of(folder), storage_path(out), CONFIG) is None
+        assert run(folder, out) == manifest
+
+
 def test_unreadable_files_are_listed_with_reason_and_never_touched(image_folder, tmp_path):
     folder = image_folder(*official_paths(20))
     (folder / "train/fractured/0.png").write_bytes(b"")

@@ -21,7 +21,7 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference.bundle import WEIGHTS, write_bundle
 from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, Rule, TickState, Version
 from fracture.storage import StoragePath, storage_path
-from tests.conftest import ROOT, TINY, small_disk, unreadable, write_shards
+from tests.conftest import ROOT, TINY, small_disk, without_rights_to, write_shards
 
 OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.4, rule="given: 0.4")
 FIGURES = {
@@ -445,8 +445,8 @@ def test_a_file_that_may_not_be_read_is_named(registry: Registry, trained, file:
     begun(registry, "w1")
     decide(registry, trained(registry, "w1"), promote=True)
     (registry.tick_folder("w1") / "decision.json").write_json({"rules": []})
-    message = r"cannot be read: .*Permission denied.*Check the path and its permissions"
-    with unreadable(Path((registry.folder / file).path)), pytest.raises(UsageError, match=message):
+    path = Path((registry.folder / file).path)
+    with without_rights_to(path), pytest.raises(PermissionError, match=rf"{path}.*Permission denied"):
         READS[file](registry)
 
 

@@ -35,6 +35,28 @@ def test_shards_bring_their_own_data_settings(shard_folder):
         with_data_of(load_config(None, ["data.image_size=64"]), dataset.manifest)
 
 
+@pytest.mark.parametrize(
+    ("image_size", "assignment", "message"),
+    [
+        (
+            32,
+            "model.filters=[4,4,4,4,4,4]",
+            "have 32 pixels: model.filters: 6 poolings need data.image_size of at least",
+        ),
+        (
+            1024,
+            "model.filters=[512]",
+            "have 1024 pixels: model.filters: 512 filters at 1024 pixels take 2.0 GB for one",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_to_the_shards(shard_folder, image_size: int, assignment: str, message: str):
+    _, manifest = shard_folder(image_size=image_size, train=2, val=2, test=2)
+    config = load_config(None, [assignment])
+    with pytest.raises(UsageError, match=message):
+        with_data_of(config, manifest)
+
+
 def begun(run: StoragePath, config: Config, manifest: Manifest) -> None:
     """What `train` writes first."""
     recipe = config.model_dump(mode="json", exclude={"compute", "sample"})
