@@ -126,7 +126,7 @@ class Console:
         else:
             count = event.unfrozen_layers
             which = "all layers" if count == "all" else f"the last {count} layers"
-            what = "the head learns" if event.trained_part == "head" else f"{which} of the backbone learn too"
+            what = "trains the head" if event.trained_part == "head" else f"trains the head and {which} of the backbone"
             self.show_line(
                 f"{network}{what}, {event.trained_parameters:,} of {event.parameters:,} parameters, "
                 f"for at most {event.max_epochs} epochs"

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 EPOCHS = 12  # of about a second each: enough for two faults
 CALM = re.compile(  # the expected output of a submitted job and of `ray job logs`
-    r".*\tINFO (cli|job_manager)\.py:\d+ -- |Running entrypoint |(run|starting|training|epoch|test|bundle|report) "
-    r"|CAVEAT  |  "
+    r".*\tINFO (cli|job_manager)\.py:\d+ -- |Running entrypoint "
+    r"|(run|starting|training|network|epoch|test|bundle|report) |CAVEAT  |  "
 )
 PREEMPTION = "DRAIN_NODE_REASON_PREEMPTION"
 NEWS = re.compile(r"(restart|waiting|resuming|stopping|saved|lock|training)  ")  # expected in addition after a fault

@@ -78,15 +78,15 @@ def test_the_start_says_what_trains_on_what():
     assert "resuming   after epoch 2" in text
 
 
-def test_each_phase_says_what_learns_for_how_long_and_on_what():
+def test_each_phase_says_what_it_trains_for_how_long_and_on_what():
     start = replace(START, max_epochs=45)
     lines = shown(start, HEAD, start, HEAD, LAYERS).splitlines()
     assert "at most 45 epochs" in lines[0]
     assert [line for line in lines if line.startswith(("network", "           on"))] == [
-        "network    mobilenetv2, float32 · the head learns, 1,281 of 2,261,825 parameters, for at most 40 epochs",
+        "network    mobilenetv2, float32 · trains the head, 1,281 of 2,261,825 parameters, for at most 40 epochs",
         "           on features of the frozen backbone, computed once for each image and its mirror image",
-        "network    mobilenetv2, float32 · the last 30 layers of the backbone learn too, 731,521 of 2,261,825 "
-        "parameters, for at most 5 epochs",
+        "network    mobilenetv2, float32 · trains the head and the last 30 layers of the backbone, 731,521 of "
+        "2,261,825 parameters, for at most 5 epochs",
     ]
 
 
