@@ -51,14 +51,19 @@ class Ledger:
         """Return the ledger with the files of a split plan added.
 
         All copies of the same pixels are retired with one of them. A file that is in no split, since another with the
-        same pixels is kept, gets the split of its group.
+        same pixels is kept or since its radiograph has both labels, gets the split of its group; but what was test
+        stays test, because it may not train when the wrong label is gone.
         """
         rows = {row["sha256"]: row for row in self.table.to_pylist()}
         retired = {row["pixels"] for row in rows.values() if row["split"] == RETIRED}
         retired |= {pixels for _, pixels, _, split in _read_rows(files) if split == RETIRED}
         split_of_group = {group: split for _, _, group, split in _read_rows(files) if split not in ("", RETIRED)}
-        for sha256, pixels, group, _ in _read_rows(files):
-            if split := RETIRED if pixels in retired else split_of_group.get(group):
+        for sha256, pixels, group, split in _read_rows(files):
+            if pixels in retired:
+                split = RETIRED
+            elif not split:
+                split = "test" if self._find_split(sha256, pixels) == "test" else split_of_group.get(group)
+            if split:
                 rows[sha256] = {"sha256": sha256, "pixels": pixels, "split": split}
         return Ledger(pa.Table.from_pylist([rows[sha256] for sha256 in sorted(rows)], schema=_SCHEMA))
 

@@ -46,6 +46,18 @@ def test_copies_of_a_retired_file_are_retired_for_good(empty):
     assert splits_of(later) == {"a": RETIRED, "b": "train", "c": RETIRED, "d": RETIRED}
 
 
+def test_a_test_file_that_is_left_out_stays_test_whatever_its_group_is(empty):
+    """A copy under the other label and a training patient's name leaves both out, until the wrong one is removed."""
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("t", "q", 2, "train")))
+    joined = ledger.update(planned(("a", "p", 2, ""), ("b", "p", 2, ""), ("t", "q", 2, "train"), ("u", "r", 2, "")))
+    assert splits_of(joined) == {"a": "test", "b": "test", "t": "train", "u": "train"}
+
+
+def test_each_file_of_a_leaky_split_that_was_kept_has_its_own_split(empty):
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 1, "train")))
+    assert splits_of(ledger) == {"a": "test", "b": "train"}
+
+
 def test_a_file_is_known_by_its_content_or_by_its_pixels(empty):
     ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 2, "train")))
     found = ledger.find_splits(planned(("a", "x", 0, ""), ("c", "q", 0, ""), ("d", "y", 0, "")))

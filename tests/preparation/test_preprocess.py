@@ -287,6 +287,22 @@ def test_retired_files_and_their_copies_train_nothing_in_later_weeks(image_folde
         assert {s for path, s in splits_of(tmp_path / f"week{week}").items() if path in of_it} == {"retired"}
 
 
+def test_a_test_image_that_had_both_labels_for_a_week_does_not_train(image_folder, tmp_path):
+    """Its copy has the other label and the name of a training patient, so both are left out until it is removed."""
+    config = DataConfig(image_size=32, group_pattern=r"/[fn]\d+")
+    folder = image_folder(*[f"{c}/{c[0]}{i}-0.png" for c in ("fracture", "normal") for i in range(12)])
+    run(folder, tmp_path / "out", config)
+    before = splits_of(tmp_path / "out")
+    test = next(path for path, split in before.items() if split == "test" and path.startswith("fracture"))
+    train = next(path for path, split in before.items() if split == "train" and path.startswith("normal"))
+    wrong = folder / train.replace("-0", "-1")
+    wrong.write_bytes((folder / test).read_bytes())
+    assert run(folder, tmp_path / "out", config).left_out["the radiograph has both labels"] == 2
+    wrong.unlink()
+    run(folder, tmp_path / "out", config)
+    assert splits_of(tmp_path / "out") == before
+
+
 def test_files_that_come_back_are_in_the_split_they_were_in(image_folder, tmp_path):
     folder = image_folder(*[f"{c}/{c[0]}{i}.png" for c in ("fracture", "normal") for i in range(20)])
     run(folder, tmp_path / "week1")
