@@ -15,7 +15,6 @@ import numpy as np
 from fracture.config import DataConfig
 from fracture.dataset.format import (
     FILES,
-    LEDGER,
     MANIFEST,
     SCHEMA_VERSION,
     Dataset,
@@ -85,8 +84,8 @@ def write_dataset(
         before: a folder with manifest and ledger of a dataset whose split is kept, in place of the one in `out`.
 
     Raises:
-        UsageError: too many files are unreadable, a split would lack a class, the split of `before` cannot be kept, or
-            `out` is a folder of other things.
+        UsageError: too many files are unreadable, a split would lack a class, an earlier split cannot be kept, or `out`
+            is a folder of other things.
         RunError: the disk is full, or a file changed since it was scanned.
     """
     source = scanned.source
@@ -104,7 +103,7 @@ def write_dataset(
     (out / INPUT).delete()
     write_audit(out, scanned)
     (out / FILES).write_parquet(plan.files)
-    (out / LEDGER).write_parquet(ledger.update(plan.files).table)
+    ledger.update(plan.files).write(out, config)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / INPUT).write_json(hash_input(source, config, manifest, before))
     remove_old_files(out, manifest)

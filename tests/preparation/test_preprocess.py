@@ -516,6 +516,27 @@ def test_the_split_is_remembered_though_a_shard_is_lost(image_folder, tmp_path):
     assert {path: after[path] for path in before} == before
 
 
+def test_the_split_is_remembered_though_the_manifest_is_damaged_and_a_damaged_ledger_is_an_error(
+    image_folder, tmp_path
+):
+    names = [f"{c}/{i}.png" for c in ("fracture", "normal") for i in range(12)]
+    folder = image_folder(*names)
+    run(folder, tmp_path / "out")
+    before = splits_of(tmp_path / "out")
+    image_folder(*names, *[f"{c}/more{i}.png" for c in ("fracture", "normal") for i in range(9)])
+    ledger = tmp_path / "out/ledger.parquet"
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"ledger.parquet cannot be read: .*Put back a copy of it"):
+        run(folder, tmp_path / "out")
+    assert splits_of(tmp_path / "out") == before, "nothing was written"
+    ledger.write_bytes(whole)
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    run(folder, tmp_path / "out")
+    after = splits_of(tmp_path / "out")
+    assert {path: after[path] for path in before} == before
+
+
 def test_a_clean_split_that_becomes_leaky_moves_only_what_leaks(image_folder, tmp_path):
     folder = image_folder(*official_paths(8))
     assert run(folder, tmp_path / "out").split == "official"
