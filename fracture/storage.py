@@ -9,6 +9,7 @@ The stores' own libraries find credentials in the environment of each process. A
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ _TRIES = 7  # with random waits of up to 1, 2, 4, 8, 16 and 20 s between them: h
 _READS = 20  # of a file that others replace meanwhile
 _LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
+_BLOCK_BYTES = 2**20
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -130,6 +132,14 @@ class StoragePath:
                 return data
         raise RunError(f"{self} is replaced all the time and cannot be read. Run the same command again.")
 
+    def hash_bytes(self) -> str:
+        """Return the SHA-256 of the file's bytes, of which only some are in memory at a time."""
+        digest = hashlib.sha256()
+        with self.open() as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
         """Open the file for reading at any position."""
@@ -214,9 +224,7 @@ class StoragePath:
             raise UsageError(f"{self} cannot be read: {error}. Fetch or make it anew.") from None
 
     def write_parquet(self, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True)
-        self.write_bytes(sink.getvalue())
+        self.write_bytes(encode_parquet(table))
 
     def upload(self, folder: Path) -> None:
         """Copy every file below the local `folder` to the same relative path below this one."""
@@ -251,6 +259,13 @@ class StoragePath:
             if clear := None if self.is_local else store_failed(error, self, what):
                 raise clear from None
             raise
+
+
+def encode_parquet(table: pa.Table) -> pa.Buffer:
+    """Return the bytes of a Parquet file in which `StoragePath.read_parquet` finds a bit that has changed."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue()
 
 
 class _PatientS3(fs.S3FileSystem):

@@ -28,16 +28,18 @@ _SHARD_PATTERN = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parq
 def find_finished(
     source: Source, out: StoragePath, config: DataConfig, before: StoragePath | None = None
 ) -> Manifest | None:
-    """Return the manifest in `out` if its shards were made from this very input and none is missing.
+    """Return the manifest in `out` if its shards were made from this very input and no file of it is missing.
 
     Args:
         before: as for `write_dataset`.
     """
     try:
         made_from = (out / INPUT).read_json()
-        manifest = read_dataset(out).manifest
+        dataset = read_dataset(out)
+        dataset.find_files()
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
+    manifest = dataset.manifest
     return manifest if made_from == hash_input(source, config, manifest, before) else None
 
 

@@ -38,7 +38,7 @@ from fracture.preparation.plan import SplitPlan, plan_split
 from fracture.preparation.scan import Progress, ScannedSource
 from fracture.preparation.scan_cache import SCANNED, hash_code
 from fracture.preparation.source import keyed_hash
-from fracture.storage import StoragePath
+from fracture.storage import StoragePath, encode_parquet
 
 _MOST_READ = 4  # rows of earlier shards that may be read for each row that is needed, before decoding is less work
 
@@ -77,7 +77,7 @@ def write_dataset(
 ) -> Manifest:
     """Write the shards and the manifest of a scanned source into the folder `out`. Ray must have been started.
 
-    The dataset that `out` held before stays valid until the new manifest replaces it. No group of the earlier dataset
+    The shards that `out` held before stay valid until the new manifest replaces theirs. No group of the earlier dataset
     moves to another split, if the settings of the split are the same.
 
     Args:
@@ -99,10 +99,11 @@ def write_dataset(
         written = _write_shards(scanned, out, config, plan, progress)
     finally:
         remove_pending(out)
-    manifest = _make_manifest(scanned, plan, written, config)
+    files = encode_parquet(plan.files)
+    manifest = _make_manifest(scanned, plan, written, config, hashlib.sha256(files).hexdigest())
     (out / INPUT).delete()
     write_audit(out, scanned)
-    (out / FILES).write_parquet(plan.files)
+    (out / FILES).write_bytes(files)
     ledger.update(plan.files).write(out, config)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / INPUT).write_json(hash_input(source, config, manifest, before))
@@ -262,7 +263,7 @@ def _decode_again(task: _ShardTask, row: int) -> np.ndarray:
 
 
 def _make_manifest(
-    scanned: ScannedSource, plan: SplitPlan, written: list[_WrittenShard], config: DataConfig
+    scanned: ScannedSource, plan: SplitPlan, written: list[_WrittenShard], config: DataConfig, files_sha256: str
 ) -> Manifest:
     audit, source = scanned.audit, scanned.source
     shards = {split: [one.shard for one in written if one.split == split] for split in plan.splits}
@@ -287,6 +288,7 @@ def _make_manifest(
         pixels={split: Pixels.total(one.pixels for one in written if one.split == split) for split in plan.splits},
         rejected=audit.rejected,
         shards=shards,
+        files_sha256=files_sha256,
     )
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.config import DataConfig
-from fracture.dataset.format import MANIFEST, Dataset, Manifest, images_of, read_dataset
+from fracture.dataset.format import FILES, MANIFEST, Dataset, Manifest, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.preparation.audit import format_audit
 from fracture.preparation.decode import decode
@@ -111,6 +111,21 @@ def test_an_interrupted_run_leaves_the_earlier_dataset(image_folder, tmp_path):
         run(folder, out, progress=die)
     assert read_dataset(storage_path(out)).manifest == before
     assert Dataset(storage_path(out), before).read("train", 0, 8).num_rows == 8
+
+
+def test_a_kill_between_the_table_of_files_and_the_manifest_is_noticed_and_mended(image_folder, tmp_path):
+    folder, out = image_folder(*official_paths(4)), tmp_path / "out"
+    before = run(folder, out)
+    assert Dataset(storage_path(out), before).find_files().name == FILES
+    (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
+    run(folder, tmp_path / "grown")
+    shutil.copy(tmp_path / "grown" / FILES, out / FILES)
+    with pytest.raises(UsageError, match=r"files.parquet is not the one that dataset.json describes"):
+        read_dataset(storage_path(out)).find_files()
+    (folder / "train/fractured/new.png").unlink()
+    assert find_finished(source_of(folder), storage_path(out), CONFIG) is None
+    assert run(folder, out) == before
+    assert Dataset(storage_path(out), before).find_files().name == FILES
 
 
 def test_without_a_manifest_there_is_no_dataset(image_folder, tmp_path):
