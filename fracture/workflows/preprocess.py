@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset, read_dataset
+from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import StoragePath, storage_path
@@ -129,8 +130,12 @@ def prepare_dataset(
 
 
 def prepare_run_data(arguments: RunArguments, config: Config, report: Report) -> Dataset:
-    """Read the named shards, or prepare the named data, or sample radiographs where neither is named."""
-    from fracture.preparation.output import name_output_folder
+    """Read the named shards, or prepare the named data, or sample radiographs where neither is named.
+
+    A run that has begun goes on with its own shards, although its data may have grown: to prepare the data again would
+    remove them.
+    """
+    from fracture.preparation.output import find_finished, name_output_folder
 
     if arguments.shards:
         return read_dataset(storage_path(arguments.shards))
@@ -142,7 +147,35 @@ def prepare_run_data(arguments: RunArguments, config: Config, report: Report) ->
     storage = storage_path(arguments.storage)
     data = arguments.data or (make_sample_radiographs(config, storage, report),)
     source = find_radiographs(data, arguments.labels, config, report)
-    return prepare_dataset(source, storage / "shards" / name_output_folder(source, config.data), config, start, report)
+    out = storage / "shards" / name_output_folder(source, config.data)
+    dataset = _find_begun_dataset(arguments.folder, out)
+    if dataset and find_finished(source, out, config.data) is None:
+        report(f"data       or program has changed since {arguments.run!r} began; it goes on with its own shards")
+        report(f"shards     {out}")
+        return dataset
+    return prepare_dataset(source, out, config, start, report)
+
+
+def _find_begun_dataset(run: StoragePath, shards: StoragePath) -> Dataset | None:
+    """Return the dataset in the folder of shards if the run, or a fold or trial of it, began with it.
+
+    A finished run needs no shards: None.
+    """
+    from fracture.inference.bundle import is_bundle
+    from fracture.training.checks import RUN_CARD
+    from fracture.tuning.space import RESULTS
+
+    cards = [info for info in run.files() if info.base_name in (RUN_CARD, RESULTS)]
+    if not cards or is_bundle(run / "bundle"):
+        return None
+    begun_with = StoragePath(run.filesystem, cards[0].path).read_json()["dataset"]  # and so did the others
+    try:
+        dataset = read_dataset(shards)
+    except UsageError:  # it is made anew, and may be the same again
+        return None
+    manifest = dataset.manifest
+    folds = [manifest.fold(number) for number in range(1, len(manifest.folds) + 1)]
+    return dataset if begun_with in {one.fingerprint for one in (manifest, *folds)} else None
 
 
 def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:
