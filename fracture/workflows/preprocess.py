@@ -12,6 +12,7 @@ from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, RunArguments, print_line
+from fracture.workflows.locking import hold_output_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -107,9 +108,18 @@ def prepare_dataset(
     Args:
         start: called when Ray is needed.
         before: manifest and files of an earlier dataset, whose split is kept.
+
+    Raises:
+        UsageError: the data or the folder cannot be used, or another job is writing to the folder.
     """
     from fracture.preparation.audit import format_audit
-    from fracture.preparation.output import check_output_folder, find_finished, list_changed_settings, read_audit
+    from fracture.preparation.output import (
+        OUTPUT_LOCK,
+        check_output_folder,
+        find_finished,
+        list_changed_settings,
+        read_audit,
+    )
     from fracture.preparation.scan import scan_source
     from fracture.preparation.write import summarize_split, write_dataset
 
@@ -118,10 +128,11 @@ def prepare_dataset(
     if manifest is None:
         changed = list_changed_settings(out, config.data)
         check_output_folder(source, out)
-        start()
-        with ProgressBars() as bars:
-            scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
-            manifest = write_dataset(scanned, out, config.data, bars.show, before)
+        with hold_output_lock(out / OUTPUT_LOCK, f"the folder {out}", report):
+            start()
+            with ProgressBars() as bars:
+                scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
+                manifest = write_dataset(scanned, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     for line in [*format_audit(read_audit(out)), *summarize_split(manifest)]:
         report(line)
@@ -179,11 +190,17 @@ def _find_begun_dataset(run: StoragePath, shards: StoragePath) -> Dataset | None
 
 
 def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:
-    """Draw sample radiographs into the storage, unless they are there already, and return their folder."""
-    from fracture.preparation.sample import make_sample
+    """Draw sample radiographs into the storage, unless they are there already, and return their folder.
+
+    Raises:
+        UsageError: the folder holds other things, or another job is drawing them.
+    """
+    from fracture.preparation.sample import has_sample, make_sample
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
     report("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job")
-    with ProgressBars() as bars:
-        make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
+    if not has_sample(folder, config.sample):
+        lock = storage / "locks" / folder.name  # not in the folder, which is removed where it is of another version
+        with hold_output_lock(lock, f"the sample {folder}", report), ProgressBars() as bars:
+            make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
     return str(folder)

@@ -1,18 +1,26 @@
 """The data of a run: prepared once, and then the run's own until it is finished."""
 
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset, read_dataset
-from fracture.preparation.output import name_output_folder
+from fracture.errors import UsageError
+from fracture.lock import HeldError, Lock, claim_of_this_process
+from fracture.preparation.output import check_output_folder, name_output_folder
 from fracture.storage import StoragePath, storage_path
 from fracture.training.checks import write_run_card
 from fracture.tuning.space import write_results
 from fracture.workflows.arguments import RunArguments
-from fracture.workflows.preprocess import find_radiographs, prepare_run_data
+from fracture.workflows.preprocess import (
+    find_radiographs,
+    make_sample_radiographs,
+    prepare_dataset,
+    prepare_run_data,
+)
 from tests.conftest import official_paths, write_shards
 
 ROWS = {"train": 40, "val": 16, "test": 16}
@@ -62,6 +70,53 @@ def test_what_has_begun_goes_on_with_its_own_shards_when_the_data_has_grown(imag
         "data       or program has changed since 'r' began; it goes on with its own shards",
         f"shards     {dataset.folder}",
     ]
+
+
+def refuse_to_start() -> None:
+    raise AssertionError("nothing is started")
+
+
+def test_shards_that_another_job_is_writing_are_left_alone(image_folder, tiny_config, tmp_path):
+    config, out = tiny_config(), storage_path(tmp_path / "out")
+    source = find_radiographs([str(image_folder(*official_paths()))], None, config, lambda line: None)
+    with Lock(out / "lock", claim_of_this_process("fracture train"), "it", on_lost=lambda: None):
+        with pytest.raises(
+            UsageError,
+            match=r"^the folder .*/out is held by fracture train on .*, process \d+, since .* UTC\. Two would "
+            r"remove each other's files: wait for its end, or stop that job\.$",
+        ) as caught:
+            prepare_dataset(source, out, config, refuse_to_start, lambda line: None)
+        assert not isinstance(caught.value, HeldError), "which a retraining would take for another retraining"
+        assert len(out.files()) == 1, "the other job's claim"
+    assert not (tmp_path / "out").exists()
+
+
+def test_claims_of_a_killed_job_are_no_other_things(image_folder, tiny_config, tmp_path):
+    out, claim = storage_path(tmp_path / "out"), uuid.uuid4().hex
+    source = find_radiographs([str(image_folder(*official_paths()))], None, tiny_config(), lambda line: None)
+    for name in (f"{claim}.json", f".{claim}.json.0123abcd.part"):
+        (out / "lock" / name).write_bytes(b"")
+    check_output_folder(source, out)
+    (out / "lock/thesis.json").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"holds other things, such as 'thesis.json'"):
+        check_output_folder(source, out)
+
+
+def test_a_sample_is_drawn_by_one_job_at_a_time(tiny_config, tmp_path):
+    storage, config = storage_path(tmp_path), tiny_config("sample.images=60")
+    lock = Lock(storage / "locks/sample-60-0", claim_of_this_process("fracture train"), "it", on_lost=lambda: None)
+    with (
+        lock,
+        pytest.raises(
+            UsageError, match=r"^the sample .*/sample-60-0 is held by fracture train on .*: wait for its end"
+        ),
+    ):
+        make_sample_radiographs(config, storage, lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+    folder = make_sample_radiographs(config, storage, lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"], "no lock is left"
+    with Lock(storage / "locks/sample-60-0", claim_of_this_process("fracture train"), "it", on_lost=lambda: None):
+        assert make_sample_radiographs(config, storage, lambda line: None) == folder, "complete: nothing to wait for"
 
 
 @pytest.mark.ray
