@@ -9,6 +9,7 @@ The stores' own libraries find credentials in the environment of each process. A
 
 import errno
 import functools
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,7 @@ _LISTINGS = 20  # tries at a folder that others are emptying
 _BATCH_ROWS = 65536
 # A path that cannot be, or may not be written: a name of over 255 bytes, links in a loop, a file system to read only.
 _PATH_ERRORS = {errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
+_BLOCK_BYTES = 2**20
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -136,6 +138,14 @@ class StoragePath:
                 return data
         raise RunError(f"{self} is replaced all the time and cannot be read. Run the same command again.")
 
+    def hash_bytes(self) -> str:
+        """Return the SHA-256 of the file's bytes, of which only some are in memory at a time."""
+        digest = hashlib.sha256()
+        with self.open() as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
         """Open the file for reading at any position."""
@@ -234,9 +244,7 @@ class StoragePath:
             raise UsageError(f"{self} cannot be read: {error}. Fetch or make it anew.") from None
 
     def write_parquet(self, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, write_page_checksum=True)
-        self.write_bytes(sink.getvalue())
+        self.write_bytes(encode_parquet(table))
 
     def check_writable(self) -> None:
         """Write a small file into this folder, or into the one that it would be made in, and delete it.
@@ -290,6 +298,13 @@ class StoragePath:
 
 def _is_broken_link(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
+
+
+def encode_parquet(table: pa.Table) -> pa.Buffer:
+    """Return the bytes of a Parquet file in which `StoragePath.read_parquet` finds a bit that has changed."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True)
+    return sink.getvalue()
 
 
 class _PatientS3(fs.S3FileSystem):

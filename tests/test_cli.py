@@ -289,28 +289,32 @@ def test_a_prediction_names_one_model_that_is_there(
     assert not any(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.parametrize("cause", ["taken over", "SIGTERM"])
-def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_path: Path, cause: str):
+@pytest.mark.parametrize(
+    ("lock", "lost"),
+    [("runs/x/lock", "run 'x'"), ("locks/sample-99999-0", "the sample {cwd}/data/sample-99999-0"), ("runs/x/lock", "")],
+    ids=["run taken over", "sample taken over", "SIGTERM"],
+)
+def test_a_job_that_loses_its_run_or_is_stopped_says_so_and_leaves_no_lock(tmp_path: Path, lock: str, lost: str):
     flags = ["--storage", str(tmp_path), "--run", "x", "--set", "sample.images=99999"]
     command = [sys.executable, "job/train.py", *flags]
     drawing = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while holder(storage_path(tmp_path / "runs/x/lock")) is None:
+    while holder(storage_path(tmp_path / lock)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    if cause == "SIGTERM":
-        drawing.send_signal(signal.SIGTERM)
-    else:
-        for claim in (tmp_path / "runs/x/lock").iterdir():
+    if lost:
+        for claim in (tmp_path / lock).iterdir():
             claim.unlink()
+    else:
+        drawing.send_signal(signal.SIGTERM)
     _, error = drawing.communicate(timeout=60)
     assert drawing.returncode == 1
-    if cause == "SIGTERM":
-        assert "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with" in error
+    if lost:
+        assert f"stopped: another job took over {lost.format(cwd=tmp_path)}: " in error
     else:
-        assert "stopped: another job took over run 'x': " in error
+        assert "stopped by Ctrl-C or SIGTERM; every finished epoch is kept. Go on with: the same command with" in error
     assert error.count("\n") <= 2
-    assert not (tmp_path / "runs").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"data"}, "no lock is left"
 
 
 def test_preprocess_needs_somewhere_to_write(image_folder, capsys):

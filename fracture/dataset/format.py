@@ -103,6 +103,7 @@ class Manifest(BaseModel):
     pixels: dict[str, Pixels]
     rejected: list[Rejection]
     shards: dict[str, list[Shard]]  # split -> its shards, in row order
+    files_sha256: str = ""  # of `files.parquet`; "" where an earlier version wrote the manifest
 
     @field_validator("parameters")
     @classmethod
@@ -264,6 +265,19 @@ class Dataset:
             for shard in self.manifest.shards[split]
             for block in _read_shard(self.folder / shard.file, shard, 0, shard.rows, self.image_size, list(columns))
         )
+
+    def find_files(self) -> StoragePath:
+        """Return `files.parquet`, in which the groups are those of the shards.
+
+        Raises:
+            UsageError: it is missing, or of another writing: a job was killed before the manifest was written.
+        """
+        file, written = self.folder / FILES, self.manifest.files_sha256
+        if not file.is_file():
+            raise UsageError(f"{file} is missing. Run preprocessing again.")
+        if written and file.hash_bytes() != written:
+            raise UsageError(f"{file} is not the one that {MANIFEST} describes. Run preprocessing again.")
+        return file
 
     def read_seen(self, column: str) -> pa.ChunkedArray:
         """Read one column of every row of training and validation."""

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config
-from fracture.dataset.format import FILES, Dataset
+from fracture.dataset.format import Dataset
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.evaluation.operating_point import OperatingPoint
@@ -196,10 +196,13 @@ class Bundle:
         """Return the groups of a dataset that have a file of training or validation, byte for byte.
 
         The whole group counts as seen, since its images show the same radiographs or patient.
+
+        Raises:
+            UsageError: the dataset's table of files is missing, damaged or of another writing.
         """
         hashes = pa.array(self.read_trained_on(), pa.binary(32))
         columns = pa.schema([pa.field("sha256", hashes.type), pa.field("group_id", pa.int64())])
-        batches = (dataset.folder / FILES).parquet_batches(columns)
+        batches = dataset.find_files().parquet_batches(columns)
         seen = (batch.filter(pc.is_in(batch["sha256"], hashes)) for batch in batches)
         return {group for batch in seen for group in pc.unique(batch["group_id"]).to_pylist()}
 

@@ -3,7 +3,9 @@
 A file that is gone stays in it, because it may come back, or come back re-encoded.
 """
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +16,7 @@ from fracture.preparation.split import RETIRED
 from fracture.storage import StoragePath
 
 _SCHEMA = pa.schema([("sha256", pa.binary(32)), ("pixels", pa.binary(16)), ("split", pa.string())])
+_SETTINGS_KEY = b"split_settings"  # in the file's metadata
 _SPLIT_SETTINGS = ("split", "folds", "seed", "val_fraction", "test_fraction")  # settings that decide a group's split
 
 
@@ -31,15 +34,27 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: StoragePath, config: DataConfig) -> "Ledger":
-        """Read the ledger in a folder; it is empty if there is none, or if it was made with other split settings."""
+        """Read the ledger in a folder; it is empty if there is none, or if it was made with other split settings.
+
+        Raises:
+            UsageError: it cannot be read, or it is missing where there is a manifest.
+        """
         try:
-            parameters = (folder / MANIFEST).read_json()["parameters"]  # needs no shard: the split outlives a lost one
             table = (folder / LEDGER).read_parquet()
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+            if not table.schema.equals(_SCHEMA):
+                raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")
+        except (FileNotFoundError, NotADirectoryError):
+            if (folder / MANIFEST).is_file():
+                raise _lost_error(folder / LEDGER, "is missing") from None
             return cls(_SCHEMA.empty_table())
-        wanted = config.model_dump(mode="json")
-        same = all(parameters.get(key) == wanted[key] for key in _SPLIT_SETTINGS)
-        return cls(table if same else _SCHEMA.empty_table())
+        except (OSError, pa.ArrowException) as error:
+            raise _lost_error(folder / LEDGER, f"cannot be read: {error}") from None
+        return cls(table if _read_settings(folder, table) == _select_settings(config) else _SCHEMA.empty_table())
+
+    def write(self, folder: StoragePath, config: DataConfig) -> None:
+        """Write the ledger, with the settings of its split, so that no other file is needed to go on with the split."""
+        settings = json.dumps(_select_settings(config))
+        (folder / LEDGER).write_parquet(self.table.replace_schema_metadata({_SETTINGS_KEY: settings}))
 
     def find_splits(self, facts: pa.Table) -> dict[str, str]:
         """Return the earlier split of each readable file that has one, by the file's hash in hexadecimal."""
@@ -51,14 +66,19 @@ class Ledger:
         """Return the ledger with the files of a split plan added.
 
         All copies of the same pixels are retired with one of them. A file that is in no split, since another with the
-        same pixels is kept, gets the split of its group.
+        same pixels is kept or since its radiograph has both labels, gets the split of its group; but what was test
+        stays test, because it may not train when the wrong label is gone.
         """
         rows = {row["sha256"]: row for row in self.table.to_pylist()}
         retired = {row["pixels"] for row in rows.values() if row["split"] == RETIRED}
         retired |= {pixels for _, pixels, _, split in _read_rows(files) if split == RETIRED}
         split_of_group = {group: split for _, _, group, split in _read_rows(files) if split not in ("", RETIRED)}
-        for sha256, pixels, group, _ in _read_rows(files):
-            if split := RETIRED if pixels in retired else split_of_group.get(group):
+        for sha256, pixels, group, split in _read_rows(files):
+            if pixels in retired:
+                split = RETIRED
+            elif not split:
+                split = "test" if self._find_split(sha256, pixels) == "test" else split_of_group.get(group)
+            if split:
                 rows[sha256] = {"sha256": sha256, "pixels": pixels, "split": split}
         return Ledger(pa.Table.from_pylist([rows[sha256] for sha256 in sorted(rows)], schema=_SCHEMA))
 
@@ -81,6 +101,36 @@ def check_split_settings(before: StoragePath, config: DataConfig) -> None:
                 f"{earlier.get(key)!r}: radiographs that tested it might train the next model. Keep "
                 f"{earlier.get(key)!r}, or begin another registry."
             )
+
+
+def _select_settings(config: DataConfig) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    return {key: settings[key] for key in _SPLIT_SETTINGS}
+
+
+def _read_settings(folder: StoragePath, ledger: pa.Table) -> dict[str, Any]:
+    """Return the settings of the ledger's split; those of an older ledger stand in the manifest alone.
+
+    Raises:
+        UsageError: the manifest is damaged.
+    """
+    if saved := (ledger.schema.metadata or {}).get(_SETTINGS_KEY):
+        return json.loads(saved)
+    try:
+        parameters = (folder / MANIFEST).read_json()["parameters"]
+        return {key: parameters.get(key) for key in _SPLIT_SETTINGS}
+    except FileNotFoundError:  # the first writing of the dataset was killed: nothing has used its split
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise _lost_error(folder / MANIFEST, "cannot be read, and has the settings of the split") from None
+
+
+def _lost_error(file: StoragePath, fault: str) -> UsageError:
+    fault = " ".join(fault.split()).rstrip(".")  # Arrow's text may be of several lines
+    return UsageError(
+        f"{file} {fault}. Without it images that have tested a model might train the next one. Put back a copy of it; "
+        f"or begin a new split: name another folder, or delete {LEDGER} and {MANIFEST}."
+    )
 
 
 def _read_rows(files: pa.Table) -> Iterator[tuple[bytes, bytes, int, str]]:

@@ -19,6 +19,7 @@ from fracture.preparation.scan_cache import COMPARED, SCANNED, hash_code
 from fracture.preparation.source import Source
 from fracture.storage import StoragePath
 
+OUTPUT_LOCK = "lock"  # folder of the lock that a job holds while it writes here
 INPUT = "input.json"  # hashes of the input of the shards, so that an unchanged input is found in a second
 _LINKS, _AUDIT, _AUDIT_PAGE = "links.csv", "audit.json", "audit.html"
 _OTHER_FILES = (MANIFEST, INPUT, FILES, LEDGER, _LINKS, SCANNED, COMPARED, _AUDIT, _AUDIT_PAGE)
@@ -29,16 +30,18 @@ _SHARD_PATTERN = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parq
 def find_finished(
     source: Source, out: StoragePath, config: DataConfig, before: StoragePath | None = None
 ) -> Manifest | None:
-    """Return the manifest in `out` if its shards were made from this very input and none is missing.
+    """Return the manifest in `out` if its shards were made from this very input and no file of it is missing.
 
     Args:
         before: as for `write_dataset`.
     """
     try:
         made_from = (out / INPUT).read_json()
-        manifest = read_dataset(out).manifest
+        dataset = read_dataset(out)
+        dataset.find_files()
     except (FileNotFoundError, NotADirectoryError, UsageError, ValueError):
         return None
+    manifest = dataset.manifest
     return manifest if made_from == hash_input(source, config, manifest, before) else None
 
 
@@ -93,7 +96,7 @@ def check_output_folder(source: Source, out: StoragePath) -> None:
         UsageError: it is not, or does.
     """
     check_outside_data(source, out)
-    if others := [info.base_name for info in out.files() if not _is_ours(out, info)]:
+    if others := [info.base_name for info in out.files() if not (_is_ours(out, info) or _is_claim(out, info))]:
         raise UsageError(
             f"--out {out}: holds other things, such as {others[0]!r}. Name a new folder, or one that holds shards."
         )
@@ -143,4 +146,15 @@ def _is_ours(out: StoragePath, info: fs.FileInfo) -> bool:
     others = "|".join(re.escape(name) for name in (*_OTHER_FILES, *_FORMER_FILES))
     name = rf"(?:{_SHARD_PATTERN}|{PENDING_PATTERN}|{others})"
     # A file that is being written has a temporary name until it is complete.
-    return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", info.path[len(out.path) + 1 :]) is not None
+    return re.fullmatch(rf"{name}|\.{name}\.[0-9a-f]{{8}}\.part", _path_below(out, info)) is not None
+
+
+def _is_claim(out: StoragePath, info: fs.FileInfo) -> bool:
+    """Return whether a file below `out` is a job's claim on the lock; a killed job leaves it."""
+    claim = r"[0-9a-f]{32}\.json"
+    path = rf"{OUTPUT_LOCK}/(?:{claim}|\.{claim}\.[0-9a-f]{{8}}\.part)"
+    return re.fullmatch(path, _path_below(out, info)) is not None
+
+
+def _path_below(out: StoragePath, info: fs.FileInfo) -> str:
+    return info.path[len(out.path) + 1 :]

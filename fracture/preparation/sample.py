@@ -9,6 +9,7 @@ nutrient canals, side markers) have the same distribution in both classes, so th
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,9 +64,9 @@ def make_sample(
     Raises:
         UsageError: the folder holds other things.
     """
-    marker, file = {"synthetic": True, "version": _VERSION, **config.model_dump()}, folder / SYNTHETIC_MARKER
-    if file.is_file() and file.read_json() == marker | {"complete": True}:
+    if has_sample(folder, config):
         return
+    marker, file = _make_marker(config), folder / SYNTHETIC_MARKER
     if folder.files() and not file.is_file():
         raise UsageError(f"{folder} holds other things than sample radiographs. Move it, or name another --storage.")
     folder.delete()
@@ -74,6 +75,16 @@ def make_sample(
         (folder / path).write_bytes(data)
         progress(written)
     file.write_json(marker | {"complete": True})
+
+
+def has_sample(folder: StoragePath, config: SampleConfig) -> bool:
+    """Return whether the folder holds this sample, complete."""
+    file = folder / SYNTHETIC_MARKER
+    return file.is_file() and file.read_json() == _make_marker(config) | {"complete": True}
+
+
+def _make_marker(config: SampleConfig) -> dict[str, Any]:
+    return {"synthetic": True, "version": _VERSION, **config.model_dump()}
 
 
 def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:

@@ -32,6 +32,7 @@ _EXPECTED = "Give the folder that holds the class folders, or train/, val/ and t
 _MOST_LABELS = 2**29  # bytes of a labels file; some millions of lines
 _CLUTTER = {"thumbs.db", "desktop.ini"}
 _COLUMNS = ("path", "label", "patient", "source")  # of a labels file
+_ALLOWED = "Columns: path,label and, if known, patient,source."
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _read_labels(root: StoragePath, config: DataConfig, labels: StoragePath) -> 
     """List the files in a labels file.
 
     Raises:
-        UsageError: a missing or unknown column, an unknown label or path, or a path on two lines; names the line.
+        UsageError: a missing, unknown or doubled column, a value without a column, an unknown label or path, or a path
+            on two lines; names the line.
     """
     infos = list_files(root)
     label_of_name = {"1": FRACTURE, "0": NORMAL} | _labels_of_folders(config)
@@ -218,19 +220,28 @@ def _read_table(labels: StoragePath) -> list[tuple[int, dict[str, str]]]:
     except csv.Error as error:
         raise UsageError(f"--labels {labels}, line {rows.reader.line_num}: not readable as CSV: {error}.") from None
     _check_columns(labels, columns)
+    for line, row in table:
+        if None in row:  # a value without a column may be the patient, and then patients would leak
+            raise UsageError(
+                f"--labels {labels}, line {line}: has {len(columns) + len(row[None])} values for the {len(columns)} "
+                f"columns of the first line. {_ALLOWED} Name every column there, or quote a value that holds a comma."
+            )
     return table
 
 
 def _check_columns(labels: StoragePath, columns: Sequence[str]) -> None:
-    allowed = "Columns: path,label and, if known, patient,source."
     if missing := [name for name in _COLUMNS[:2] if name not in columns]:
         raise UsageError(
-            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. {allowed}"
+            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. {_ALLOWED}"
         )
     # An ignored column such as patient_id would mean that patients leak.
     if unknown := [name for name in columns if name not in _COLUMNS]:
         raise UsageError(
-            f"--labels {labels}: column {unknown[0]!r} is not known. {allowed} Rename the column, or remove it."
+            f"--labels {labels}: column {unknown[0]!r} is not known. {_ALLOWED} Rename the column, or remove it."
+        )
+    if double := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UsageError(
+            f"--labels {labels}: {double[0]!r} names two columns, and only one would be read. Remove the other."
         )
 
 

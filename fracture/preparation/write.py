@@ -15,7 +15,6 @@ import numpy as np
 from fracture.config import DataConfig
 from fracture.dataset.format import (
     FILES,
-    LEDGER,
     MANIFEST,
     SCHEMA_VERSION,
     Dataset,
@@ -39,7 +38,7 @@ from fracture.preparation.plan import SplitPlan, plan_split
 from fracture.preparation.scan import Progress, ScannedSource
 from fracture.preparation.scan_cache import SCANNED, hash_code
 from fracture.preparation.source import keyed_hash
-from fracture.storage import StoragePath
+from fracture.storage import StoragePath, encode_parquet
 
 _MOST_READ = 4  # rows of earlier shards that may be read for each row that is needed, before decoding is less work
 
@@ -78,15 +77,15 @@ def write_dataset(
 ) -> Manifest:
     """Write the shards and the manifest of a scanned source into the folder `out`. Ray must have been started.
 
-    The dataset that `out` held before stays valid until the new manifest replaces it. No group of the earlier dataset
+    The shards that `out` held before stay valid until the new manifest replaces theirs. No group of the earlier dataset
     moves to another split, if the settings of the split are the same.
 
     Args:
         before: a folder with manifest and ledger of a dataset whose split is kept, in place of the one in `out`.
 
     Raises:
-        UsageError: too many files are unreadable, a split would lack a class, the split of `before` cannot be kept, or
-            `out` is a folder of other things.
+        UsageError: too many files are unreadable, a split would lack a class, an earlier split cannot be kept, or `out`
+            is a folder of other things.
         RunError: the disk is full, or a file changed since it was scanned.
     """
     source = scanned.source
@@ -100,11 +99,12 @@ def write_dataset(
         written = _write_shards(scanned, out, config, plan, progress)
     finally:
         remove_pending(out)
-    manifest = _make_manifest(scanned, plan, written, config)
+    files = encode_parquet(plan.files)
+    manifest = _make_manifest(scanned, plan, written, config, hashlib.sha256(files).hexdigest())
     (out / INPUT).delete()
     write_audit(out, scanned)
-    (out / FILES).write_parquet(plan.files)
-    (out / LEDGER).write_parquet(ledger.update(plan.files).table)
+    (out / FILES).write_bytes(files)
+    ledger.update(plan.files).write(out, config)
     (out / MANIFEST).write_bytes(manifest.model_dump_json(indent=1).encode() + b"\n")
     (out / INPUT).write_json(hash_input(source, config, manifest, before))
     remove_old_files(out, manifest)
@@ -263,7 +263,7 @@ def _decode_again(task: _ShardTask, row: int) -> np.ndarray:
 
 
 def _make_manifest(
-    scanned: ScannedSource, plan: SplitPlan, written: list[_WrittenShard], config: DataConfig
+    scanned: ScannedSource, plan: SplitPlan, written: list[_WrittenShard], config: DataConfig, files_sha256: str
 ) -> Manifest:
     audit, source = scanned.audit, scanned.source
     shards = {split: [one.shard for one in written if one.split == split] for split in plan.splits}
@@ -288,6 +288,7 @@ def _make_manifest(
         pixels={split: Pixels.total(one.pixels for one in written if one.split == split) for split in plan.splits},
         rejected=audit.rejected,
         shards=shards,
+        files_sha256=files_sha256,
     )
 
 

@@ -24,7 +24,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fracture.dataset.format import FILES, LEDGER, MANIFEST, Dataset
+from fracture.dataset.format import LEDGER, MANIFEST, Dataset
 from fracture.errors import UsageError
 from fracture.inference.bundle import CARD, WEIGHTS, Bundle, is_bundle, read_bundle
 from fracture.lock import HeldError, Lock, claim_of_this_process
@@ -299,8 +299,8 @@ class Registry:
         folder = self.bundle_folder(version.number)
         folder.delete()  # an incomplete copy
         (folder / DATASET / MANIFEST).write_bytes(dataset.manifest.model_dump_json(indent=1).encode())
-        for name in (FILES, LEDGER):
-            (folder / DATASET / name).write_bytes((dataset.folder / name).read_bytes())
+        for file in (dataset.find_files(), dataset.folder / LEDGER):
+            (folder / DATASET / file.name).write_bytes(file.read_bytes())
         (folder / VERSION).write_bytes(version.model_dump_json(indent=1).encode())
         (folder / "report.html").write_bytes((run / "report" / "report.html").read_bytes())
         names = [info.path[len(bundle.path) + 1 :] for info in bundle.files()]

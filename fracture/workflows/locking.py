@@ -1,4 +1,4 @@
-"""Keep two jobs from working on the same run or registry."""
+"""Keep two jobs from working on the same run or registry, or writing to the same folder."""
 
 import getpass
 import os
@@ -45,6 +45,24 @@ def hold_run_lock(run: StoragePath, command: str, report: Report, kind: str = "r
 
 
 @contextmanager
+def hold_output_lock(lock: StoragePath, name: str, report: Report) -> Iterator[None]:
+    """Keep other jobs from writing what this one writes.
+
+    Args:
+        name: of what is written, for messages.
+
+    Raises:
+        UsageError: another job holds the lock. It is no HeldError, which would mean that a retraining is at work.
+        RunError: another job took the lock over.
+    """
+    try:
+        with hold_lock(lock, name, "preprocess", "run the same command again", report):
+            yield
+    except HeldError as error:
+        raise UsageError(f"{error}. Two would remove each other's files: wait for its end, or stop that job.") from None
+
+
+@contextmanager
 def hold_lock(lock: StoragePath, name: str, command: str, advice: str, report: Report) -> Iterator[None]:
     """Hold a lock, and stop this job where another one takes the lock over.
 
@@ -58,7 +76,10 @@ def hold_lock(lock: StoragePath, name: str, command: str, advice: str, report: R
         RunError: another job took the lock over.
     """
 
+    is_lost = threading.Event()  # this lock: a job may hold another one around it
+
     def stop_this_job() -> None:
+        is_lost.set()
         _taken_over.set()
         stop_at_once()
 
@@ -68,9 +89,9 @@ def hold_lock(lock: StoragePath, name: str, command: str, advice: str, report: R
         with Lock(lock, claim, name, stop_this_job, lambda line: report(f"lock       {line}")):
             yield
     except BaseException:
-        if not is_taken_over():
+        if not is_lost.is_set():
             raise
-    if is_taken_over():
+    if is_lost.is_set():
         raise RunError(
             f"another job took over {name}: this one gave no sign of life in {lock} for half a minute, because it "
             f"was asleep or cut off. Every finished epoch is kept; {advice}"

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset, read_dataset
+from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, RunArguments, print_line
+from fracture.workflows.locking import hold_output_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,9 +108,18 @@ def prepare_dataset(
     Args:
         start: called when Ray is needed.
         before: manifest and files of an earlier dataset, whose split is kept.
+
+    Raises:
+        UsageError: the data or the folder cannot be used, or another job is writing to the folder.
     """
     from fracture.preparation.audit import format_audit
-    from fracture.preparation.output import check_output_folder, find_finished, list_changed_settings, read_audit
+    from fracture.preparation.output import (
+        OUTPUT_LOCK,
+        check_output_folder,
+        find_finished,
+        list_changed_settings,
+        read_audit,
+    )
     from fracture.preparation.scan import scan_source
     from fracture.preparation.write import summarize_split, write_dataset
 
@@ -117,10 +128,11 @@ def prepare_dataset(
     if manifest is None:
         changed = list_changed_settings(out, config.data)
         check_output_folder(source, out)
-        start()
-        with ProgressBars() as bars:
-            scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
-            manifest = write_dataset(scanned, out, config.data, bars.show, before)
+        with hold_output_lock(out / OUTPUT_LOCK, f"the folder {out}", report):
+            start()
+            with ProgressBars() as bars:
+                scanned = scan_source(source, out, config.data, bars.show, keep_pixels=True)
+                manifest = write_dataset(scanned, out, config.data, bars.show, before)
         state = f"written in place of those with other settings: {'; '.join(changed)}" if changed else "written"
     for line in [*format_audit(read_audit(out)), *summarize_split(manifest)]:
         report(line)
@@ -129,8 +141,12 @@ def prepare_dataset(
 
 
 def prepare_run_data(arguments: RunArguments, config: Config, report: Report) -> Dataset:
-    """Read the named shards, or prepare the named data, or sample radiographs where neither is named."""
-    from fracture.preparation.output import name_output_folder
+    """Read the named shards, or prepare the named data, or sample radiographs where neither is named.
+
+    A run that has begun goes on with its own shards, although its data may have grown: to prepare the data again would
+    remove them.
+    """
+    from fracture.preparation.output import find_finished, name_output_folder
 
     if arguments.shards:
         return read_dataset(storage_path(arguments.shards))
@@ -142,15 +158,49 @@ def prepare_run_data(arguments: RunArguments, config: Config, report: Report) ->
     storage = storage_path(arguments.storage)
     data = arguments.data or (make_sample_radiographs(config, storage, report),)
     source = find_radiographs(data, arguments.labels, config, report)
-    return prepare_dataset(source, storage / "shards" / name_output_folder(source, config.data), config, start, report)
+    out = storage / "shards" / name_output_folder(source, config.data)
+    dataset = _find_begun_dataset(arguments.folder, out)
+    if dataset and find_finished(source, out, config.data) is None:
+        report(f"data       or program has changed since {arguments.run!r} began; it goes on with its own shards")
+        report(f"shards     {out}")
+        return dataset
+    return prepare_dataset(source, out, config, start, report)
+
+
+def _find_begun_dataset(run: StoragePath, shards: StoragePath) -> Dataset | None:
+    """Return the dataset in the folder of shards if the run, or a fold or trial of it, began with it.
+
+    A finished run needs no shards: None.
+    """
+    from fracture.inference.bundle import is_bundle
+    from fracture.training.checks import RUN_CARD
+    from fracture.tuning.space import RESULTS
+
+    cards = [info for info in run.files() if info.base_name in (RUN_CARD, RESULTS)]
+    if not cards or is_bundle(run / "bundle"):
+        return None
+    begun_with = StoragePath(run.filesystem, cards[0].path).read_json()["dataset"]  # and so did the others
+    try:
+        dataset = read_dataset(shards)
+    except UsageError:  # it is made anew, and may be the same again
+        return None
+    manifest = dataset.manifest
+    folds = [manifest.fold(number) for number in range(1, len(manifest.folds) + 1)]
+    return dataset if begun_with in {one.fingerprint for one in (manifest, *folds)} else None
 
 
 def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:
-    """Draw sample radiographs into the storage, unless they are there already, and return their folder."""
-    from fracture.preparation.sample import make_sample
+    """Draw sample radiographs into the storage, unless they are there already, and return their folder.
+
+    Raises:
+        UsageError: the folder holds other things, or another job is drawing them.
+    """
+    from fracture.preparation.sample import has_sample, make_sample
 
     folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
     report("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job")
-    with ProgressBars() as bars:
-        make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
+    if not has_sample(folder, config.sample):
+        lock = storage / "locks" / folder.name  # not in the folder, which is removed where it is of another version
+        with hold_output_lock(lock, f"the sample {folder}", report), ProgressBars() as bars:
+            make_sample(folder, config.sample, lambda done: bars.show("draw sample", done, config.sample.images))
     return str(folder)

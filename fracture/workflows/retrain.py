@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from fracture.config import Config
-from fracture.dataset.format import FILES, read_dataset
+from fracture.dataset.format import Dataset, read_dataset, read_manifest
 from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES
 from fracture.lock import HeldError
@@ -27,7 +27,9 @@ from fracture.workflows.registry import retraining_lock
 from fracture.workflows.train import train_run
 
 if TYPE_CHECKING:
-    from fracture.dataset.format import Dataset, Manifest
+    from pyarrow import Table
+
+    from fracture.dataset.format import Manifest
     from fracture.preparation.source import Source
     from fracture.registry.retraining_page import Retraining
     from fracture.storage import StoragePath
@@ -215,18 +217,22 @@ def _resume_tick(registry: Registry, tick: str, recipe: str, report: Report) -> 
     if state is None:
         registry.run_folder(tick).delete()
         return None
-    try:
-        prepared = (
-            not state.dataset
-            or read_dataset(registry.shards_folder(state.shards)).manifest.fingerprint == state.dataset
-        )
-    except UsageError:
-        prepared = False
+    prepared = not state.dataset or _is_prepared(registry, state)
     if prepared and state.after_decision == registry.last_decision_number() and state.recipe == recipe:
         return state if state.dataset else None
     report("starts     again: settings, data or the version in use have changed since this tick began")
     registry.run_folder(tick).delete()
     return None
+
+
+def _is_prepared(registry: Registry, state: TickState) -> bool:
+    """Return whether the dataset that the tick began with is still there, whole."""
+    try:
+        dataset = read_dataset(registry.shards_folder(state.shards))
+        dataset.find_files()
+    except UsageError:
+        return False
+    return dataset.manifest.fingerprint == state.dataset
 
 
 def _begin_tick(
@@ -322,9 +328,9 @@ def _judge_challenger(
     number = registry.champion()
     report("gate       scoring both models on test")
     champion = None if number is None else registry.read_bundle(number)
-    before = None if number is None else (registry.dataset_folder(number) / FILES).read_parquet()
+    before = None if number is None else _read_files(registry.dataset_folder(number))
     challenger = registry.read_bundle(version.number)
-    changes = find_data_changes((dataset.folder / FILES).read_parquet(), before)
+    changes = find_data_changes(dataset.find_files().read_parquet(), before)
     compared = compare_with_champion(challenger, champion, registry.run_folder(version.tick), dataset, changes)
     retraining = Retraining(
         tick=version.tick,
@@ -347,6 +353,11 @@ def _judge_challenger(
     for rule in retraining.rules:
         report(f"{'  holds' if rule.passed else '  FAILS':<10} {rule.name}: {rule.explanation}")
     return retraining
+
+
+def _read_files(folder: StoragePath) -> Table:
+    """Read the files of a version's dataset, whose shards are not kept."""
+    return Dataset(folder, read_manifest(folder)).find_files().read_parquet()
 
 
 def finish_tick(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.dataset.format import (
+    FILES,
     MANIFEST,
     ROW_GROUP_ROWS,
     Dataset,
@@ -106,6 +108,20 @@ def test_a_missing_shard(shard_folder):
     (folder / manifest.shards["test"][0].file).delete()
     with pytest.raises(UsageError, match=r"shard test-00000-.* is missing. Run preprocessing again"):
         read_dataset(folder)
+
+
+def test_the_table_of_files_is_the_one_that_the_manifest_describes(shard_folder):
+    folder, manifest = shard_folder()
+    file = folder / FILES
+    assert Dataset(folder, manifest).find_files() == file, "an older manifest does not describe it"
+    manifest = manifest.model_copy(update={"files_sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+    assert Dataset(folder, manifest).find_files() == file
+    file.write_parquet(file.read_parquet().slice(1))
+    with pytest.raises(UsageError, match=r"files.parquet is not the one that dataset.json describes. Run preproc"):
+        Dataset(folder, manifest).find_files()
+    file.delete()
+    with pytest.raises(UsageError, match=r"files.parquet is missing. Run preprocessing again"):
+        Dataset(folder, manifest).find_files()
 
 
 def test_no_manifest_says_how_to_make_one(shard_folder):

@@ -327,3 +327,11 @@ def test_the_card_describes_the_model_and_its_results(tiny_config, dataset, tmp_
         {"val": FIGURES, "test": FIGURES},
     )
     assert read.read_trained_on() == {bytes(32)}  # as the tests' shards have it
+
+
+def test_groups_of_another_writing_are_not_compared_with_the_shards(bundle, shard_folder):
+    folder, manifest = shard_folder()
+    assert read_bundle(storage_path(bundle)).find_seen_groups(Dataset(folder, manifest))
+    mixed = manifest.model_copy(update={"files_sha256": "0" * 64})
+    with pytest.raises(UsageError, match=r"files.parquet is not the one that dataset.json describes"):
+        read_bundle(storage_path(bundle)).find_seen_groups(Dataset(folder, mixed))

@@ -3,9 +3,12 @@ import pytest
 
 from fracture.config import DataConfig
 from fracture.dataset.format import LEDGER, MANIFEST
+from fracture.errors import UsageError
 from fracture.preparation.ledger import Ledger
 from fracture.preparation.split import RETIRED
-from fracture.storage import storage_path
+from fracture.storage import StoragePath, storage_path
+
+LOST = "Without it images that have tested a model might train the next one. Put back a copy of it; or begin a new"
 
 
 def planned(*rows: tuple[str, str, int, str]) -> pa.Table:
@@ -46,6 +49,18 @@ def test_copies_of_a_retired_file_are_retired_for_good(empty):
     assert splits_of(later) == {"a": RETIRED, "b": "train", "c": RETIRED, "d": RETIRED}
 
 
+def test_a_test_file_that_is_left_out_stays_test_whatever_its_group_is(empty):
+    """A copy under the other label and a training patient's name leaves both out, until the wrong one is removed."""
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("t", "q", 2, "train")))
+    joined = ledger.update(planned(("a", "p", 2, ""), ("b", "p", 2, ""), ("t", "q", 2, "train"), ("u", "r", 2, "")))
+    assert splits_of(joined) == {"a": "test", "b": "test", "t": "train", "u": "train"}
+
+
+def test_each_file_of_a_leaky_split_that_was_kept_has_its_own_split(empty):
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 1, "train")))
+    assert splits_of(ledger) == {"a": "test", "b": "train"}
+
+
 def test_a_file_is_known_by_its_content_or_by_its_pixels(empty):
     ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 2, "train")))
     found = ledger.find_splits(planned(("a", "x", 0, ""), ("c", "q", 0, ""), ("d", "y", 0, "")))
@@ -54,7 +69,62 @@ def test_a_file_is_known_by_its_content_or_by_its_pixels(empty):
 
 def test_the_ledger_of_other_split_settings_is_not_used(tmp_path, empty):
     folder, config = storage_path(tmp_path), DataConfig(seed=3)
-    (folder / LEDGER).write_parquet(empty.update(planned(("a", "p", 1, "test"))).table)
-    (folder / MANIFEST).write_json({"parameters": config.model_dump(mode="json")})
+    empty.update(planned(("a", "p", 1, "test"))).write(folder, config)
     assert splits_of(Ledger.read(folder, config.model_copy(update={"image_size": 64}))) == {"a": "test"}
     assert splits_of(Ledger.read(folder, config.model_copy(update={"seed": 4}))) == {}
+
+
+def write_older(folder: StoragePath, ledger: Ledger, config: DataConfig) -> None:
+    """Write a ledger whose settings are in the manifest alone, as earlier versions did."""
+    (folder / LEDGER).write_parquet(ledger.table)
+    (folder / MANIFEST).write_json({"parameters": config.model_dump(mode="json")})
+
+
+def test_an_older_ledger_has_the_settings_of_its_manifest(tmp_path, empty):
+    folder, config = storage_path(tmp_path), DataConfig(seed=3)
+    write_older(folder, empty.update(planned(("a", "p", 1, "test"))), config)
+    assert splits_of(Ledger.read(folder, config)) == {"a": "test"}
+    assert splits_of(Ledger.read(folder, config.model_copy(update={"seed": 4}))) == {}
+    (folder / MANIFEST).delete()  # a kill of the first writing leaves this
+    assert splits_of(Ledger.read(folder, config)) == {}
+
+
+@pytest.mark.parametrize("text", [b'{"parameters": {"se', b"[]", b"{}", b'{"parameters": 3}', b"\x80"])
+def test_an_older_ledger_beside_a_damaged_manifest(tmp_path, empty, text: bytes):
+    folder = storage_path(tmp_path)
+    write_older(folder, empty.update(planned(("a", "p", 1, "test"))), DataConfig())
+    (folder / MANIFEST).write_bytes(text)
+    with pytest.raises(UsageError, match=rf"dataset.json cannot be read, and has the settings of the split. {LOST}"):
+        Ledger.read(folder, DataConfig())
+
+
+def test_a_ledger_needs_no_manifest(tmp_path, empty):
+    folder = storage_path(tmp_path)
+    empty.update(planned(("a", "p", 1, "test"))).write(folder, DataConfig())
+    assert splits_of(Ledger.read(folder, DataConfig())) == {"a": "test"}
+    (folder / MANIFEST).write_bytes(b"damaged")
+    assert splits_of(Ledger.read(folder, DataConfig())) == {"a": "test"}
+
+
+def test_a_ledger_that_is_missing_beside_a_manifest(tmp_path):
+    (storage_path(tmp_path) / MANIFEST).write_json({})
+    with pytest.raises(UsageError, match=rf"ledger.parquet is missing. {LOST}"):
+        Ledger.read(storage_path(tmp_path), DataConfig())
+
+
+def test_a_damaged_ledger(tmp_path, empty):
+    folder, file = storage_path(tmp_path), tmp_path / LEDGER
+    empty.update(planned(*((letter, letter, 1, "test") for letter in "abcdef"))).write(folder, DataConfig())
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[60] ^= 255
+    for damaged in (b"", b"hello", whole[: len(whole) // 2], whole[:-9] + b"\xff" * 9, bytes(flipped)):
+        file.write_bytes(damaged)
+        with pytest.raises(UsageError, match=rf"^[^\n]*ledger.parquet cannot be read: [^\n]+\. {LOST}[^\n]+$"):
+            Ledger.read(folder, DataConfig())
+
+
+def test_another_table_in_the_place_of_the_ledger(tmp_path):
+    (storage_path(tmp_path) / LEDGER).write_parquet(pa.table({"sha256": [b"a"]}))
+    with pytest.raises(UsageError, match=rf"ledger.parquet cannot be read: its columns are sha256. {LOST}"):
+        Ledger.read(storage_path(tmp_path), DataConfig())

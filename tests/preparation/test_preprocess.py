@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.config import DataConfig
-from fracture.dataset.format import MANIFEST, Dataset, Manifest, images_of, read_dataset
+from fracture.dataset.format import FILES, MANIFEST, Dataset, Manifest, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.preparation.audit import format_audit
 from fracture.preparation.decode import decode
@@ -111,6 +111,21 @@ def test_an_interrupted_run_leaves_the_earlier_dataset(image_folder, tmp_path):
         run(folder, out, progress=die)
     assert read_dataset(storage_path(out)).manifest == before
     assert Dataset(storage_path(out), before).read("train", 0, 8).num_rows == 8
+
+
+def test_a_kill_between_the_table_of_files_and_the_manifest_is_noticed_and_mended(image_folder, tmp_path):
+    folder, out = image_folder(*official_paths(4)), tmp_path / "out"
+    before = run(folder, out)
+    assert Dataset(storage_path(out), before).find_files().name == FILES
+    (folder / "train/fractured/new.png").write_bytes((folder / "train/fractured/0.png").read_bytes())
+    run(folder, tmp_path / "grown")
+    shutil.copy(tmp_path / "grown" / FILES, out / FILES)
+    with pytest.raises(UsageError, match=r"files.parquet is not the one that dataset.json describes"):
+        read_dataset(storage_path(out)).find_files()
+    (folder / "train/fractured/new.png").unlink()
+    assert find_finished(source_of(folder), storage_path(out), CONFIG) is None
+    assert run(folder, out) == before
+    assert Dataset(storage_path(out), before).find_files().name == FILES
 
 
 def test_without_a_manifest_there_is_no_dataset(image_folder, tmp_path):
@@ -294,6 +309,22 @@ def test_retired_files_and_their_copies_train_nothing_in_later_weeks(image_folde
         run(folder, tmp_path / f"week{week}", config, before=storage_path(tmp_path / f"week{week - 1}"))
         of_it = {"fracture/other.png", "fracture/copy.png", test}
         assert {s for path, s in splits_of(tmp_path / f"week{week}").items() if path in of_it} == {"retired"}
+
+
+def test_a_test_image_that_had_both_labels_for_a_week_does_not_train(image_folder, tmp_path):
+    """Its copy has the other label and the name of a training patient, so both are left out until it is removed."""
+    config = DataConfig(image_size=32, group_pattern=r"/[fn]\d+")
+    folder = image_folder(*[f"{c}/{c[0]}{i}-0.png" for c in ("fracture", "normal") for i in range(12)])
+    run(folder, tmp_path / "out", config)
+    before = splits_of(tmp_path / "out")
+    test = next(path for path, split in before.items() if split == "test" and path.startswith("fracture"))
+    train = next(path for path, split in before.items() if split == "train" and path.startswith("normal"))
+    wrong = folder / train.replace("-0", "-1")
+    wrong.write_bytes((folder / test).read_bytes())
+    assert run(folder, tmp_path / "out", config).left_out["the radiograph has both labels"] == 2
+    wrong.unlink()
+    run(folder, tmp_path / "out", config)
+    assert splits_of(tmp_path / "out") == before
 
 
 def test_files_that_come_back_are_in_the_split_they_were_in(image_folder, tmp_path):
@@ -506,6 +537,27 @@ def test_the_split_is_remembered_though_a_shard_is_lost(image_folder, tmp_path):
     run(folder, tmp_path / "out")
     after = splits_of(tmp_path / "out")
     assert len(after) == 48
+    assert {path: after[path] for path in before} == before
+
+
+def test_the_split_is_remembered_though_the_manifest_is_damaged_and_a_damaged_ledger_is_an_error(
+    image_folder, tmp_path
+):
+    names = [f"{c}/{i}.png" for c in ("fracture", "normal") for i in range(12)]
+    folder = image_folder(*names)
+    run(folder, tmp_path / "out")
+    before = splits_of(tmp_path / "out")
+    image_folder(*names, *[f"{c}/more{i}.png" for c in ("fracture", "normal") for i in range(9)])
+    ledger = tmp_path / "out/ledger.parquet"
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UsageError, match=r"ledger.parquet cannot be read: .*Put back a copy of it"):
+        run(folder, tmp_path / "out")
+    assert splits_of(tmp_path / "out") == before, "nothing was written"
+    ledger.write_bytes(whole)
+    (tmp_path / "out" / MANIFEST).write_text("{")
+    run(folder, tmp_path / "out")
+    after = splits_of(tmp_path / "out")
     assert {path: after[path] for path in before} == before
 
 

@@ -128,6 +128,14 @@ def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_fo
             LABELS.replace("patient", "Patient_ID"),
             r"column 'patient_id' is not known. Columns: path,label.* Rename the column",
         ),
+        (
+            LABELS.replace("source", "patient"),
+            r"'patient' names two columns, and only one would be read. Remove the other",
+        ),
+        (
+            "path,label\na.png,1\nb.png,0,p7\n",
+            r"line 3: has 3 values for the 2 columns of the first line. Columns: .* Name every column there, or quote",
+        ),
         ('path,label\n"a.png,1\nb.png,0\n', r"line 3: not readable as CSV"),
         ("path,label\n", r"names no image"),
         ("path,label\na.png,1\n", r"no image of class 'normal'; both classes are needed"),

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from fracture.cli import main
+from fracture.config import Config
 from fracture.lock import Lock, claim_of_this_process
+from fracture.preparation.output import name_output_folder
 from fracture.registry.registry import Registry, RegistryDecision, TickState
 from fracture.storage import storage_path
+from fracture.workflows.preprocess import find_radiographs
 from fracture.workflows.retrain import find_decided_tick, name_tick
 from tests.conftest import ROOT, official_paths
 
@@ -104,6 +107,18 @@ def test_a_second_retraining_of_a_registry_ends_at_once(tmp_path: Path, image_fo
         assert main(FLAGS) == 0
     assert "busy       the retraining of " in capsys.readouterr().out
     assert not (tmp_path / "registry/ticks").exists()
+
+
+def test_shards_that_another_job_is_writing_are_not_another_retraining(tmp_path: Path, image_folder, capsys):
+    """It is a failure that a scheduler sees, since this data was not trained on by anybody."""
+    radiographs, registry = image_folder(*official_paths()), tmp_path / "registry"
+    source = find_radiographs([str(radiographs)], None, Config(), lambda line: None)
+    lock = storage_path(registry) / "shards" / name_output_folder(source, Config().data) / "lock"
+    with Lock(lock, claim_of_this_process("fracture preprocess"), "it", on_lost=lambda: None):
+        assert main(["retrain", "--data", str(radiographs), "--registry", str(registry)]) == 2
+    printed = capsys.readouterr()
+    assert "is held by fracture preprocess on " in printed.err
+    assert "busy" not in printed.out
 
 
 def test_the_registry_may_not_lie_in_the_data(tmp_path: Path, image_folder, monkeypatch, capsys):
