@@ -161,13 +161,13 @@ class StoragePath:
         Raises:
             UsageError: it holds something else.
         """
-        try:
-            content = json.loads(self.read_replaced_bytes())
-        except (ValueError, RecursionError):  # no JSON, no UTF-8, a number of 5,000 digits; or nested too deeply
-            content = None
-        if not isinstance(content, dict):
-            raise UsageError(f"{self} is damaged: not a JSON object. {repair}")
-        return content
+        for _ in range(1 if self.is_local else _READS):  # one that was replaced and put back meanwhile may come cut
+            data = self.read_replaced_bytes()
+            # No JSON, no UTF-8, a number of 5,000 digits; or nested too deeply.
+            with suppress(ValueError, RecursionError):
+                if isinstance(content := json.loads(data), dict):
+                    return content
+        raise UsageError(f"{self} is damaged: not a JSON object. {repair}")
 
     def write_bytes(self, data: bytes | pa.Buffer) -> None:
         """Write the whole file or nothing; a file of that name is replaced.
