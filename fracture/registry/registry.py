@@ -4,7 +4,7 @@
   versions/0003/      an immutable bundle with its report; version.json and dataset/ describe how it was made
   history/000007.json one decision, never changed: who, when, on what data, with what figures
   ticks/2026-w48/     one retraining: its progress in state.json, then decision.json and report.html
-  runs/2026-w48/      its training, as written by job/train.py
+  runs/2026-w48/      its training, as written by `fracture train`
   shards/             the datasets
   locks/              who is writing
 
@@ -145,7 +145,7 @@ class Registry:
         if (found := _format_of(data)) not in (None, FORMAT_VERSION):
             raise WrongFormat(
                 f"{self.folder} is a registry of format {found}, and this program reads format {FORMAT_VERSION}: begin "
-                "another registry with job/retrain.py --registry; its models must be trained again."
+                "another registry with fracture retrain --registry; its models must be trained again."
             )
         return _parse(kind, data, file, repair)
 
@@ -159,7 +159,7 @@ class Registry:
         return None if champion is None else champion.version
 
     def _read_champion(self) -> _Champion | None:
-        repair = f"job/registry.py promote VERSION --registry {self.folder} writes it again."
+        repair = f"fracture registry promote VERSION --registry {self.folder} writes it again."
         try:
             return self._read(_Champion, self.folder / CHAMPION, repair)
         except (FileNotFoundError, NotADirectoryError):
