@@ -248,7 +248,7 @@ def test_a_damaged_champion_file_is_reported_and_repaired(registry: Registry, tr
     trained(registry, "w2")
     (registry.folder / "champion.json").write_bytes(content.encode())
     with pytest.raises(
-        UsageError, match=r"champion.json is damaged: .*registry.py promote VERSION --registry .* writes it again"
+        UsageError, match=r"champion.json is damaged: .*fracture registry promote VERSION --registry .* writes it again"
     ):
         registry.champion()
     registry.promote(2)
