@@ -143,13 +143,13 @@ class ModelConfig(Section, changes_recipe=True):
 
 
 class TransferConfig(Section, changes_recipe=True):
-    """Models on a backbone of tf_keras.applications. The head is trained first, on the frozen backbone."""
+    """Models on a backbone of keras.applications. The head is trained first, on the frozen backbone."""
 
     weights: str = Field(
         "imagenet",
         min_length=1,
         description="Pretrained weights of the backbone: `imagenet` downloads them; `none` trains all layers from "
-        "random weights; a path or URI ending in `.h5` names a file of weights without top, as tf_keras.applications "
+        "random weights; a path or URI ending in `.h5` names a file of weights without top, as keras.applications "
         "writes them.",
     )
     features: Literal["once", "augmented"] = Field(
@@ -429,7 +429,7 @@ class Config(Settings):
 
     @property
     def backbone(self) -> Backbone | None:
-        """Return the name of the network in tf_keras.applications that the model is built on, if it is."""
+        """Return the name of the network in keras.applications that the model is built on, if it is."""
         if self.model.name == "qnn_transfer":
             return self.quantum.backbone
         return self.model.name if self.model.name in get_args(Backbone) else None

@@ -154,7 +154,7 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
     manifest = write_shards(shards, {"train": 40, "val": 16, "test": 16}, image_size=config.data.image_size)
     model = build_model(config, manifest.pixel_mean, manifest.pixel_std)
     generator = np.random.default_rng(0)
-    names, shapes = [weight.name for weight in model.weights], [weight.shape for weight in model.weights]
+    names, shapes = [weight.path for weight in model.weights], [weight.shape for weight in model.weights]
     values = [
         generator.normal(0, (3 / np.prod(shape[:-1])) ** 0.5, shape) if "kernel" in name else value
         for name, shape, value in zip(names, shapes, model.get_weights(), strict=True)

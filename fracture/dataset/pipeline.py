@@ -114,14 +114,12 @@ def training_batches(
 
     Yields:
         (images [n, H, W, 1] uint8, transforms [n, 8] float32, exposures [n, 2] float32), labels [n, 1] float32,
-        weights [n] float32. The images are unchanged; the device that trains applies the other two, see `augment`. The
-        weights make the mean over workers of each worker's mean loss the mean over the rows of the global batch, also
-        where workers hold unequal numbers of them.
+        weights [n] float32. The images are unchanged; the device that trains applies the other two, see `augment`. A
+        weight is 1 / rows of the global batch, so that the weighted sum over all workers is the mean.
     """
     indices = rows.indices(seed, epoch)  # [steps, slots]
     size = rows.images.shape[1]
-    own = (indices >= 0).sum(axis=1)
-    weights = (own * rows.batches.workers / rows.batches.batch_rows()).astype(np.float32)  # [steps]
+    weights = (1 / rows.batches.batch_rows()).astype(np.float32)  # [steps]
     transforms = np.zeros((*indices.shape, 8), np.float32)
     exposures = np.zeros((*indices.shape, 2), np.float32)
     first_slot = rows.batches.rank * rows.batches.batch_size // rows.batches.workers
@@ -171,5 +169,6 @@ def _gather(rows: WorkerRows, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:
     """Map steps to batches in order, two ahead of the training."""
     options = tf.data.Options()
-    options.autotune.enabled = False  # nothing here to tune, and its thread delays the iterator's end: see strategy.py
+    # Nothing here to tune; and its thread sleeps up to a minute, for which an iterator that is dropped waits.
+    options.autotune.enabled = False
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2).with_options(options)

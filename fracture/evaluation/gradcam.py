@@ -46,8 +46,8 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
     Returns:
         [N, H, W] float32, of that layer's size; below 0 at positions that contradict the prediction.
     """
+    import keras
     import tensorflow as tf
-    import tf_keras as keras
 
     outputs = [_find_last_spatial_layer(model).output, model.get_layer("logit").output]
     channels_and_logits = keras.Model(model.inputs, outputs)
@@ -65,7 +65,7 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
 
 
 def _find_last_spatial_layer(model: Any) -> Any:
-    layers = [layer for layer in model.layers[1:] if len(layer.output_shape) == 4]  # the first is the input
+    layers = [layer for layer in model.layers[1:] if len(layer.output.shape) == 4]  # the first is the input
     if not layers:
         raise UsageError(
             f"the network {model.name!r} has no layer of shape [N, H, W, C], so Grad-CAM cannot locate anything. "
@@ -86,7 +86,7 @@ def measure_similarity_to_random(
 
     Arguments as of `compute_maps`.
     """
-    import tf_keras as keras
+    import keras
 
     own = compute_evidence(model, images, fracture)
     for seed in range(networks):

@@ -29,7 +29,7 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import CLASS_NAMES
 from fracture.storage import StoragePath
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 CARD = "bundle.json"
 WEIGHTS = "weights.safetensors"
 TRAINED_ON = "trained_on.parquet"
@@ -47,7 +47,7 @@ _ADVICE = "Fetch the bundle again from where it was trained, or train again."
 def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePath) -> None:
     """Write the model into the bundle's folder, in three formats.
 
-    `weights.safetensors` is what this program reads, `model.keras` is for tf_keras, and `saved_model/` for TensorFlow.
+    `weights.safetensors` is what this program reads, `model.keras` is for Keras, and `saved_model/` for TensorFlow.
 
     Args:
         operating_point: its calibration becomes part of the last layer's weights, so that all three formats return
@@ -59,7 +59,7 @@ def export_model(model: Any, operating_point: OperatingPoint, bundle: StoragePat
         [kernel / operating_point.temperature, bias / operating_point.temperature + operating_point.offset]
     )
     with tempfile.TemporaryDirectory() as folder:
-        names = [weight.name for weight in model.weights]
+        names = [weight.path for weight in model.weights]
         save_arrays(Path(folder) / WEIGHTS, dict(zip(names, model.get_weights(), strict=True)))
         model.save(Path(folder) / "model.keras")
         save_for_tensorflow(model, Path(folder) / "saved_model")
@@ -139,7 +139,7 @@ def write_bundle(
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    named = {name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow", "numpy")}
+    named = {name: version(name) for name in ("tensorflow", "keras", "ray", "pyarrow", "numpy")}
     return {"python": platform.python_version()} | named
 
 
@@ -241,9 +241,9 @@ def build_final_model(config: Config, pixel_mean: float, pixel_std: float, weigh
     """Build the Keras model that scores and is exported: in float32, whatever precision it was trained in."""
     from fracture.models import build_model  # first: it keeps TensorFlow quiet as it loads
 
-    import tf_keras as keras  # isort: skip
+    import keras  # isort: skip
 
-    keras.mixed_precision.set_global_policy("float32")
+    keras.config.set_dtype_policy("float32")
     model = build_model(config, pixel_mean, pixel_std)
     model.set_weights(weights)
     return model

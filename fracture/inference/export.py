@@ -200,11 +200,13 @@ def _largest_difference(model: Any, predict: Predict, size: int) -> float:
 
 
 def _write_keras(model: Any, path: Path) -> Predict:
-    from fracture.inference.keras3 import to_keras3
-
-    copy = to_keras3(model)
-    copy.save(path)
-    return copy.predict_on_batch
+    if own := [layer for layer in model.layers if not type(layer).__module__.startswith("keras.")]:
+        raise UsageError(
+            f"layer {own[0].name!r} is a {type(own[0]).__name__}, which Keras does not have: the file could not be "
+            "loaded without this program. Use --to savedmodel."
+        )
+    model.save(path)
+    return model.predict_on_batch
 
 
 def _write_saved_model(model: Any, path: Path) -> Predict:

@@ -1,27 +1,36 @@
-"""One network for each `model.name`, behind one function."""
+"""One network for each `model.name`, behind one function.
 
+Importing this package loads TensorFlow, and Keras with TensorFlow as its backend, whatever the user has set for other
+programs.
+"""
+
+import os
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fracture.config import MODELS, Config
 from fracture.runtime.quiet import silence_stderr
 
-if TYPE_CHECKING:
-    import tf_keras as keras
-
-
+os.environ["KERAS_BACKEND"] = "tensorflow"  # else ~/.keras/keras.json may name another
 with silence_stderr():  # TensorFlow's C++ side writes there as it loads
     import tensorflow as tf
 
     tf.config.list_physical_devices()  # warns where there is no GPU
 
+    import keras
+
+    # What else keras.json may hold.
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
+
     from fracture.models.tensorflow_internals import UninitializedVariable
 
 
 def build_model(
-    config: Config, pixel_mean: float, pixel_std: float, step: "Callable[[], tf.Tensor] | None" = None
-) -> "keras.Model":
+    config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None = None
+) -> keras.Model:
     """Build the network that maps images [N, S, S, 1], uint8 or float in [0, 255], to probabilities [N, 1] float32.
 
     A probability is that of a fracture. The graph is flat and begins with normalisation; its last layers are `logit`
@@ -38,7 +47,7 @@ def build_model(
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each weight in the model's order, without memory for their values."""
     with tf.variable_creator_scope(_create_uninitialized):
-        return {weight.name: tuple(weight.shape) for weight in build_model(config, 0.0, 1.0).weights}
+        return {weight.path: tuple(weight.shape) for weight in build_model(config, 0.0, 1.0).weights}
 
 
 def _create_uninitialized(_: Any, name: str, shape: Any, dtype: Any, **others: Any) -> tf.Variable:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+import keras
 import tensorflow as tf
-import tf_keras as keras
 
 from fracture.config import Config
 
@@ -34,10 +34,36 @@ class KeyedDropout(layers.Layer):
         return inputs * kept / (1 - self._rate)
 
 
+class FusedBatchNormalization(layers.BatchNormalization):
+    """Batch normalisation by TensorFlow's fused kernel, for training; Keras' own is 15 % of a step slower.
+
+    Has the weights of Keras' layer, which takes its place in a network that is handed over. As in that kernel, the
+    moving variance is the mean of unbiased variances.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        if self.synchronized or inputs.dtype == tf.float64:
+            return super().call(inputs, training=training)
+        gather = bool(training) and self.trainable
+        moments = {} if gather else {"mean": self.moving_mean.value, "variance": self.moving_variance.value}
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs,
+            self.gamma.value,
+            self.beta.value,
+            epsilon=self.epsilon,
+            is_training=gather,
+            **moments,
+        )
+        if gather:
+            for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                average.value.assign_sub((average.value - new) * (1 - self.momentum))
+        return outputs
+
+
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
     """Build the network; see `build_model`."""
     model = config.model
-    images, x = blocks(config, pixel_mean, pixel_std)
+    images, x = blocks(config, pixel_mean, pixel_std, step)
     x = layers.Flatten(name="flatten")(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name="pool")(x)
     for number, units in enumerate(model.dense, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense{number}")(x)
@@ -45,13 +71,16 @@ def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[]
     return keras.Model(images, probability(x), name="cnn")
 
 
-def blocks(config: Config, pixel_mean: float, pixel_std: float) -> tuple[tf.Tensor, tf.Tensor]:
+def blocks(
+    config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Return the input, images [N, S, S, 1] in [0, 255], and the output of the blocks, [N, s, s, last filters]."""
     images = image_input(config)
     std = max(pixel_std, 1e-3)
     x = layers.Rescaling(1 / std, offset=-pixel_mean / std, name="standardise")(images)
+    norm = FusedBatchNormalization if step else layers.BatchNormalization
     for number, filters in enumerate(config.model.filters, start=1):
-        x = _block(x, filters, number, config)
+        x = _block(x, filters, number, config, norm)
     return images, x
 
 
@@ -77,16 +106,14 @@ def probability(x: tf.Tensor) -> tf.Tensor:
     return layers.Activation("sigmoid", dtype="float32", name="probability")(logit)
 
 
-def _block(x: tf.Tensor, filters: int, number: int, config: Config) -> tf.Tensor:
+def _block(x: tf.Tensor, filters: int, number: int, config: Config, norm: type[layers.BatchNormalization]) -> tf.Tensor:
     model = config.model
     # Batch normalisation subtracts the mean, so a bias before it would have no effect.
     x = layers.Conv2D(filters, 3, padding="same", use_bias=not model.batch_norm, name=f"conv{number}")(x)
     if model.block == "conv-pool-bn-relu":
         x = layers.MaxPooling2D(name=f"pool{number}")(x)
     if model.batch_norm:
-        x = layers.BatchNormalization(
-            momentum=model.batch_norm_momentum, synchronized=model.sync_batch_norm, name=f"norm{number}"
-        )(x)
+        x = norm(momentum=model.batch_norm_momentum, synchronized=model.sync_batch_norm, name=f"norm{number}")(x)
     x = layers.ReLU(name=f"relu{number}")(x)
     if model.block == "conv-bn-relu-pool":
         x = layers.MaxPooling2D(name=f"pool{number}")(x)

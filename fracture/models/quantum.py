@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
+import keras
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
 from fracture.config import Config
 from fracture.models.cnn import blocks, dropout, probability
@@ -13,7 +13,7 @@ from fracture.models.cnn import blocks, dropout, probability
 
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
     """Build the CNN's blocks, pooled, with a circuit in place of dense layers; see `build_model`."""
-    images, x = blocks(config, pixel_mean, pixel_std)
+    images, x = blocks(config, pixel_mean, pixel_std, step)
     x = dropout(keras.layers.GlobalAveragePooling2D(name="pool")(x), config, step)
     return keras.Model(images, probability(circuit(x, config)), name="qnn")
 
@@ -38,12 +38,15 @@ class _RingMap(keras.layers.Layer):
         self.qubits, self.depth = qubits, depth
         self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: qubits})
 
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
     def get_config(self) -> dict[str, object]:
         return super().get_config() | {"qubits": self.qubits, "depth": self.depth}
 
-    def _add_weights(self, limit: float) -> tf.Variable:
+    def _add_weights(self, limit: float) -> keras.Variable:
         uniform = keras.initializers.RandomUniform(-limit, limit)
-        return self.add_weight("weights", (self.depth, self.qubits, 3), initializer=uniform)
+        return self.add_weight((self.depth, self.qubits, 3), uniform, name="weights")
 
     def _reach(self, layer: int) -> int:
         """Return how far along the ring this layer joins qubits: 1, 2, ... by turns, never a qubit with itself."""

@@ -1,8 +1,4 @@
-"""The private interfaces of TensorFlow that this program imports, but for one; `tests/models` names the version.
-
-Two more stand where they are used: `training/strategy.py` wraps the function of `multi_device_iterator_ops` that makes
-a device's dataset, and `training/phase_model.py` reads the weights of the optimizer's loss scale.
-"""
+"""The private interfaces of TensorFlow that this program uses, all of them; `tests/models` names the version."""
 
 # Raised by `TFLiteConverter.convert`, which no public module exports. Any other exception there is a bug, and must not
 # be reported as an operation that TFLite does not have.

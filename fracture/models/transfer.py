@@ -1,11 +1,12 @@
-"""Transfer learning: a backbone of tf_keras.applications, pretrained on photographs, under a head for fractures."""
+"""Transfer learning: a backbone of keras.applications, pretrained on photographs, under a head for fractures."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import keras
 import tensorflow as tf
-import tf_keras as keras
 
 from fracture.config import Config
 from fracture.models.cnn import dropout, image_input, probability
@@ -46,16 +47,12 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
         weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; None: random ones.
     """
     constructor, (scale, offset) = _BACKBONES[config.backbone]
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")  # MobileNetV2 warns of sizes that it was not trained on, but takes any
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
     x = layers.Rescaling(scale, offset, name="scale")(x)
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MobileNetV2 warns of sizes that it was not trained on, but takes any
         base = constructor(include_top=False, weights=weights, input_tensor=x)
-    finally:
-        logger.setLevel(level)
     for layer in base.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = config.model.batch_norm_momentum

@@ -17,7 +17,6 @@ from fracture.runtime.submission import is_submitted
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder fracture, in a clone or in site-packages
 ENVIRONMENT = {  # of all processes
-    "TF_USE_LEGACY_KERAS": "1",  # else TensorFlow loads Keras 3 as well, and with it scikit-learn: 1 s of 4
     "TF_CPP_MIN_LOG_LEVEL": "3",  # read by TensorFlow's C++ side when it loads
     "GRPC_VERBOSITY": "ERROR",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, and the end, are noticed at this poll; by default 2 s

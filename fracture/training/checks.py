@@ -119,7 +119,7 @@ def check_weights_file(config: Config) -> None:
     if weights != "imagenet" and not (weights.endswith(".h5") and storage_path(weights).is_file()):
         raise UsageError(
             f"transfer.weights = {weights!r}: there is no such file, or it does not end in .h5. Name imagenet, none, "
-            f"or a file of the weights of {config.backbone} without top, as tf_keras.applications writes them."
+            f"or a file of the weights of {config.backbone} without top, as keras.applications writes them."
         )
 
 

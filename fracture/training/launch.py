@@ -61,7 +61,8 @@ def train(
     channel = start_channel()  # its process starts while the rest is loaded here
 
     from fracture.runtime.trainer import run_trainer
-    from fracture.training.loop import Assignment, train_worker
+    from fracture.training.loop import train_worker
+    from fracture.training.setup import Assignment
 
     _prepare(config, dataset, run, initial, search)
     summary = _Summary()

@@ -1,33 +1,36 @@
-"""The model that a phase trains: the compiled network with its weights, and its data."""
+"""The network that a phase trains, with its weights, and its data."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
-import tf_keras as keras
+import tensorflow as tf
 
 from fracture.config import AugmentConfig, Config
+from fracture.dataset.augment import augment
 from fracture.dataset.format import Manifest
 from fracture.dataset.pipeline import WorkerRows
 from fracture.models import build_model
 from fracture.models.transfer import build_backbone, build_head
-from fracture.training.augmenting import AugmentingModel, MirroringModel
-from fracture.training.checkpoint import Arrays, LoopState
+from fracture.progress.events import FeaturesComputed
+from fracture.training.checkpoint import LoopState
 from fracture.training.features import compute_features, mean_and_variance
 from fracture.training.phases import Phase
-from fracture.training.strategy import agreement
+from fracture.training.setup import Worker
+from fracture.training.step import Replica
+from fracture.training.strategy import adder
 
 layers = keras.layers
 
 
 @dataclass(frozen=True)
 class PhaseModel:
-    """A compiled model with the data of a phase."""
+    """A network with the data of a phase."""
 
-    model: AugmentingModel
-    metrics: list[Any]  # of training and validation
-    weighted_loss: Any  # a metric, of validation alone
+    network: keras.Model
+    replica: Replica
     train: WorkerRows
     val: WorkerRows
     augment: AugmentConfig
@@ -35,68 +38,71 @@ class PhaseModel:
     @property
     def precision(self) -> str:
         """Return the Keras policy that the model computes with."""
-        return self.model.get_layer("logit").dtype_policy.name
+        return self.network.get_layer("logit").dtype_policy.name
 
     @property
     def trainable_parameters(self) -> int:
         """Return the number of parameters that the phase trains."""
-        return sum(int(np.prod(variable.shape)) for variable in self.model.trainable_variables)
-
-    def moving_averages(self) -> list[Any]:
-        """Return the moving averages of the batch norms that are trained."""
-        norms = [layer for layer in self.model.layers if isinstance(layer, layers.BatchNormalization)]
-        return [variable for norm in norms if norm.trainable for variable in norm.non_trainable_variables]
+        return sum(int(np.prod(variable.shape)) for variable in self.network.trainable_variables)
 
 
-def build_phase_model(
-    strategy: Any,
-    config: Config,
-    manifest: Manifest,
-    phase: Phase,
-    state: LoopState,
-    backbone: Arrays,
-    rows: tuple[WorkerRows, WorkerRows],
-    each_part: Callable[[int, int], None],
-) -> PhaseModel:
-    """Build the model of a phase with its data. Every worker calls it.
+def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseModel:
+    """Build the network of a phase with its data. Every worker calls it.
 
     Args:
         state: inside the phase, it holds the weights and the optimizer of the trained model; at the beginning of the
-            phase, the weights of the whole network, or none.
-        backbone: pretrained weights of the backbone, or none. A state without weights begins with these, under a head
-            with random weights.
-        rows: this worker's images of training and of validation.
-        each_part: is called with the number of images whose features are computed, and of all images.
+            phase, the weights of the whole network, or none. Without weights, the network begins with those of the
+            pretrained backbone, if there is one, under a head with random weights.
     """
+    assignment, strategy, backbone = worker.assignment, worker.strategy, worker.backbone
+    config, manifest = assignment.config, assignment.dataset.manifest
+    each_part = partial(_report_features, worker)
     # Features are computed in float32, as the exported model computes them.
-    keras.mixed_precision.set_global_policy("float32" if phase.on_frozen_features else state.precision)
-    (train, val), augment, width = rows, config.augment, 0
+    keras.config.set_dtype_policy("float32" if phase.on_frozen_features else state.precision)
+    train, val, augmentation, width = worker.train, worker.val, config.augment, 0
     is_new = not state.weights
     if backbone and (phase.on_frozen_features or is_new):
         pretrained = build_backbone(config)
         pretrained.set_weights(backbone)
         width = pretrained.output_shape[-1]
-        mirrored = phase.on_frozen_features and augment.horizontal_flip
+        mirrored = phase.on_frozen_features and augmentation.horizontal_flip
         features = compute_features(pretrained, train, mirrored, each_part)
         if is_new:
-            moments = mean_and_variance(features, agreement(strategy, width))
+            moments = mean_and_variance(features, adder(strategy, width))
         if phase.on_frozen_features:
-            train, augment = features, _only_mirroring(augment)
+            train, augmentation = features, _only_mirroring(augmentation)
             val = compute_features(pretrained, val, False, each_part)
             val = replace(val, images=val.images[:, 0])
     keras.utils.set_random_seed(config.training.seed)
     with strategy.scope():
-        model, metrics, weighted_loss = _compile(config, manifest, phase, train.steps, width)
+        network, optimizer = _build(config, manifest, phase, train.steps, width)
     if state.weights:
-        model.set_weights(state.weights[-len(model.weights) :])  # those of a head are the last
+        network.set_weights(state.weights[-len(network.weights) :])  # those of a head are the last
     elif backbone:
         if not phase.on_frozen_features:
-            model.set_weights([*backbone, *model.get_weights()[len(backbone) :]])
-        model.get_layer("standardise").set_weights(moments)
+            network.set_weights([*backbone, *network.get_weights()[len(backbone) :]])
+        network.get_layer("standardise").set_weights(moments)
     if state.optimizer:
-        for variable, value in zip(optimizer_state(model.optimizer), state.optimizer, strict=True):
+        for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
-    return PhaseModel(model, metrics, weighted_loss, train, val, augment)
+    prepare = _choose_features if phase.on_frozen_features else augment
+    replica = Replica(strategy, network, optimizer, prepare, config.training)
+    return PhaseModel(network, replica, train, val, augmentation)
+
+
+def _report_features(worker: Worker, done: int, count: int) -> None:
+    if done < count:
+        worker.watchdog.busy("computing features")
+    else:
+        worker.watchdog.rest("waiting for the others' features")
+    if worker.rank == 0:
+        worker.assignment.channel.send(FeaturesComputed(done, count))
+
+
+def _choose_features(features: tf.Tensor, transforms: tf.Tensor, exposures: tf.Tensor) -> tf.Tensor:
+    """Choose the features [N, F] of the image or its mirror image from [N, 1 or 2, F]."""
+    mirrored = tf.cast(transforms[:, 0] < 0, tf.int32)
+    return tf.gather(features, mirrored, axis=1, batch_dims=1)
 
 
 def _only_mirroring(augment: AugmentConfig) -> AugmentConfig:
@@ -105,37 +111,21 @@ def _only_mirroring(augment: AugmentConfig) -> AugmentConfig:
     return augment.model_copy(update=none | {"vertical_flip": False})
 
 
-def _compile(
-    config: Config, manifest: Manifest, phase: Phase, steps: int, width: int
-) -> tuple[AugmentingModel, list[Any], Any]:
-    """Return the compiled model, its metrics, and the metric that weights each row."""
-    training = config.training
-    optimizer = keras.optimizers.Adam(_schedule(config, phase, steps), weight_decay=training.weight_decay or None)
+def _build(config: Config, manifest: Manifest, phase: Phase, steps: int, width: int) -> tuple[keras.Model, Any]:
+    """Build the network, and its optimizer with all of its variables."""
+    optimizer = keras.optimizers.Adam(
+        _schedule(config, phase, steps), weight_decay=config.training.weight_decay or None
+    )
     if phase.on_frozen_features:
-        network = build_head(config, width, step=lambda: optimizer.iterations)
-        model = MirroringModel(network.inputs, network.outputs)
+        network = build_head(config, width, step=lambda: optimizer.iterations.value)
     else:
-        network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations)
+        network = build_model(config, manifest.pixel_mean, manifest.pixel_std, step=lambda: optimizer.iterations.value)
         if phase.trains != "all":
             _freeze(network, config.transfer.unfreeze if phase.trains == "fine-tuning" else 0)
-        model = AugmentingModel(network.inputs, network.outputs)
-    metrics = [
-        # Keras' own `loss` weights each worker alike; a metric counts each row once.
-        keras.metrics.BinaryCrossentropy(name="cross_entropy"),
-        keras.metrics.BinaryAccuracy(name="accuracy"),
-        keras.metrics.Precision(name="precision"),
-        keras.metrics.Recall(name="recall"),
-        keras.metrics.AUC(name="auc"),
-    ]
-    weighted_loss = keras.metrics.BinaryCrossentropy(name="weighted_cross_entropy")
-    model.compile(
-        optimizer,
-        loss=keras.losses.BinaryCrossentropy(label_smoothing=training.label_smoothing),
-        metrics=metrics,
-        weighted_metrics=[weighted_loss],
-    )
-    model.optimizer.build(model.trainable_variables)
-    return model, metrics, weighted_loss
+    scaled = keras.config.dtype_policy().name == "mixed_float16"  # else small gradients would be 0
+    trained = keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer
+    trained.build(network.trainable_variables)
+    return network, trained
 
 
 def _freeze(network: keras.Model, unfrozen: int | str) -> None:
@@ -165,9 +155,3 @@ def learning_rate(config: Config, phase: Phase, steps: int, step: int) -> float:
     """
     schedule = _schedule(config, phase, steps)
     return float(schedule(step) if callable(schedule) else schedule)
-
-
-def optimizer_state(optimizer: Any) -> list[Any]:
-    """Return the optimizer's variables, with float16's loss scale, which Keras does not count among them."""
-    scale = getattr(optimizer, "_loss_scale", None)
-    return [*optimizer.variables, *getattr(scale, "_weights", {}).values()]

@@ -58,13 +58,13 @@ def _named_weights(config: Config) -> list[np.ndarray]:
 
 def _expected(config: Config) -> list[Expected]:
     weights = build_backbone(config).weights
-    return [Expected(weight.name, tuple(weight.shape), np.dtype(np.float32)) for weight in weights]
+    return [Expected(weight.path, tuple(weight.shape), np.dtype(np.float32)) for weight in weights]
 
 
 def _download(config: Config) -> list[np.ndarray]:
-    import tf_keras as keras  # after fracture.models, which silences TensorFlow as it loads
+    import keras  # after fracture.models, which silences TensorFlow as it loads
 
-    keras.utils.disable_interactive_logging()  # its progress bar
+    keras.config.disable_interactive_logging()  # its progress bar
     try:
         return build_backbone(config, "imagenet").get_weights()
     except Exception as error:  # urllib's, Keras' own for what it got, or the disk's
@@ -75,7 +75,7 @@ def _download(config: Config) -> list[np.ndarray]:
             "--set transfer.weights=none"
         ) from None
     finally:
-        keras.utils.enable_interactive_logging()
+        keras.config.enable_interactive_logging()
 
 
 def _read_file(config: Config) -> list[np.ndarray]:
@@ -83,7 +83,7 @@ def _read_file(config: Config) -> list[np.ndarray]:
     file = storage_path(config.transfer.weights)
     backbone = build_backbone(config)
     with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / "weights.h5"
+        local = Path(folder) / file.name  # its ending tells Keras the format: .weights.h5 or, older, .h5
         local.write_bytes(file.read_bytes())
         try:
             backbone.load_weights(local)

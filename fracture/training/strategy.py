@@ -13,7 +13,6 @@ from fracture.config import Config
 def make_strategy(config: Config) -> Any:
     """Set up this worker's devices, and wait for the other workers."""
     _set_up_devices(config)
-    _disable_autotuning()
     import tensorflow as tf
 
     kinds = tf.distribute.experimental.CommunicationImplementation
@@ -39,27 +38,6 @@ def _set_up_devices(config: Config) -> None:
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
-def _disable_autotuning() -> None:
-    """Disable the autotuning of the datasets that hand batches to a device, so that their iterators end at once.
-
-    tf.data's autotuning has a thread that sleeps 10 ms, 20 ms, 40 ms, ... up to a minute, and an iterator that is
-    dropped waits until the thread wakes: an epoch of 6 s took 10 s, one of 11 s took 20 s. Our own datasets disable it
-    by their options. The small dataset that a distributed iterator adds on each device takes no options, so the
-    function that makes it, private to TensorFlow 2.21, is wrapped.
-    """
-    import tensorflow as tf
-    from tensorflow.python.data.ops import multi_device_iterator_ops
-
-    make = multi_device_iterator_ops._create_device_dataset
-
-    def make_untuned(*args: Any) -> Any:
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        return make(*args).with_options(options)
-
-    multi_device_iterator_ops._create_device_dataset = make_untuned
-
-
 def hide_gpus() -> None:
     """Keep this process off the GPUs; too late once TensorFlow has used one."""
     import fracture.models  # noqa: F401 - first: it keeps TensorFlow quiet as it loads
@@ -70,9 +48,9 @@ def hide_gpus() -> None:
         tf.config.set_visible_devices([], "GPU")
 
 
-def on_each_worker(strategy: Any, batches: Any) -> Any:
-    """Return a dataset that `fit` takes as this worker's batches; it would split a plain one among the replicas."""
-    return strategy.distribute_datasets_from_function(lambda context: batches)
+def on_replicas(strategy: Any, step: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Call `step` on this worker's replica, inside a `tf.function`, and return what it returns."""
+    return strategy.experimental_local_results(strategy.run(step, arguments))[0]
 
 
 def local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
@@ -82,7 +60,14 @@ def local_arrays(strategy: Any, variables: list[Any]) -> list[np.ndarray]:
 
 def local_variables(strategy: Any, variables: list[Any]) -> list[Any]:
     """Return this worker's copies of distributed variables."""
-    return [strategy.experimental_local_results(variable)[0] for variable in variables]
+    return [strategy.experimental_local_results(unwrap(variable))[0] for variable in variables]
+
+
+def unwrap(variable: Any) -> Any:
+    """Return TensorFlow's variable inside one of Keras."""
+    import keras
+
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) -> Callable[[], list[np.ndarray]]:
@@ -93,7 +78,7 @@ def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) ->
     import tensorflow as tf
 
     def on_replica() -> list[Any]:
-        return tf.distribute.get_replica_context().all_reduce(how, [variable + 0 for variable in variables])
+        return tf.distribute.get_replica_context().all_reduce(how, [unwrap(v) + 0 for v in variables])
 
     @tf.function
     def reduce() -> list[Any]:
@@ -102,7 +87,7 @@ def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) ->
     return lambda: local_arrays(strategy, reduce()) if variables else []
 
 
-def agreement(strategy: Any, numbers: int) -> Callable[[list[float]], list[float]]:
+def adder(strategy: Any, numbers: int) -> Callable[[list[float]], list[float]]:
     """Return a function that all workers call, each with its own numbers, and that gives their sums."""
     import tensorflow as tf
 
@@ -115,8 +100,8 @@ def agreement(strategy: Any, numbers: int) -> Callable[[list[float]], list[float
         )
     add = reducer(strategy, "sum", [own])
 
-    def agree(values: list[float]) -> list[float]:
+    def sum_over_workers(values: list[float]) -> list[float]:
         local_variables(strategy, [own])[0].assign(values)
         return add()[0].tolist()
 
-    return agree
+    return sum_over_workers

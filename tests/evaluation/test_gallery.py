@@ -1,7 +1,7 @@
+import keras
 import numpy as np
 import pyarrow as pa
 import pytest
-import tf_keras as keras
 
 from fracture.evaluation.gallery import (
     GROUPS,

@@ -1,6 +1,6 @@
+import keras
 import numpy as np
 import pytest
-import tf_keras as keras
 from scipy.stats import spearmanr
 
 from fracture.errors import UsageError

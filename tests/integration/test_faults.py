@@ -11,7 +11,15 @@ import pytest
 
 from fracture.config import Config, flatten, load_config
 from fracture.errors import RunError, UsageError
-from fracture.progress.events import CheckpointSaved, EpochDone, TrainingEvent, TrainingStarted, WorkersFailed
+from fracture.progress.events import (
+    CheckpointSaved,
+    EpochDone,
+    StepDone,
+    TrainingEvent,
+    TrainingStarted,
+    Validating,
+    WorkersFailed,
+)
 from fracture.storage import storage_path
 from fracture.training import loop
 from fracture.training.checkpoint import FILE
@@ -50,7 +58,7 @@ def dies(assignment: Any) -> None:
 
     import ray.train
 
-    from fracture.training import callbacks
+    from fracture.training.step import Replica
 
     mark_attempt(assignment)
     now, rank = attempt(Path(assignment.run.path)), ray.train.get_context().get_world_rank()
@@ -59,14 +67,14 @@ def dies(assignment: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if (now, rank) == (1, 1):  # in a step, while the other waits for its gradients
-        look = callbacks.StopOnDivergence.on_train_batch_end
+        train = Replica.train
 
-        def in_a_step(self, batch, logs=None):
-            if self.model.optimizer.iterations.numpy() == 9:
+        def in_a_step(self, batches, steps):
+            if self.steps_done() + steps >= 9:
                 kill_myself()
-            look(self, batch, logs)
+            return train(self, batches, steps)
 
-        callbacks.StopOnDivergence.on_train_batch_end = in_a_step
+        Replica.train = in_a_step
     if (now, rank) == (2, 0):  # while it saves, with half of the file written
         save = loop.LoopState.save
 
@@ -114,28 +122,28 @@ def stuck(assignment: Any) -> None:
     """Do nothing for ever on rank 1, in each of the first attempts in another way."""
     import ray.train
 
-    from fracture.training import callbacks, strategy
+    from fracture.training import step, strategy
 
     mark_attempt(assignment)
     run = Path(assignment.run.path)
     if ray.train.get_context().get_world_rank() == 1:
         if attempt(run) == 1:
-            on_train_batch_end = callbacks.Progress.on_train_batch_end
+            train = step.Replica.train
 
-            def a_step_that_never_returns(self, batch, logs=None):
-                while self.epoch == 2:
+            def a_step_that_never_returns(self, batches, steps):
+                while self.steps_done() >= 6:  # in epoch 2
                     pass
-                on_train_batch_end(self, batch, logs)
+                return train(self, batches, steps)
 
-            callbacks.Progress.on_train_batch_end = a_step_that_never_returns
+            step.Replica.train = a_step_that_never_returns
         if attempt(run) == 2:
-            reducer = strategy.reducer
+            reducer = step.reducer
 
             def without_means(own, how, variables):
                 skipped = how == "mean"  # of the moving averages
                 return (lambda: strategy.local_arrays(own, variables)) if skipped else reducer(own, how, variables)
 
-            strategy.reducer = without_means
+            step.reducer = without_means
     loop.train_worker(assignment)
 
 
@@ -163,21 +171,15 @@ def test_a_worker_that_is_alive_but_stuck_is_noticed_and_replaced(data, undistur
 
 def stops_while_validating(assignment: Any) -> None:
     """Stop as where SIGTERM comes then."""
-    from fracture.training import callbacks
+    from fracture.training.agreement import Agreed, Agreement
 
-    begin = callbacks.Progress.begin
+    reach = Agreement.reach
 
-    def keep_save(self, epoch, first, steps, save):
-        self.save_now = save
-        begin(self, epoch, first, steps, save)
+    def stop(self, event=None, steps=0, seconds=0.0):
+        agreed = reach(self, event, steps, seconds)
+        return Agreed(save=True, stop=True) if isinstance(event, Validating) and event.epoch == 2 else agreed
 
-    def stop(self, batch, logs=None):
-        if self.epoch == 2:
-            self.save_now(self.step)
-            raise callbacks.StopRequested
-
-    callbacks.Progress.begin = keep_save
-    callbacks.Progress.on_test_batch_end = stop
+    Agreement.reach = stop
     loop.train_worker(assignment)
 
 
@@ -196,16 +198,18 @@ def test_a_run_that_was_stopped_while_it_validated_does_not_train_that_epoch_aga
 
 
 def breaks(assignment: Any) -> None:
-    from fracture.training import callbacks
+    from fracture.training.agreement import Agreement
 
-    on_train_batch_end = callbacks.Progress.on_train_batch_end
+    reach = Agreement.reach
 
-    def broken(self, batch, logs=None):
-        on_train_batch_end(self, batch, logs)
-        if (self.epoch, self.step) == (2, 3):
+    def broken(self, event=None, steps=0, seconds=0.0):
+        agreed = reach(self, event, steps, seconds)
+        self.steps = 1
+        if isinstance(event, StepDone) and (event.epoch, event.step) == (2, 3):
             raise FloatingPointError("a bug of ours")
+        return agreed
 
-    callbacks.Progress.on_train_batch_end = broken
+    Agreement.reach = broken
     loop.train_worker(assignment)
 
 

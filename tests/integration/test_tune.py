@@ -130,7 +130,7 @@ def test_trials_share_the_weights_of_their_backbone(data, tmp_path: Path):
     few = ["model.name=mobilenetv2", f"transfer.weights={file}", "transfer.head_epochs=2", "tune.trials=2"]
     few += ["tune.space={training.learning_rate: {choice: [0.001]}}"]
     config = with_data_of(load_config(None, [*SEARCH, *few]), manifest)
-    build_backbone(config).save_weights(file)
+    build_backbone(config).save(file)
     run, results = storage_path(tmp_path / "x"), {}
     run_trials(config, Dataset(shards, manifest), run, results, at_once=1)
     assert [results[number].epochs for number in (1, 2)] == [2, 2]

@@ -1,7 +1,7 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras as keras
 
 from fracture.config import load_config
 from fracture.models import build_model, weight_shapes
@@ -42,7 +42,7 @@ def test_the_default_network_pools_first_and_is_small():
 )
 def test_shapes_told_without_building_are_those_of_the_network(tiny_config, changes: tuple[str, ...]):
     config = tiny_config(*changes)
-    built = [(weight.name, tuple(weight.shape)) for weight in build_model(config, 100.0, 50.0).weights]
+    built = [(weight.path, tuple(weight.shape)) for weight in build_model(config, 100.0, 50.0).weights]
     assert list(weight_shapes(config).items()) == built
 
 
@@ -63,13 +63,13 @@ def test_uint8_and_float_images_give_the_same_probabilities(tiny_config):
 
 
 def test_probabilities_are_float32_in_mixed_precision(tiny_config):
-    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy("mixed_bfloat16")
     try:
         model = build_model(tiny_config(), 100.0, 50.0)
     finally:
-        keras.mixed_precision.set_global_policy("float32")
+        keras.config.set_dtype_policy("float32")
     assert model.get_layer("conv1").compute_dtype == "bfloat16"
-    assert model.output.dtype == tf.float32
+    assert model.output.dtype == "float32"
 
 
 def test_the_network_handed_over_takes_the_trained_weights(tiny_config):

@@ -71,7 +71,7 @@ def test_ray_and_keras_that_start_side_by_side_both_work(tmp_path):
     code = (
         "import sys; from fracture.runtime.cluster import start_ray; start_ray(False, to_train=True); "
         "import ray, textwrap; assert ray.get(ray.remote(textwrap.dedent).remote(' ready')) == 'ready'; "
-        "import tf_keras as keras; model = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))]); "
+        "import keras; model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]); "
         "[model.save(file) for file in sys.argv[1:]]"
     )
     files = [tmp_path / "first.keras", tmp_path / "second.keras"]

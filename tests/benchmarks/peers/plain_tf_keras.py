@@ -7,19 +7,28 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
+import keras
 import tensorflow as tf
-import tf_keras as keras
 
 from fracture.config import load_config
+from fracture.dataset.augment import augment
 from fracture.dataset.format import Dataset, read_manifest
 from fracture.dataset.pipeline import load_worker_rows, training_batches
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.models import build_model
 from fracture.storage import storage_path
-from fracture.training.augmenting import AugmentingModel
 from fracture.training.precision import choose_precision
+
+
+class AugmentingModel(keras.Model):
+    """A model whose `fit` takes our training batches."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        inputs, labels, _ = data
+        return super().train_step((augment(*inputs), labels))
 
 
 def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None], int, int]:
@@ -27,7 +36,7 @@ def prepare(folder: str, assignments: list[str]) -> tuple[Callable[[int], None],
     config = load_config(None, assignments)
     shards = storage_path(folder)
     manifest = read_manifest(shards)
-    keras.mixed_precision.set_global_policy(choose_precision(config.training.precision))
+    keras.config.set_dtype_policy(choose_precision(config.training.precision))
     index = Dataset(shards, manifest).read_columns("train", ["radiograph_id", "label"])
     sampler = BalancedSampler(index["radiograph_id"].to_numpy(), index["label"].to_numpy(), config.training.sampling, 0)
     batches = ShardedBatches(sampler.count, config.training.batch_size)

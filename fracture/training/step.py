@@ -1,0 +1,141 @@
+"""A worker's replica of the network, and the steps of all replicas together."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fracture.config import TrainingConfig
+from fracture.training.checkpoint import Arrays
+from fracture.training.metric_sums import SIZE, cross_entropy, sum_batch
+from fracture.training.strategy import local_arrays, local_variables, on_replicas, reducer
+
+
+class Replica:
+    """This worker's copy of the network. Every worker calls each method that computes, or all of them wait.
+
+    A step is one pass over a global batch: each worker computes the gradients of its part, they are added up over the
+    workers, and all replicas change alike. Groups of steps are one call of TensorFlow, so that the host's part of a
+    step is small.
+    """
+
+    def __init__(
+        self,
+        strategy: Any,
+        network: keras.Model,
+        optimizer: Any,
+        augment: Callable[..., tf.Tensor],
+        config: TrainingConfig,
+    ) -> None:
+        """
+        Args:
+            network: with a layer `logit`; made in the strategy's scope, as the optimizer is.
+            augment: makes what the network takes from the first part of a training batch.
+        """
+        self._strategy, self._network, self._optimizer, self._augment = strategy, network, optimizer, augment
+        self._smoothing = config.label_smoothing
+        self._logits = keras.Model(network.inputs, network.get_layer("logit").output)
+        self._bias = network.get_layer("logit").bias
+        with strategy.scope():
+            self._sums = tf.Variable(
+                tf.zeros(SIZE, tf.float64),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+            )
+        self._averages = _moving_averages(network)
+        self._add_sums = reducer(strategy, "sum", [self._sums])
+        self._mean_averages = reducer(strategy, "mean", self._averages)
+        self._train = tf.function(self._train_group)
+        self._validate = tf.function(self._validate_group)
+
+    def train(self, batches: Iterator[Any], steps: int) -> tuple[int, bool]:
+        """Do so many training steps, fewer only if the network diverges.
+
+        Returns:
+            The number of steps done, and whether the network is finite after them: the same on all workers.
+        """
+        done, finite = self._train(batches, tf.constant(steps))
+        return int(done), bool(finite)
+
+    def validate(self, batches: Iterator[Any], steps: int) -> None:
+        """Count so many batches without changing the network."""
+        self._validate(batches, tf.constant(steps))
+
+    def total_sums(self) -> np.ndarray:
+        """Return the sums of what was counted since they were set, over all workers, [SIZE]."""
+        return self._add_sums()[0]
+
+    def set_sums(self, sums: Arrays, rank: int) -> None:
+        """Set the sums as if rank 0 had counted it all; an empty list: nothing is counted yet."""
+        local_variables(self._strategy, [self._sums])[0].assign(sums[0] if sums and rank == 0 else np.zeros(SIZE))
+
+    def share_moving_averages(self) -> None:
+        """Set each worker's moving averages of batch norm to their mean.
+
+        Each gathers its own. Without this, workers would validate different models, none of them the one saved.
+        Doing it more often changes nothing: the average of means is the mean of averages.
+        """
+        for variable, mean in zip(local_variables(self._strategy, self._averages), self._mean_averages(), strict=True):
+            variable.assign(mean)
+
+    def weights(self) -> Arrays:
+        """Return the network's weights, in its order."""
+        return local_arrays(self._strategy, self._network.weights)
+
+    def optimizer_state(self) -> Arrays:
+        """Return all that the optimizer remembers."""
+        return local_arrays(self._strategy, self._optimizer.variables)
+
+    def steps_done(self) -> int:
+        """Return the number of steps of this phase."""
+        return int(local_arrays(self._strategy, [self._optimizer.iterations])[0])
+
+    def _train_group(self, batches: Iterator[Any], steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        done, finite = tf.constant(0), tf.constant(True)
+        while tf.logical_and(done < steps, finite):
+            finite = on_replicas(self._strategy, self._train_step, next(batches))
+            done += 1
+        return done, finite
+
+    def _validate_group(self, batches: Iterator[Any], steps: tf.Tensor) -> None:
+        for _ in tf.range(steps):
+            on_replicas(self._strategy, self._validate_step, next(batches))
+
+    def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        """Train on this worker's part of a batch; return whether the network is finite.
+
+        Looks at the last layer's bias, whose gradient is the mean of (probability - label): a loss that is not finite
+        makes it so at once. Weights are alike on all workers, and a loss is not: were one worker to stop on its own
+        loss, the others would wait for it for ever.
+        """
+        images, labels, variables = self._augment(*inputs), labels[:, 0], self._network.trainable_variables
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self._logits(images, training=True)[:, 0], tf.float32)
+            smoothed = labels * (1 - self._smoothing) + self._smoothing / 2
+            loss = tf.reduce_sum(weights * cross_entropy(smoothed, logits))
+            scaled = self._optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, [variable.value for variable in variables])
+        if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+            # It skips the step where its own gradients are not finite. All must skip the same, so they look at the sum.
+            # It is shared out again, since the optimizer adds up the gradients of all workers.
+            gradients = [g / self._strategy.num_replicas_in_sync for g in _add_up(gradients)]
+        self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
+        self._sums.assign_add(sum_batch(labels, logits, weights))
+        return tf.reduce_all(tf.math.is_finite(self._bias.value))
+
+    def _validate_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
+        logits = tf.cast(self._logits(images, training=False)[:, 0], tf.float32)
+        self._sums.assign_add(sum_batch(labels[:, 0], logits, weights))
+
+
+def _add_up(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    return tf.distribute.get_replica_context().all_reduce("sum", gradients)
+
+
+def _moving_averages(network: keras.Model) -> list[Any]:
+    """Return the moving averages of the batch norms that are trained."""
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return [variable for norm in norms if norm.trainable for variable in norm.non_trainable_variables]
