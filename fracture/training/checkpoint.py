@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from fracture.arrays import parse_arrays, save_arrays
+from fracture.errors import RunError
 
 Arrays = list[np.ndarray]
+FORMAT_VERSION = 2  # 1 was of tf_keras, whose optimizer has its variables in another order
 FILE = "state.safetensors"
 BACKBONE = "backbone.safetensors"  # the weights that a run began with, until it is finished
 _ARRAYS = ("weights", "optimizer", "best_weights", "metric_sums")
@@ -40,7 +42,7 @@ class LoopState:
     weights: Arrays = field(default_factory=list)  # of the trained model; when a phase begins, of the whole network
     optimizer: Arrays = field(default_factory=list)  # slots, step count and, in float16, the loss scale
     best_weights: Arrays = field(default_factory=list)
-    metric_sums: Arrays = field(default_factory=list)  # the metrics' variables in the epoch under way, over all workers
+    metric_sums: Arrays = field(default_factory=list)  # of the epoch under way, over all workers: metric_sums.py
 
     def pause(self, steps: int, seconds: float, weights: Arrays, optimizer: Arrays, metric_sums: Arrays) -> None:
         """Record an epoch that is under way."""
@@ -80,7 +82,7 @@ class LoopState:
     def save(self, folder: Path) -> None:
         """Write the state into a file of the folder."""
         values: dict[str, Any] = {key: value for key, value in vars(self).items() if key not in _ARRAYS}
-        values |= {name: len(getattr(self, name)) for name in _ARRAYS}
+        values |= {name: len(getattr(self, name)) for name in _ARRAYS} | {"format_version": FORMAT_VERSION}
         arrays = {_array_name(name, number): a for name in _ARRAYS for number, a in enumerate(getattr(self, name))}
         save_arrays(folder / FILE, arrays, {_VALUES: json.dumps(values)})
 
@@ -90,10 +92,17 @@ class LoopState:
 
         Raises:
             DamagedCheckpointError: a byte is missing or changed.
+            RunError: another version of this program wrote it.
         """
         try:
             arrays, metadata = parse_arrays((folder / FILE).read_bytes())
             values = json.loads(metadata[_VALUES])
+            if (version := values.pop("format_version", 1)) != FORMAT_VERSION:
+                raise RunError(
+                    f"the run's checkpoints have format {version!r:.20}, and this program goes on from format "
+                    f"{FORMAT_VERSION}. End the run with the version that began it, or train anew under another --run "
+                    "name"
+                )
             lists = {name: [arrays[_array_name(name, n)] for n in range(values[name])] for name in _ARRAYS}
             return cls(**values | lists)
         except (ValueError, KeyError, TypeError) as error:

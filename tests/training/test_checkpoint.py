@@ -1,8 +1,11 @@
+import json
 import pickle
 
 import numpy as np
 import pytest
 
+from fracture.arrays import parse_arrays, save_arrays
+from fracture.errors import RunError
 from fracture.training.checkpoint import FILE, DamagedCheckpointError, LoopState
 
 
@@ -43,6 +46,20 @@ def test_a_checkpoint_holds_it_all(tmp_path):
     assert (loaded.epochs_done, loaded.best_epoch, loaded.epochs_without_better) == (3, 2, 1)
     for name in ("weights", "optimizer", "best_weights"):
         assert all(map(np.array_equal, getattr(loaded, name), getattr(state, name)))
+
+
+@pytest.mark.parametrize("version", [None, 3])
+def test_the_checkpoint_of_another_version_is_refused_and_not_called_damaged(version: int | None, tmp_path):
+    run_epochs(0.7).save(tmp_path)
+    arrays, metadata = parse_arrays((tmp_path / FILE).read_bytes())
+    values = json.loads(metadata["state"]) | {"format_version": version}
+    if version is None:
+        del values["format_version"]  # as the first format has it
+    save_arrays(tmp_path / FILE, arrays, {"state": json.dumps(values)})
+    with pytest.raises(
+        RunError, match=rf"have format {version or 1}, and this program goes on from format 2\. End the run with the ver"
+    ):
+        LoopState.load(tmp_path)
 
 
 def test_arrays_keep_their_order_beyond_ten(tmp_path):
