@@ -7,7 +7,7 @@ compare the arrays with what the reader expects, and has no checksum: both are a
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,13 @@ def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     return arrays, metadata
 
 
-def load_arrays(data: bytes, expected: Sequence[Expected], where: object, fix: str) -> list[np.ndarray]:
+def load_arrays(
+    data: bytes,
+    expected: Sequence[Expected],
+    where: object,
+    fix: str,
+    rename: Callable[[str], str] = lambda name: name,
+) -> list[np.ndarray]:
     """Return the arrays of a file in the order of `expected`. The caller reads no more than `limit_bytes` of them.
 
     Args:
@@ -77,12 +83,13 @@ def load_arrays(data: bytes, expected: Sequence[Expected], where: object, fix: s
         expected: the arrays that it has to hold, no more and no fewer.
         where: what an error calls the file.
         fix: what an error says to do.
+        rename: gives the expected name of an array of the file.
 
     Raises:
         UsageError: the file is damaged or holds other arrays; names the array.
     """
     try:
-        arrays, _ = parse_arrays(data)
+        arrays = {rename(name): array for name, array in parse_arrays(data)[0].items()}
         _check_arrays(arrays, expected)
     except ValueError as error:
         raise UsageError(f"{where} {error}. {fix}") from None

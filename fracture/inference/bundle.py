@@ -30,6 +30,7 @@ from fracture.labels import CLASS_NAMES
 from fracture.storage import StoragePath
 
 FORMAT_VERSION = 7
+_READ_TOO = (6,)  # of Keras 2: the names of its weights differ
 CARD = "bundle.json"
 WEIGHTS = "weights.safetensors"
 TRAINED_ON = "trained_on.parquet"
@@ -234,7 +235,15 @@ class Bundle:
         if not file.is_file():
             raise UsageError(f"{file} is missing. {_ADVICE}")
         most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
-        return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE)
+        return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE, rename_weight)
+
+
+def rename_weight(name: str) -> str:
+    """Return the path that Keras 3 gives a weight of Keras 2; a path stays as it is."""
+    if not name.endswith(":0"):
+        return name
+    layer, _, variable = name.removesuffix(":0").rpartition("/")
+    return f"{layer.replace('/', '_')}/{variable.removeprefix('depthwise_')}"
 
 
 def build_final_model(config: Config, pixel_mean: float, pixel_std: float, weights: Sequence[np.ndarray]) -> Any:
@@ -270,7 +279,7 @@ def read_bundle(folder: StoragePath) -> Bundle:
     except ValueError:
         raise UsageError(f"{folder / CARD} is damaged: not JSON. {_ADVICE}") from None
     format_version = content.get("format_version") if isinstance(content, dict) else None
-    if format_version != FORMAT_VERSION:
+    if format_version not in (FORMAT_VERSION, *_READ_TOO):
         raise UsageError(
             f"{folder} has bundle format {format_version!r:.20}, and this program reads format {FORMAT_VERSION}. "
             "Use the version of the program that wrote it, or train again under another --run name."

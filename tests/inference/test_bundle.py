@@ -14,14 +14,14 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file
 
-from fracture.arrays import save_arrays
+from fracture.arrays import parse_arrays, save_arrays
 from fracture.cli import main
 from fracture.config import load_config
 from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import compute_metrics
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.inference.bundle import export_model, is_bundle, read_bundle, write_bundle
+from fracture.inference.bundle import WEIGHTS, export_model, is_bundle, read_bundle, rename_weight, write_bundle
 from fracture.models import build_model
 from fracture.storage import storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
@@ -151,6 +151,26 @@ def test_an_invalid_card_is_refused_with_the_invalid_value(bundle, path: str, va
     change_card(bundle, path, value)
     with pytest.raises(UsageError, match=message):
         read_bundle(storage_path(bundle))
+
+
+@pytest.mark.parametrize(
+    ("older", "path"),
+    [
+        ("conv1/kernel:0", "conv1/kernel"),
+        ("conv1/conv/kernel:0", "conv1_conv/kernel"),  # in DenseNet121
+        ("conv2_block1_1_bn/moving_variance:0", "conv2_block1_1_bn/moving_variance"),
+        ("expanded_conv_depthwise/depthwise_kernel:0", "expanded_conv_depthwise/kernel"),  # in MobileNetV2
+        ("circuit/weights:0", "circuit/weights"),
+    ],
+)
+def test_the_bundle_of_the_format_before_is_read(bundle, older: str, path: str):
+    """Its weights have the names of Keras 2."""
+    assert rename_weight(older) == path
+    expected = read_bundle(storage_path(bundle)).load_weights()
+    arrays, _ = parse_arrays((bundle / WEIGHTS).read_bytes())
+    save_arrays(bundle / WEIGHTS, {f"{name}:0": array for name, array in arrays.items()})
+    change_card(bundle, "format_version", 6)
+    assert all(map(np.array_equal, read_bundle(storage_path(bundle)).load_weights(), expected))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 10**6, "\x80", '{"format_version": ' + "9" * 10**6])
