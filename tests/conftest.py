@@ -171,9 +171,9 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
 
 def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
-    from fracture.runtime.cluster import ENVIRONMENT, LOCAL_ENVIRONMENT
+    from fracture.runtime.cluster import ENVIRONMENT, KERAS_ENVIRONMENT, LOCAL_ENVIRONMENT
 
-    ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *ENVIRONMENT, *LOCAL_ENVIRONMENT}
+    ours = {"RAY_ADDRESS", "RAY_DEDUP_LOGS_SKIP_REGEX", *ENVIRONMENT, *KERAS_ENVIRONMENT, *LOCAL_ENVIRONMENT}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 

@@ -20,6 +20,12 @@ with silence_stderr():  # TensorFlow's C++ side writes there as it loads
 
     import keras
 
+    if (backend := keras.backend.backend()) != "tensorflow":
+        raise ImportError(
+            f"Keras was imported with the backend {backend} before fracture, which needs tensorflow. Set "
+            "KERAS_BACKEND=tensorflow, or import fracture.models first"
+        )
+
     # What else keras.json may hold.
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)

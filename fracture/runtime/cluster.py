@@ -3,9 +3,8 @@
 import logging
 import os
 import socket
-import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,10 @@ ENVIRONMENT = {  # of all processes
     "GRPC_VERBOSITY": "ERROR",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, and the end, are noticed at this poll; by default 2 s
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences a warning about the change
+}
+KERAS_ENVIRONMENT = {  # of all processes, whatever the user has set for other programs
+    "KERAS_BACKEND": "tensorflow",  # else ~/.keras/keras.json may name another
+    "TF_USE_LEGACY_KERAS": "0",  # else Ray's import of `tensorflow.keras` looks for Keras 2
 }
 LOCAL_ENVIRONMENT = {  # a Ray of this job alone does without processes that take a core a second or more to start
     "RAY_prestart_worker_first_driver": "0",  # they would be of another environment than ours
@@ -39,6 +42,7 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
         RunError: the named cluster does not answer, or Ray does not start on this machine.
     """
     ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
+    ours |= KERAS_ENVIRONMENT
     os.environ.update(ours)
     if not verbose:  # nodes log each worker that dies, whatever `log_to_driver` says; we do so in one line
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -109,29 +113,22 @@ def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: 
 
 
 def _init_ray_and_load_trainer(ours: Mapping[str, str], verbose: bool) -> None:
-    """Start Ray in a thread, and meanwhile import Ray's TensorflowTrainer, and TensorFlow with it, in this one.
+    """Start Ray in this thread, and meanwhile import Ray's TensorflowTrainer, and TensorFlow with it, in another.
 
-    The import belongs to the main thread: in any other than the one that imports it, tf_keras writes only the first
-    `.keras` file in its own format, and later ones as HDF5. The thread never ends: Linux kills Ray's processes with the
-    thread that started them (PR_SET_PDEATHSIG). What both need is imported first, so that neither waits for the other.
+    Not the other way round: Linux kills Ray's processes with the thread that started them (PR_SET_PDEATHSIG). What both
+    need is imported first, so that neither waits for the other.
     """
-    import ray.train
+    import ray.train  # noqa: F401
 
-    started: Future[None] = Future()
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(_load_trainer)
+        _init_ray(ours, verbose)
+    loaded.result()
 
-    def init_and_stay() -> None:
-        try:
-            _init_ray(ours, verbose)
-        except BaseException as error:  # handed to the main thread, which raises it
-            started.set_exception(error)
-        else:
-            started.set_result(None)
-            threading.Event().wait()
 
-    threading.Thread(target=init_and_stay, daemon=True).start()
+def _load_trainer() -> None:
     with silence_stderr():
         import ray.train.tensorflow  # noqa: F401
-    started.result()
 
 
 def check_capacity(compute: ComputeConfig) -> None:

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-import zipfile
 
 import pytest
 
@@ -66,17 +65,25 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once():
 
 
 @pytest.mark.ray
-def test_ray_and_keras_that_start_side_by_side_both_work(tmp_path):
-    """Ray's processes die with the thread that started them, and tf_keras writes HDF5 in a thread not its own."""
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"TF_USE_LEGACY_KERAS": "1", "KERAS_BACKEND": "torch"}, id="variables"),
+        pytest.param({"KERAS_HOME": "."}, id="keras.json"),
+    ],
+)
+def test_ray_and_its_trainer_start_side_by_side_whatever_keras_the_user_has_set(settings: dict[str, str], tmp_path):
+    """Ray's processes would die with the thread that started them, were it not the main one."""
+    tmp_path.joinpath("keras.json").write_text('{"backend": "torch", "floatx": "float16"}')
     code = (
-        "import sys; from fracture.runtime.cluster import start_ray; start_ray(False, to_train=True); "
-        "import ray, textwrap; assert ray.get(ray.remote(textwrap.dedent).remote(' ready')) == 'ready'; "
-        "import keras; model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]); "
-        "[model.save(file) for file in sys.argv[1:]]"
+        "from fracture.runtime.cluster import start_ray; start_ray(False, to_train=True); "
+        "import ray, os; backend = ray.get(ray.remote(os.getenv).remote('KERAS_BACKEND')); "
+        "import ray.train.tensorflow; from fracture.models import keras; "
+        "print(backend, keras.backend.backend(), keras.config.floatx())"
     )
-    files = [tmp_path / "first.keras", tmp_path / "second.keras"]
-    subprocess.run([sys.executable, "-c", code, *map(str, files)], env=shell(), check=True)
-    assert [zipfile.is_zipfile(file) for file in files] == [True, True]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=shell() | settings, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("tensorflow tensorflow float32\n", "")
 
 
 def test_more_workers_than_the_cluster_holds_is_refused_at_once(ray_cluster, tiny_config):
