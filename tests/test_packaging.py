@@ -19,7 +19,7 @@ LOCK = (ROOT / "requirements.lock").read_text()
 
 
 def normalized(name: str) -> str:
-    """The name of a package as registries compare it: `tf_keras[x]==2` is `tf-keras`."""
+    """The name of a package as registries compare it: `typing_extensions[x]==2` is `typing-extensions`."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name).group()).lower()
 
 

@@ -79,5 +79,5 @@ def machine() -> dict[str, str]:
         "features": ", ".join(matrix) or "no AVX-512",
         "memory": f"{memory:.0f} GiB",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("tensorflow", "tf_keras", "ray", "pyarrow")},
+        **{name: version(name) for name in ("tensorflow", "keras", "ray", "pyarrow")},
     }

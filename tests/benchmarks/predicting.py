@@ -82,7 +82,7 @@ def _lines(name: str, figures: dict[str, list[float]], peers: tuple[str, ...]) -
 def _child(what: str, bundle: str, folder: str) -> Any:
     command = ["taskset", "-c", "0,1", sys.executable, "-m", "tests.benchmarks.predicting", what, bundle, folder]
     # Ray starts its processes with niceness 15; on a machine with other work that would slow them down.
-    return child(command, TF_CPP_MIN_LOG_LEVEL="3", TF_USE_LEGACY_KERAS="1", RAY_worker_niceness="0")
+    return child(command, TF_CPP_MIN_LOG_LEVEL="3", RAY_worker_niceness="0")
 
 
 def ours(bundle: str, folder: str) -> tuple[float, float, float]:

@@ -161,7 +161,7 @@ def profile_step(shards: str) -> dict[str, float]:
     """Milliseconds a step spends in each row of the account; one process, one kernel at a time."""
     import tensorflow as tf
 
-    from tests.benchmarks.peers.plain_tf_keras import prepare
+    from tests.benchmarks.peers.plain_keras import prepare
 
     tf.config.threading.set_intra_op_parallelism_threads(CORES)
     tf.config.threading.set_inter_op_parallelism_threads(1)

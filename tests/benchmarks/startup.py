@@ -23,13 +23,13 @@ ROUNDS, RADIOGRAPHS, EPOCHS = 5, 600, 3
 FLOOR = """
 import json, time
 started = time.monotonic()
-import tf_keras, ray
+import keras, ray
 ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 print(json.dumps(time.monotonic() - started))
 """
 LIBRARIES = {
-    "worker": ("tf_keras", "ray.train"),
-    "driver": ("tf_keras", "ray.train", "matplotlib.pyplot", "scipy.optimize", "sklearn.metrics"),
+    "worker": ("keras", "ray.train"),
+    "driver": ("keras", "ray.train", "matplotlib.pyplot", "scipy.optimize", "sklearn.metrics"),
 }
 HELD = """
 import json, psutil, sys
@@ -95,7 +95,7 @@ def _epochs(shards: str, scratch: str) -> tuple[list[float], dict[str, float], d
 def _accounted(parameters: int) -> dict[str, float]:
     """MB: the libraries, and in the worker the images, what a step keeps for its gradients, and what weights need."""
     libraries = {
-        name: float(child([sys.executable, "-c", HELD, *modules], TF_USE_LEGACY_KERAS="1"))
+        name: float(child([sys.executable, "-c", HELD, *modules]))
         for name, modules in LIBRARIES.items()
     }
     images = RADIOGRAPHS * SIZE**2 / 1e6

@@ -21,7 +21,7 @@ REFERENCE = ("model.block=conv-bn-relu-pool", "model.head=flatten")
 
 OURS, OURS_REFERENCE = "ours, 2 workers", "ours, 2 workers, reference order and head"
 ONE_WORKER = "ours, 1 worker of 2 CPUs"
-KERAS, PLAIN = "(a) Keras 3, reference README", "(c) plain tf_keras, our network and input"
+KERAS, PLAIN = "(a) Keras 3, reference README", "(c) plain Keras, our network and input"
 TORCH_MODES = (("reference", "eager"), ("ours", "eager"), ("ours", "compiled"))
 TORCH_NAMES = {(order, mode): f"(b) PyTorch bfloat16, {order} order, {mode}" for order, mode in TORCH_MODES}
 WANTED = (  # ours, peer, at least
@@ -43,7 +43,7 @@ def run(data: str | None) -> Part:
             OURS_REFERENCE: partial(job, *REFERENCE),
             ONE_WORKER: partial(job, "compute.workers=1", "compute.cpus_per_worker=2"),
             KERAS: partial(_peer, "keras3", radiograph_ids, str(SIZE)),
-            PLAIN: partial(_peer, "plain_tf_keras", shards),
+            PLAIN: partial(_peer, "plain_keras", shards),
             **{name: partial(_torch, radiograph_ids, *key) for key, name in TORCH_NAMES.items()},
         }
         figures = take_turns(contestants, ROUNDS)

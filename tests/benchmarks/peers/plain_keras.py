@@ -1,6 +1,6 @@
 """Peer (c): our network and our input in one process, `fit` without Ray and without a strategy.
 
-python -m tests.benchmarks.peers.plain_tf_keras SHARDS EPOCHS [KEY=VALUE ...]
+python -m tests.benchmarks.peers.plain_keras SHARDS EPOCHS [KEY=VALUE ...]
 """
 
 import json
