@@ -226,8 +226,16 @@ class TrainingConfig(Section, changes_recipe=True):
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "auto", description="Keras' precision policy; `auto` takes the fastest that the hardware computes natively."
     )
-    xla: bool = Field(False, description="Let XLA fuse operations of the training step.")
+    xla: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compile each worker's part of a training step with XLA; `auto` does so on GPUs."
+    )
     seed: Seed = Field(0, description="Seed of initial weights, shuffling, augmentation and dropout.")
+
+    @field_validator("xla", mode="before")
+    @classmethod
+    def _name_boolean(cls, value: Any) -> Any:
+        """Take what earlier versions wrote, also into bundles."""
+        return ("always" if value else "never") if isinstance(value, bool) else value
 
 
 class EvaluationConfig(Section, changes_recipe=True):
@@ -428,6 +436,13 @@ class Config(Settings):
         return self.model_dump(mode="json", include={name for name, section in self if section.changes_recipe})
 
     @property
+    def uses_xla(self) -> bool:
+        """Return whether XLA compiles the training step."""
+        if self.training.xla == "auto":
+            return self.compute.gpu and not self.model.sync_batch_norm
+        return self.training.xla == "always"
+
+    @property
     def backbone(self) -> Backbone | None:
         """Return the name of the network in keras.applications that the model is built on, if it is."""
         if self.model.name == "qnn_transfer":
@@ -463,6 +478,11 @@ class Config(Settings):
             self._check_filters()
         if self.model.name.startswith("qnn") and self.quantum.circuit == "quantum":
             self._check_circuit()
+        if self.training.xla == "always" and self.model.sync_batch_norm:
+            raise ValueError(
+                "training.xla: always cannot compile model.sync_batch_norm, whose sums over the workers lie inside the "
+                "network; use auto or never, or model.sync_batch_norm = false"
+            )
         if self.compute.workers > self.training.batch_size:
             raise ValueError(
                 f"compute.workers: {self.compute.workers} workers cannot share a global training.batch_size of "

@@ -143,6 +143,27 @@ def test_synchronised_batch_norm_without_batch_norm():
         load_config(None, ["model.batch_norm=false", "model.sync_batch_norm=true"])
 
 
+def test_xla_cannot_compile_sums_over_the_workers():
+    with pytest.raises(UsageError, match=r"training.xla: always cannot compile model.sync_batch_norm, .*use auto"):
+        load_config(None, ["training.xla=always", "model.sync_batch_norm=true"])
+    assert not load_config(None, ["compute.gpu=true", "model.sync_batch_norm=true"]).uses_xla
+
+
+@pytest.mark.parametrize(
+    ("assignments", "used"),
+    [
+        ([], False),
+        (["compute.gpu=true"], True),
+        (["compute.gpu=true", "training.xla=never"], False),
+        (["training.xla=always"], True),
+        (["training.xla=true"], True),  # of earlier versions, whose bundles are read
+        (["training.xla=false", "compute.gpu=true"], False),
+    ],
+)
+def test_xla_is_for_gpus_unless_it_is_set(assignments: list[str], used: bool):
+    assert load_config(None, assignments).uses_xla is used
+
+
 def test_a_missing_file_names_those_beside_it():
     with pytest.raises(UsageError, match=r"quik.yaml: no such file. There are: .*quick.yaml"):
         load_config(CONFIGS / "quik.yaml")

@@ -86,7 +86,7 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
     prepare = _choose_features if phase.on_frozen_features else augment
-    replica = Replica(strategy, network, optimizer, prepare, config.training)
+    replica = Replica(strategy, network, optimizer, prepare, config.training.label_smoothing, config.uses_xla)
     return PhaseModel(network, replica, train, val, augmentation)
 
 

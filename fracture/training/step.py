@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fracture.config import TrainingConfig
 from fracture.training.checkpoint import Arrays
 from fracture.training.metric_sums import SIZE, cross_entropy, sum_batch
 from fracture.training.strategy import local_arrays, local_variables, on_replicas, reducer
@@ -27,15 +26,18 @@ class Replica:
         network: keras.Model,
         optimizer: Any,
         augment: Callable[..., tf.Tensor],
-        config: TrainingConfig,
+        smoothing: float,
+        xla: bool,
     ) -> None:
         """
         Args:
             network: with a layer `logit`; made in the strategy's scope, as the optimizer is.
             augment: makes what the network takes from the first part of a training batch.
+            smoothing: label smoothing of the loss.
+            xla: compile the part of a step that is this worker's own.
         """
         self._strategy, self._network, self._optimizer, self._augment = strategy, network, optimizer, augment
-        self._smoothing = config.label_smoothing
+        self._smoothing = smoothing
         self._logits = keras.Model(network.inputs, network.get_layer("logit").output)
         self._bias = network.get_layer("logit").bias
         with strategy.scope():
@@ -48,6 +50,8 @@ class Replica:
         self._averages = _moving_averages(network)
         self._add_sums = reducer(strategy, "sum", [self._sums])
         self._mean_averages = reducer(strategy, "mean", self._averages)
+        # Not the augmentation, which has an operation that XLA lacks, nor what adds up over the workers.
+        self._differentiate = tf.function(self._compute_gradients, jit_compile=True) if xla else self._compute_gradients
         self._train = tf.function(self._train_group)
         self._validate = tf.function(self._validate_group)
 
@@ -111,20 +115,27 @@ class Replica:
         makes it so at once. Weights are alike on all workers, and a loss is not: were one worker to stop on its own
         loss, the others would wait for it for ever.
         """
-        images, labels, variables = self._augment(*inputs), labels[:, 0], self._network.trainable_variables
+        labels = labels[:, 0]
+        gradients, logits = self._differentiate(self._augment(*inputs), labels, weights)
+        if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
+            # It skips the step where its own gradients are not finite. All must skip the same, so they look at the sum.
+            # It is shared out again, since the optimizer adds up the gradients of all workers.
+            gradients = [g / self._strategy.num_replicas_in_sync for g in _add_up(gradients)]
+        variables = self._network.trainable_variables
+        self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
+        self._sums.assign_add(sum_batch(labels, logits, weights))
+        return tf.reduce_all(tf.math.is_finite(self._bias.value))
+
+    def _compute_gradients(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor
+    ) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Return the gradients of the (scaled) loss over this worker's images, and their logits [n] float32."""
         with tf.GradientTape() as tape:
             logits = tf.cast(self._logits(images, training=True)[:, 0], tf.float32)
             smoothed = labels * (1 - self._smoothing) + self._smoothing / 2
             loss = tf.reduce_sum(weights * cross_entropy(smoothed, logits))
             scaled = self._optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
-            # It skips the step where its own gradients are not finite. All must skip the same, so they look at the sum.
-            # It is shared out again, since the optimizer adds up the gradients of all workers.
-            gradients = [g / self._strategy.num_replicas_in_sync for g in _add_up(gradients)]
-        self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
-        self._sums.assign_add(sum_batch(labels, logits, weights))
-        return tf.reduce_all(tf.math.is_finite(self._bias.value))
+        return tape.gradient(scaled, [variable.value for variable in self._network.trainable_variables]), logits
 
     def _validate_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
         logits = tf.cast(self._logits(images, training=False)[:, 0], tf.float32)

@@ -1,6 +1,5 @@
 """MultiWorkerMirroredStrategy: how a worker computes together with the others."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -23,12 +22,8 @@ def make_strategy(config: Config) -> Any:
 
 def _set_up_devices(config: Config) -> None:
     """Limit cores and GPU memory. TensorFlow takes all of them unless they are limited before it starts."""
-    if config.training.xla:
-        os.environ["TF_XLA_FLAGS"] = "--tf_xla_cpu_global_jit"  # otherwise only operations on GPUs are compiled
     import tensorflow as tf
 
-    if config.training.xla:  # not `jit_compile`: XLA cannot compile the sums over workers
-        tf.config.optimizer.set_jit("autoclustering")
     tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
     gpus = tf.config.list_physical_devices("GPU")

@@ -94,10 +94,7 @@ def _epochs(shards: str, scratch: str) -> tuple[list[float], dict[str, float], d
 
 def _accounted(parameters: int) -> dict[str, float]:
     """MB: the libraries, and in the worker the images, what a step keeps for its gradients, and what weights need."""
-    libraries = {
-        name: float(child([sys.executable, "-c", HELD, *modules]))
-        for name, modules in LIBRARIES.items()
-    }
+    libraries = {name: float(child([sys.executable, "-c", HELD, *modules])) for name, modules in LIBRARIES.items()}
     images = RADIOGRAPHS * SIZE**2 / 1e6
     outputs = sum(2 * BATCH * side**2 * filters for _, side, _, filters in convolutions()) / 1e6
     kept = outputs * (1 + 1 / 4 + 1 / 8 + 1 / 4)  # convolution, pooled, which pixel it was, normalised

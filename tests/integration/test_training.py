@@ -110,9 +110,8 @@ def test_a_killed_worker_is_replaced_and_a_stopped_job_resumes_to_the_same_losse
 
 
 def test_xla_gives_the_same_losses(data, plain, tmp_path):
-    """On a CPU; what it gains on a GPU has not been measured."""
     config, without = plain
-    fused = config.model_copy(update={"training": config.training.model_copy(update={"xla": True})})
+    fused = config.model_copy(update={"training": config.training.model_copy(update={"xla": "always"})})
     assert_same_history(start(fused, data, tmp_path / "xla"), without, tolerance=1e-4)
 
 

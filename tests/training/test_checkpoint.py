@@ -57,7 +57,8 @@ def test_the_checkpoint_of_another_version_is_refused_and_not_called_damaged(ver
         del values["format_version"]  # as the first format has it
     save_arrays(tmp_path / FILE, arrays, {"state": json.dumps(values)})
     with pytest.raises(
-        RunError, match=rf"have format {version or 1}, and this program goes on from format 2\. End the run with the ver"
+        RunError,
+        match=rf"have format {version or 1}, and this program goes on from format 2\. End the run with",
     ):
         LoopState.load(tmp_path)
 
