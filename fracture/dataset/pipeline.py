@@ -6,7 +6,7 @@ The sampler chooses the rows of an epoch; `sharding` divides them among steps an
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
@@ -29,6 +29,7 @@ class WorkerRows:
     first: int  # number in the split of the first of `images`
     images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk; or features: features.py
     labels: tf.Tensor  # [N] float32, 0 or 1
+    on_device: tf.Tensor | None = None  # the bytes of `images`: see place_on_device
 
     @property
     def steps(self) -> int:
@@ -40,6 +41,32 @@ class WorkerRows:
         indices = self.batches.indices(seed, epoch)
         sampled = self.sampler.rows(epoch)[self.batches.start : self.batches.stop] - self.first
         return np.where(indices >= 0, sampled[indices], -1) if len(sampled) else indices
+
+    def place_on_device(self) -> "WorkerRows":
+        """Return the rows with a copy of their images in the memory of the device that trains.
+
+        Batches then hold row numbers in place of images, and a step gathers its images there.
+        """
+        flat = np.ascontiguousarray(self.images).reshape(len(self.images), self._size).view(np.uint8)
+        # Eight bytes as one number: TensorFlow has no kernel that gathers uint8 on a GPU.
+        padded = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))) if flat.shape[1] % 8 else flat
+        return replace(self, on_device=tf.constant(padded.view(np.int64)))
+
+    def take(self, batch: tf.Tensor) -> tf.Tensor:
+        """Return the images of a batch, [n, H, W, 1], inside a step: `batch` itself, or those at its row numbers."""
+        if self.on_device is None:
+            return batch
+        kind = self.images.dtype
+        values = tf.reshape(tf.bitcast(tf.gather(self.on_device, batch), tf.uint8), [tf.shape(batch)[0], -1])
+        values = values[:, : self._size * kind.itemsize]
+        if kind.itemsize > 1:
+            values = tf.bitcast(tf.reshape(values, [-1, self._size, kind.itemsize]), kind)
+        return tf.reshape(values, [-1, *self.images.shape[1:]])
+
+    @property
+    def _size(self) -> int:
+        """Return the number of values of an image."""
+        return int(np.prod(self.images.shape[1:]))
 
 
 def load_worker_rows(
@@ -115,7 +142,8 @@ def training_batches(
     Yields:
         (images [n, H, W, 1] uint8, transforms [n, 8] float32, exposures [n, 2] float32), labels [n, 1] float32,
         weights [n] float32. The images are unchanged; the device that trains applies the other two, see `augment`. A
-        weight is 1 / rows of the global batch, so that the weighted sum over all workers is the mean.
+        weight is 1 / rows of the global batch, so that the weighted sum over all workers is the mean. Where the images
+        are on the device, row numbers [n] int64 stand for them: see `WorkerRows.take`.
     """
     indices = rows.indices(seed, epoch)  # [steps, slots]
     size = rows.images.shape[1]
@@ -148,7 +176,7 @@ def evaluation_batches(rows: WorkerRows, weights: np.ndarray) -> tf.data.Dataset
         weights: of each row of the split, [rows] float32.
 
     Yields:
-        images [n, H, W, 1] uint8, labels [n, 1] float32, weights [n] float32.
+        images [n, H, W, 1] uint8, or row numbers as in training, labels [n, 1] float32, weights [n] float32.
     """
     own_weights = tf.constant(weights[rows.first : rows.first + len(rows.images)])
 
@@ -160,10 +188,14 @@ def evaluation_batches(rows: WorkerRows, weights: np.ndarray) -> tf.data.Dataset
 
 
 def _gather(rows: WorkerRows, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the chosen images, and their labels [n, 1] float32. TensorFlow cannot gather from a file, NumPy can."""
+    """Return the chosen images, or their numbers where they are on the device, and labels [n, 1] float32."""
+    labels = tf.gather(rows.labels, chosen)[:, tf.newaxis]
+    if rows.on_device is not None:
+        return chosen, labels
+    # TensorFlow cannot gather from a file, NumPy can.
     images = tf.numpy_function(lambda chosen: rows.images[chosen], [chosen], rows.images.dtype, stateful=False)
     images = tf.ensure_shape(images, [None, *rows.images.shape[1:]])
-    return images, tf.gather(rows.labels, chosen)[:, tf.newaxis]
+    return images, labels
 
 
 def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...]]) -> tf.data.Dataset:

@@ -11,7 +11,7 @@ layers = keras.layers
 
 
 class KeyedDropout(layers.Layer):
-    """Dropout whose mask follows from (seed, step, replica) alone.
+    """Dropout whose mask follows from (seed, step, replica) alone; where XLA compiles it, the mask is another one.
 
     Keras' own dropout counts its calls, and no checkpoint holds the count: a resumed run would not repeat an
     undisturbed one.

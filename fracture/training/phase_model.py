@@ -85,8 +85,18 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
     if state.optimizer:
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
+    if train.images.nbytes + val.images.nbytes <= worker.device_memory:
+        train, val = train.place_on_device(), val.place_on_device()
     prepare = _choose_features if phase.on_frozen_features else augment
-    replica = Replica(strategy, network, optimizer, prepare, config.training.label_smoothing, config.uses_xla)
+    replica = Replica(
+        strategy,
+        network,
+        optimizer,
+        lambda batch, *augmentation: prepare(train.take(batch), *augmentation),
+        val.take,
+        config.training.label_smoothing,
+        config.uses_xla,
+    )
     return PhaseModel(network, replica, train, val, augmentation)
 
 

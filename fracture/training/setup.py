@@ -43,6 +43,7 @@ class Worker:
     val: Any
     val_weights: np.ndarray  # of each row of validation, over all workers
     backbone: Arrays  # pretrained weights as the run began; none where it began from scratch
+    device_memory: int  # bytes of images that may lie in the GPU's memory; 0 on CPUs
 
 
 def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopState]:
@@ -52,8 +53,9 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
     config, context = assignment.config, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
-    from fracture.training.strategy import make_strategy
+    from fracture.training.strategy import free_gpu_memory, make_strategy
 
+    device_memory = free_gpu_memory() // 4 if config.compute.gpu else 0  # now: TensorFlow keeps what it has used
     strategy = make_strategy(config)
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
@@ -75,7 +77,10 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
         if assignment.initial is not None:
             state.weights = assignment.initial.load_weights()
     watchdog.busy("reading the backbone's weights")
-    return Worker(assignment, rank, workers, watchdog, strategy, train, val, val_weights, _backbone(assignment)), state
+    backbone = _backbone(assignment)
+    return Worker(
+        assignment, rank, workers, watchdog, strategy, train, val, val_weights, backbone, device_memory
+    ), state
 
 
 def _backbone(assignment: Assignment) -> Arrays:

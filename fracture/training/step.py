@@ -25,18 +25,21 @@ class Replica:
         strategy: Any,
         network: keras.Model,
         optimizer: Any,
-        augment: Callable[..., tf.Tensor],
+        prepare: Callable[..., tf.Tensor],
+        take: Callable[[tf.Tensor], tf.Tensor],
         smoothing: float,
         xla: bool,
     ) -> None:
         """
         Args:
             network: with a layer `logit`; made in the strategy's scope, as the optimizer is.
-            augment: makes what the network takes from the first part of a training batch.
+            prepare: makes what the network takes from the first part of a training batch.
+            take: the same for validation.
             smoothing: label smoothing of the loss.
             xla: compile the part of a step that is this worker's own.
         """
-        self._strategy, self._network, self._optimizer, self._augment = strategy, network, optimizer, augment
+        self._strategy, self._network, self._optimizer = strategy, network, optimizer
+        self._prepare, self._take = prepare, take
         self._smoothing = smoothing
         self._logits = keras.Model(network.inputs, network.get_layer("logit").output)
         self._bias = network.get_layer("logit").bias
@@ -116,7 +119,7 @@ class Replica:
         loss, the others would wait for it for ever.
         """
         labels = labels[:, 0]
-        gradients, logits = self._differentiate(self._augment(*inputs), labels, weights)
+        gradients, logits = self._differentiate(self._prepare(*inputs), labels, weights)
         if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
             # It skips the step where its own gradients are not finite. All must skip the same, so they look at the sum.
             # It is shared out again, since the optimizer adds up the gradients of all workers.
@@ -138,7 +141,7 @@ class Replica:
         return tape.gradient(scaled, [variable.value for variable in self._network.trainable_variables]), logits
 
     def _validate_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
-        logits = tf.cast(self._logits(images, training=False)[:, 0], tf.float32)
+        logits = tf.cast(self._logits(self._take(images), training=False)[:, 0], tf.float32)
         self._sums.assign_add(sum_batch(labels[:, 0], logits, weights))
 
 

@@ -1,5 +1,7 @@
 """MultiWorkerMirroredStrategy: how a worker computes together with the others."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -31,6 +33,16 @@ def _set_up_devices(config: Config) -> None:
         raise RuntimeError("compute.gpu is set, but TensorFlow sees no GPU on this worker")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def free_gpu_memory() -> int:
+    """Return the free bytes of this process' GPU, as NVIDIA's driver says; 0 where it says nothing."""
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # Ray sets it
+    command = ["nvidia-smi", f"--id={own}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    try:
+        return int(subprocess.run(command, capture_output=True, check=True, timeout=30).stdout) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
 
 
 def hide_gpus() -> None:

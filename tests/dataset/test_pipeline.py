@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,32 @@ def test_images_beyond_the_memory_come_from_a_file_and_are_the_same(shard_folder
     assert not isinstance(in_memory.images, np.memmap)
     for a, b in zip(*(training_batches(s, 0, 2, AugmentConfig()) for s in (in_memory, on_disk)), strict=True):
         assert all(np.array_equal(x, y) for x, y in zip((*a[0], *a[1:]), (*b[0], *b[1:]), strict=True))
+
+
+@pytest.mark.parametrize("side", [32, 33], ids=["bytes that eight divides", "bytes that it does not"])
+def test_batches_are_the_same_where_the_images_are_on_the_device(shard_folder, side: int):
+    on_host = worker_rows(shard_folder, "train", 2, train=101)[1]
+    on_host = replace(on_host, images=np.pad(on_host.images, ((0, 0), (0, 0), (0, side - 32), (0, 0))))
+    on_device = on_host.place_on_device()
+    batches = zip(*(training_batches(rows, 0, 2, AugmentConfig()) for rows in (on_host, on_device)), strict=True)
+    for (drawn, labels, weights), (same, same_labels, same_weights) in batches:
+        assert (same[0].dtype, same[0].shape) == ("int64", labels.shape[:1])
+        taken = on_device.take(same[0])
+        assert taken.dtype == "uint8"
+        pairs = [(drawn[0], taken), (drawn[0], on_host.take(drawn[0])), (labels, same_labels), (weights, same_weights)]
+        assert all(np.array_equal(a, b) for a, b in (*pairs, *zip(drawn[1:], same[1:], strict=True)))
+
+
+def test_features_on_the_device_are_those_on_the_host(shard_folder):
+    rows = worker_rows(shard_folder, "val", 1, val=20)[0]
+    rows = replace(rows, images=np.random.default_rng(0).random((20, 2, 5), np.float32)).place_on_device()
+    assert np.array_equal(rows.take(np.array([3, 0, 19])), rows.images[[3, 0, 19]])
+
+
+def test_a_worker_without_an_image_has_none_on_the_device(shard_folder):
+    rows = next(rows for rows in worker_rows(shard_folder, "val", 7, val=1) if not len(rows.images)).place_on_device()
+    batch, _, _ = next(iter(evaluation_batches(rows, np.ones(1, np.float32))))
+    assert rows.take(batch).shape == (0, 32, 32, 1)
 
 
 def test_a_disk_too_small_for_the_images_is_told_before_reading(shard_folder, tmp_path, monkeypatch):

@@ -1,0 +1,87 @@
+"""Steps of one replica, on a CPU, without Ray."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fracture.config import AugmentConfig, Config
+from fracture.dataset.augment import augment
+from fracture.dataset.format import Dataset
+from fracture.dataset.pipeline import WorkerRows, load_worker_rows, training_batches
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
+from fracture.models import build_model
+from fracture.training.step import Replica
+
+
+@pytest.fixture
+def rows(shard_folder) -> WorkerRows:
+    folder, manifest = shard_folder(train=60)
+    sampler = BalancedSampler(np.arange(60), np.arange(60) % 2, "image", seed=0)
+    batches = ShardedBatches(60, 8)
+    return load_worker_rows(Dataset(folder, manifest), "train", batches, sampler, epochs=1, memory=10**9)
+
+
+@pytest.fixture
+def replica(tiny_config) -> Callable[..., Replica]:
+    """Makes a replica of the tiny network that trains on the rows."""
+
+    def build(rows: WorkerRows, *assignments: str) -> Replica:
+        config: Config = tiny_config(*assignments)
+        keras.utils.set_random_seed(0)
+        strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+        with strategy.scope():
+            optimizer: Any = keras.optimizers.Adam(1e-3)
+            network = build_model(config, 127.0, 60.0, step=lambda: optimizer.iterations.value)
+            optimizer.build(network.trainable_variables)
+        return Replica(
+            strategy,
+            network,
+            optimizer,
+            lambda batch, *augmentation: augment(rows.take(batch), *augmentation),
+            rows.take,
+            config.training.label_smoothing,
+            config.uses_xla,
+        )
+
+    return build
+
+
+def train(replica: Replica, rows: WorkerRows, *groups: int) -> list[np.ndarray]:
+    """Train so many steps in each group; return the weights and the sums."""
+    batches = iter(training_batches(rows, 0, 0, AugmentConfig()))
+    assert [replica.train(batches, steps) for steps in groups] == [(steps, True) for steps in groups]
+    assert replica.steps_done() == sum(groups)
+    return [*replica.weights(), replica.total_sums()]
+
+
+def test_steps_in_a_group_are_the_steps_alone(replica, rows):
+    alone, in_groups = (train(replica(rows), rows, *groups) for groups in ([1] * 8, [1, 4, 3]))
+    assert all(map(np.array_equal, alone, in_groups))
+
+
+def test_images_on_the_device_train_the_same_network(replica, rows):
+    on_device = rows.place_on_device()
+    here, there = train(replica(rows), rows, 8), train(replica(on_device), on_device, 8)
+    assert all(map(np.array_equal, here, there))
+
+
+def test_xla_trains_the_same_network(replica, rows):
+    plain, compiled = (
+        train(replica(rows, "model.dropout=0.0", f"training.xla={xla}"), rows, 8) for xla in ("never", "always")
+    )
+    for a, b in zip(plain, compiled, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("xla", ["never", "always"])
+def test_dropout_is_repeated_and_drops(xla: str, replica, rows):
+    first, again, without = (
+        train(replica(rows, f"model.dropout={rate}", f"training.xla={xla}"), rows, 3) for rate in (0.5, 0.5, 0.0)
+    )
+    assert all(map(np.array_equal, first, again))
+    assert not np.array_equal(first[0], without[0])
