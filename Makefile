@@ -109,7 +109,7 @@ test-long: $(TEST_NEEDS) ## the longest tests: hosts that are taken away (root o
 
 test-all: test test-ray test-long ## all of these three
 
-bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes or predicting
+bench: setup ## measure, into bench.md and bench.json; DATA= ONLY=train, roof, reading, preparation, startup, scaling, copies, leaks, recipes, predicting or gpu
 	@$(PY) -m tests.benchmarks.run $(if $(ONLY),--only $(ONLY)) $(if $(DATA),--data "$(DATA)")
 
 soak: setup ## kill a training KILLS= times (20), and compare its end with an undisturbed one; 10 minutes

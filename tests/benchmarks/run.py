@@ -6,7 +6,19 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import copies, leaks, predicting, preparation, reading, recipes, roof, scaling, startup, train
+from tests.benchmarks import (
+    copies,
+    gpu,
+    leaks,
+    predicting,
+    preparation,
+    reading,
+    recipes,
+    roof,
+    scaling,
+    startup,
+    train,
+)
 from tests.benchmarks.measure import machine
 
 PARTS = {
@@ -20,6 +32,7 @@ PARTS = {
     "leaks": leaks.run,
     "recipes": recipes.run,
     "predicting": predicting.run,
+    "gpu": gpu.run,
 }
 
 if __name__ == "__main__":
