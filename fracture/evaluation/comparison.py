@@ -22,7 +22,7 @@ from fracture.evaluation.metrics import (
 )
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.report import format_figure
-from fracture.evaluation.scores import BATCH_SIZE, score
+from fracture.evaluation.scores import batch_size, score
 from fracture.page import png, render
 from fracture.progress.history import read_history
 from fracture.storage import StoragePath
@@ -170,7 +170,7 @@ def write_comparison(
         contenders: the baseline first; their predictions were timed on this machine.
     """
     baseline = contenders[0]
-    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), batches of {BATCH_SIZE}"
+    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), batches of {batch_size()}"
     (run / "comparison.json").write_json(
         {
             "baseline": baseline.title,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fracture.errors import UsageError
-from fracture.evaluation.scores import BATCH_SIZE
+from fracture.evaluation.scores import batch_size
 
 
 def compute_maps(model: Any, images: np.ndarray, fracture: np.ndarray) -> np.ndarray:
@@ -52,9 +52,10 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
     outputs = [_find_last_spatial_layer(model).output, model.get_layer("logit").output]
     channels_and_logits = keras.Model(model.inputs, outputs)
     parts = []
-    for start in range(0, len(images), BATCH_SIZE):
-        inputs = tf.cast(images[start : start + BATCH_SIZE], tf.float32)
-        signs = np.where(fracture[start : start + BATCH_SIZE], 1, -1).astype(np.float32)
+    size = batch_size()
+    for start in range(0, len(images), size):
+        inputs = tf.cast(images[start : start + size], tf.float32)
+        signs = np.where(fracture[start : start + size], 1, -1).astype(np.float32)
         with tf.GradientTape() as tape:
             tape.watch(inputs)  # by default a tape follows only trainable weights, and a backbone may be frozen
             channels, logits = channels_and_logits(inputs, training=False)

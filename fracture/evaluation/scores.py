@@ -12,10 +12,11 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import SPLITS
 from fracture.storage import StoragePath
 
-# Blocks and batches are fixed. So a row is always in a batch with the same others, and gets the same probability to the
-# last bit on any number of workers.
+# Blocks and batches are fixed on a kind of device. So a row is always in a batch with the same others, and gets the
+# same probability to the last bit on any number of workers.
 BLOCK_ROWS = 64
-BATCH_SIZE = 16  # in float32; a larger batch would need more memory than training
+CPU_BATCH_SIZE = 16  # in float32; a larger batch would need more memory than training
+GPU_BATCH_SIZE = 256
 
 _SCHEMA = pa.schema(
     [
@@ -43,12 +44,24 @@ class Ensemble:
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
+def batch_size() -> int:
+    """Return how many images are scored at once on the device of this process."""
+    import tensorflow as tf
+
+    return GPU_BATCH_SIZE if tf.config.get_visible_devices("GPU") else CPU_BATCH_SIZE
+
+
+def block_rows() -> int:
+    """Return how many rows a worker takes at once: whole batches."""
+    return max(BLOCK_ROWS, batch_size())
+
+
 def score(model: Any, images: np.ndarray) -> np.ndarray:
     """Return the probabilities, [N] float32, of images [N, H, W, 1] uint8."""
-    count = len(images)
+    count, size = len(images), batch_size()
     # Every batch is full, since TensorFlow would compile the model again for another size.
-    full = np.concatenate([images, np.zeros_like(images, shape=(-count % BATCH_SIZE, *images.shape[1:]))])
-    parts = [model.predict_on_batch(full[i : i + BATCH_SIZE]) for i in range(0, len(full), BATCH_SIZE)]
+    full = np.concatenate([images, np.zeros_like(images, shape=(-count % size, *images.shape[1:]))])
+    parts = [model.predict_on_batch(full[i : i + size]) for i in range(0, len(full), size)]
     return np.concatenate(parts)[:count, 0].astype(np.float32)
 
 
@@ -68,10 +81,10 @@ def score_blocks(
         each_block: called after each block.
         only: [rows] bool, the rows to score; blocks without any are not read.
     """
-    rows = dataset.rows(split)
+    rows, step = dataset.rows(split), block_rows()
     tables = [_SCHEMA.empty_table()]
-    for start in range(rank * BLOCK_ROWS, rows, workers * BLOCK_ROWS):
-        stop = min(start + BLOCK_ROWS, rows)
+    for start in range(rank * step, rows, workers * step):
+        stop = min(start + step, rows)
         numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
         if not len(numbers):
             continue

@@ -23,7 +23,7 @@ from pyarrow import csv
 
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
-from fracture.evaluation.scores import BLOCK_ROWS, score
+from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decode import Rejected, check_file_size, decode
@@ -225,7 +225,7 @@ def _pipeline(
     pool = ActorPoolStrategy(size=max(1, min(int(resources["GPU"]), count)))
     # No CPU, since decoding needs them all.
     actor = {"fn_constructor_args": (bundle, None), "num_cpus": 0, "num_gpus": 1}
-    return images.map_batches(_Scorer, compute=pool, batch_size=BLOCK_ROWS, batch_format="pyarrow", **actor)
+    return images.map_batches(_Scorer, compute=pool, batch_size=GPU_BATCH_SIZE, batch_format="pyarrow", **actor)
 
 
 class BlockReader:

@@ -8,8 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from fracture.dataset.pipeline import WorkerRows
+from fracture.evaluation.scores import batch_size
 
-_AT_ONCE = 32
+_AT_ONCE = 32  # images, at least
 _BLOCK = 1024
 
 
@@ -28,12 +29,13 @@ def compute_features(
     )
     count = len(rows.images)
     features = np.empty((count, 1 + mirrored, backbone.output_shape[-1]), np.float32)
-    for at in range(0, count, _AT_ONCE):
-        images = rows.images[at : at + _AT_ONCE]
-        features[at : at + _AT_ONCE, 0] = forward(images)
+    at_once = max(_AT_ONCE, batch_size())
+    for at in range(0, count, at_once):
+        images = rows.images[at : at + at_once]
+        features[at : at + at_once, 0] = forward(images)
         if mirrored:
-            features[at : at + _AT_ONCE, 1] = forward(images[:, :, ::-1])
-        each_part(min(at + _AT_ONCE, count), count)
+            features[at : at + at_once, 1] = forward(images[:, :, ::-1])
+        each_part(min(at + at_once, count), count)
     return replace(rows, images=features)
 
 

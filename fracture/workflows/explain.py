@@ -45,7 +45,7 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
     """
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.report import list_caveats
-    from fracture.evaluation.scores import BLOCK_ROWS, score_blocks
+    from fracture.evaluation.scores import block_rows, score_blocks
     from fracture.inference.bundle import read_bundle
     from fracture.page import render
 
@@ -59,7 +59,7 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
         bars.show(stage, min(done[stage], total or done[stage]), total)
 
     with ProgressBars() as bars:
-        scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", BLOCK_ROWS, len(is_new)))
+        scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", block_rows(), len(is_new)))
         gallery = make_gallery(model, scores, dataset, threshold, arguments.count, lambda: advance("explain", 1, None))
     notes = [*model_caveats([bundle]), *list_caveats(dataset.manifest)]
     if seen := len(is_new) - sum(is_new):

@@ -275,13 +275,15 @@ def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> Non
     scores = pq.read_table(run / "predictions.parquet")
     assert scores.num_rows == ROWS["val"] + ROWS["test"]
     code = (
-        "import sys, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
+        "import sys; sys.modules['fracture'] = None; "  # so that importing it fails
+        "import keras, numpy as np, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); "
         "x = np.full((2, 32, 32, 1), 7); a, b = m.serve(x.astype('float32')), m.serve_uint8(x.astype('uint8')); "
-        "assert a.shape == (2, 1) and np.array_equal(a, b); assert 'keras' not in sys.modules; print('served')"
+        "c = keras.saving.load_model(sys.argv[2]).predict_on_batch(x.astype('float32')); "
+        "assert a.shape == (2, 1) and np.array_equal(a, b) and np.allclose(a, c, atol=1e-6); print('served')"
     )
     _check_that_it_can_be_tried_elsewhere(run)
     served = subprocess.run(
-        [sys.executable, "-c", code, str(run / "bundle/saved_model")],
+        [sys.executable, "-c", code, str(run / "bundle/saved_model"), str(run / "bundle/model.keras")],
         env=shell(),
         capture_output=True,
         text=True,
