@@ -1,5 +1,6 @@
 import hashlib
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from fracture.inference.bundle import Bundle, read_bundle
 from fracture.inference.export import FORMATS, TFLiteModel, export
 from fracture.models import build_model
 from fracture.storage import StoragePath, storage_path
-from tests.conftest import TINY, quick_bundle, write_shards
+from tests.conftest import TINY, quick_bundle, shell, write_shards
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1)).astype(np.float32)
@@ -61,6 +62,36 @@ def test_each_format_returns_the_probabilities_of_the_bundle(bundle, tmp_path, t
     assert content["weights_sha256"] == hashlib.sha256(weights).hexdigest()
     assert list(content["files"]) == [export_format.file]
     assert set(export_format.packages) < set(content["versions"])
+
+
+STRANGER = """
+import sys
+sys.modules["fracture"] = None  # so that importing it fails
+import keras, numpy as np, onnxruntime, tensorflow as tf
+folder, images = sys.argv[1], np.load(sys.argv[1] + "/images.npy")
+found = [keras.saving.load_model(folder + "/keras/model.keras").predict_on_batch(images)]
+saved = tf.saved_model.load(folder + "/savedmodel/saved_model")
+found += [saved.serve(images).numpy()]
+found += onnxruntime.InferenceSession(folder + "/onnx/model.onnx").run(["probability"], {"images": images})
+lite = tf.lite.Interpreter(folder + "/tflite/model.tflite")
+(taken,), (given,) = lite.get_input_details(), lite.get_output_details()
+lite.resize_tensor_input(taken["index"], images.shape)
+lite.allocate_tensors()
+lite.set_tensor(taken["index"], images)
+lite.invoke()
+found += [lite.get_tensor(given["index"])]
+np.save(folder + "/found.npy", found)
+"""
+
+
+def test_a_process_that_does_not_know_this_package_loads_each_format(bundle, tmp_path):
+    for to in ("keras", "savedmodel", "onnx", "tflite"):
+        export(bundle, to, storage_path(tmp_path / to))
+    np.save(tmp_path / "images.npy", IMAGES)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", STRANGER, str(tmp_path)], check=True, env=shell())
+    found, expected = np.load(tmp_path / "found.npy"), bundle.build_model().predict_on_batch(IMAGES)
+    assert found.shape == (4, 3, 1)
+    assert np.abs(found - expected).max() < 1e-5
 
 
 def test_an_export_is_replaced_as_a_whole_and_other_files_stay(bundle, tmp_path):
