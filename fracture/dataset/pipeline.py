@@ -29,7 +29,7 @@ class WorkerRows:
     first: int  # number in the split of the first of `images`
     images: np.ndarray  # [N, H, W, 1] uint8; in memory, or in a file on this machine's disk; or features: features.py
     labels: tf.Tensor  # [N] float32, 0 or 1
-    on_device: tf.Tensor | None = None  # the bytes of `images`: see place_on_device
+    on_device: tf.Tensor | None = None  # the bytes of `images`: see copy_to_device
 
     @property
     def steps(self) -> int:
@@ -42,7 +42,7 @@ class WorkerRows:
         sampled = self.sampler.rows(epoch)[self.batches.start : self.batches.stop] - self.first
         return np.where(indices >= 0, sampled[indices], -1) if len(sampled) else indices
 
-    def place_on_device(self) -> "WorkerRows":
+    def copy_to_device(self) -> "WorkerRows":
         """Return the rows with a copy of their images in the memory of the device that trains.
 
         Batches then hold row numbers in place of images, and a step gathers its images there.

@@ -86,7 +86,7 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
     if train.images.nbytes + val.images.nbytes <= worker.device_memory:
-        train, val = train.place_on_device(), val.place_on_device()
+        train, val = train.copy_to_device(), val.copy_to_device()
     prepare = _choose_features if phase.on_frozen_features else augment
     replica = Replica(
         strategy,

@@ -120,7 +120,7 @@ def test_images_beyond_the_memory_come_from_a_file_and_are_the_same(shard_folder
 def test_batches_are_the_same_where_the_images_are_on_the_device(shard_folder, side: int):
     on_host = worker_rows(shard_folder, "train", 2, train=101)[1]
     on_host = replace(on_host, images=np.pad(on_host.images, ((0, 0), (0, 0), (0, side - 32), (0, 0))))
-    on_device = on_host.place_on_device()
+    on_device = on_host.copy_to_device()
     batches = zip(*(training_batches(rows, 0, 2, AugmentConfig()) for rows in (on_host, on_device)), strict=True)
     for (drawn, labels, weights), (same, same_labels, same_weights) in batches:
         assert (same[0].dtype, same[0].shape) == ("int64", labels.shape[:1])
@@ -132,12 +132,12 @@ def test_batches_are_the_same_where_the_images_are_on_the_device(shard_folder, s
 
 def test_features_on_the_device_are_those_on_the_host(shard_folder):
     rows = worker_rows(shard_folder, "val", 1, val=20)[0]
-    rows = replace(rows, images=np.random.default_rng(0).random((20, 2, 5), np.float32)).place_on_device()
+    rows = replace(rows, images=np.random.default_rng(0).random((20, 2, 5), np.float32)).copy_to_device()
     assert np.array_equal(rows.take(np.array([3, 0, 19])), rows.images[[3, 0, 19]])
 
 
 def test_a_worker_without_an_image_has_none_on_the_device(shard_folder):
-    rows = next(rows for rows in worker_rows(shard_folder, "val", 7, val=1) if not len(rows.images)).place_on_device()
+    rows = next(rows for rows in worker_rows(shard_folder, "val", 7, val=1) if not len(rows.images)).copy_to_device()
     batch, _, _ = next(iter(evaluation_batches(rows, np.ones(1, np.float32))))
     assert rows.take(batch).shape == (0, 32, 32, 1)
 

@@ -65,7 +65,7 @@ def test_steps_in_a_group_are_the_steps_alone(replica, rows):
 
 
 def test_images_on_the_device_train_the_same_network(replica, rows):
-    on_device = rows.place_on_device()
+    on_device = rows.copy_to_device()
     here, there = train(replica(rows), rows, 8), train(replica(on_device), on_device, 8)
     assert all(map(np.array_equal, here, there))
 
