@@ -53,7 +53,8 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
     config, context = assignment.config, ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
 
-    from fracture.training.strategy import free_gpu_memory, make_strategy
+    from fracture.runtime.gpus import free_gpu_memory
+    from fracture.training.strategy import make_strategy
 
     device_memory = free_gpu_memory() // 4 if config.compute.gpu else 0  # now: TensorFlow keeps what it has used
     strategy = make_strategy(config)

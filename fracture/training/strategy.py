@@ -1,7 +1,5 @@
 """MultiWorkerMirroredStrategy: how a worker computes together with the others."""
 
-import os
-import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -9,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fracture.config import Config
+from fracture.errors import RunError
+from fracture.runtime.gpus import explain_missing_gpu
 
 
 def make_strategy(config: Config) -> Any:
@@ -26,23 +26,16 @@ def _set_up_devices(config: Config) -> None:
     """Limit cores and GPU memory. TensorFlow takes all of them unless they are limited before it starts."""
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
     gpus = tf.config.list_physical_devices("GPU")
     if config.compute.gpu and not gpus:
-        raise RuntimeError("compute.gpu is set, but TensorFlow sees no GPU on this worker")
+        raise RunError(
+            f"compute.gpu is set, and TensorFlow sees no GPU on this worker: {explain_missing_gpu()}. Run fracture "
+            "doctor on its machine"
+        )
+    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-
-
-def free_gpu_memory() -> int:
-    """Return the free bytes of this process' GPU, as NVIDIA's driver says; 0 where it says nothing."""
-    own = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]  # Ray sets it
-    command = ["nvidia-smi", f"--id={own}", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        return int(subprocess.run(command, capture_output=True, check=True, timeout=30).stdout) * 2**20
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return 0
 
 
 def hide_gpus() -> None:

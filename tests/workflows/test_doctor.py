@@ -8,17 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fracture.runtime.gpus import Finding, TensorFlowFacts
 from fracture.workflows import doctor
-from fracture.workflows.doctor import DriverFacts, Finding, TensorFlowFacts
 
 PROJECT = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
 GIB = 2**30
-H100 = DriverFacts(("NVIDIA H100 80GB HBM3, 550.54.15, 81559 MiB",))
-BUILT_FOR_CUDA = TensorFlowFacts("2.21.0", (), "12.5.1", "9")
-LIBRARIES = [
-    *("libcudart.so.12", "libcublas.so.12", "libcufft.so.11", "libcusolver.so.11", "libcusparse.so.12"),
-    *("libcudnn.so.9", "libnccl.so.2"),
-]
 
 
 def test_a_finding_is_one_line():
@@ -65,95 +59,6 @@ def test_another_tensorflow_is_not_supported():
     found = doctor.check_tensorflow(TensorFlowFacts("2.20.0"))
     assert not found.ok
     assert found.text == "2.20.0, and 2.21 is needed"
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("raise ImportError('libstdc++.so.6 is missing')", "ImportError: libstdc++.so.6 is missing"),
-        ("import os; os.kill(os.getpid(), 4)", "its process was ended by signal 4"),  # an instruction it lacks
-    ],
-)
-def test_a_tensorflow_that_breaks_does_not_break_the_doctor(
-    code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "tensorflow.py").write_text(code)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert doctor.read_tensorflow() == TensorFlowFacts(error=reason)
-
-
-@pytest.mark.parametrize(
-    ("script", "facts"),
-    [
-        (f"echo '{H100.gpus[0]}'", H100),
-        ("echo 'NVIDIA-SMI has failed'; exit 9", DriverFacts(error="NVIDIA-SMI has failed")),
-        ("exit 9", DriverFacts(error="it says nothing")),
-    ],
-)
-def test_the_driver_is_asked_through_its_program(
-    script: str, facts: DriverFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor.read_driver() == facts
-    (tmp_path / "nvidia-smi").unlink()
-    assert doctor.read_driver() is None
-
-
-def test_a_machine_without_a_driver_trains_on_its_cpus():
-    found = doctor.check_gpu(None, ())
-    assert found.ok
-    assert "no GPU: there is no NVIDIA driver here" in found.text
-    assert doctor.check_cuda(None, BUILT_FOR_CUDA, []).ok
-    assert doctor.check_gpu(DriverFacts(), ()).ok
-
-
-def test_a_driver_that_fails_is_reported_in_its_words():
-    found = doctor.check_gpu(DriverFacts(error="couldn't communicate with the NVIDIA driver"), ())
-    assert not found.ok
-    assert "NVIDIA's driver fails: couldn't communicate" in found.text
-
-
-def test_a_gpu_that_tensorflow_can_use():
-    found = doctor.check_gpu(H100, ("NVIDIA H100 80GB HBM3",))
-    assert found.ok
-    assert found.text == "1 usable: NVIDIA H100 80GB HBM3 (NVIDIA H100 80GB HBM3, 550.54.15, 81559 MiB)"
-    cuda = doctor.check_cuda(H100, BUILT_FOR_CUDA, [])
-    assert (cuda.ok, cuda.text) == (True, "the libraries of CUDA 12.5.1 and cuDNN 9 are found")
-
-
-def test_a_gpu_that_tensorflow_cannot_use_is_reported_with_the_missing_library():
-    found = doctor.check_gpu(H100, ())
-    assert not found.ok
-    assert found.text.startswith("TensorFlow can use none of NVIDIA H100")
-    cuda = doctor.check_cuda(H100, BUILT_FOR_CUDA, ["libcudnn.so.9"])
-    assert not cuda.ok
-    assert cuda.text == "of CUDA 12.5.1 and cuDNN 9, these libraries are missing: libcudnn.so.9"
-    assert "pip install 'tensorflow[and-cuda]==2.21.0'" in cuda.fix
-
-
-@pytest.mark.parametrize(
-    ("facts", "reason"),
-    [
-        (TensorFlowFacts("2.21.0"), "this TensorFlow is one for CPUs"),
-        (TensorFlowFacts(error="x"), "TensorFlow does not load"),
-    ],
-)
-def test_cuda_libraries_need_a_tensorflow_that_uses_them(facts: TensorFlowFacts, reason: str):
-    found = doctor.check_cuda(H100, facts, [])
-    assert not found.ok
-    assert found.text == f"not looked for: {reason}"
-
-
-def test_the_cuda_libraries_follow_from_what_tensorflow_was_built_for():
-    assert doctor.list_cuda_libraries(BUILT_FOR_CUDA) == LIBRARIES
-    assert doctor.list_cuda_libraries(TensorFlowFacts("2.21.0")) == []
-
-
-def test_a_library_is_missing_where_it_does_not_load():
-    here = "libc.so.6" if sys.platform == "linux" else "libSystem.dylib"
-    assert doctor.find_missing_libraries([here, "libfracture-has-none.so.1"]) == ["libfracture-has-none.so.1"]
 
 
 def test_too_little_memory_is_reported():
