@@ -48,6 +48,8 @@ def train_worker(assignment: Assignment) -> None:
             ended = _train(worker, state)
         except Exception as error:
             assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done))
+            if type(error).__name__ == "ResourceExhaustedError":
+                raise _exhausted(worker) from error
             if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
                 raise _plain(error) from error
             raise
@@ -252,6 +254,14 @@ def _record(epoch: int, trained: dict[str, float], validated: dict[str, float]) 
     names = ("accuracy", "precision", "recall", "auc")
     record: Record = {"epoch": epoch, "loss": trained["loss"]} | {name: trained[name] for name in names}
     return record | {"val_loss": validated["weighted_loss"]} | {f"val_{name}": validated[name] for name in names}
+
+
+def _exhausted(worker: Worker) -> Exception:
+    from fracture.models import build_model
+    from fracture.training.device_memory import explain_exhausted
+
+    config = worker.assignment.config
+    return explain_exhausted(config, build_model(config, 0.0, 1.0), worker.free_memory)
 
 
 def _plain(error: Exception) -> Exception:

@@ -23,6 +23,7 @@ from fracture.training.step import Replica
 from fracture.training.strategy import adder
 
 layers = keras.layers
+_IMAGE_SHARE = 0.25  # of the GPU's memory, that images may take
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
     if state.optimizer:
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
-    if train.images.nbytes + val.images.nbytes <= worker.device_memory:
+    if train.images.nbytes + val.images.nbytes <= worker.free_memory * _IMAGE_SHARE:
         train, val = train.copy_to_device(), val.copy_to_device()
     prepare = _choose_features if phase.on_frozen_features else augment
     replica = Replica(

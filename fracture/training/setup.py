@@ -43,7 +43,7 @@ class Worker:
     val: Any
     val_weights: np.ndarray  # of each row of validation, over all workers
     backbone: Arrays  # pretrained weights as the run began; none where it began from scratch
-    device_memory: int  # bytes of images that may lie in the GPU's memory; 0 on CPUs
+    free_memory: int  # bytes of the GPU's memory before the training; 0 on CPUs
 
 
 def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopState]:
@@ -56,7 +56,7 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
     from fracture.runtime.gpus import free_gpu_memory
     from fracture.training.strategy import make_strategy
 
-    device_memory = free_gpu_memory() // 4 if config.compute.gpu else 0  # now: TensorFlow keeps what it has used
+    free_memory = free_gpu_memory() if config.compute.gpu else 0  # now: TensorFlow keeps what it has used
     strategy = make_strategy(config)
     assert strategy.num_replicas_in_sync == workers, f"{strategy.num_replicas_in_sync} replicas, {workers} workers"
 
@@ -78,10 +78,8 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
         if assignment.initial is not None:
             state.weights = assignment.initial.load_weights()
     watchdog.busy("reading the backbone's weights")
-    backbone = _backbone(assignment)
-    return Worker(
-        assignment, rank, workers, watchdog, strategy, train, val, val_weights, backbone, device_memory
-    ), state
+    rows, backbone = (train, val, val_weights), _backbone(assignment)
+    return Worker(assignment, rank, workers, watchdog, strategy, *rows, backbone, free_memory), state
 
 
 def _backbone(assignment: Assignment) -> Arrays:

@@ -143,8 +143,8 @@ def _phase_model(strategy: Any, sizes: Sizes, batch: int, xla: str, on_card: boo
         )
     manifest = SimpleNamespace(pixel_mean=60.0, pixel_std=50.0)
     assignment = SimpleNamespace(config=config, dataset=SimpleNamespace(manifest=manifest))
-    device_memory = 4 * pixels.nbytes if on_card else 0
-    worker = Worker(assignment, 0, 1, None, strategy, rows, rows, np.ones(sizes.images), [], device_memory)
+    free_memory = 8 * pixels.nbytes if on_card else 0  # training and validation are the same images, twice
+    worker = Worker(assignment, 0, 1, None, strategy, rows, rows, np.ones(sizes.images), [], free_memory)
     state = LoopState(precision=choose_precision("auto"))
     return config, build_phase_model(worker, list_phases(config)[0], state)
 
