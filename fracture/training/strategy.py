@@ -1,14 +1,17 @@
 """MultiWorkerMirroredStrategy: how a worker computes together with the others."""
 
+import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from fracture.config import Config
 from fracture.errors import RunError
-from fracture.runtime.gpus import explain_missing_gpu
+from fracture.runtime.gpus import explain_missing_gpu, read_driver
 
 
 def make_strategy(config: Config) -> Any:
@@ -24,6 +27,9 @@ def make_strategy(config: Config) -> Any:
 
 def _set_up_devices(config: Config) -> None:
     """Limit cores and GPU memory. TensorFlow takes all of them unless they are limited before it starts."""
+    if config.uses_xla and config.compute.gpu and (driver := read_driver()) and driver.gpus:
+        with suppress(OSError):  # without it, each start compiles anew
+            keep_compiled(Path.home() / ".cache/fracture/xla" / re.sub(r"\W+", "-", driver.gpus[0]), "GPU")
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -36,6 +42,18 @@ def _set_up_devices(config: Config) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def keep_compiled(folder: Path, kind: str) -> None:
+    """Have XLA keep what it compiles for this kind of device in a folder, and read it there; before TensorFlow loads.
+
+    Args:
+        folder: one for each kind of card and driver, since the compiled code is of that card.
+        kind: `GPU`, or `CPU`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = f"--tf_xla_persistent_cache_directory={folder} --tf_xla_persistent_cache_device_types={kind}"
+    os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flags}".strip()
 
 
 def hide_gpus() -> None:
