@@ -2,9 +2,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import shell
 
 
+@pytest.mark.long
 def test_what_xla_compiled_is_kept_and_read_again(tmp_path: Path):
     """In a process of its own, since TensorFlow reads the flags when it loads."""
     code = (
