@@ -59,13 +59,14 @@ class Replica:
         self._validate = tf.function(self._validate_group)
 
     def train(self, batches: Iterator[Any], steps: int) -> tuple[int, bool]:
-        """Do so many training steps, fewer only if the network diverges.
+        """Do so many training steps.
 
         Returns:
-            The number of steps done, and whether the network is finite after them: the same on all workers.
+            The number of steps until the network was not finite any more, that one included, and whether it is finite
+            after all of them: the same on all workers.
         """
-        done, finite = self._train(batches, tf.constant(steps))
-        return int(done), bool(finite)
+        finite = int(self._train(batches, tf.constant(steps)))
+        return min(finite + 1, steps), finite == steps
 
     def validate(self, batches: Iterator[Any], steps: int) -> None:
         """Count so many batches without changing the network."""
@@ -100,19 +101,25 @@ class Replica:
         """Return the number of steps of this phase."""
         return int(local_arrays(self._strategy, [self._optimizer.iterations])[0])
 
-    def _train_group(self, batches: Iterator[Any], steps: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        done, finite = tf.constant(0), tf.constant(True)
-        while tf.logical_and(done < steps, finite):
-            finite = on_replicas(self._strategy, self._train_step, next(batches))
-            done += 1
-        return done, finite
+    def _train_group(self, batches: Iterator[Any], steps: tf.Tensor) -> tf.Tensor:
+        """Return the number of steps before the first after which the network was not finite.
+
+        The steps after it are done, and in vain: a loop that ended there would have to wait for each step's end before
+        it began the next, and a GPU would idle meanwhile. For the same reason the number is a float, since TensorFlow
+        keeps int32 on the host.
+        """
+        finite, count = tf.constant(1.0), tf.constant(0.0)
+        for _ in tf.range(steps):
+            finite *= on_replicas(self._strategy, self._train_step, next(batches))
+            count += finite
+        return count
 
     def _validate_group(self, batches: Iterator[Any], steps: tf.Tensor) -> None:
         for _ in tf.range(steps):
             on_replicas(self._strategy, self._validate_step, next(batches))
 
     def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        """Train on this worker's part of a batch; return whether the network is finite.
+        """Train on this worker's part of a batch; return 1.0 if the network is finite, else 0.0.
 
         Looks at the last layer's bias, whose gradient is the mean of (probability - label): a loss that is not finite
         makes it so at once. Weights are alike on all workers, and a loss is not: were one worker to stop on its own
@@ -127,7 +134,7 @@ class Replica:
         variables = self._network.trainable_variables
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
         self._sums.assign_add(sum_batch(labels, logits, weights))
-        return tf.reduce_all(tf.math.is_finite(self._bias.value))
+        return tf.cast(tf.reduce_all(tf.math.is_finite(self._bias.value)), tf.float32)
 
     def _compute_gradients(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor

@@ -64,6 +64,25 @@ def test_steps_in_a_group_are_the_steps_alone(replica, rows):
     assert all(map(np.array_equal, alone, in_groups))
 
 
+@pytest.mark.parametrize("groups", [(8,), (2, 6), (3, 5), (1,) * 8])
+def test_the_first_step_after_which_the_network_is_not_finite_is_counted(groups: tuple[int, ...], replica, rows):
+    """The third batch has a weight that is not a number."""
+
+    def break_the_third(step: Any, batch: Any) -> Any:
+        inputs, labels, weights = batch
+        return inputs, labels, tf.where(step == 2, np.nan, 1.0) * weights
+
+    batches = iter(training_batches(rows, 0, 0, AugmentConfig()).enumerate().map(break_the_third))
+    trained, done = replica(rows), 0
+    for steps in groups:
+        counted, finite = trained.train(batches, steps)
+        done += counted
+        assert counted == steps or not finite
+        if not finite:
+            break
+    assert (done, finite) == (3, False)
+
+
 def test_images_on_the_device_train_the_same_network(replica, rows):
     on_device = rows.copy_to_device()
     here, there = train(replica(rows), rows, 8), train(replica(on_device), on_device, 8)
