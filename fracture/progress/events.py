@@ -112,7 +112,8 @@ class WorkerError:
     """A worker is about to fail with an exception."""
 
     epoch: int
-    step: int  # of the epoch, after which it was
+    step: int  # of the epoch, after which it was, ...
+    last: int  # ... or one up to this: steps run in groups
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from fracture.progress.events import (
 
 _SAME_ERROR, _SAME_DEATH = 2, 3  # times in a row after one step; a death may be chance
 
+Span = tuple[int, int, int]  # epoch, and the first and last step after which it may have been
+
 
 class Recovery:
     """Counts failures since the last checkpoint. Ray Train would count all of a run, also where it makes progress."""
@@ -31,8 +33,8 @@ class Recovery:
         self.training = False  # workers train, and would see a request to stop
         self.failures = 0  # of this job
         self._in_a_row = 0  # since the last checkpoint
-        self._step: tuple[int, int] | None = None  # epoch and step of the last event since the workers started
-        self._failed_at: tuple[int, int] | None = None
+        self._step: Span | None = None  # of the last event since the workers started
+        self._failed_at: Span | None = None
         self._at_one_step = 0
 
     def see(self, event: TrainingEvent) -> None:
@@ -46,9 +48,9 @@ class Recovery:
                 self.waiting_since, self._step = None, None
             case StepDone(epoch, step) | Validating(epoch, step):
                 self.training = True
-                self._step = (epoch, step)
-            case WorkerError(epoch, step):
-                self._step = (epoch, step)
+                self._step = (epoch, step, step)
+            case WorkerError(epoch, step, last):
+                self._step = (epoch, step, last)
             case EpochDone() | CheckpointSaved():
                 self._in_a_row, self._failed_at = 0, None
             case Scoring() | TrainingStopped():
@@ -66,10 +68,10 @@ class Recovery:
         if event.preempted:
             return
         self._in_a_row += 1
-        same = self._step is not None and self._step == self._failed_at
+        same = _may_be_one(self._step, self._failed_at)
         self._at_one_step = self._at_one_step + 1 if same else 1
         self._failed_at, self._step = self._step, None
-        where = f"epoch {self._failed_at[0]}, step {self._failed_at[1]}" if self._failed_at else "no step done"
+        where = _describe(self._failed_at)
         if self._failed_at and self._at_one_step >= (_SAME_DEATH if event.lost else _SAME_ERROR):
             raise RunError(
                 f"it fails again and again at the same place ({where}): {event.reason}. "
@@ -89,3 +91,17 @@ class Recovery:
             f"no machines for {workers} workers came within recovery.wait_minutes = {self._config.wait_minutes:g}. "
             "Run the same command again, when there are, to go on"
         )
+
+
+def _may_be_one(span: Span | None, other: Span | None) -> bool:
+    """Return whether two spans have a step in common."""
+    if span is None or other is None:
+        return False
+    return span[0] == other[0] and span[1] <= other[2] and other[1] <= span[2]
+
+
+def _describe(span: Span | None) -> str:
+    if span is None:
+        return "no step done"
+    epoch, first, last = span
+    return f"epoch {epoch}, step {first}" if first == last else f"epoch {epoch}, steps {first} to {last}"

@@ -56,10 +56,14 @@ class Agreement:
         own = [float(self._stop_requested(event)), float(preempted), 0.0]
         if self._channel is not None:
             own[1] += time.monotonic() - self._saved >= self._save_seconds
-            own[2] = steps * _SECONDS / max(seconds, 1e-6) if steps else self.steps
+            own[2] = steps * _SECONDS / max(seconds, 1e-6) if steps else 1
         stop, save, group = self._add(own)
         self.steps = max(1, int(group))
         return Agreed(save > 0, stop > 0)
+
+    def begin(self) -> None:
+        """Begin an epoch or its validation with a group of one step: how long one takes there is not known yet."""
+        self.steps = 1
 
     def saved(self) -> None:
         """Count the seconds to the next checkpoint from now on."""

@@ -34,6 +34,7 @@ class LoopState:
     phase_began: int = 0  # epochs of the run before this phase
     epochs_done: int = 0
     steps_done: int = 0  # steps of the epoch under way
+    group: int = 0  # steps of the group under way
     seconds: float = 0.0  # time that these steps took
     history: list[dict[str, float]] = field(default_factory=list)  # one record an epoch, as in metrics.jsonl
     best_epoch: int = 0

@@ -1,5 +1,6 @@
 """The training loop, as every Ray Train worker runs it."""
 
+import gc
 import resource
 import time
 from functools import partial
@@ -45,16 +46,16 @@ def train_worker(assignment: Assignment) -> None:
             assignment.channel.send(WorkersStarted(context.get_world_size()))
         worker, state = set_up(assignment, watchdog)
         try:
-            ended = _train(worker, state)
+            if _train(worker, state) and assignment.search is None:  # no trial of a search looks at test
+                _score(worker, state)
         except Exception as error:
-            assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done))
+            last = state.steps_done + max(state.group - 1, 0)
+            assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done, last))
             if type(error).__name__ == "ResourceExhaustedError":
                 raise _exhausted(worker) from error
             if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
                 raise _plain(error) from error
             raise
-        if ended and assignment.search is None:  # no trial of a search looks at test
-            _score(worker, state)
     finally:
         watchdog.close()
 
@@ -112,12 +113,13 @@ def _train(worker: Worker, state: LoopState) -> bool:
 
             # 1. Train, a group of steps a call.
             watchdog.busy(f"on its way to the next step, after step {state.steps_done} of epoch {epoch}")
+            agreement.begin()
             replica.set_sums(state.metric_sums, rank)
             batches = iter(training_batches(train, config.training.seed, epoch - 1, model.augment, state.steps_done))
             while state.steps_done < train.steps:
-                at = time.monotonic()
-                done, finite = replica.train(batches, min(agreement.steps, train.steps - state.steps_done))
-                state.steps_done += done
+                at, state.group = time.monotonic(), min(agreement.steps, train.steps - state.steps_done)
+                done, finite = replica.train(batches, state.group)
+                state.steps_done, state.group = state.steps_done + done, 0
                 watchdog.step(f"training, after step {state.steps_done} of epoch {epoch}")
                 if not finite:
                     return _diverged(worker, phase, epoch, state.steps_done)
@@ -132,6 +134,7 @@ def _train(worker: Worker, state: LoopState) -> bool:
             # 2. Validate one and the same network on all workers.
             replica.share_moving_averages()
             watchdog.busy("going to validate")
+            agreement.begin()
             replica.set_sums([], rank)
             if rank == 0:
                 channel.send(Validating(epoch, train.steps, train.steps))
@@ -167,6 +170,8 @@ def _train(worker: Worker, state: LoopState) -> bool:
             if agreement.reach().stop:
                 return _stopped(worker, epoch, state)
         state.end_phase(worker.backbone if phase.on_frozen_features else [])
+        del model, replica, train, val, batches  # else their memory is not free for the next phase's
+        gc.collect()
     return True
 
 
@@ -257,11 +262,14 @@ def _record(epoch: int, trained: dict[str, float], validated: dict[str, float]) 
 
 
 def _exhausted(worker: Worker) -> Exception:
+    import tensorflow as tf
+
     from fracture.models import build_model
     from fracture.training.device_memory import explain_exhausted
 
     config = worker.assignment.config
-    return explain_exhausted(config, build_model(config, 0.0, 1.0), worker.free_memory)
+    with tf.device("CPU:0"):  # the other is full
+        return explain_exhausted(config, build_model(config, 0.0, 1.0), worker.free_memory)
 
 
 def _plain(error: Exception) -> Exception:

@@ -204,7 +204,7 @@ def breaks(assignment: Any) -> None:
 
     def broken(self, event=None, steps=0, seconds=0.0):
         agreed = reach(self, event, steps, seconds)
-        self.steps = 1
+        self.steps = 1  # so that the step is one that a group ends with
         if isinstance(event, StepDone) and (event.epoch, event.step) == (2, 3):
             raise FloatingPointError("a bug of ours")
         return agreed

@@ -49,17 +49,26 @@ def test_a_run_that_makes_progress_between_failures_goes_on():
 
 def test_an_error_at_the_same_step_again_stops_the_job():
     recovery = Recovery(RecoveryConfig(max_failures=9))
-    worker_error = WorkerError(2, 7)
+    worker_error = WorkerError(2, 7, 7)
     error = WorkersFailed("worker 0 failed: InvalidArgumentError: nope", lost=False)
     see(recovery, STARTED, step(2, 1), worker_error, error, STARTED, step(2, 1), worker_error)
     with pytest.raises(RunError, match=r"again and again at the same place \(epoch 2, step 7\): worker 0 failed: Inv"):
         recovery.see(error)
 
 
+def test_an_error_in_two_groups_that_have_a_step_in_common_may_be_one():
+    recovery, error = Recovery(RecoveryConfig(max_failures=9)), replace(FAILED, lost=False)
+    see(recovery, STARTED, WorkerError(2, 50, 61), error, STARTED, WorkerError(2, 62, 70), error)
+    see(recovery, STARTED, WorkerError(3, 66, 66), error, STARTED, WorkerError(3, 40, 50), error, STARTED)
+    recovery.see(WorkerError(3, 45, 57))
+    with pytest.raises(RunError, match=r"again and again at the same place \(epoch 3, steps 45 to 57\): worker 1 was"):
+        recovery.see(error)
+
+
 def test_errors_at_different_steps_do_not():
     recovery = Recovery(RecoveryConfig(max_failures=9))
     for number in range(9):
-        see(recovery, STARTED, WorkerError(2, number), replace(FAILED, lost=False))
+        see(recovery, STARTED, WorkerError(2, number, number), replace(FAILED, lost=False))
 
 
 def test_a_crash_at_the_same_step_stops_the_job_at_the_third():
@@ -107,7 +116,7 @@ def test_waiting_for_machines_has_an_end():
 
 def test_workers_that_end_before_their_first_step_did_not_fail_at_one():
     recovery = Recovery(RecoveryConfig(max_failures=9))
-    see(recovery, STARTED, WorkerError(1, 5), replace(FAILED, lost=False))
+    see(recovery, STARTED, WorkerError(1, 5, 5), replace(FAILED, lost=False))
     see(recovery, replace(FAILED, lost=False), replace(FAILED, lost=False), replace(FAILED, lost=False))
 
 
@@ -117,7 +126,7 @@ def test_only_workers_that_are_at_work_can_save():
     assert not recovery.training
     see(recovery, step(1, 1))
     assert recovery.training
-    see(recovery, FAILED, WorkerError(1, 2))  # the last word of one that is gone
+    see(recovery, FAILED, WorkerError(1, 2, 2))  # the last word of one that is gone
     assert not recovery.training
     see(recovery, STARTED, Validating(1, 9, 9))
     assert recovery.training
