@@ -42,7 +42,7 @@ class Replica:
         self._prepare, self._take = prepare, take
         self._smoothing = smoothing
         self._logits = keras.Model(network.inputs, network.get_layer("logit").output)
-        self._bias = network.get_layer("logit").bias
+        self._last = network.get_layer("logit").trainable_weights
         with strategy.scope():
             self._sums = tf.Variable(
                 tf.zeros(SIZE, tf.float64),
@@ -121,9 +121,9 @@ class Replica:
     def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Train on this worker's part of a batch; return 1.0 if the network is finite, else 0.0.
 
-        Looks at the last layer's bias, whose gradient is the mean of (probability - label): a loss that is not finite
-        makes it so at once. Weights are alike on all workers, and a loss is not: were one worker to stop on its own
-        loss, the others would wait for it for ever.
+        Looks at the last layer, whose bias has the mean of (probability - label) as its gradient, and whose kernel the
+        same times its inputs: a logit that is not finite makes one of them so at once. Weights are alike on all
+        workers, and a loss is not: were one worker to stop on its own loss, the others would wait for it for ever.
         """
         labels = labels[:, 0]
         gradients, logits = self._differentiate(self._prepare(*inputs), labels, weights)
@@ -134,7 +134,8 @@ class Replica:
         variables = self._network.trainable_variables
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
         self._sums.assign_add(sum_batch(labels, logits, weights))
-        return tf.cast(tf.reduce_all(tf.math.is_finite(self._bias.value)), tf.float32)
+        finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._last]
+        return tf.cast(tf.reduce_all(finite), tf.float32)
 
     def _compute_gradients(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor

@@ -34,10 +34,14 @@ def replica(tiny_config) -> Callable[..., Replica]:
         config: Config = tiny_config(*assignments)
         keras.utils.set_random_seed(0)
         strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+        keras.config.set_dtype_policy(config.training.precision)
         with strategy.scope():
-            optimizer: Any = keras.optimizers.Adam(1e-3)
-            network = build_model(config, 127.0, 60.0, step=lambda: optimizer.iterations.value)
+            adam = keras.optimizers.Adam(1e-3)
+            scaled = config.training.precision == "mixed_float16"
+            optimizer: Any = keras.optimizers.LossScaleOptimizer(adam) if scaled else adam
+            network = build_model(config, 127.0, 60.0, step=lambda: adam.iterations.value)
             optimizer.build(network.trainable_variables)
+        keras.config.set_dtype_policy("float32")
         return Replica(
             strategy,
             network,
@@ -87,6 +91,34 @@ def test_images_on_the_device_train_the_same_network(replica, rows):
     on_device = rows.copy_to_device()
     here, there = train(replica(rows), rows, 8), train(replica(on_device), on_device, 8)
     assert all(map(np.array_equal, here, there))
+
+
+def test_float16_trains_the_same_network_but_for_rounding(replica, rows):
+    plain, half = (
+        train(replica(rows, "model.dropout=0.0", f"training.precision={precision}"), rows, 8)
+        for precision in ("float32", "mixed_float16")
+    )
+    for a, b in zip(plain[:-1], half[:-1], strict=True):
+        np.testing.assert_allclose(a, b, atol=0.02, rtol=0.02)
+
+
+def test_float16_skips_a_step_whose_gradients_are_not_finite_and_halves_the_scale(replica, rows):
+    """The second batch has a weight of the loss beyond what float16 holds."""
+
+    def enlarge(step: Any, batch: Any) -> Any:
+        inputs, labels, weights = batch
+        return inputs, labels, tf.where(step == 1, 1e30, 1.0) * weights
+
+    trained = replica(rows, "training.precision=mixed_float16")
+    batches = iter(training_batches(rows, 0, 0, AugmentConfig()).enumerate().map(enlarge))
+    assert trained.train(batches, 1) == (1, True)
+    before, state = trained.weights(), trained.optimizer_state()
+    assert trained.train(batches, 1) == (1, True)
+    assert np.array_equal(trained.weights()[0], before[0]), "no step was done"
+    pairs = zip(state, trained.optimizer_state(), strict=True)
+    assert (32768.0, 16384.0) in [(float(old), float(new)) for old, new in pairs if old.shape == ()]
+    assert trained.train(batches, 2) == (2, True)
+    assert not np.array_equal(trained.weights()[0], before[0])
 
 
 def test_xla_trains_the_same_network(replica, rows):
