@@ -1,7 +1,5 @@
 """Comparison of several models trained on the same folds: their metrics, paired differences and costs."""
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +20,7 @@ from fracture.evaluation.metrics import (
 )
 from fracture.evaluation.plots import plot_rocs
 from fracture.evaluation.report import format_figure
-from fracture.evaluation.scores import batch_size, score
+from fracture.evaluation.scores import batch_size, describe_device, score
 from fracture.page import png, render
 from fracture.progress.history import read_history
 from fracture.storage import StoragePath
@@ -170,7 +168,7 @@ def write_comparison(
         contenders: the baseline first; their predictions were timed on this machine.
     """
     baseline = contenders[0]
-    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), batches of {batch_size()}"
+    machine = f"{describe_device()}, batches of {batch_size(manifest.image_size)}"
     (run / "comparison.json").write_json(
         {
             "baseline": baseline.title,

@@ -52,7 +52,7 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
     outputs = [_find_last_spatial_layer(model).output, model.get_layer("logit").output]
     channels_and_logits = keras.Model(model.inputs, outputs)
     parts = []
-    size = batch_size()
+    size = batch_size(images.shape[1])
     for start in range(0, len(images), size):
         inputs = tf.cast(images[start : start + size], tf.float32)
         signs = np.where(fracture[start : start + size], 1, -1).astype(np.float32)

@@ -1,6 +1,9 @@
 """Scoring: the probability of every row of a split, each exactly once, on any number of workers."""
 
+import os
+import platform
 from collections.abc import Callable, Sequence
+from math import ceil, log2
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from fracture.storage import StoragePath
 # same probability to the last bit on any number of workers.
 BLOCK_ROWS = 64
 CPU_BATCH_SIZE = 16  # in float32; a larger batch would need more memory than training
-GPU_BATCH_SIZE = 256
+GPU_BATCH_SIZE = 256  # of 224×224 pixels; fewer of larger ones
 
 _SCHEMA = pa.schema(
     [
@@ -44,21 +47,33 @@ class Ensemble:
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
-def batch_size() -> int:
-    """Return how many images are scored at once on the device of this process."""
+def batch_size(side: int) -> int:
+    """Return how many images of side×side pixels are scored at once on the device of this process."""
     import tensorflow as tf
 
-    return GPU_BATCH_SIZE if tf.config.get_visible_devices("GPU") else CPU_BATCH_SIZE
+    if not tf.config.get_visible_devices("GPU"):
+        return CPU_BATCH_SIZE
+    halvings = max(0, ceil(log2(side**2 / 224**2)))
+    return max(CPU_BATCH_SIZE, GPU_BATCH_SIZE >> halvings)
 
 
-def block_rows() -> int:
+def describe_device() -> str:
+    """Return what scores in this process: the GPU's name, or the number of CPUs."""
+    import tensorflow as tf
+
+    if gpus := tf.config.get_visible_devices("GPU"):
+        return str(tf.config.experimental.get_device_details(gpus[0]).get("device_name", "1 GPU"))
+    return f"{os.cpu_count()} CPUs ({platform.machine()})"
+
+
+def block_rows(side: int) -> int:
     """Return how many rows a worker takes at once: whole batches."""
-    return max(BLOCK_ROWS, batch_size())
+    return max(BLOCK_ROWS, batch_size(side))
 
 
 def score(model: Any, images: np.ndarray) -> np.ndarray:
     """Return the probabilities, [N] float32, of images [N, H, W, 1] uint8."""
-    count, size = len(images), batch_size()
+    count, size = len(images), batch_size(images.shape[1])
     # Every batch is full, since TensorFlow would compile the model again for another size.
     full = np.concatenate([images, np.zeros_like(images, shape=(-count % size, *images.shape[1:]))])
     parts = [model.predict_on_batch(full[i : i + size]) for i in range(0, len(full), size)]
@@ -81,7 +96,7 @@ def score_blocks(
         each_block: called after each block.
         only: [rows] bool, the rows to score; blocks without any are not read.
     """
-    rows, step = dataset.rows(split), block_rows()
+    rows, step = dataset.rows(split), block_rows(dataset.image_size)
     tables = [_SCHEMA.empty_table()]
     for start in range(rank * step, rows, workers * step):
         stop = min(start + step, rows)

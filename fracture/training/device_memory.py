@@ -20,10 +20,10 @@ def explain_exhausted(config: Config, network: Any, memory: int) -> RunError:
     size, workers = config.training.batch_size, config.compute.workers
     fits = suggest_batch_size(network, size, workers, memory)
     device = "GPU" if config.compute.gpu else "machine"
-    fix = f"Use --set training.batch_size={fits}" if fits else "Use smaller images"
+    fix = f"Train anew with --set training.batch_size={fits}" if fits else "Train anew with smaller images"
     return RunError(
         f"the memory of a worker's {device} does not hold its part of a batch, {-(-size // workers)} images of "
-        f"training.batch_size = {size}. {fix}, or more workers"
+        f"training.batch_size = {size}. {fix}, under another --run name; or use more workers"
     )
 
 

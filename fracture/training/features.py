@@ -29,7 +29,7 @@ def compute_features(
     )
     count = len(rows.images)
     features = np.empty((count, 1 + mirrored, backbone.output_shape[-1]), np.float32)
-    at_once = max(_AT_ONCE, batch_size())
+    at_once = max(_AT_ONCE, batch_size(rows.images.shape[1]))
     for at in range(0, count, at_once):
         images = rows.images[at : at + at_once]
         features[at : at + at_once, 0] = forward(images)

@@ -52,14 +52,14 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
     bundle, page = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out) / PAGE
     dataset, is_new = prepare_test_data(arguments, [bundle], report)
     model, threshold = bundle.build_model(), bundle.operating_point.threshold
-    done = {"score": 0, "explain": 0}
+    done, rows = {"score": 0, "explain": 0}, block_rows(dataset.image_size)
 
     def advance(stage: str, images: int, total: int | None) -> None:
         done[stage] += images
         bars.show(stage, min(done[stage], total or done[stage]), total)
 
     with ProgressBars() as bars:
-        scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", block_rows(), len(is_new)))
+        scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", rows, len(is_new)))
         gallery = make_gallery(model, scores, dataset, threshold, arguments.count, lambda: advance("explain", 1, None))
     notes = [*model_caveats([bundle]), *list_caveats(dataset.manifest)]
     if seen := len(is_new) - sum(is_new):

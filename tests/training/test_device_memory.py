@@ -36,7 +36,7 @@ def test_the_error_names_the_batch_and_one_that_fits(network, tiny_config):
     with pytest.raises(
         RunError,
         match=r"^the memory of a worker's GPU does not hold its part of a batch, 32 images of training.batch_size = "
-        r"64\. Use --set training.batch_size=32, or more workers$",
+        r"64\. Train anew with --set training.batch_size=32, under another --run name; or use more workers$",
     ):
         raise explain_exhausted(config, network, 20 * 16_000)
-    assert "Use smaller images, or more workers" in str(explain_exhausted(config, network, 100))
+    assert "Train anew with smaller images, under another --run name" in str(explain_exhausted(config, network, 100))
