@@ -234,8 +234,8 @@ class TrainingConfig(Section, changes_recipe=True):
     @field_validator("xla", mode="before")
     @classmethod
     def _name_boolean(cls, value: Any) -> Any:
-        """Take what earlier versions wrote, also into bundles."""
-        return ("always" if value else "never") if isinstance(value, bool) else value
+        """Take the booleans of earlier versions, which stand in their bundles too; XLA by auto-clustering is gone."""
+        return ("auto" if value else "never") if isinstance(value, bool) else value
 
 
 class EvaluationConfig(Section, changes_recipe=True):

@@ -156,7 +156,8 @@ def test_xla_cannot_compile_sums_over_the_workers():
         (["compute.gpu=true"], True),
         (["compute.gpu=true", "training.xla=never"], False),
         (["training.xla=always"], True),
-        (["training.xla=true"], True),  # of earlier versions, whose bundles are read
+        (["training.xla=true"], False),  # of earlier versions, whose bundles are read
+        (["training.xla=true", "compute.gpu=true", "model.sync_batch_norm=true"], False),
         (["training.xla=false", "compute.gpu=true"], False),
     ],
 )

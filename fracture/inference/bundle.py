@@ -281,8 +281,8 @@ def read_bundle(folder: StoragePath) -> Bundle:
     format_version = content.get("format_version") if isinstance(content, dict) else None
     if format_version not in (FORMAT_VERSION, *_READ_TOO):
         raise UsageError(
-            f"{folder} has bundle format {format_version!r:.20}, and this program reads format {FORMAT_VERSION}. "
-            "Use the version of the program that wrote it, or train again under another --run name."
+            f"{folder} has bundle format {format_version!r:.20}, and this program reads formats {_READ_TOO[0]} and "
+            f"{FORMAT_VERSION}. Use the version of the program that wrote it, or train again under another --run name."
         )
     try:
         card = _Card.model_validate_json(text)

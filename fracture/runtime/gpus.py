@@ -171,6 +171,9 @@ def free_gpu_memory() -> int:
 def explain_missing_gpu() -> str:
     """Return why TensorFlow sees no GPU, as `fracture doctor` says it."""
     driver, facts = read_driver(), read_tensorflow()
+    if facts.gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        return f"another process sees {', '.join(facts.gpus)}, with CUDA_VISIBLE_DEVICES {visible}"
     missing = find_missing_libraries(list_cuda_libraries(facts)) if driver else []
     cuda = check_cuda(driver, facts, missing)
     reason = check_gpu(driver, facts.gpus).text.removesuffix(", so a run trains on the CPUs")

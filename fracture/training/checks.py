@@ -77,6 +77,8 @@ def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bund
         return
     card = (run / RUN_CARD).read_json()
     before = dict(flatten(card["recipe"]))
+    if isinstance(before.get("training.xla"), bool):  # of the version before, whose run may be finished
+        before["training.xla"] = config.training.xla
     changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(config.recipe()) if before.get(k) != v]
     if changed:
         raise UsageError(

@@ -27,9 +27,10 @@ def make_strategy(config: Config) -> Any:
 
 def _set_up_devices(config: Config) -> None:
     """Limit cores and GPU memory. TensorFlow takes all of them unless they are limited before it starts."""
-    if config.uses_xla and config.compute.gpu and (driver := read_driver()) and driver.gpus:
-        with suppress(OSError):  # without it, each start compiles anew
-            keep_compiled(Path.home() / ".cache/fracture/xla" / re.sub(r"\W+", "-", driver.gpus[0]), "GPU")
+    if config.uses_xla and config.compute.gpu:
+        with suppress(OSError, RuntimeError):  # no folder, or no home for one: then each start compiles anew
+            if (driver := read_driver()) and driver.gpus:
+                keep_compiled(Path.home() / ".cache/fracture/xla" / re.sub(r"\W+", "-", driver.gpus[0]), "GPU")
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")

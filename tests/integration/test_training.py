@@ -109,6 +109,23 @@ def test_a_killed_worker_is_replaced_and_a_stopped_job_resumes_to_the_same_losse
     assert "resuming   " in resumed.text
 
 
+def test_synchronised_batch_norm_gives_the_losses_of_one_worker_on_two(data, plain, tmp_path):
+    """Its sums over the workers lie inside the network, and the steps run in groups."""
+    config, _ = plain
+    model = config.model.model_copy(update={"batch_norm": True, "sync_batch_norm": True})
+    one, two = (
+        start(
+            config.model_copy(
+                update={"model": model, "compute": config.compute.model_copy(update={"workers": workers})}
+            ),
+            data,
+            tmp_path / f"on{workers}",
+        )
+        for workers in (1, 2)
+    )
+    assert_same_history(two, one, tolerance=1e-4)
+
+
 def test_xla_gives_the_same_losses(data, plain, tmp_path):
     config, without = plain
     fused = config.model_copy(update={"training": config.training.model_copy(update={"xla": "always"})})

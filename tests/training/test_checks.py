@@ -71,6 +71,10 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(shard_folder, tiny_co
     check_run(run, tiny_config("compute.workers=1"), dataset)  # more or fewer workers change the speed alone
     with pytest.raises(UsageError, match=r"run 'a' was started with other settings: training.epochs 8 -> 3. Give the"):
         check_run(run, tiny_config("training.epochs=3"), dataset)
+    card = run / "run.json"
+    recipe = card.read_json()["recipe"]
+    card.write_json(card.read_json() | {"recipe": recipe | {"training": recipe["training"] | {"xla": False}}})
+    check_run(run, tiny_config(), dataset)  # a run of the version before
     other = dataset.manifest.model_copy(update={"fingerprint": "other"})
     with pytest.raises(UsageError, match="run 'a' was started with other data"):
         check_run(run, tiny_config(), Dataset(dataset.folder, other))
