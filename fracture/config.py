@@ -270,8 +270,8 @@ class RecoveryConfig(Section, changes_recipe=False):
     )
     stuck_seconds: Annotated[float, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="Seconds without a step after which a worker counts as stuck; `auto` is ten times the slowest "
-        "step, and at least 300.",
+        description="Seconds without a group of steps after which a worker counts as stuck; `auto` is ten times the "
+        "slowest, and at least 300.",
     )
     grace_seconds: float = Field(
         20.0, ge=0, description="Seconds for a last checkpoint after SIGTERM or Ctrl-C; Kubernetes grants 30 in all."
