@@ -14,7 +14,7 @@ from fracture.arrays import parse_arrays, save_arrays
 from fracture.errors import RunError
 
 Arrays = list[np.ndarray]
-FORMAT_VERSION = 2  # 1 was of tf_keras, whose optimizer has its variables in another order
+FORMAT_VERSION = 2  # 1 was of Keras 2, whose optimizer has its variables in another order
 FILE = "state.safetensors"
 BACKBONE = "backbone.safetensors"  # the weights that a run began with, until it is finished
 _ARRAYS = ("weights", "optimizer", "best_weights", "metric_sums")
