@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,9 @@ def stuck(assignment: Any) -> None:
                 return train(self, batches, steps)
 
             step.Replica.train = a_step_that_never_returns
+            # Its watchdog, and not that of rank 0, which waits for it from the same moment on, is to say where it is.
+            recovery = assignment.config.recovery.model_copy(update={"stuck_seconds": 8.0})
+            assignment = replace(assignment, config=assignment.config.model_copy(update={"recovery": recovery}))
         if attempt(run) == 2:
             reducer = step.reducer
 
