@@ -110,10 +110,10 @@ def _watch(reads: int, pid: int, stacks: Path, run: str, name: str) -> None:
 def _stacks_of(pid: int, stacks: Path) -> str:
     os.kill(pid, signal.SIGUSR1)
     os.kill(pid, signal.SIGCONT)  # a stopped process writes nothing
-    size, deadline = -1, time.monotonic() + 5
+    size, deadline = -1, time.monotonic() + 10
     while (stacks.stat().st_size != size or size <= 0) and time.monotonic() < deadline:
         size = stacks.stat().st_size
-        time.sleep(0.3)
+        time.sleep(1.0)  # a process that hardly gets a processor writes slowly
     return stacks.read_text() or "(it did not answer)"
 
 
