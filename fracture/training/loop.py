@@ -46,11 +46,15 @@ def train_worker(assignment: Assignment) -> None:
             assignment.channel.send(WorkersStarted(context.get_world_size()))
         worker, state = set_up(assignment, watchdog)
         try:
-            if _train(worker, state) and assignment.search is None:  # no trial of a search looks at test
+            try:
+                ended = _train(worker, state)
+            except Exception:
+                last = state.steps_done + max(state.group - 1, 0)
+                assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done, last))
+                raise
+            if ended and assignment.search is None:  # no trial of a search looks at test
                 _score(worker, state)
         except Exception as error:
-            last = state.steps_done + max(state.group - 1, 0)
-            assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done, last))
             if type(error).__name__ == "ResourceExhaustedError":
                 raise _exhausted(worker) from error
             if type(error).__module__.startswith("tensorflow."):  # the controller would load TensorFlow to read it
