@@ -27,6 +27,7 @@ import psutil
 
 from fracture.config import load_config
 from tests.benchmarks.measure import Part, radiographs_and_shards
+from tests.benchmarks.roof import read_planes
 
 SECONDS = 360.0  # of all stages
 TORCH = Path(".venv-torch/bin/python")
@@ -66,7 +67,7 @@ def _stage(name: str, seconds: float) -> Iterator[Row]:
         yield name, "not measured: no time left"
         return
     with tempfile.TemporaryFile("w+") as errors:
-        command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, name]
+        command = [sys.executable, "-m", __name__, name]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         late = threading.Timer(seconds, partial(_end, child.pid))
         late.start()
@@ -268,13 +269,10 @@ def profile() -> Iterator[Row]:
 
 
 def _milliseconds_by_kernel(folder: str) -> dict[str, float]:
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace()
-    space.ParseFromString(next(Path(folder).rglob("*.xplane.pb")).read_bytes())
-    planes = [plane for plane in space.planes if plane.name.startswith("/device:GPU")]
+    found = read_planes(folder)
+    planes = [plane for plane in found if plane.name.startswith("/device:GPU")]
     spent: dict[str, float] = {}
-    for plane in planes or [plane for plane in space.planes if plane.name == "/host:CPU"]:
+    for plane in planes or [plane for plane in found if plane.name == "/host:CPU"]:
         for line in plane.lines:
             for event in line.events if not planes or line.name.startswith("Stream") else ():
                 name = plane.event_metadata[event.metadata_id].name

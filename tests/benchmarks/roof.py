@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fracture.config import ModelConfig
 from tests.benchmarks.measure import Part, child, radiographs_and_shards, spread
@@ -178,14 +179,19 @@ def profile_step(shards: str) -> dict[str, float]:
     return {name: milliseconds / steps for name, milliseconds in found.items()}
 
 
-def _kernels(folder: str) -> list[tuple[str, float]]:
-    """(kind of kernel, milliseconds) of each that ran."""
+def read_planes(folder: str) -> Any:
+    """The planes of a profile, one for each device."""
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
     space = xplane_pb2.XSpace()
     space.ParseFromString(next(Path(folder).rglob("*.xplane.pb")).read_bytes())
+    return space.planes
+
+
+def _kernels(folder: str) -> list[tuple[str, float]]:
+    """(kind of kernel, milliseconds) of each that ran."""
     found = []
-    for plane in space.planes:
+    for plane in read_planes(folder):
         for line in plane.lines:
             for event in line.events:
                 name = re.fullmatch(r"[\w/.]+:(?:_MklNative)?(\w+)", plane.event_metadata[event.metadata_id].name)
