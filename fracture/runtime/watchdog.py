@@ -37,13 +37,14 @@ class Watchdog:
         """
         self._fixed, self._slowest = stuck_seconds, 0.0
         self._last_step: float | None = None
-        self._stacks = tempfile.NamedTemporaryFile(mode="w", prefix="stacks-")  # noqa: SIM115 - until close
+        self._stacks = tempfile.TemporaryFile()  # noqa: SIM115 - until close; without a name, so that no kill leaves it
         faulthandler.register(signal.SIGUSR1, self._stacks, all_threads=True)
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)  # nothing may wait for the watchdog
-        command = [sys.executable, "-m", __name__, str(reads), str(os.getpid()), self._stacks.name, run, name]
+        stacks = self._stacks.fileno()
+        command = [sys.executable, "-m", __name__, str(reads), str(os.getpid()), str(stacks), run, name]
         environment = os.environ | {"PYTHONPATH": str(_ROOT)}  # Ray puts the package on this process' path alone
-        self._process = subprocess.Popen(command, pass_fds=[reads], env=environment, start_new_session=True)
+        self._process = subprocess.Popen(command, pass_fds=[reads, stacks], env=environment, start_new_session=True)
         os.close(reads)
         self.busy("starting")
 
@@ -87,7 +88,7 @@ class Watchdog:
         self._stacks.close()
 
 
-def _watch(reads: int, pid: int, stacks: Path, run: str, name: str) -> None:
+def _watch(reads: int, pid: int, stacks: int, run: str, name: str) -> None:
     """The watchdog's side. Ends with the worker, whose end closes the pipe."""
     seconds, what, rest = 0.0, "starting", b""
     while select.select([reads], [], [], seconds or None)[0]:
@@ -107,14 +108,14 @@ def _watch(reads: int, pid: int, stacks: Path, run: str, name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _stacks_of(pid: int, stacks: Path) -> str:
+def _stacks_of(pid: int, stacks: int) -> str:
     os.kill(pid, signal.SIGUSR1)
     os.kill(pid, signal.SIGCONT)  # a stopped process writes nothing
     size, deadline = -1, time.monotonic() + 10
-    while (stacks.stat().st_size != size or size <= 0) and time.monotonic() < deadline:
-        size = stacks.stat().st_size
+    while (os.fstat(stacks).st_size != size or size <= 0) and time.monotonic() < deadline:
+        size = os.fstat(stacks).st_size
         time.sleep(1.0)  # a process that hardly gets a processor writes slowly
-    return stacks.read_text() or "(it did not answer)"
+    return os.pread(stacks, os.fstat(stacks).st_size, 0).decode() or "(it did not answer)"
 
 
 def _keep(run: str, name: str, text: str) -> None:
@@ -126,5 +127,5 @@ def _keep(run: str, name: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    number, worker, file, *where = sys.argv[1:]
-    _watch(int(number), int(worker), Path(file), *where)
+    *numbers, folder, worker = sys.argv[1:]
+    _watch(*map(int, numbers), folder, worker)

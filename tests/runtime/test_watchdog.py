@@ -1,5 +1,6 @@
 """A watchdog and a real process that it watches."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -23,8 +24,9 @@ watchdog = Watchdog(sys.argv[1], "worker-3", stuck_seconds=1.0)
 """
 
 
-def run_worker(run: Path, work: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WORKER.format(work=work), str(run)], stdout=subprocess.PIPE)
+def run_worker(run: Path, work: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", WORKER.format(work=work), str(run)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
 
 
 def stacks(run: Path) -> str:
@@ -34,8 +36,11 @@ def stacks(run: Path) -> str:
 
 
 def test_a_worker_without_progress_says_where_it_stands_and_is_killed(tmp_path):
-    with run_worker(tmp_path, "watchdog.step('in step 7 of epoch 2'); gets_stuck()") as worker:
+    (tmp_path / "temporary").mkdir()
+    work = "watchdog.step('in step 7 of epoch 2'); gets_stuck()"
+    with run_worker(tmp_path, work, TMPDIR=str(tmp_path / "temporary")) as worker:
         assert worker.wait(timeout=20) == -signal.SIGKILL
+    assert not list((tmp_path / "temporary").iterdir()), "nothing is left behind"
     text = stacks(tmp_path)
     assert text.startswith("worker-3 was in step 7 of epoch 2, and then for 1 s nothing happened.")
     assert "in gets_stuck" in text
