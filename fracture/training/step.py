@@ -116,6 +116,8 @@ class Replica:
 
     def _validate_group(self, batches: Iterator[Any], steps: tf.Tensor) -> None:
         for _ in tf.range(steps):
+            # By default ten batches at a time, with the memory of all, since none waits for another.
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             on_replicas(self._strategy, self._validate_step, next(batches))
 
     def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
