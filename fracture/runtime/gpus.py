@@ -142,6 +142,11 @@ def list_cuda_libraries(facts: TensorFlowFacts) -> list[str]:
     return [f"lib{name}.so.{number}" for name, number in (numbers | {"cudnn": facts.cudnn, "nccl": 2}).items()]
 
 
+def find_missing_cuda(driver: DriverFacts | None, facts: TensorFlowFacts) -> list[str]:
+    """Return the libraries that TensorFlow would need for the GPUs here and that do not load; none without a driver."""
+    return find_missing_libraries(list_cuda_libraries(facts)) if driver else []
+
+
 def find_missing_libraries(names: Iterable[str]) -> list[str]:
     """Return those that load neither from the system nor from NVIDIA's Python packages."""
     found = importlib.util.find_spec("nvidia")
@@ -174,7 +179,6 @@ def explain_missing_gpu() -> str:
     if facts.gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
         return f"another process sees {', '.join(facts.gpus)}, with CUDA_VISIBLE_DEVICES {visible}"
-    missing = find_missing_libraries(list_cuda_libraries(facts)) if driver else []
-    cuda = check_cuda(driver, facts, missing)
+    cuda = check_cuda(driver, facts, find_missing_cuda(driver, facts))
     reason = check_gpu(driver, facts.gpus).text.removesuffix(", so a run trains on the CPUs")
     return reason if cuda.ok else f"{reason}; CUDA: {cuda.text}. {cuda.fix}"

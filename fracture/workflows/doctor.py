@@ -20,8 +20,7 @@ from fracture.runtime.gpus import (
     TensorFlowFacts,
     check_cuda,
     check_gpu,
-    find_missing_libraries,
-    list_cuda_libraries,
+    find_missing_cuda,
     read_driver,
     read_tensorflow,
     run_probe,
@@ -50,13 +49,12 @@ def diagnose(storage: str) -> list[Finding]:
         storage: folder or URI that runs are written to.
     """
     tensorflow, driver = read_tensorflow(), read_driver()
-    missing = find_missing_libraries(list_cuda_libraries(tensorflow)) if driver else []
     memory, free = read_memory()
     return [
         check_python(sys.version_info[:3]),
         check_tensorflow(tensorflow),
         check_gpu(driver, tensorflow.gpus),
-        check_cuda(driver, tensorflow, missing),
+        check_cuda(driver, tensorflow, find_missing_cuda(driver, tensorflow)),
         check_memory(memory, free),
         check_shared_memory(memory, read_shared_memory()),
         check_ray(os.environ.get("RAY_ADDRESS", "")),
