@@ -22,7 +22,8 @@ ROOM_OF = {"fracture/__main__.py": "cli"}
 # Rooms, or single files of a room, that may import the library; `fracture doctor` looks whether it works.
 KNOWS_RAY = {
     *("fracture/runtime", "fracture/tuning", "fracture/training"),
-    *("fracture/preparation/parallel.py", "fracture/inference/batch_prediction.py"),
+    "fracture/preparation/parallel.py",
+    *("fracture/inference/batch_prediction.py", "fracture/inference/scoring.py"),
     "fracture/workflows/doctor.py",
 }
 KNOWS_TENSORFLOW = {

@@ -47,6 +47,25 @@ class Ensemble:
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
+def limit_devices(cpus: int | None, *, gpu: bool) -> None:
+    """Keep this process to what Ray has given it; before TensorFlow computes.
+
+    Args:
+        cpus: None for all.
+        gpu: whether a GPU is its own. It takes memory of that as it needs it. Otherwise it sees none: Ray hides the
+            GPUs of others only from those that have one.
+    """
+    import tensorflow as tf
+
+    if cpus:
+        tf.config.threading.set_intra_op_parallelism_threads(cpus)
+        tf.config.threading.set_inter_op_parallelism_threads(cpus)
+    if not gpu:
+        tf.config.set_visible_devices([], "GPU")
+    for device in tf.config.get_visible_devices("GPU"):
+        tf.config.experimental.set_memory_growth(device, True)
+
+
 def batch_size(side: int) -> int:
     """Return how many images of side×side pixels are scored at once on the device of this process."""
     import tensorflow as tf

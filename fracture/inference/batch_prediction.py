@@ -1,7 +1,7 @@
 """Batch prediction: the probability of every file of a folder or a bucket, or of every row of shards, on Ray Data.
 
-It is the only file of this package that uses Ray. Blocks and batches are as large as in evaluation, and Ray Data keeps
-their order. The driver holds names and probabilities, some hundred bytes per file, and no image.
+Blocks and batches are as large as in evaluation, and Ray Data keeps their order. The driver holds names and
+probabilities, some hundred bytes per file, and no image.
 """
 
 import logging
@@ -23,7 +23,7 @@ from pyarrow import csv
 
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
-from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
+from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, limit_devices, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decode import Rejected, check_file_size, decode
@@ -353,13 +353,7 @@ class _Scorer:
     @cached_property
     def _model(self) -> Any:
         # Loaded with the first block and not in the constructor, which Ray would retry forever if it failed.
-        import tensorflow as tf
-
-        if self._reader:  # one process per core
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
-        for gpu in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)
+        limit_devices(1 if self._reader else None, gpu=not self._reader)  # on CPUs, one process per core
         return self._bundle.build_model()
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -6,6 +6,7 @@ where a model that was trained on the other part scores better. So the model in 
 radiographs, is also scored on them, and must agree with their labels.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,6 @@ from fracture.evaluation.metrics import (
     rate_differences,
 )
 from fracture.evaluation.report import evaluate
-from fracture.evaluation.scores import score_blocks
 from fracture.inference.bundle import Bundle
 from fracture.registry.data_changes import CHANCE, DataChanges
 from fracture.registry.registry import Rule
@@ -32,6 +32,9 @@ from fracture.storage import StoragePath
 
 _RESAMPLES = 2000
 _AGREEMENT_RADIOGRAPHS = 2000  # new radiographs that the model in use is scored on; more would not change the result
+
+# `score_rows` of the models, the dataset and the rows of each split
+Score = Callable[[Sequence[Bundle], Dataset, Mapping[str, np.ndarray]], pa.Table]
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ def compare_with_champion(
     run: StoragePath,
     dataset: Dataset,
     changes: DataChanges,
+    score: Score,
 ) -> Comparison:
     """Score the challenger and the champion on the test radiographs that neither has seen.
 
     Args:
         run: the challenger's run, with its scores.
         changes: since the champion was trained.
+        score: gives the champion's scores.
 
     Raises:
         UsageError: the models take images of different sizes, or no radiograph is left to compare them on.
@@ -73,23 +78,28 @@ def compare_with_champion(
     scores = scores.filter(pc.equal(scores["split"], "test")).rename_columns({"probability": "challenger"})
     seen_groups = [bundle.find_seen_groups(dataset) for bundle in (challenger, champion) if bundle is not None]
     unseen = ~np.isin(scores["group_id"].to_numpy(), list(set().union(*seen_groups)))
-    model = None if champion is None else champion.build_model()
-    if model is not None:
-        champion_scores = score_blocks(model, dataset, "test", rank=0, workers=1)
-        scores = scores.append_column("champion", champion_scores["probability"])
-    scores = scores.filter(pa.array(unseen))
-    if not len(scores):
+    if not unseen.any():
         raise UsageError(
             f"{dataset.folder}: each of the {len(unseen)} images of test has been seen by one of the models. Add "
             "radiographs of patients that are in no earlier dataset."
         )
+    agreement = None
+    if champion is not None:
+        is_new = _find_new_rows(champion, dataset, changes)
+        rows = is_new | {"test": np.ones(dataset.rows("test"), bool)}
+        of_champion = score([champion], dataset, rows)
+        in_test = pc.equal(of_champion["split"], "test")
+        scores = scores.append_column("champion", of_champion.filter(in_test)["probability"])
+        of_new = of_champion.filter(pa.array(np.concatenate([is_new[split][rows[split]] for split in rows])))
+        agreement = _measure_agreement(of_new, champion.operating_point.threshold)
+    scores = scores.filter(pa.array(unseen))
     return Comparison(
         scores=scores,
         left_out=int((~unseen).sum()),
         challenger=_evaluate(scores, "challenger", challenger),
         champion=None if champion is None else _evaluate(scores, "champion", champion),
         differences=None if champion is None else _resample_differences(scores, challenger, champion),
-        agreement=None if champion is None else _measure_agreement(model, champion, dataset, changes),
+        agreement=agreement,
     )
 
 
@@ -110,22 +120,23 @@ def _resample_differences(scores: pa.Table, challenger: Bundle, champion: Bundle
     return {"auc": aucs, "specificity": rates["specificity"]}
 
 
-def _measure_agreement(model: object, champion: Bundle, dataset: Dataset, changes: DataChanges) -> Metrics | None:
-    """Score the champion on new radiographs of all splits, whose groups it has not seen."""
+def _find_new_rows(champion: Bundle, dataset: Dataset, changes: DataChanges) -> dict[str, np.ndarray]:
+    """Return split -> [rows] bool: new radiographs whose groups the champion has not seen."""
     chosen = changes.new_radiograph_ids[:_AGREEMENT_RADIOGRAPHS]  # a random sample, since the ids are hashes
-    seen, parts = list(champion.find_seen_groups(dataset)), []
-    for split in dataset.splits:
-        index = dataset.read_columns(split, ["radiograph_id", "group_id"])
-        only = np.isin(index["radiograph_id"].to_numpy(), chosen) & ~np.isin(index["group_id"].to_numpy(), seen)
-        parts.append(score_blocks(model, dataset, split, rank=0, workers=1, only=only))
-    scores = pa.concat_tables(parts).combine_chunks()
+    unseen = champion.find_unseen_rows(dataset, dataset.splits)
+    ids = {split: dataset.read_columns(split, ["radiograph_id"])["radiograph_id"].to_numpy() for split in unseen}
+    return {split: unseen[split] & np.isin(ids[split], chosen) for split in unseen}
+
+
+def _measure_agreement(scores: pa.Table, threshold: float) -> Metrics | None:
+    """Compare the champion's scores of new radiographs with their labels."""
     if not len(scores):
         return None
     labels, radiograph_ids, groups, values = (
         scores[name].to_numpy() for name in ("label", "radiograph_id", "group_id", "probability")
     )
     first, (means,) = average_by_radiograph(labels, radiograph_ids, values)
-    return compute_metrics(labels[first], means, groups[first], champion.operating_point.threshold, "radiograph")
+    return compute_metrics(labels[first], means, groups[first], threshold, "radiograph")
 
 
 def apply_rules(comparison: Comparison, changes: DataChanges, manifest: Manifest, config: GateConfig) -> list[Rule]:

@@ -139,14 +139,11 @@ def check_capacity(compute: ComputeConfig) -> None:
     """
     from fracture.runtime.ray_internals import read_autoscaler_ceiling
 
-    each, nodes = resources_per_worker(compute), node_resources()
-    room = max(
-        count_workers_that_fit(read_autoscaler_ceiling(), each),
-        sum(count_workers_that_fit(node, each) for node in nodes),
-    )
+    each = resources_per_worker(compute)
+    room = max(count_workers_that_fit(read_autoscaler_ceiling(), each), count_workers_on_nodes(compute))
     if compute.fewest > room:
         wanted = " and ".join(f"{count} {resource}" for resource, count in each.items())
-        has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in nodes)
+        has = ", ".join(" and ".join(f"{node.get(r, 0):g} {r}" for r in each) for node in node_resources())
         fix = f"Use --workers {room} or fewer, or add machines" if room else "Ask for less, or add machines"
         number = compute.fewest
         ours = f"{number} workers of {wanted} each do" if number > 1 else f"1 worker of {wanted} does"
@@ -155,8 +152,13 @@ def check_capacity(compute: ComputeConfig) -> None:
 
 def count_runs_at_once(compute: ComputeConfig) -> int:
     """Return how many runs of so many workers fit on the machines that are there now; one at least."""
+    return max(1, count_workers_on_nodes(compute) // compute.workers)
+
+
+def count_workers_on_nodes(compute: ComputeConfig) -> int:
+    """Return how many workers fit on the machines that are there now, were nothing else on them."""
     each = resources_per_worker(compute)
-    return max(1, sum(count_workers_that_fit(node, each) for node in node_resources()) // compute.workers)
+    return sum(count_workers_that_fit(node, each) for node in node_resources())
 
 
 def resources_per_worker(compute: ComputeConfig) -> dict[str, int]:

@@ -41,6 +41,9 @@ def _set_up_devices(config: Config) -> None:
         )
     tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
     tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
+    if not config.compute.gpu:  # Ray hides the GPUs of others only from workers that have one
+        tf.config.set_visible_devices([], "GPU")
+        return
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from fracture.config import Config, with_settings
 from fracture.dataset.format import Dataset, Manifest, read_dataset
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES
+from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import start_ray
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, print_line
@@ -76,8 +78,9 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     from fracture.evaluation.operating_point import mean_operating_point
     from fracture.evaluation.report import Report as EvaluationReport
     from fracture.evaluation.report import evaluate_run, list_caveats, write_report
-    from fracture.evaluation.scores import Ensemble, score_blocks, write_predictions
+    from fracture.evaluation.scores import write_predictions
     from fracture.inference.bundle import read_bundle, versions
+    from fracture.inference.scoring import score_rows
 
     bundles, out = [read_bundle(storage_path(bundle)) for bundle in arguments.bundles], storage_path(arguments.out)
     dataset, is_new = prepare_test_data(arguments, bundles, report)
@@ -87,8 +90,9 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             f"{which} trained on every one of these {len(is_new)} images, or on others of their radiograph or patient: "
             "they cannot test it. Name radiographs that are new to it."
         )
-    models = [bundle.build_model() for bundle in bundles]
-    scores = score_blocks(Ensemble(models, arguments.flips), dataset, "test", rank=0, workers=1, only=is_new)
+    with ProgressBars() as bars:
+        compute, start, rows = arguments.config.compute, partial(start_ray, arguments.verbose), {"test": is_new}
+        scores = score_rows(bundles, dataset, rows, compute, start, bars.show, flips=arguments.flips)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
@@ -98,7 +102,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     own, gallery = None, None
     if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
         own = bundles[0].evaluations["test"]
-        gallery = make_gallery(models[0], scores, dataset, operating_point.threshold)
+        gallery = make_gallery(bundles[0].build_model(), scores, dataset, operating_point.threshold)
     page = EvaluationReport(
         _title(arguments),
         dataset,

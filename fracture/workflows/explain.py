@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
+from fracture.runtime.cluster import start_ray
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, print_line
 from fracture.workflows.evaluate import ScoringArguments, model_caveats, prepare_test_data
@@ -45,22 +50,20 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
     """
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.report import list_caveats
-    from fracture.evaluation.scores import block_rows, score_blocks
     from fracture.inference.bundle import read_bundle
+    from fracture.inference.scoring import score_rows
     from fracture.page import render
 
     bundle, page = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out) / PAGE
     dataset, is_new = prepare_test_data(arguments, [bundle], report)
-    model, threshold = bundle.build_model(), bundle.operating_point.threshold
-    done, rows = {"score": 0, "explain": 0}, block_rows(dataset.image_size)
-
-    def advance(stage: str, images: int, total: int | None) -> None:
-        done[stage] += images
-        bars.show(stage, min(done[stage], total or done[stage]), total)
-
+    threshold, steps = bundle.operating_point.threshold, itertools.count(1)
     with ProgressBars() as bars:
-        scores = score_blocks(model, dataset, "test", 0, 1, lambda: advance("score", rows, len(is_new)))
-        gallery = make_gallery(model, scores, dataset, threshold, arguments.count, lambda: advance("explain", 1, None))
+        compute, start, rows = arguments.config.compute, partial(start_ray, arguments.verbose), np.ones_like(is_new)
+        scores = score_rows([bundle], dataset, {"test": rows}, compute, start, bars.show)
+        model = bundle.build_model()
+        gallery = make_gallery(
+            model, scores, dataset, threshold, arguments.count, lambda: bars.show("explain", next(steps), None)
+        )
     notes = [*model_caveats([bundle]), *list_caveats(dataset.manifest)]
     if seen := len(is_new) - sum(is_new):
         notes.append(

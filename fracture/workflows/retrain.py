@@ -10,6 +10,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from fracture.config import Config
@@ -17,6 +18,7 @@ from fracture.dataset.format import Dataset, read_dataset, read_manifest
 from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES
 from fracture.lock import HeldError
+from fracture.progress.bars import ProgressBars
 from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, TickState, Version
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import storage_path
@@ -161,7 +163,7 @@ def run_tick(
         version = registry.add_version(
             lambda number: _describe_version(number, tick, state, dataset.manifest), registry.run_folder(tick), dataset
         )
-        decision = _decide(registry, version, dataset, config, report)
+        decision = _decide(registry, version, dataset, config, arguments.verbose, report)
         return finish_tick(arguments, registry, decision, report)
 
 
@@ -295,10 +297,12 @@ def _describe_version(number: int, tick: str, state: TickState, manifest: Manife
     )
 
 
-def _decide(registry: Registry, version: Version, dataset: Dataset, config: Config, report: Report) -> RegistryDecision:
+def _decide(
+    registry: Registry, version: Version, dataset: Dataset, config: Config, verbose: bool, report: Report
+) -> RegistryDecision:
     """Compare the version with the champion, write the page, and then record the decision."""
     for _ in range(_MOST_COMPARISONS):
-        retraining = _judge_challenger(registry, version, dataset, config, report)
+        retraining = _judge_challenger(registry, version, dataset, config, verbose, report)
         try:
             return registry.decide(
                 version,
@@ -317,10 +321,11 @@ def _decide(registry: Registry, version: Version, dataset: Dataset, config: Conf
 
 
 def _judge_challenger(
-    registry: Registry, version: Version, dataset: Dataset, config: Config, report: Report
+    registry: Registry, version: Version, dataset: Dataset, config: Config, verbose: bool, report: Report
 ) -> Retraining:
     """Score challenger and champion, apply the gate's rules, and write scores, page and `decision.json`."""
     from fracture.evaluation.report import list_caveats
+    from fracture.inference.scoring import score_rows
     from fracture.registry.data_changes import find_data_changes
     from fracture.registry.gate import apply_rules, compare_with_champion
     from fracture.registry.retraining_page import Retraining, render_retraining_page
@@ -331,7 +336,11 @@ def _judge_challenger(
     before = None if number is None else _read_files(registry.dataset_folder(number))
     challenger = registry.read_bundle(version.number)
     changes = find_data_changes(dataset.find_files().read_parquet(), before)
-    compared = compare_with_champion(challenger, champion, registry.run_folder(version.tick), dataset, changes)
+    with ProgressBars() as bars:
+        start = partial(start_ray, verbose)
+        score = partial(score_rows, compute=config.compute, start=start, progress=bars.show)
+        run = registry.run_folder(version.tick)
+        compared = compare_with_champion(challenger, champion, run, dataset, changes, score)
     retraining = Retraining(
         tick=version.tick,
         registry=registry.folder,

@@ -1,12 +1,12 @@
 import shutil
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from fracture.config import GateConfig, load_config
+from fracture.config import ComputeConfig, GateConfig, load_config
 from fracture.dataset.format import FILES, Dataset, Leak, Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, auc_differences, rate_differences
@@ -14,6 +14,7 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import evaluate
 from fracture.evaluation.scores import score_blocks, write_predictions
 from fracture.inference.bundle import export_model, read_bundle, write_bundle
+from fracture.inference.scoring import score_rows
 from fracture.models import build_model
 from fracture.registry.data_changes import DataChanges, Drift
 from fracture.registry.gate import Comparison, apply_rules, compare_with_champion
@@ -232,6 +233,7 @@ def test_an_undefined_figure_fails(manifest):
     assert not rules["specificity against the champion"].passed
 
 
+score_here = partial(score_rows, compute=ComputeConfig(), start=pytest.fail)  # too few images for workers
 OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
@@ -275,7 +277,7 @@ def test_both_are_scored_on_what_neither_has_seen(finished, tmp_path):
         copy_with_seen_files(run / "bundle", storage_path(tmp_path / "theirs"), [bytes([5] * 32), bytes([200] * 32)])
     )
     fresh = replace(NOTHING, new_radiograph_ids=np.array([5, 7, 9, 30]))
-    found = compare_with_champion(ours, theirs, run, Dataset(shards, manifest), fresh)
+    found = compare_with_champion(ours, theirs, run, Dataset(shards, manifest), fresh, score_here)
     assert found.left_out == 2
     assert {3, 5}.isdisjoint(found.scores["group_id"].to_pylist())
     assert np.allclose(found.scores["challenger"], found.scores["champion"], atol=1e-6)
@@ -290,7 +292,7 @@ def test_specificity_is_compared_at_the_threshold_of_each_model(finished, tmp_pa
     dataset = Dataset(renamed(shards, storage_path(tmp_path / "shards"), {}), manifest)
     points = (OPERATING_POINT.model_copy(update={"threshold": threshold}) for threshold in (0.0, 1.0))
     calls_all, calls_none = (replace(read_bundle(run / "bundle"), operating_point=point) for point in points)
-    found = compare_with_champion(calls_all, calls_none, run, dataset, NOTHING)
+    found = compare_with_champion(calls_all, calls_none, run, dataset, NOTHING, score_here)
     assert set(found.differences["specificity"]) == {-1.0}
 
 
@@ -299,14 +301,14 @@ def test_models_of_different_image_sizes_are_not_compared(finished, tmp_path):
     bundle = read_bundle(run / "bundle")
     other = replace(bundle, config=load_config(None, [*TINY, "data.image_size=64"]))
     with pytest.raises(UsageError, match=r"data.image_size = 32, but the champion .* takes 64: .*Keep the size"):
-        compare_with_champion(bundle, other, run, Dataset(shards, manifest), NOTHING)
+        compare_with_champion(bundle, other, run, Dataset(shards, manifest), NOTHING, score_here)
 
 
 def test_a_test_split_that_was_seen_completely_is_refused(finished, tmp_path):
     run, shards, manifest = finished
     bundle = read_bundle(run / "bundle")  # all files have one hash here, and training has seen it
     with pytest.raises(UsageError, match="each of the 24 images of test has been seen by one of the models"):
-        compare_with_champion(bundle, None, run, Dataset(shards, manifest), NOTHING)
+        compare_with_champion(bundle, None, run, Dataset(shards, manifest), NOTHING, score_here)
 
 
 def test_the_page_shows_the_decision_its_reasons_and_pictures(finished, tmp_path):
@@ -315,7 +317,7 @@ def test_the_page_shows_the_decision_its_reasons_and_pictures(finished, tmp_path
     bundle = read_bundle(run / "bundle")
     champion = replace(bundle, operating_point=OPERATING_POINT.model_copy(update={"threshold": 0.999}))
     new = replace(NOTHING, drifts=[Drift("mean", np.arange(9.0), np.arange(9.0))], origins={"Ward <3>": 4})
-    found = compare_with_champion(bundle, champion, run, Dataset(shards, manifest), new)
+    found = compare_with_champion(bundle, champion, run, Dataset(shards, manifest), new, score_here)
     rules = apply_rules(found, new, manifest, GateConfig())
     about = (
         "2026-w48",
@@ -348,7 +350,7 @@ def test_the_page_shows_the_decision_its_reasons_and_pictures(finished, tmp_path
     assert "http" not in page, "it needs no network"
     assert retraining.as_json()["decision"] == "rejected"
     assert retraining.as_json()["rules"][0]["name"] == "size of test"
-    first = compare_with_champion(bundle, None, run, Dataset(shards, manifest), new)
+    first = compare_with_champion(bundle, None, run, Dataset(shards, manifest), new, score_here)
     about = (
         "2026-w45",
         storage_path(tmp_path),
