@@ -5,8 +5,7 @@ make bench ONLY=predicting DATA=DIR     also the radiographs in DIR
 
 The network is the default one at 224×224 with random weights. Ours is the pipeline of the job, on a Ray that is already
 running. "Whole" includes the start of its processes. "Steady" is the difference of two runs of different length, which
-excludes start and end. CPU seconds, summed over all processes, are measured in the same way; they compare also when
-other programs use the machine.
+excludes start and end.
 """
 
 import json
@@ -15,7 +14,6 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from fracture.config import DataConfig
 from fracture.dataset.format import Dataset, Shard, images_of, read_dataset
@@ -33,7 +30,7 @@ from tests.benchmarks.preparation import write_large_radiographs
 from tests.conftest import quick_bundle, write_shards
 
 ROWS, RADIOGRAPHS, PART, ROUNDS = 1024, 512, 256, 3
-STEADY, WHOLE, PER_CPU_SECOND = OURS = ("ours, steady", "ours, whole", "ours, per CPU second")
+STEADY, WHOLE = OURS = ("ours, steady", "ours, whole")
 PREDICT, ONE, MANY = "model.predict(images)", "loop: open, decode, predict one", "loop: decode 32, predict them"
 WANTED = {PREDICT: "1.0", ONE: "1.5", MANY: "1.5"}
 
@@ -57,24 +54,21 @@ def run(data: str | None) -> Part:
 
 
 def _measure(bundle: str, folder: str, peers: tuple[str, ...]) -> Figures:
-    figures: Figures = {}
+    whole: list[float] = []
 
-    def measure(name: str) -> float:
-        speed, *more = _child(name, bundle, folder)
-        for what, value in zip(
-            (WHOLE, PER_CPU_SECOND) if name == STEADY else (f"{name}{PER_CPU_SECOND[4:]}",), more, strict=True
-        ):
-            figures.setdefault(what, []).append(value)
-        return speed
+    def measure_ours() -> float:
+        steady, of_all = _child(STEADY, bundle, folder)
+        whole.append(of_all)
+        return steady
 
-    return take_turns({name: partial(measure, name) for name in (STEADY, *peers)}, ROUNDS) | figures
+    contestants = {STEADY: measure_ours} | {peer: partial(_child, peer, bundle, folder) for peer in peers}
+    return take_turns(contestants, ROUNDS) | {WHOLE: whole}
 
 
 def _lines(name: str, figures: dict[str, list[float]], peers: tuple[str, ...]) -> list[str]:
     rows = [f"| {who} | {spread(values)} |" for who, values in figures.items()]
-    pairs = [(ours, peer + (PER_CPU_SECOND[4:] if ours == PER_CPU_SECOND else "")) for peer in peers for ours in OURS]
-    wanted = [WANTED[peer] for peer in peers for _ in OURS]
-    ratios = [f"| {a} / {b} | {ratio(figures[a], figures[b])} | {w} |" for (a, b), w in zip(pairs, wanted, strict=True)]
+    pairs = [(ours, peer) for peer in peers for ours in OURS]
+    ratios = [f"| {a} / {b} | {ratio(figures[a], figures[b])} | {WANTED[b]} |" for a, b in pairs]
     lines = [f"### {name}", "", "| who, 2 cores | images/s |", "|---|---|", *rows, ""]
     return [*lines, "| ratio | measured | wanted |", "|---|---|---|", *ratios, ""]
 
@@ -85,8 +79,8 @@ def _child(what: str, bundle: str, folder: str) -> Any:
     return child(command, TF_CPP_MIN_LOG_LEVEL="3", RAY_worker_niceness="0")
 
 
-def ours(bundle: str, folder: str) -> tuple[float, float, float]:
-    """Return images per second, steady and whole, and images per CPU second, steady."""
+def ours(bundle: str, folder: str) -> tuple[float, float]:
+    """Return images per second, steady and whole."""
     from fracture.inference.batch_prediction import find_inputs, predict
     from fracture.inference.bundle import read_bundle
     from fracture.runtime.cluster import start_ray
@@ -101,40 +95,29 @@ def ours(bundle: str, folder: str) -> tuple[float, float, float]:
         part = replace(whole, files=dict(islice(whole.files.items(), PART)))
     spans = []
     for each in (part, whole):
-        ends: list[tuple[float, float]] = []
-        started, used = time.monotonic(), _cpu_seconds()
-        predict(read, [each], lambda name, done, total: ends.append((time.monotonic(), _cpu_seconds())))  # noqa: B023
-        spans.append((len(each), ends[-1][0] - started, ends[-1][1] - used))
-    (fewer, short, little), (images, long, much) = spans
-    return (images - fewer) / (long - short), images / long, (images - fewer) / (much - little)
+        ends: list[float] = []
+        started = time.monotonic()
+        predict(read, [each], lambda name, done, total: ends.append(time.monotonic()))  # noqa: B023
+        spans.append((len(each), ends[-1] - started))
+    (fewer, short), (images, long) = spans
+    return (images - fewer) / (long - short), images / long
 
 
 def _select_shards(dataset: Dataset, shards: list[Shard]) -> Dataset:
     return replace(dataset, manifest=dataset.manifest.model_copy(update={"shards": {"test": shards}}))
 
 
-def _cpu_seconds() -> float:
-    """Return the CPU seconds of this process and its children."""
-    me = psutil.Process()
-    total = 0.0
-    for process in (me, *me.children(recursive=True)):
-        with suppress(psutil.NoSuchProcess):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
-
-
-def keras_alone(bundle: str, folder: str) -> tuple[float, float]:
+def keras_alone(bundle: str, folder: str) -> float:
     model, dataset = _load_model(bundle), read_dataset(storage_path(folder))
     rows = dataset.rows("test") // 2  # half the rows give the same speed
     images = images_of(dataset.read("test", 0, rows), dataset.image_size)
     model.predict(images[:64], verbose=0)  # traces the model
-    started, used = time.monotonic(), _cpu_seconds()
+    started = time.monotonic()
     model.predict(images, verbose=0)
-    return rows / (time.monotonic() - started), rows / (_cpu_seconds() - used)
+    return rows / (time.monotonic() - started)
 
 
-def loop(bundle: str, folder: str, batch_size: int) -> tuple[float, float]:
+def loop(bundle: str, folder: str, batch_size: int) -> float:
     """Predict with the loop that a person would write without this project."""
     from PIL import Image
 
@@ -142,7 +125,7 @@ def loop(bundle: str, folder: str, batch_size: int) -> tuple[float, float]:
     side = model.input_shape[1]
     files = sorted(path for path in Path(folder).rglob("*") if path.is_file())[: 128 if batch_size > 1 else 64]
     model.predict(np.zeros((batch_size, side, side, 1), np.uint8), verbose=0)  # traces the model
-    started, used = time.monotonic(), _cpu_seconds()
+    started = time.monotonic()
     images = []
     for number, file in enumerate(files, start=1):
         try:
@@ -153,7 +136,7 @@ def loop(bundle: str, folder: str, batch_size: int) -> tuple[float, float]:
         if images and (len(images) == batch_size or number == len(files)):
             model.predict(np.stack(images)[..., None], verbose=0)
             images = []
-    return len(files) / (time.monotonic() - started), len(files) / (_cpu_seconds() - used)
+    return len(files) / (time.monotonic() - started)
 
 
 def _load_model(bundle: str) -> Any:
