@@ -203,4 +203,5 @@ def _run_ahead(steps: tf.data.Dataset, batch: Callable[..., tuple[tf.Tensor, ...
     options = tf.data.Options()
     # Nothing here to tune; and its thread sleeps up to a minute, for which an iterator that is dropped waits.
     options.autotune.enabled = False
+    batch = tf.autograph.experimental.do_not_convert(batch)
     return steps.map(batch, num_parallel_calls=2, deterministic=True).prefetch(2).with_options(options)

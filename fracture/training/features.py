@@ -26,6 +26,7 @@ def compute_features(
     forward = tf.function(
         lambda images: backbone(images, training=False),
         input_signature=[tf.TensorSpec((None, *rows.images.shape[1:]), tf.uint8)],
+        autograph=False,
     )
     count = len(rows.images)
     features = np.empty((count, 1 + mirrored, backbone.output_shape[-1]), np.float32)

@@ -1,6 +1,6 @@
 """A worker's replica of the network, and the steps of all replicas together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -54,11 +54,13 @@ class Replica:
         self._add_sums = reducer(strategy, "sum", [self._sums])
         self._mean_averages = reducer(strategy, "mean", self._averages)
         # Not the augmentation, which has an operation that XLA lacks, nor what adds up over the workers.
-        self._differentiate = tf.function(self._compute_gradients, jit_compile=True) if xla else self._compute_gradients
-        self._train = tf.function(self._train_group)
-        self._validate = tf.function(self._validate_group)
+        compute = self._compute_gradients
+        self._differentiate = tf.function(compute, jit_compile=True, autograph=False) if xla else compute
+        # Without AutoGraph, which writes what it converts into temporary files that stay where a worker is killed.
+        self._train = tf.function(self._train_group, autograph=False)
+        self._validate = tf.function(self._validate_group, autograph=False)
 
-    def train(self, batches: Iterator[Any], steps: int) -> tuple[int, bool]:
+    def train(self, batches: tf.data.Iterator, steps: int) -> tuple[int, bool]:
         """Do so many training steps.
 
         Returns:
@@ -68,7 +70,7 @@ class Replica:
         finite = int(self._train(batches, tf.constant(steps)))
         return min(finite + 1, steps), finite == steps
 
-    def validate(self, batches: Iterator[Any], steps: int) -> None:
+    def validate(self, batches: tf.data.Iterator, steps: int) -> None:
         """Count so many batches without changing the network."""
         self._validate(batches, tf.constant(steps))
 
@@ -101,24 +103,28 @@ class Replica:
         """Return the number of steps of this phase."""
         return int(local_arrays(self._strategy, [self._optimizer.iterations])[0])
 
-    def _train_group(self, batches: Iterator[Any], steps: tf.Tensor) -> tf.Tensor:
+    def _train_group(self, batches: tf.data.Iterator, steps: tf.Tensor) -> tf.Tensor:
         """Return the number of steps before the first after which the network was not finite.
 
         The steps after it are done, and in vain: a loop that ended there would have to wait for each step's end before
         it began the next, and a GPU would idle meanwhile. For the same reason the number is a float, since TensorFlow
         keeps int32 on the host.
         """
-        finite, count = tf.constant(1.0), tf.constant(0.0)
-        for _ in tf.range(steps):
-            finite *= on_replicas(self._strategy, self._train_step, next(batches))
-            count += finite
-        return count
 
-    def _validate_group(self, batches: Iterator[Any], steps: tf.Tensor) -> None:
-        for _ in tf.range(steps):
-            # By default ten batches at a time, with the memory of all, since none waits for another.
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            on_replicas(self._strategy, self._validate_step, next(batches))
+        def step(done: tf.Tensor, finite: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            finite *= on_replicas(self._strategy, self._train_step, batches.get_next())
+            return done + 1, finite, count + finite
+
+        start = (tf.constant(0), tf.constant(1.0), tf.constant(0.0))
+        return tf.while_loop(lambda done, *_: done < steps, step, start)[-1]
+
+    def _validate_group(self, batches: tf.data.Iterator, steps: tf.Tensor) -> None:
+        def step(done: tf.Tensor) -> list[tf.Tensor]:
+            on_replicas(self._strategy, self._validate_step, batches.get_next())
+            return [done + 1]
+
+        # By default it would take ten batches at a time, with the memory of all, since none waits for another.
+        tf.while_loop(lambda done: done < steps, step, [tf.constant(0)], parallel_iterations=1)
 
     def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Train on this worker's part of a batch; return 1.0 if the network is finite, else 0.0.

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +103,7 @@ def reducer(strategy: Any, how: Literal["sum", "mean"], variables: list[Any]) ->
     def on_replica() -> list[Any]:
         return tf.distribute.get_replica_context().all_reduce(how, [unwrap(v) + 0 for v in variables])
 
-    @tf.function
+    @partial(tf.function, autograph=False)
     def reduce() -> list[Any]:
         return strategy.run(on_replica)
 

@@ -1,5 +1,6 @@
 """Steps of one replica, on a CPU, without Ray."""
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 from fracture.config import AugmentConfig, Config
 from fracture.dataset.augment import augment
 from fracture.dataset.format import Dataset
-from fracture.dataset.pipeline import WorkerRows, load_worker_rows, training_batches
+from fracture.dataset.pipeline import WorkerRows, evaluation_batches, load_worker_rows, training_batches
 from fracture.dataset.sampler import BalancedSampler
 from fracture.dataset.sharding import ShardedBatches
 from fracture.models import build_model
@@ -66,6 +67,15 @@ def train(replica: Replica, rows: WorkerRows, *groups: int) -> list[np.ndarray]:
 def test_steps_in_a_group_are_the_steps_alone(replica, rows):
     alone, in_groups = (train(replica(rows), rows, *groups) for groups in ([1] * 8, [1, 4, 3]))
     assert all(map(np.array_equal, alone, in_groups))
+
+
+def test_nothing_is_written_into_the_temporary_folder(replica, rows, tmp_path, monkeypatch):
+    """Where a worker is killed, the files of what AutoGraph converts would stay."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    trained = replica(rows)
+    train(trained, rows, 2)
+    trained.validate(iter(evaluation_batches(rows, np.ones(60, np.float32))), 2)
+    assert not list(tmp_path.glob("*.py"))
 
 
 @pytest.mark.parametrize("groups", [(8,), (2, 6), (3, 5), (1,) * 8])
