@@ -29,7 +29,7 @@ KNOWS_RAY = {
 KNOWS_TENSORFLOW = {
     *("fracture/dataset/pipeline.py", "fracture/dataset/augment.py"),
     *("fracture/models", "fracture/training", "fracture/tuning", "fracture/inference"),
-    *("fracture/evaluation/scores.py", "fracture/evaluation/gradcam.py"),
+    *("fracture/evaluation/devices.py", "fracture/evaluation/scores.py", "fracture/evaluation/gradcam.py"),
     "fracture/workflows/doctor.py",
 }
 RAY_PRIVATE = re.compile(r"ray\.(_|.*\._)")

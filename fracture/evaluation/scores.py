@@ -47,25 +47,6 @@ class Ensemble:
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
 
-def limit_devices(cpus: int | None, *, gpu: bool) -> None:
-    """Keep this process to what Ray has given it; before TensorFlow computes.
-
-    Args:
-        cpus: None for all.
-        gpu: whether a GPU is its own. It takes memory of that as it needs it. Otherwise it sees none: Ray hides the
-            GPUs of others only from those that have one.
-    """
-    import tensorflow as tf
-
-    if cpus:
-        tf.config.threading.set_intra_op_parallelism_threads(cpus)
-        tf.config.threading.set_inter_op_parallelism_threads(cpus)
-    if not gpu:
-        tf.config.set_visible_devices([], "GPU")
-    for device in tf.config.get_visible_devices("GPU"):
-        tf.config.experimental.set_memory_growth(device, True)
-
-
 def batch_size(side: int) -> int:
     """Return how many images of side×side pixels are scored at once on the device of this process."""
     import tensorflow as tf
@@ -111,32 +92,48 @@ def score_blocks(
     """Score every `workers`-th block of a split, starting at block `rank`.
 
     Args:
-        model: Keras model from images [N, H, W, 1] uint8 to probabilities [N, 1].
         each_block: called after each block.
         only: [rows] bool, the rows to score; blocks without any are not read.
+
+    Returns:
+        See `score_range`, of whose arguments the others are.
     """
     rows, step = dataset.rows(split), block_rows(dataset.image_size)
     tables = [_SCHEMA.empty_table()]
     for start in range(rank * step, rows, workers * step):
-        stop = min(start + step, rows)
-        numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
-        if not len(numbers):
-            continue
-        block = dataset.read(split, start, stop)
-        block = block if only is None else block.take(numbers - start)
-        columns = [
-            pa.array(numbers),
-            pa.array([split] * len(numbers)),
-            block["source"].combine_chunks(),
-            block["origin"].combine_chunks(),
-            block["radiograph_id"].combine_chunks(),
-            block["group_id"].combine_chunks(),
-            block["label"].combine_chunks(),
-            pa.array(score(model, images_of(block, dataset.image_size))),
-        ]
-        tables.append(pa.Table.from_arrays(columns, schema=_SCHEMA))
+        tables.append(score_range(model, dataset, split, start, min(start + step, rows), only))
         each_block()
     return pa.concat_tables(tables)
+
+
+def score_range(
+    model: Any, dataset: Dataset, split: str, start: int, stop: int, only: np.ndarray | None = None
+) -> pa.Table:
+    """Score the rows [start, stop) of a split.
+
+    Args:
+        model: Keras model from images [N, H, W, 1] uint8 to probabilities [N, 1].
+        only: [rows] bool, of all rows of the split, the ones to score.
+
+    Returns:
+        A table of row, split, source, origin, radiograph_id, group_id, label and probability, in row order.
+    """
+    numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
+    if not len(numbers):
+        return _SCHEMA.empty_table()
+    block = dataset.read(split, start, stop)
+    block = block if only is None else block.take(numbers - start)
+    columns = [
+        pa.array(numbers),
+        pa.array([split] * len(numbers)),
+        block["source"].combine_chunks(),
+        block["origin"].combine_chunks(),
+        block["radiograph_id"].combine_chunks(),
+        block["group_id"].combine_chunks(),
+        block["label"].combine_chunks(),
+        pa.array(score(model, images_of(block, dataset.image_size))),
+    ]
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
 def write_scores(run: StoragePath, scores: pa.Table, split: str, rank: int, workers: int) -> None:

@@ -23,7 +23,8 @@ from pyarrow import csv
 
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
-from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, limit_devices, score
+from fracture.evaluation.devices import limit_devices
+from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decode import Rejected, check_file_size, decode

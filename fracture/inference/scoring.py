@@ -1,10 +1,11 @@
-"""Scoring a dataset with finished models: in this process, or on as many workers as a training has.
+"""Scoring a dataset with finished models: in this process, or on workers as a training has them.
 
-On workers, actors of Ray take parts of the dataset in turn. A probability is the same wherever it is computed, where
-all devices are of one kind.
+Workers take parts of the dataset in turn. A part is the same rows wherever it is scored, and so are its probabilities
+on devices of one kind.
 """
 
-import os
+import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,18 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.config import ComputeConfig
+from fracture.config import ComputeConfig, Config
 from fracture.dataset.format import Dataset
-from fracture.errors import RunError, UsageError
-from fracture.evaluation.scores import BLOCK_ROWS, Ensemble, limit_devices, score_blocks
+from fracture.errors import RunError
+from fracture.evaluation.devices import hide_gpus, limit_devices
+from fracture.evaluation.scores import GPU_BATCH_SIZE, Ensemble, score_range
 from fracture.inference.bundle import Bundle
-from fracture.runtime.cluster import check_capacity, count_workers_on_nodes, resources_per_worker
+from fracture.runtime.cluster import check_capacity, count_workers_on_nodes, is_on_cluster, resources_per_worker
+from fracture.runtime.failures import explain_failure
 
-_LEAST_IMAGES = 500  # of a worker; fewer take less time here than its start
-_PARTS = 16  # of each worker's share, for progress and for workers that differ in speed
-_RETRIES = 3  # of a part whose worker is lost
+_PART_ROWS = GPU_BATCH_SIZE
+_LEAST_PARTS = 2  # of a worker; fewer take less time here than its start
 
 Rows = Mapping[str, np.ndarray]  # split -> [rows] bool
+Part = tuple[str, int, int]  # split, first row, row after the last
 Progress = Callable[[str, int, int | None], None]  # name, done, total
 
 
@@ -32,7 +35,7 @@ def score_rows(
     bundles: Sequence[Bundle],
     dataset: Dataset,
     rows: Rows,
-    compute: ComputeConfig,
+    config: Config,
     start: Callable[[], None],
     progress: Progress = lambda name, done, total: None,
     *,
@@ -42,88 +45,115 @@ def score_rows(
 
     Args:
         rows: the rows to score, of some splits.
-        compute: the workers; they score if they have more than this process does, see `count_scoring_workers`.
+        config: its `compute` are the workers, on a cluster or with GPUs; its `recovery` how often they may be lost.
         start: starts Ray; called where workers score.
         flips: whether each image is averaged with its mirror image.
 
     Returns:
-        The columns of `score_blocks`, one row for each true in `rows`, split by split and in row order.
+        The columns of `score_range`, one row for each true in `rows`, split by split and in row order.
 
     Raises:
-        UsageError: the workers do not fit on the cluster, or a bundle or a shard is damaged.
-        RunError: workers are lost again and again.
+        UsageError: no worker fits on the cluster, or a bundle or a shard is damaged.
+        RunError: workers are lost too often, or nothing is scored for `recovery.wait_minutes`.
     """
-    total = sum(int(chosen.sum()) for chosen in rows.values())
-    workers = count_scoring_workers(compute, total, os.cpu_count() or 1)
-    if workers:
+    parts = plan_parts(rows)
+    shared = config.compute.gpu or is_on_cluster()
+    if shared:
+        hide_gpus()  # they are the workers'
+    if shared and (workers := min(config.compute.workers, len(parts) // _LEAST_PARTS)):
         start()
-        check_capacity(compute)
-        parts = score_on_workers(bundles, dataset, rows, compute, workers, flips=flips)
+        check_capacity(config.compute.model_copy(update={"workers": 1, "min_workers": None}))
+        tables = score_on_workers(bundles, dataset, rows, config, workers, flips=flips)
     else:
-        scorer = _Scorer(bundles, dataset, rows, flips)
-        parts = (scorer.score(*part) for part in _plan_parts(dataset, rows, 1))
-    tables: list[pa.Table] = []
-    done = 0
-    for table in parts:
-        tables.append(table)
-        done += len(table)
-        progress("score", done, total)
-    scores = pa.concat_tables(tables)
+        scorer = _PartScorer(bundles, dataset, rows, flips)
+        tables = (scorer.score(*part) for part in parts)
+    total, found = sum(int(chosen.sum()) for chosen in rows.values()), []
+    progress("score", 0, total)
+    for table in tables:
+        found.append(table)
+        progress("score", sum(map(len, found)), total)
+    scores = pa.concat_tables(found)
     in_order = (scores.filter(pc.equal(scores["split"], split)).sort_by("row") for split in rows)
     return pa.concat_tables(in_order).combine_chunks()
 
 
-def count_scoring_workers(compute: ComputeConfig, images: int, cpus: int) -> int:
-    """Return how many workers score so many images; 0: this process does, which has `cpus`.
-
-    Workers score where each gets enough images to be worth its start, and if they have GPUs or more CPUs than here.
-    """
-    workers = min(compute.workers, images // _LEAST_IMAGES)
-    return workers if compute.gpu or workers * compute.cpus_per_worker > cpus else 0
+def plan_parts(rows: Rows) -> list[Part]:
+    """Return the parts that have a row to score, the first one in any case."""
+    parts = [
+        (split, start, min(start + _PART_ROWS, len(chosen)))
+        for split, chosen in rows.items()
+        for start in range(0, len(chosen), _PART_ROWS)
+    ]
+    return [part for part in parts if rows[part[0]][part[1] : part[2]].any()] or parts[:1]
 
 
 def score_on_workers(
-    bundles: Sequence[Bundle], dataset: Dataset, rows: Rows, compute: ComputeConfig, workers: int, *, flips: bool
+    bundles: Sequence[Bundle], dataset: Dataset, rows: Rows, config: Config, workers: int, *, flips: bool
 ) -> Iterator[pa.Table]:
-    """Yield the scores of parts of the rows, in any order. Ray must be running.
+    """Yield the scores of the parts, in any order. Ray must be running.
+
+    A worker gets a part when it is ready for one. The part of a worker that is lost goes to another one.
 
     Raises:
         UsageError, RunError: see `score_rows`.
     """
     import ray
-    from ray.exceptions import RayError
-    from ray.util import ActorPool
+    from ray.exceptions import RayError, RayTaskError
 
-    each = resources_per_worker(compute)
-    actor = ray.remote(_Scorer).options(
-        num_cpus=each["CPU"], num_gpus=each.get("GPU", 0), max_restarts=_RETRIES, max_task_retries=_RETRIES
-    )
-    arguments = bundles, dataset, ray.put(rows), flips, compute
-    # An actor that waits for a machine would keep the parts that it was given.
-    count = max(1, min(workers, count_workers_on_nodes(compute)))
-    pool = ActorPool([actor.remote(*arguments) for _ in range(count)])
-    parts = _plan_parts(dataset, rows, count)
+    recovery, each = config.recovery, resources_per_worker(config.compute)
+    actor = ray.remote(_PartScorer).options(num_cpus=each["CPU"], num_gpus=each.get("GPU", 0))
+    arguments = bundles, dataset, ray.put(rows), flips, config.compute
+    parts, losses, numbers = deque(plan_parts(rows)), 0, itertools.count()
+    running: dict[Any, tuple[int, Any, Part | None]] = {}  # call -> number of the worker, worker, its part
+
+    def begin() -> None:
+        worker = actor.remote(*arguments)
+        running[worker.load.remote()] = next(numbers), worker, None
+
+    for _ in range(max(1, min(workers, count_workers_on_nodes(config.compute)))):
+        begin()
     try:
-        yield from pool.map_unordered(lambda scorer, part: scorer.score.remote(*part), parts)
-    except (RunError, UsageError) as error:  # Ray's subclass of it, whose text is the stacks of all processes
-        raise error.cause from None  # type: ignore[attr-defined]
-    except RayError as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise RunError(f"workers that score were lost again and again: {reason}. Run the command again") from error
+        while parts or any(part for _, _, part in running.values()):
+            done, _ = ray.wait(list(running), timeout=60 * recovery.wait_minutes)
+            if not done:
+                raise RunError(
+                    f"nothing was scored for {recovery.wait_minutes:g} minutes, recovery.wait_minutes: no worker could "
+                    "start, or a store does not answer. Run the same command again when the cluster has room"
+                )
+            number, worker, part = running.pop(done[0])
+            try:
+                table = ray.get(done[0])
+            except RayTaskError as error:
+                ray.kill(worker)
+                raise (explain_failure({number: error.cause}, dataset.folder).error or error) from None
+            except RayError as error:
+                ray.kill(worker)
+                losses += 1
+                if losses > recovery.max_failures:
+                    reason = explain_failure({number: error}, dataset.folder).reason
+                    lost = "1 worker was" if losses == 1 else f"{losses} workers were"
+                    text = f"{lost} lost while scoring; of the last, {reason}"
+                    raise RunError(f"{text}. Run the same command again") from None
+                parts.extendleft([part] if part else [])
+                begin()
+                continue
+            if part:
+                yield table
+            if parts:
+                part = parts.popleft()
+                running[worker.score.remote(*part)] = number, worker, part
+            else:
+                ray.kill(worker)  # whoever waits for its GPU gets it
+    finally:
+        for _, worker, _ in running.values():
+            ray.kill(worker)
 
 
-def _plan_parts(dataset: Dataset, rows: Rows, workers: int) -> Iterator[tuple[str, int, int]]:
-    """Yield split, number of the part, and how many parts the split has; each is every so many-th block."""
-    for split in rows:
-        parts = max(1, min(_PARTS * workers, -(-dataset.rows(split) // BLOCK_ROWS)))
-        yield from ((split, number, parts) for number in range(parts))
-
-
-class _Scorer:
+class _PartScorer:
     """Scores parts of a dataset.
 
     Args:
-        compute: of this process, if it is a worker's.
+        compute: what this process is given, if it is a worker.
     """
 
     def __init__(
@@ -133,10 +163,13 @@ class _Scorer:
 
     @cached_property
     def _model(self) -> Any:
-        # Built with the first part and not in the constructor, whose errors Ray gives another form.
         if self._compute:
             limit_devices(self._compute.cpus_per_worker, gpu=self._compute.gpu)
         return Ensemble([bundle.build_model() for bundle in self._bundles], self._flips)
 
-    def score(self, split: str, number: int, parts: int) -> pa.Table:
-        return score_blocks(self._model, self._dataset, split, number, parts, only=self._rows[split])
+    def load(self) -> None:
+        """Build the model; not in the constructor, whose errors Ray gives another form."""
+        _ = self._model
+
+    def score(self, split: str, start: int, stop: int) -> pa.Table:
+        return score_range(self._model, self._dataset, split, start, stop, self._rows[split])

@@ -58,7 +58,7 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
 
     if ray.is_initialized():
         return
-    joining = "RAY_ADDRESS" in os.environ
+    joining = _is_joining()
     environment = runtime_environment(ours, is_submitted(), joining)
     if not is_submitted() and not joining:
         os.environ.update({**LOCAL_ENVIRONMENT, **os.environ})
@@ -84,6 +84,15 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
             f"Ray did not start on this machine: {str(error).strip()}. Its logs are in session_latest/logs of its "
             "folder, /tmp/ray or RAY_TMPDIR. If the machine is busy, run the same command again later"
         ) from error
+
+
+def is_on_cluster() -> bool:
+    """Return whether this process works with machines that it shares, and not with a Ray of its own."""
+    return is_submitted() or _is_joining()
+
+
+def _is_joining() -> bool:
+    return "RAY_ADDRESS" in os.environ
 
 
 def check_reachable(address: str) -> None:

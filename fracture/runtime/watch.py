@@ -16,7 +16,7 @@ from fracture.progress.events import (
     WorkersStarted,
 )
 from fracture.runtime.channel import EventChannel
-from fracture.runtime.cluster import count_workers_that_fit, node_resources, resources_per_worker
+from fracture.runtime.cluster import count_workers_on_nodes
 from fracture.runtime.retry import Recovery
 from fracture.runtime.signals import stop_requested
 from fracture.runtime.watchdog import STACKS
@@ -95,6 +95,6 @@ class Watch:
         self._looked_for_machines = now
         self._recovery.check_waiting(self._compute.fewest)
         if now - since > _LOOK_FOR_MACHINES:
-            each, workers = resources_per_worker(self._compute), self._compute.workers
-            room = min(sum(count_workers_that_fit(node, each) for node in node_resources()), workers)
+            workers = self._compute.workers
+            room = min(count_workers_on_nodes(self._compute), workers)
             self._see(WaitingForMachines(room, workers, now - since))

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fracture.config import Config
-from fracture.errors import RunError
-from fracture.runtime.gpus import explain_missing_gpu, read_driver
+from fracture.evaluation.devices import limit_devices
+from fracture.runtime.gpus import read_driver
 
 
 def make_strategy(config: Config) -> Any:
@@ -32,21 +32,8 @@ def _set_up_devices(config: Config) -> None:
         with suppress(OSError, RuntimeError):  # no folder, or no home for one: then each start compiles anew
             if (driver := read_driver()) and driver.gpus:
                 keep_compiled(Path.home() / ".cache/fracture/xla" / re.sub(r"\W+", "-", driver.gpus[0]), "GPU")
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if config.compute.gpu and not gpus:
-        raise RunError(
-            f"compute.gpu is set, and TensorFlow sees no GPU on this worker: {explain_missing_gpu()}. Run fracture "
-            "doctor on its machine"
-        )
-    tf.config.threading.set_intra_op_parallelism_threads(config.compute.cpus_per_worker)
-    tf.config.threading.set_inter_op_parallelism_threads(max(2, config.compute.cpus_per_worker))
-    if not config.compute.gpu:  # Ray hides the GPUs of others only from workers that have one
-        tf.config.set_visible_devices([], "GPU")
-        return
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+    cpus = config.compute.cpus_per_worker
+    limit_devices(cpus, gpu=config.compute.gpu, kernels=max(2, cpus))
 
 
 def keep_compiled(folder: Path, kind: str) -> None:
@@ -59,16 +46,6 @@ def keep_compiled(folder: Path, kind: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     flags = f"--tf_xla_persistent_cache_directory={folder} --tf_xla_persistent_cache_device_types={kind}"
     os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flags}".strip()
-
-
-def hide_gpus() -> None:
-    """Keep this process off the GPUs; too late once TensorFlow has used one."""
-    import fracture.models  # noqa: F401 - first: it keeps TensorFlow quiet as it loads
-
-    import tensorflow as tf  # isort: skip
-
-    with suppress(RuntimeError):
-        tf.config.set_visible_devices([], "GPU")
 
 
 def on_replicas(strategy: Any, step: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

@@ -91,8 +91,8 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             "they cannot test it. Name radiographs that are new to it."
         )
     with ProgressBars() as bars:
-        compute, start, rows = arguments.config.compute, partial(start_ray, arguments.verbose), {"test": is_new}
-        scores = score_rows(bundles, dataset, rows, compute, start, bars.show, flips=arguments.flips)
+        config, start, rows = arguments.config, partial(start_ray, arguments.verbose), {"test": is_new}
+        scores = score_rows(bundles, dataset, rows, config, start, bars.show, flips=arguments.flips)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]

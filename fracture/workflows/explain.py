@@ -58,8 +58,8 @@ def explain(arguments: ExplainArguments, report: Report = print_line) -> Explain
     dataset, is_new = prepare_test_data(arguments, [bundle], report)
     threshold, steps = bundle.operating_point.threshold, itertools.count(1)
     with ProgressBars() as bars:
-        compute, start, rows = arguments.config.compute, partial(start_ray, arguments.verbose), np.ones_like(is_new)
-        scores = score_rows([bundle], dataset, {"test": rows}, compute, start, bars.show)
+        config, start, rows = arguments.config, partial(start_ray, arguments.verbose), np.ones_like(is_new)
+        scores = score_rows([bundle], dataset, {"test": rows}, config, start, bars.show)
         model = bundle.build_model()
         gallery = make_gallery(
             model, scores, dataset, threshold, arguments.count, lambda: bars.show("explain", next(steps), None)

@@ -34,12 +34,12 @@ def finish_run(
     Raises:
         RunError: scores are missing, the disk is full, or the store fails.
     """
+    from fracture.evaluation.devices import hide_gpus
     from fracture.evaluation.gallery import make_gallery, write_gallery
     from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import calibrate_scores, gather_scores, read_scores
     from fracture.inference.bundle import build_final_model, export_model, versions, write_bundle
-    from fracture.training.strategy import hide_gpus
 
     workers, bundle = outcome.workers, run / "bundle"
     operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)

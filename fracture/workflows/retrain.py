@@ -324,6 +324,7 @@ def _judge_challenger(
     registry: Registry, version: Version, dataset: Dataset, config: Config, verbose: bool, report: Report
 ) -> Retraining:
     """Score challenger and champion, apply the gate's rules, and write scores, page and `decision.json`."""
+    from fracture.evaluation.devices import hide_gpus
     from fracture.evaluation.report import list_caveats
     from fracture.inference.scoring import score_rows
     from fracture.registry.data_changes import find_data_changes
@@ -332,13 +333,14 @@ def _judge_challenger(
 
     number = registry.champion()
     report("gate       scoring both models on test")
+    hide_gpus()  # as at the end of the training, which may have been in another process
     champion = None if number is None else registry.read_bundle(number)
     before = None if number is None else _read_files(registry.dataset_folder(number))
     challenger = registry.read_bundle(version.number)
     changes = find_data_changes(dataset.find_files().read_parquet(), before)
     with ProgressBars() as bars:
         start = partial(start_ray, verbose)
-        score = partial(score_rows, compute=config.compute, start=start, progress=bars.show)
+        score = partial(score_rows, config=config, start=start, progress=bars.show)
         run = registry.run_folder(version.tick)
         compared = compare_with_champion(challenger, champion, run, dataset, changes, score)
     retraining = Retraining(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from fracture.config import ComputeConfig, GateConfig, load_config
+from fracture.config import Config, GateConfig, load_config
 from fracture.dataset.format import FILES, Dataset, Leak, Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, auc_differences, rate_differences
@@ -233,7 +233,7 @@ def test_an_undefined_figure_fails(manifest):
     assert not rules["specificity against the champion"].passed
 
 
-score_here = partial(score_rows, compute=ComputeConfig(), start=pytest.fail)  # too few images for workers
+score_here = partial(score_rows, config=Config(), start=pytest.fail)
 OPERATING_POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.5, rule="given: 0.5")
 
 
