@@ -702,6 +702,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     Of several bundles, the calibrated probabilities and the thresholds are averaged; what any of them was trained on is
     left out. --flips averages each image with its mirror image.
 
+    Of the settings, data.* (with --data), compute.* and recovery.* count. On a cluster, or with --set compute.gpu=true,
+    workers score, compute.workers of them at most.
+
     Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and shards if DIR was named.
     """
     from fracture.evaluation.report import format_own_test_comparison, format_results

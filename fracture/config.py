@@ -227,7 +227,9 @@ class TrainingConfig(Section, changes_recipe=True):
         "auto", description="Keras' precision policy; `auto` takes the fastest that the hardware computes natively."
     )
     xla: Literal["auto", "always", "never"] = Field(
-        "auto", description="Compile each worker's part of a training step with XLA; `auto` does so on GPUs."
+        "auto",
+        description="Compile each worker's part of a training step with XLA; `auto` does so on GPUs, except with "
+        "`model.sync_batch_norm`, which XLA cannot compile.",
     )
     seed: Seed = Field(0, description="Seed of initial weights, shuffling, augmentation and dropout.")
 
@@ -337,13 +339,19 @@ class GateConfig(Section, changes_recipe=False):
         0.2, ge=0, le=1, description="Highest expected calibration error. With few radiographs it is higher by chance."
     )
     max_left_test: Fraction = Field(
-        0.1, description="Highest share of the earlier test that new images join to training."
+        0.1,
+        description="Highest share of the champion's test that is no longer in test: removed, unreadable, under both "
+        "labels, or joined to others.",
     )
     max_conflicts: Fraction = Field(
         0.02, description="Highest share of the new radiographs under both labels, or under another than before."
     )
     max_drift: float = Field(
-        0.4, gt=0, le=1, description="Largest Kolmogorov-Smirnov distance of the new radiographs from the earlier ones."
+        0.4,
+        gt=0,
+        le=1,
+        description="Largest Kolmogorov-Smirnov distance of the new radiographs from the earlier ones, and largest "
+        "change of the share of fractures.",
     )
     min_agreement: float = Field(
         0.6,

@@ -40,7 +40,7 @@ class ScoringArguments:
     data: tuple[str, ...] = ()  # folders or URIs of radiographs; all of them are test
     labels: str | None = None  # CSV file that names the labels of `data`
     shards: str | None = None  # folder or URI of shards with a test split, in place of `data`
-    config: Config = field(default_factory=Config)  # how `data` is prepared; the model gives the image size
+    config: Config = field(default_factory=Config)  # how `data` is prepared, but for the image size; who scores
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -71,7 +71,9 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     """Score the models on what is new to them, and write the report, `predictions.parquet` and `metrics.json`.
 
     Raises:
-        UsageError: a bundle, the data or the folder for the report cannot be used, or nothing is new to the models.
+        UsageError: a bundle, the data or the folder for the report cannot be used, nothing is new to the models, or no
+            worker fits.
+        RunError: workers are lost too often.
     """
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json

@@ -133,7 +133,7 @@ def _train_and_finish(
         start_ray(verbose, to_train=True)
         check_capacity(config.compute)
         count = f"{config.compute.workers} worker{'s' if config.compute.workers > 1 else ''}"
-        report(f"starting   {count} of Ray Train; about 15 seconds until the first step")
+        report(f"starting   {count} of Ray Train; 15 to 30 seconds until the first step")
         with Console() as console:
             outcome = train(config, dataset, run, [console.show, status.show], initial)
         from fracture.workflows.finish import finish_run  # loads statistics and plots, a second that can wait until now
