@@ -2,9 +2,9 @@
 
 Ray notices a worker that is gone, never one that waits for ever: in a collective that another one does not take part
 in, in a driver, in a file system, or stopped by a signal. So each worker has a small process of its own beside it,
-which hears of every step. When none comes in time, it has the worker write the stack of each of its threads, keeps
-that in the run's folder, and kills the worker. A thread of the worker itself would not do: it stops with the process,
-or waits for Python's lock.
+which hears of every group of steps. When none comes in time, it has the worker write the stack of each of its threads,
+keeps that in the run's folder, and kills the worker. A thread of the worker itself would not do: it stops with the
+process, or waits for Python's lock.
 """
 
 import faulthandler
@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-SLOWER = 10  # times the slowest step seen is stuck
+SLOWER = 10  # times the slowest group of steps seen is stuck
 LEAST = 300.0  # seconds; loading, compiling, validating and saving may take longer than many steps
 STACKS = "stacks"  # folder in the run's
 _ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ class Watchdog:
         Args:
             run: path or URI of the run's folder.
             name: the worker's, for the file.
-            stuck_seconds: allowed without progress; None: `SLOWER` times the slowest step, at least `LEAST`.
+            stuck_seconds: allowed without progress; None: `SLOWER` times the slowest group of steps, at least `LEAST`.
         """
         self._fixed, self._slowest = stuck_seconds, 0.0
         self._last_step: float | None = None
@@ -54,7 +54,7 @@ class Watchdog:
         return self._fixed or max(LEAST, SLOWER * self._slowest)
 
     def step(self, what: str) -> None:
-        """Report that a step is done."""
+        """Report that a group of steps is done."""
         now = time.monotonic()
         if self._last_step is not None:
             self._slowest = max(self._slowest, now - self._last_step)

@@ -25,6 +25,8 @@ class Agreement:
     they add up what each knows. The number of steps until then is rank 0's choice too: about a second of them.
     """
 
+    NUMBERS = 3  # that each worker adds: stop, save, and steps of the next group
+
     def __init__(
         self,
         channel: EventChannel | None,
@@ -35,7 +37,7 @@ class Agreement:
         """
         Args:
             channel: on rank 0.
-            add: adds up three numbers over all workers.
+            add: adds up `NUMBERS` over all workers.
             is_preempted: whether a machine is about to be taken away; is called on all workers alike.
             save_seconds: seconds between two checkpoints inside an epoch.
         """

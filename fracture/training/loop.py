@@ -92,25 +92,25 @@ def _train(worker: Worker, state: LoopState) -> bool:
             write_history(run, state.history)
     agreement = Agreement(
         channel if rank == 0 else None,
-        adder(worker.strategy, 3),
-        lambda: ray.train.get_preemption_info() is not None,  # rank 0 tells the others
+        adder(worker.strategy, Agreement.NUMBERS),
+        lambda: ray.train.get_preemption_info() is not None,  # a barrier; all get the same answer
         60 * config.checkpoint.every_minutes,
     )
 
     for phase in list_phases(config)[state.phase :]:
-        if state.finished(phase.epochs, patience):  # it was killed just then
+        if state.finished(phase.epochs, patience):  # killed after the last checkpoint of a phase
             state.end_phase(worker.backbone if phase.on_frozen_features else [])
             continue
         watchdog.busy("building the network")
         began = time.monotonic()
-        model = build_phase_model(worker, phase, state)
-        replica, train, val = model.replica, model.train, model.val
+        built = build_phase_model(worker, phase, state)
+        replica, train_rows, val_rows = built.replica, built.train, built.val
         watchdog.rest("waiting for the others to build the network")
         barrier()
         if phase.on_frozen_features:  # it has the images once for all epochs: part of the next one's time
             state.seconds += time.monotonic() - began
         if rank == 0:
-            channel.send(_describe_phase(worker, phase, model, state))
+            channel.send(_describe_phase(worker, phase, built, state))
 
         while not state.finished(phase.epochs, patience):
             epoch, started = state.epochs_done + 1, time.monotonic() - state.seconds
@@ -119,62 +119,68 @@ def _train(worker: Worker, state: LoopState) -> bool:
             watchdog.busy(f"on its way to the next step, after step {state.steps_done} of epoch {epoch}")
             agreement.begin()
             replica.set_sums(state.metric_sums, rank)
-            batches = iter(training_batches(train, config.training.seed, epoch - 1, model.augment, state.steps_done))
-            while state.steps_done < train.steps:
-                at, state.group = time.monotonic(), min(agreement.steps, train.steps - state.steps_done)
-                done, finite = replica.train(batches, state.group)
+            batches = iter(
+                training_batches(train_rows, config.training.seed, epoch - 1, built.augment, state.steps_done)
+            )
+            while state.steps_done < train_rows.steps:
+                at, state.group = time.monotonic(), min(agreement.steps, train_rows.steps - state.steps_done)
+                done, finite = replica.train_steps(batches, state.group)
                 state.steps_done, state.group = state.steps_done + done, 0
                 watchdog.step(f"training, after step {state.steps_done} of epoch {epoch}")
                 if not finite:
                     return _diverged(worker, phase, epoch, state.steps_done)
                 now = time.monotonic()
-                agreed = agreement.reach(StepDone(epoch, state.steps_done, train.steps), done, now - at)
+                agreed = agreement.reach(StepDone(epoch, state.steps_done, train_rows.steps), done, now - at)
                 if agreed.save or agreed.stop:
                     _save_inside(worker, state, replica, agreement, now - started, replica.total_sums())
                 if agreed.stop:
                     return _stopped(worker, epoch, state)
             seconds, sums = time.monotonic() - started, replica.total_sums()
 
-            # 2. Validate one and the same network on all workers.
+            # 2. Validate one and the same network on all workers; a resumed run begins here where it trained all steps.
             replica.share_moving_averages()
             watchdog.busy("going to validate")
             agreement.begin()
             replica.set_sums([], rank)
             if rank == 0:
-                channel.send(Validating(epoch, train.steps, train.steps))
-            batches, counted = iter(evaluation_batches(val, worker.val_weights)), 0
-            while counted < val.steps:
-                at, group = time.monotonic(), min(agreement.steps, val.steps - counted)
-                replica.validate(batches, group)
+                channel.send(Validating(epoch, train_rows.steps, train_rows.steps))
+            batches, counted = iter(evaluation_batches(val_rows, worker.val_weights)), 0
+            while counted < val_rows.steps:
+                at, group = time.monotonic(), min(agreement.steps, val_rows.steps - counted)
+                replica.validate_steps(batches, group)
                 counted += group
                 watchdog.step(f"validating, after batch {counted} of epoch {epoch}")
-                agreed = agreement.reach(Validating(epoch, train.steps, train.steps), group, time.monotonic() - at)
+                agreed = agreement.reach(
+                    Validating(epoch, train_rows.steps, train_rows.steps), group, time.monotonic() - at
+                )
                 if agreed.save or agreed.stop:
                     _save_inside(worker, state, replica, agreement, seconds, sums)
                 if agreed.stop:
                     return _stopped(worker, epoch, state)
             validated = compute_metrics(replica.total_sums())
             if not np.isfinite(validated["weighted_loss"]):
-                return _diverged(worker, phase, epoch, train.steps)
+                return _diverged(worker, phase, epoch, train_rows.steps)
 
             # 3. Record the epoch: checkpoint, log, and the driver.
             record = _record(epoch, compute_metrics(sums), validated)
             record["images_per_second"] = round(assignment.dataset.rows("train") / seconds, 2)
             last_step = replica.steps_done() - 1  # of the phase
-            record["learning_rate"] = learning_rate(config, phase, train.steps, last_step)
+            record["learning_rate"] = learning_rate(config, phase, train_rows.steps, last_step)
             record |= {"phase": state.phase + 1, "seconds": round(time.monotonic() - started, 3)}
-            record["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # Linux: KiB
-            record["trained_parameters"] = model.trainable_parameters
+            record["memory_gb"] = round(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3
+            )  # Linux: KiB
+            record["trained_parameters"] = built.trainable_parameters
             state.record(record, replica.weights(), replica.optimizer_state())
             _save(worker, state, agreement)
             if log is not None:
                 write_history(run, state.history)
                 log.add(record)
                 channel.send(EpochDone(record, state.best_epoch))
-            if agreement.reach().stop:
+            if agreement.reach().stop:  # it has just been saved
                 return _stopped(worker, epoch, state)
-        state.end_phase(worker.backbone if phase.on_frozen_features else [])
-        del model, replica, train, val, batches  # else their memory is not free for the next phase's
+        state.end_phase(worker.backbone if phase.on_frozen_features else [])  # the last one too: its best is scored
+        del built, replica, train_rows, val_rows, batches  # else their memory is not free for the next phase's
         gc.collect()
     return True
 

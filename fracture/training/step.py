@@ -9,12 +9,13 @@ import tensorflow as tf
 
 from fracture.training.checkpoint import Arrays
 from fracture.training.metric_sums import SIZE, cross_entropy, sum_batch
-from fracture.training.strategy import local_arrays, local_variables, on_replicas, reducer
+from fracture.training.strategy import local_arrays, local_variables, reducer, run_on_replica
 
 
 class Replica:
-    """This worker's copy of the network. Every worker calls each method that computes, or all of them wait.
+    """This worker's copy of the network.
 
+    All workers call `train_steps`, `validate_steps`, `total_sums` and `share_moving_averages`, or those that do wait.
     A step is one pass over a global batch: each worker computes the gradients of its part, they are added up over the
     workers, and all replicas change alike. Groups of steps are one call of TensorFlow, so that the host's part of a
     step is small.
@@ -33,8 +34,8 @@ class Replica:
         """
         Args:
             network: with a layer `logit`; made in the strategy's scope, as the optimizer is.
-            prepare: makes what the network takes from the first part of a training batch.
-            take: the same for validation.
+            prepare: makes the network's input of the inputs of a training batch: images, transforms and exposures.
+            take: the same of those of a validation batch: images.
             smoothing: label smoothing of the loss.
             xla: compile the part of a step that is this worker's own.
         """
@@ -60,7 +61,7 @@ class Replica:
         self._train = tf.function(self._train_group, autograph=False)
         self._validate = tf.function(self._validate_group, autograph=False)
 
-    def train(self, batches: tf.data.Iterator, steps: int) -> tuple[int, bool]:
+    def train_steps(self, batches: tf.data.Iterator, steps: int) -> tuple[int, bool]:
         """Do so many training steps.
 
         Returns:
@@ -70,7 +71,7 @@ class Replica:
         finite = int(self._train(batches, tf.constant(steps)))
         return min(finite + 1, steps), finite == steps
 
-    def validate(self, batches: tf.data.Iterator, steps: int) -> None:
+    def validate_steps(self, batches: tf.data.Iterator, steps: int) -> None:
         """Count so many batches without changing the network."""
         self._validate(batches, tf.constant(steps))
 
@@ -112,7 +113,7 @@ class Replica:
         """
 
         def step(done: tf.Tensor, finite: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            finite *= on_replicas(self._strategy, self._train_step, batches.get_next())
+            finite *= run_on_replica(self._strategy, self._train_step, batches.get_next())
             return done + 1, finite, count + finite
 
         start = (tf.constant(0), tf.constant(1.0), tf.constant(0.0))
@@ -120,7 +121,7 @@ class Replica:
 
     def _validate_group(self, batches: tf.data.Iterator, steps: tf.Tensor) -> None:
         def step(done: tf.Tensor) -> list[tf.Tensor]:
-            on_replicas(self._strategy, self._validate_step, batches.get_next())
+            run_on_replica(self._strategy, self._validate_step, batches.get_next())
             return [done + 1]
 
         # By default it would take ten batches at a time, with the memory of all, since none waits for another.
@@ -129,19 +130,22 @@ class Replica:
     def _train_step(self, inputs: Any, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
         """Train on this worker's part of a batch; return 1.0 if the network is finite, else 0.0.
 
-        Looks at the last layer, whose bias has the mean of (probability - label) as its gradient, and whose kernel the
-        same times its inputs: a logit that is not finite makes one of them so at once. Weights are alike on all
-        workers, and a loss is not: were one worker to stop on its own loss, the others would wait for it for ever.
+        A logit that is not finite makes the gradient of the last layer so, and with it the layer, in the same step. The
+        layer is alike on all workers, and a loss is not: were one worker to stop on its own loss, the others would wait
+        for it for ever.
+
+        Args:
+            weights: 1 / images of the global batch, so that the sum over all workers is the mean.
         """
         labels = labels[:, 0]
         gradients, logits = self._differentiate(self._prepare(*inputs), labels, weights)
         if isinstance(self._optimizer, keras.optimizers.LossScaleOptimizer):
             # It skips the step where its own gradients are not finite. All must skip the same, so they look at the sum.
-            # It is shared out again, since the optimizer adds up the gradients of all workers.
+            # Divided by the number of workers, since `apply_gradients` adds them up once more.
             gradients = [g / self._strategy.num_replicas_in_sync for g in _add_up(gradients)]
         variables = self._network.trainable_variables
         self._optimizer.apply_gradients(zip(gradients, variables, strict=True))  # added up over the workers
-        self._sums.assign_add(sum_batch(labels, logits, weights))
+        self._sums.assign_add(sum_batch(labels, logits, weights))  # of the labels as they are, not smoothed
         finite = [tf.reduce_all(tf.math.is_finite(variable.value)) for variable in self._last]
         return tf.cast(tf.reduce_all(finite), tf.float32)
 

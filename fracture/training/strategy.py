@@ -48,7 +48,7 @@ def keep_compiled(folder: Path, kind: str) -> None:
     os.environ["TF_XLA_FLAGS"] = f"{os.environ.get('TF_XLA_FLAGS', '')} {flags}".strip()
 
 
-def on_replicas(strategy: Any, step: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def run_on_replica(strategy: Any, step: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """Call `step` on this worker's replica, inside a `tf.function`, and return what it returns."""
     return strategy.experimental_local_results(strategy.run(step, arguments))[0]
 

@@ -176,7 +176,7 @@ def _training_rate(config: Any, model: Any, batch: int, steps: int, seconds: flo
     from fracture.dataset.pipeline import training_batches
 
     batches = iter(training_batches(model.train, 0, 0, config.augment).repeat())
-    return _rate(lambda: model.replica.train(batches, steps), steps * batch, seconds)
+    return _rate(lambda: model.replica.train_steps(batches, steps), steps * batch, seconds)
 
 
 def kernels() -> Iterator[Row]:
@@ -258,10 +258,10 @@ def profile() -> Iterator[Row]:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     config, model = _phase_model(strategy, sizes, batch, "always" if sizes is LARGE else "never", on_card=True)
     batches = iter(training_batches(model.train, 0, 0, config.augment).repeat())
-    model.replica.train(batches, steps)
+    model.replica.train_steps(batches, steps)
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
-        model.replica.train(batches, steps)
+        model.replica.train_steps(batches, steps)
         tf.profiler.experimental.stop()
         spent = _milliseconds_by_kernel(folder)
     for name, milliseconds in sorted(spent.items(), key=lambda kernel: -kernel[1])[:10]:

@@ -59,7 +59,7 @@ def replica(tiny_config) -> Callable[..., Replica]:
 def train(replica: Replica, rows: WorkerRows, *groups: int) -> list[np.ndarray]:
     """Train so many steps in each group; return the weights and the sums."""
     batches = iter(training_batches(rows, 0, 0, AugmentConfig()))
-    assert [replica.train(batches, steps) for steps in groups] == [(steps, True) for steps in groups]
+    assert [replica.train_steps(batches, steps) for steps in groups] == [(steps, True) for steps in groups]
     assert replica.steps_done() == sum(groups)
     return [*replica.weights(), replica.total_sums()]
 
@@ -74,7 +74,7 @@ def test_nothing_is_written_into_the_temporary_folder(replica, rows, tmp_path, m
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     trained = replica(rows)
     train(trained, rows, 2)
-    trained.validate(iter(evaluation_batches(rows, np.ones(60, np.float32))), 2)
+    trained.validate_steps(iter(evaluation_batches(rows, np.ones(60, np.float32))), 2)
     assert not list(tmp_path.glob("*.py"))
 
 
@@ -89,7 +89,7 @@ def test_the_first_step_after_which_the_network_is_not_finite_is_counted(groups:
     batches = iter(training_batches(rows, 0, 0, AugmentConfig()).enumerate().map(break_the_third))
     trained, done = replica(rows), 0
     for steps in groups:
-        counted, finite = trained.train(batches, steps)
+        counted, finite = trained.train_steps(batches, steps)
         done += counted
         assert counted == steps or not finite
         if not finite:
@@ -121,13 +121,13 @@ def test_float16_skips_a_step_whose_gradients_are_not_finite_and_halves_the_scal
 
     trained = replica(rows, "training.precision=mixed_float16")
     batches = iter(training_batches(rows, 0, 0, AugmentConfig()).enumerate().map(enlarge))
-    assert trained.train(batches, 1) == (1, True)
+    assert trained.train_steps(batches, 1) == (1, True)
     before, state = trained.weights(), trained.optimizer_state()
-    assert trained.train(batches, 1) == (1, True)
+    assert trained.train_steps(batches, 1) == (1, True)
     assert np.array_equal(trained.weights()[0], before[0]), "no step was done"
     pairs = zip(state, trained.optimizer_state(), strict=True)
     assert (32768.0, 16384.0) in [(float(old), float(new)) for old, new in pairs if old.shape == ()]
-    assert trained.train(batches, 2) == (2, True)
+    assert trained.train_steps(batches, 2) == (2, True)
     assert not np.array_equal(trained.weights()[0], before[0])
 
 
