@@ -48,7 +48,7 @@ def train_worker(assignment: Assignment) -> None:
         try:
             try:
                 ended = _train(worker, state)
-            except Exception:
+            except Exception:  # the driver gives up on what fails twice at one step
                 last = state.steps_done + max(state.group - 1, 0)
                 assignment.channel.send(WorkerError(state.epochs_done + 1, state.steps_done, last))
                 raise
