@@ -9,7 +9,7 @@ import os
 import tempfile
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,6 +29,7 @@ from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decode import Rejected, check_file_size, decode
 from fracture.preparation.source import is_clutter, list_files
+from fracture.progress import Progress
 from fracture.storage import StoragePath
 
 RESULTS = pa.schema(
@@ -55,8 +56,6 @@ _READ_AHEAD = 8  # most files read while one is decoded; a bucket takes some 50 
 _READ_AHEAD_BYTES = 2**26  # most of them and the one that is decoded, which alone may have more
 _MAX_CRASHES = 2  # at one file before it is skipped; a single crash may have another cause
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of what spreadsheets run
-
-Progress = Callable[[str, int, int | None], None]  # name, done, total
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fracture.errors import RunError
 from fracture.evaluation.devices import hide_gpus, limit_devices
 from fracture.evaluation.scores import GPU_BATCH_SIZE, Ensemble, score_range
 from fracture.inference.bundle import Bundle
+from fracture.progress import Progress
 from fracture.runtime.cluster import check_capacity, count_workers_on_nodes, is_on_cluster, resources_per_worker
 from fracture.runtime.failures import explain_failure
 
@@ -28,7 +29,6 @@ _LEAST_PARTS = 2  # of a worker; fewer take less time here than its start
 
 Rows = Mapping[str, np.ndarray]  # split -> [rows] bool
 Part = tuple[str, int, int]  # split, first row, row after the last
-Progress = Callable[[str, int, int | None], None]  # name, done, total
 
 
 def score_rows(
@@ -67,11 +67,12 @@ def score_rows(
     else:
         scorer = _PartScorer(bundles, dataset, rows, flips)
         tables = (scorer.score(*part) for part in parts)
-    total, found = sum(int(chosen.sum()) for chosen in rows.values()), []
-    progress("score", 0, total)
+    total, done, found = sum(int(chosen.sum()) for chosen in rows.values()), 0, []
+    progress("score", done, total)
     for table in tables:
         found.append(table)
-        progress("score", sum(map(len, found)), total)
+        done += len(table)
+        progress("score", done, total)
     scores = pa.concat_tables(found)
     in_order = (scores.filter(pc.equal(scores["split"], split)).sort_by("row") for split in rows)
     return pa.concat_tables(in_order).combine_chunks()

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,12 +19,11 @@ from fracture.preparation.parallel import map_in_order, map_unordered, share
 from fracture.preparation.pending import PendingPixels, name_pending_file, remove_pending, write_pending
 from fracture.preparation.scan_cache import ScanCache
 from fracture.preparation.source import ImageFile, Source
+from fracture.progress import Progress
 from fracture.storage import StoragePath
 
 FILES_PER_TASK, PAIRS_PER_TASK = 128, 32
 SECONDS_BETWEEN_SAVES = 300  # of results, and so the most that a killed job loses
-
-Progress = Callable[[str, int, int | None], None]  # step, number done, total if it is known
 
 
 @dataclass(frozen=True)

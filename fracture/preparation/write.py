@@ -35,9 +35,10 @@ from fracture.preparation.output import INPUT, check_output_folder, hash_input, 
 from fracture.preparation.parallel import map_unordered, share
 from fracture.preparation.pending import PendingPixels, read_pending, remove_pending
 from fracture.preparation.plan import SplitPlan, plan_split
-from fracture.preparation.scan import Progress, ScannedSource
+from fracture.preparation.scan import ScannedSource
 from fracture.preparation.scan_cache import SCANNED, hash_code
 from fracture.preparation.source import keyed_hash
+from fracture.progress import Progress
 from fracture.storage import StoragePath, encode_parquet
 
 _MOST_READ = 4  # rows of earlier shards that may be read for each row that is needed, before decoding is less work

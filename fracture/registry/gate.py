@@ -85,7 +85,7 @@ def compare_with_champion(
         )
     agreement = None
     if champion is not None:
-        is_new = _find_new_rows(champion, dataset, changes)
+        is_new = _find_new_rows(dataset, changes, seen_groups[-1])
         rows = is_new | {"test": np.ones(dataset.rows("test"), bool)}
         of_champion = score([champion], dataset, rows)
         in_test = pc.equal(of_champion["split"], "test")
@@ -120,12 +120,15 @@ def _resample_differences(scores: pa.Table, challenger: Bundle, champion: Bundle
     return {"auc": aucs, "specificity": rates["specificity"]}
 
 
-def _find_new_rows(champion: Bundle, dataset: Dataset, changes: DataChanges) -> dict[str, np.ndarray]:
+def _find_new_rows(dataset: Dataset, changes: DataChanges, seen_groups: set[int]) -> dict[str, np.ndarray]:
     """Return split -> [rows] bool: new radiographs whose groups the champion has not seen."""
     chosen = changes.new_radiograph_ids[:_AGREEMENT_RADIOGRAPHS]  # a random sample, since the ids are hashes
-    unseen = champion.find_unseen_rows(dataset, dataset.splits)
-    ids = {split: dataset.read_columns(split, ["radiograph_id"])["radiograph_id"].to_numpy() for split in unseen}
-    return {split: unseen[split] & np.isin(ids[split], chosen) for split in unseen}
+    seen, found = list(seen_groups), {}
+    for split in dataset.splits:
+        index = dataset.read_columns(split, ["radiograph_id", "group_id"])
+        is_new = np.isin(index["radiograph_id"].to_numpy(), chosen)
+        found[split] = is_new & ~np.isin(index["group_id"].to_numpy(), seen)
+    return found
 
 
 def _measure_agreement(scores: pa.Table, threshold: float) -> Metrics | None:
