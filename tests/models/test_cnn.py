@@ -58,7 +58,7 @@ def test_uint8_and_float_images_give_the_same_probabilities(tiny_config):
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
     probabilities = model(images)
     assert probabilities.dtype == tf.float32
-    assert np.array_equal(probabilities, model(images.astype(np.float32)))
+    assert np.allclose(probabilities, model(images.astype(np.float32)), rtol=1e-6, atol=0)
     assert ((probabilities > 0) & (probabilities < 1)).numpy().all()
 
 
@@ -77,7 +77,7 @@ def test_the_network_handed_over_takes_the_trained_weights(tiny_config):
     handed_over = build_model(tiny_config(), 100.0, 50.0)
     handed_over.set_weights(trained.get_weights())
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
-    assert np.array_equal(trained(images), handed_over(images))
+    assert np.allclose(trained(images), handed_over(images), rtol=1e-6, atol=0), "the fused kernel may round otherwise"
     assert "KeyedDropout" in kinds(trained)
     assert "KeyedDropout" not in kinds(handed_over)
 
