@@ -48,11 +48,17 @@ class DataConfig(Section, changes_recipe=True):
 
     image_size: int = Field(224, ge=32, le=1024, description="Side of the square grey image, in pixels.")
     seed: Seed = Field(0, description="Seed of the rows' order, and of which group goes to which split.")
-    fracture_folders: tuple[str, ...] = Field(
-        (), strict=False, description="Names of folders that mean fracture, beside the known ones."
+    fracture_labels: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Names of folders, values of a labels file and names of boxes that mean fracture, beside the known "
+        "ones.",
     )
-    normal_folders: tuple[str, ...] = Field(
-        (), strict=False, description="Names of folders that mean normal, beside the known ones."
+    normal_labels: tuple[str, ...] = Field((), strict=False, description="The same for normal.")
+    excluded_labels: tuple[str, ...] = Field(
+        (),
+        strict=False,
+        description="Names and values such as `unclear`, whose images are left out and counted.",
     )
     split: Literal["auto", "official", "group", "test"] = Field(
         "auto",

@@ -18,7 +18,7 @@ training:
   epochs: 20
   batch_size: 16
 data:
-  normal_folders: [no, "1"]
+  normal_labels: [no, "1"]
 ```
 
 Only `true` and `false` are booleans, and `1e-3` is a number. A setting that is text takes what is written, so that a

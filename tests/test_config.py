@@ -47,12 +47,12 @@ WORDS = ["no", "on", "Yes", "1", "007", "1e-3", "1.50", "true", "null", "~", "20
 @pytest.mark.parametrize("word", WORDS)
 def test_a_folder_may_have_any_name(tmp_path: Path, word: str):
     """YAML 1.1 would read these as booleans, numbers, dates or nothing."""
-    assert load_config(None, [f"data.normal_folders=[{word}]"]).data.normal_folders == (word,)
-    assert load_config(None, [f"data={{normal_folders: [{word}]}}"]).data.normal_folders == (word,)
+    assert load_config(None, [f"data.normal_labels=[{word}]"]).data.normal_labels == (word,)
+    assert load_config(None, [f"data={{normal_labels: [{word}]}}"]).data.normal_labels == (word,)
     assert load_config(None, [f"data.group_pattern={word}"]).data.group_pattern == word
-    (tmp_path / "mine.yaml").write_text(f"data:\n  normal_folders:\n  - {word}\n  - '{word}'\n")
+    (tmp_path / "mine.yaml").write_text(f"data:\n  normal_labels:\n  - {word}\n  - '{word}'\n")
     config = load_config(tmp_path / "mine.yaml")
-    assert config.data.normal_folders == (word, word)
+    assert config.data.normal_labels == (word, word)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(tmp_path / "again.yaml") == config
 

@@ -300,12 +300,12 @@ def _normalise(folder: str) -> str:
 
 def _labels_of_folders(config: DataConfig) -> dict[str, int]:
     labels = {name: label for label, names in CLASS_FOLDERS.items() for name in names}
-    for label, more in ((FRACTURE, config.fracture_folders), (NORMAL, config.normal_folders)):
+    for label, more in ((FRACTURE, config.fracture_labels), (NORMAL, config.normal_labels)):
         for name in map(_normalise, more):
             if labels.get(name, label) != label:
                 raise UsageError(
                     f"folder name {name!r} is already {CLASS_NAMES[labels[name]]!r}; it cannot also be "
-                    f"{CLASS_NAMES[label]!r}. Change data.fracture_folders or data.normal_folders."
+                    f"{CLASS_NAMES[label]!r}. Change data.fracture_labels or data.normal_labels."
                 )
             labels[name] = label
     return labels
@@ -364,7 +364,7 @@ def _check_other_folders(
     if not positions:
         raise UsageError(
             f"--data {root}: no class folder found among {_join_few(others)}. Folders that name a class: {known}; name "
-            "others with --set 'data.fracture_folders=[NAME]' and --set 'data.normal_folders=[NAME]'."
+            "others with --set 'data.fracture_labels=[NAME]' and --set 'data.normal_labels=[NAME]'."
         )
     # A file beside the class folders (a README, a table of labels) is ignored; a folder there may be a class.
     tops = {"/".join(path.split("/")[: position.depth]) for path, position in positions.items()}
@@ -374,7 +374,7 @@ def _check_other_folders(
     if unknown:
         raise UsageError(
             f"--data {root}: folder {_join_few(sorted(unknown))} names no known class. Known: {known}. Rename it, or "
-            "say what it is with --set 'data.fracture_folders=[NAME]' or --set 'data.normal_folders=[NAME]'."
+            "say what it is with --set 'data.fracture_labels=[NAME]' or --set 'data.normal_labels=[NAME]'."
         )
 
 

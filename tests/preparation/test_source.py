@@ -52,7 +52,7 @@ def test_clutter_is_not_listed(image_folder):
 
 def test_more_folder_names_by_config(image_folder):
     folder = image_folder(*official_paths(classes=("broken", "Healthy-Bone")))
-    config = DataConfig(fracture_folders=("Broken",), normal_folders=("healthy bone",))
+    config = DataConfig(fracture_labels=("Broken",), normal_labels=("healthy bone",))
     assert count(found(folder, config), "train", FRACTURE) == 2
 
 
@@ -112,7 +112,7 @@ def test_a_labels_file_gives_label_patient_and_source(image_folder):
 def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_folder):
     folder = image_folder("a.png", "b.png")
     (folder / "labels.csv").write_text("Path, Label , PATIENT\na.png,1,ann\nb.png,0,ben\n")
-    swapped = DataConfig(fracture_folders=("0",), normal_folders=("1",))
+    swapped = DataConfig(fracture_labels=("0",), normal_labels=("1",))
     files = find_source([storage_path(folder)], swapped, storage_path(folder / "labels.csv")).files
     assert [(f.label, f.patient) for f in files] == [(0, "ann"), (1, "ben")]
 
@@ -274,4 +274,4 @@ def test_no_folder_and_an_empty_one(tmp_path: Path):
 
 def test_one_folder_name_for_both_classes(image_folder):
     with pytest.raises(UsageError, match=r"'normal' is already 'normal'; it cannot also be 'fracture'"):
-        found(image_folder(*official_paths()), DataConfig(fracture_folders=("Normal",)))
+        found(image_folder(*official_paths()), DataConfig(fracture_labels=("Normal",)))
