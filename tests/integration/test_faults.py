@@ -68,14 +68,14 @@ def dies(assignment: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if (now, rank) == (1, 1):  # in a step, while the other waits for its gradients
-        train = Replica.train
+        train_steps = Replica.train_steps
 
         def in_a_step(self, batches, steps):
             if self.steps_done() + steps >= 9:
                 kill_myself()
-            return train(self, batches, steps)
+            return train_steps(self, batches, steps)
 
-        Replica.train = in_a_step
+        Replica.train_steps = in_a_step
     if (now, rank) == (2, 0):  # while it saves, with half of the file written
         save = loop.LoopState.save
 
@@ -129,16 +129,16 @@ def stuck(assignment: Any) -> None:
     run = Path(assignment.run.path)
     if ray.train.get_context().get_world_rank() == 1:
         if attempt(run) == 1:
-            train = step.Replica.train
+            train_steps = step.Replica.train_steps
 
             def a_step_that_never_returns(self, batches, steps):
                 # In epoch 2. It calls nothing: stacks that change while they are written can crash the process.
                 spins = self.steps_done() >= 6
                 while spins:
                     pass
-                return train(self, batches, steps)
+                return train_steps(self, batches, steps)
 
-            step.Replica.train = a_step_that_never_returns
+            step.Replica.train_steps = a_step_that_never_returns
             # Its watchdog, and not that of rank 0, which waits for it from the same moment on, is to say where it is.
             recovery = assignment.config.recovery.model_copy(update={"stuck_seconds": 8.0})
             assignment = replace(assignment, config=assignment.config.model_copy(update={"recovery": recovery}))
