@@ -133,6 +133,7 @@ lock: ## resolve the dependencies of pyproject.toml into requirements.lock
 	@.lock-venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	@.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" --extra dev --extra kaggle --extra export \
+	  --extra excel --extra archive \
 	  --output-file requirements.lock pyproject.toml
 	@.lock-venv/bin/python -c "import hashlib, pathlib, re; file = pathlib.Path('cluster/runtime-env.yaml'); \
 	  lock = hashlib.sha256(pathlib.Path('requirements.lock').read_bytes()).hexdigest()[:12]; \

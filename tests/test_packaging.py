@@ -60,7 +60,7 @@ def test_the_wheel_says_what_it_is(wheel: Path):
     metadata = Parser().parsestr(read["METADATA"])
     assert metadata["License-Expression"] == "Apache-2.0"
     assert set(metadata["Requires-Python"].split(",")) == {">=3.11", "<3.14"}
-    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "kaggle", "export", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"gpu", "kaggle", "export", "excel", "archive", "dev"}
     assert license_text == (ROOT / "LICENSE").read_text()
     assert "Version 2.0, January 2004" in license_text
     assert "Copyright the fracture authors" in license_text
@@ -112,7 +112,7 @@ def test_one_lock_serves_every_supported_python():
 
 def test_everything_that_the_project_names_is_in_the_lock():
     extras = PROJECT["optional-dependencies"]
-    named = PROJECT["dependencies"] + extras["dev"] + extras["kaggle"] + extras["export"]
+    named = PROJECT["dependencies"] + [name for extra in extras if extra != "gpu" for name in extras[extra]]
     locked = {normalized(name) for name in re.findall(r"^[\w.-]+(?===)", LOCK, re.MULTILINE)}
     assert {normalized(name) for name in named} - locked == set()
 
@@ -120,6 +120,7 @@ def test_everything_that_the_project_names_is_in_the_lock():
 # By the name under which it is imported, where that is not the package's own.
 PACKAGES = {"cv2": "opencv-python-headless", "faiss": "faiss-cpu", "sklearn": "scikit-learn", "PIL": "pillow"}
 PACKAGES |= {"yaml": "pyyaml", "tensorboardX": "tensorboardx", "pydantic_core": "pydantic"}
+PACKAGES |= {"gdcm": "python-gdcm", "openjpeg": "pylibjpeg-openjpeg"}
 
 
 def test_every_import_is_of_a_package_that_the_project_names():
