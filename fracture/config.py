@@ -605,10 +605,14 @@ def _parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {text!r}: must be KEY=VALUE, for example training.epochs=3")
+    keys = key.strip().split(".")
+    is_list = get_origin(_kind_at(keys)) is tuple
+    brackets = is_list and not value.lstrip().startswith("[")  # people type a list of one, and others, without them
     try:
-        return _parse_yaml(value, key.strip().split("."))
+        return _parse_yaml(f"[{value}]" if brackets else value, keys)
     except yaml.YAMLError:
-        raise UsageError(f"--set {text!r:.200}: {value!r:.200} is not readable as YAML") from None
+        hint = f". Write a list in brackets, and all in quotes: --set '{'.'.join(keys)}=[A, B]'" if is_list else ""
+        raise UsageError(f"--set {text!r:.200}: {value!r:.200} is not readable as YAML{hint}") from None
 
 
 def _nest(keys: Sequence[str], value: Any) -> dict[str, Any]:
@@ -647,10 +651,7 @@ def _parse_yaml(text: str, keys: Sequence[str] = ()) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        kind: Any = Config
-        for key in keys:
-            kind = _kind_of(kind, key)
-        _keep_text(node, kind)
+        _keep_text(node, _kind_at(keys))
         value = None if node is None else loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
@@ -659,6 +660,14 @@ def _parse_yaml(text: str, keys: Sequence[str] = ()) -> Any:
     finally:
         loader.dispose()
     return _nest(keys, value) if keys else value
+
+
+def _kind_at(keys: Sequence[str]) -> Any:
+    """Return the type of the setting that the keys lead to; None where there is no such setting."""
+    kind: Any = Config
+    for key in keys:
+        kind = _kind_of(kind, key)
+    return kind
 
 
 def _kind_of(section: Any, key: str) -> Any:
@@ -707,6 +716,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "model_type":
         known = ", ".join(_known_keys(location))
         return f"setting {key!r} = {error['input']!r} is not possible: {key} is a section; it holds {known}."
+    if error["type"] == "tuple_type":
+        return f"setting {key!r} = {error['input']!r} is not possible: it is a list; write it in brackets, [A, B]."
     return f"setting {key!r} = {error['input']!r} is not possible: {error['msg'].lower()}."
 
 

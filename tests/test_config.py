@@ -57,6 +57,43 @@ def test_a_folder_may_have_any_name(tmp_path: Path, word: str):
     assert load_config(tmp_path / "again.yaml") == config
 
 
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        ("[1]", ("1",)),
+        ("1", ("1",)),
+        ('"1"', ("1",)),
+        ("'1'", ("1",)),
+        ("['1']", ("1",)),
+        ('["1", "a, b"]', ("1", "a, b")),
+        ("[1, broken]", ("1", "broken")),
+        ("broken, split", ("broken", "split")),
+        (" broken ", ("broken",)),
+        ('"a, b", no', ("a, b", "no")),
+        ("not sure", ("not sure",)),
+        ("", ()),
+    ],
+)
+def test_a_list_is_typed_with_brackets_or_without(typed: str, words: tuple[str, ...]):
+    assert load_config(None, [f"data.fracture_labels={typed}"]).data.fracture_labels == words
+
+
+def test_a_list_of_numbers_is_typed_without_brackets_too():
+    assert load_config(None, ["model.filters=8, 16", "model.dense=4"]).model.filters == (8, 16)
+
+
+def test_a_list_that_a_shell_cut_at_its_space_shows_the_right_form():
+    with pytest.raises(UsageError, match=r"'\[1,' is not readable as YAML. Write .* --set 'data.normal_labels=\[A, B\]'$"):
+        load_config(None, ["data.normal_labels=[1,"])
+
+
+@pytest.mark.parametrize("value", ["1", "broken", "{a: b}"])
+def test_a_list_in_a_file_has_brackets(tmp_path: Path, value: str):
+    (tmp_path / "mine.yaml").write_text(f"data: {{normal_labels: {value}}}")
+    with pytest.raises(UsageError, match=r"'data.normal_labels' = .* is a list; write it in brackets, \[A, B\]"):
+        load_config(tmp_path / "mine.yaml")
+
+
 def test_only_true_and_false_are_booleans(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("model: {batch_norm: false}\n")
     assert load_config(tmp_path / "mine.yaml").model.batch_norm is False
