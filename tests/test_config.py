@@ -83,7 +83,9 @@ def test_a_list_of_numbers_is_typed_without_brackets_too():
 
 
 def test_a_list_that_a_shell_cut_at_its_space_shows_the_right_form():
-    with pytest.raises(UsageError, match=r"'\[1,' is not readable as YAML. Write .* --set 'data.normal_labels=\[A, B\]'$"):
+    with pytest.raises(
+        UsageError, match=r"'\[1,' is not readable as YAML. Write .* --set 'data.normal_labels=\[A, B\]'$"
+    ):
         load_config(None, ["data.normal_labels=[1,"])
 
 

@@ -1,8 +1,11 @@
 """Which words name a class: folders, values of a labels file, and names of boxes."""
 
+import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
@@ -31,6 +34,11 @@ _NO = ("no", "nein", "non", "não", "nee", "nej", "nei", "nie", "hayır", "не�
 # Of a labels file alone: what a folder called 0 or 1 holds is not guessed.
 _VALUES = {FRACTURE: ("1", "1.0", "true", "t", "y", "j"), NORMAL: ("0", "0.0", "false", "f", "n")}
 _PREFIX = re.compile(r"(?:study|class|label)?\s*\d+[.)]?\s+(?=\D)")  # `study1_positive`, `0 normal`
+# In a longer name they turn a word round that they do not stand beside: `no acute fracture`.
+_WITHOUT = {*("no", "without", "ohne", "kein", "keine", "sans", "pas", "sin", "senza", "nessuna", "sem", "geen")} | {
+    *("ingen", "bez", "без", "absent")
+}
+_PLAIN = re.compile(r"\w([\w .\-]*\w)?")  # names that YAML reads as they are
 
 
 def normalise_word(text: str) -> str:
@@ -44,13 +52,13 @@ class ClassWords:
     def __init__(self, config: DataConfig) -> None:
         """Raise UsageError where the settings give a word two meanings, or turn a known one round."""
         self._named: dict[str, int] = {}
-        settings = (
-            ("data.fracture_labels", FRACTURE, config.fracture_labels),
-            ("data.normal_labels", NORMAL, config.normal_labels),
-            ("data.excluded_labels", EXCLUDED, config.excluded_labels),
-        )
-        known = _known({FRACTURE: _FRACTURE_WORDS, NORMAL: _NORMAL_WORDS})
-        for setting, label, words in settings:
+        self._settings = {
+            FRACTURE: ("data.fracture_labels", config.fracture_labels),
+            NORMAL: ("data.normal_labels", config.normal_labels),
+            EXCLUDED: ("data.excluded_labels", config.excluded_labels),
+        }
+        self._known = known = _known({FRACTURE: _FRACTURE_WORDS, NORMAL: _NORMAL_WORDS})
+        for label, (setting, words) in self._settings.items():
             for word in map(normalise_word, words):
                 earlier = self._named.get(word, label if label == EXCLUDED else known.get(word, label))
                 if earlier != label:
@@ -77,6 +85,64 @@ class ClassWords:
         """Return the label that the settings alone give a word, as for boxes of objects; None where they do not."""
         return self._named.get(normalise_word(text))
 
+    def of_box(self, name: str) -> int | None:
+        """Return the label that a class of boxes means: by its whole name, else by the known words in it.
+
+        `elbow positive` and `forearm fracture` mean fracture. Of the words in a name the longest decides: `wrist not
+        fractured` is normal. `no acute fracture` and `normal or fracture` mean nothing that is certain.
+        """
+        if (label := self.of_folder(name)) is not None:
+            return label
+        parts = normalise_word(name).split(" ")
+        for length in range(len(parts), 0, -1):
+            runs = {" ".join(parts[start : start + length]) for start in range(len(parts) - length + 1)}
+            if labels := {self._known[run] for run in runs if run in self._known}:
+                certain = len(labels) == 1 and (NORMAL in labels or _WITHOUT.isdisjoint(parts))
+                return labels.pop() if certain else None
+        return None
+
+    def find_nearest(self, name: str) -> str | None:
+        """Return the known word that a name is nearly: `fracture` for `fracure`."""
+        return next(iter(get_close_matches(normalise_word(name), self._of_folder, n=1, cutoff=0.8)), None)
+
+    def format_setting(self, label: int, *names: str) -> str:
+        """Return what to type so that the names mean the label too, beside those that the settings have already.
+
+        `--set 'data.fracture_labels=[crack, "a, b"]'`, quoted for YAML and for a shell.
+        """
+        setting, words = self._settings[label]
+        listed = ", ".join(map(_quote, (*words, *names)))
+        return f"--set {shlex.quote(f'{setting}=[{listed}]')}"
+
+    def advise(self, names: Iterable[str], are_classes: bool = False) -> str:
+        """Return the sentences that say how to name the classes of unknown words.
+
+        Args:
+            are_classes: two names are likely to be those of the two classes, as no other is known.
+        """
+        names = sorted({name for name in names if _can_be_typed(name)})
+        if not names:
+            return "Rename it."
+        nearest = {name: near for name in names if (near := self.find_nearest(name))}
+        hint = "".join(f"Did you mean {near!r} by {name!r}? " for name, near in [*nearest.items()][:1])
+        if names == ["0", "1"] or (are_classes and len(names) == 2):
+            normal, fracture = names
+            if (
+                self._known.get(nearest.get(normal, "")) == FRACTURE
+                or self._known.get(nearest.get(fracture, "")) == NORMAL
+            ):
+                normal, fracture = fracture, normal
+            return (
+                f"{hint}If {_quote(fracture)} means fracture: {self.format_setting(FRACTURE, fracture)} "
+                f"{self.format_setting(NORMAL, normal)}"
+            )
+        name = next(iter(nearest), names[0])
+        several = " Several names go into one list: [A, B]." if len(names) > 1 else ""
+        return (
+            f"{hint}Rename it, or say what it is: {self.format_setting(FRACTURE, name)} or "
+            f"{self.format_setting(NORMAL, name)}; {self.format_setting(EXCLUDED, name)} leaves it out.{several}"
+        )
+
     @staticmethod
     def _find(labels: dict[str, int], text: str) -> int | None:
         word = normalise_word(text)
@@ -85,6 +151,19 @@ class ClassWords:
 
 def _known(words: dict[int, Iterable[str]]) -> dict[str, int]:
     return {normalise_word(word): label for label, listed in words.items() for word in listed}
+
+
+def _quote(name: str) -> str:
+    return name if _PLAIN.fullmatch(name) else json.dumps(name, ensure_ascii=not name.isprintable())
+
+
+def _can_be_typed(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # bytes of a file's name that are no UTF-8
+
+
+def without_number(name: str) -> str:
+    """Return a folder's name without the number before it: `positive` for `study1_positive`."""
+    return re.sub(r"^(study|class|label)?[\s_-]*\d+[.)]?[\s_-]+(?=\D)", "", name, flags=re.IGNORECASE)
 
 
 def _name(label: int) -> str:

@@ -1,0 +1,137 @@
+"""COCO's layout: JSON files with the keys `images`, `annotations` and `categories`, somewhere beside the images."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fracture.errors import UsageError
+from fracture.preparation.class_words import ClassWords
+from fracture.preparation.labelling import Labelling
+from fracture.preparation.layouts.boxes import BoxedImage, label_boxed
+from fracture.preparation.layouts.builder import LabellingBuilder
+from fracture.preparation.layouts.clutter import is_clutter, sort_out
+from fracture.preparation.layouts.paths import find_split, folder_of, join_few, stem_of
+from fracture.storage import StoragePath
+
+EXPECTED = "a JSON file with the keys images, annotations and categories"
+_ID = (int, str)
+_KEY = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
+_USUAL_NAME = re.compile(r"coco[^/]*$|(^|/)instances_[^/]*$", re.IGNORECASE)
+_PEEK_BYTES = 2**16  # from either end: the images of a large file are longer than that
+_MOST_BYTES = 2**29
+_MOST_FILES = 50  # more are of single images, as LabelMe writes them
+_REPAIR = "Fetch it anew, or export it again."
+
+
+def fits(root: StoragePath, paths: Sequence[str]) -> bool:
+    """Return whether there is a JSON file with at least two of the keys. Only its ends are read."""
+    return bool(_find_files(root, paths))
+
+
+def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labelling:
+    """Label images by their annotations. An image that no file lists is left out: nobody has looked at it.
+
+    Raises:
+        UsageError: a file is damaged; an annotation is of an image or a category that is none; a name fits two images.
+    """
+    files = _find_files(root, paths)
+    kept, left_out = sort_out(set(paths).difference(files))
+    builder, by_name = LabellingBuilder(left_out), _group_by_name(kept)
+    names: set[str] = set()  # of all categories
+    classes: defaultdict[str, set[str]] = defaultdict(set)  # image -> names of its categories
+    splits: dict[str, str] = {}
+    for file in files:
+        split = find_split([*folder_of(file).split("/"), *re.split(r"[_. -]", stem_of(file))])
+        categories, images = _read_file(root, file)
+        names.update(categories)
+        for name, found in images.items():
+            if path := _find_image(root, file, name, split, by_name):
+                classes[path] |= found
+                splits[path] = find_split(folder_of(path).split("/")) or split
+            else:
+                builder.leave_out("in a JSON file, but not in the folder")
+    builder.leave_out("in no JSON file", len(kept) - len(classes))
+    boxed = (BoxedImage(path, splits[path], found) for path, found in classes.items())
+    return label_boxed(f"--data {root}: {join_few(files)}", sorted(names), boxed, words, builder)
+
+
+def _find_files(root: StoragePath, paths: Sequence[str]) -> list[str]:
+    found = [path for path in paths if path.lower().endswith(".json") and not is_clutter(path)]
+    if len(found) > _MOST_FILES:
+        found = [path for path in found if _USUAL_NAME.search(path)][:_MOST_FILES]
+    return [path for path in found if _USUAL_NAME.search(path) or _has_keys(root / path)]
+
+
+def _has_keys(file: StoragePath) -> bool:
+    with file.open() as stream:
+        start = stream.read(_PEEK_BYTES)
+        stream.seek(max(len(start), stream.size() - _PEEK_BYTES))
+        return len({*_KEY.findall(start), *_KEY.findall(stream.read())}) > 1
+
+
+def _group_by_name(paths: Iterable[str]) -> dict[str, list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        groups[path.rpartition("/")[2]].append(path)
+    return groups
+
+
+def _find_image(
+    root: StoragePath, file: str, name: str, split: str, by_name: Mapping[str, Sequence[str]]
+) -> str | None:
+    """Return the listed path that a file's `file_name` means: exporters write it from any folder."""
+    name = name.replace("\\", "/")
+    paths = by_name.get(name.rpartition("/")[2], [])
+    choices = (
+        [path for path in paths if path == f"{folder_of(file)}/{name}".lstrip("/")],
+        [path for path in paths if f"/{path}".endswith(f"/{name}")],
+        [path for path in paths if split and find_split(folder_of(path).split("/")) == split],
+        paths,
+    )
+    for found in choices:
+        if len(found) == 1:
+            return found[0]
+    if paths:
+        raise UsageError(
+            f"--data {root}: {file}: the image {name!r} may be any of {join_few(paths)}. Give it with its folder there."
+        )
+    return None
+
+
+def _read_file(root: StoragePath, file: str) -> tuple[set[str], dict[str, set[str]]]:
+    """Return the names of all categories, and those of each image by its `file_name`."""
+    where = f"--data {root}: {file}"
+    content = _read_content(root, file)
+    categories = {item["id"]: item["name"] for item in _read_list(where, content, "categories", id=_ID, name=(str,))}
+    images = {item["id"]: item["file_name"] for item in _read_list(where, content, "images", id=_ID, file_name=(str,))}
+    found: defaultdict[int | str, set[str]] = defaultdict(set)
+    annotations = _read_list(where, content, "annotations", image_id=_ID, category_id=_ID)
+    for number, item in enumerate(annotations):
+        image, category = item["image_id"], item["category_id"]
+        if image not in images or category not in categories:
+            what = f"image_id {image!r}" if image not in images else f"category_id {category!r}"
+            raise UsageError(f"{where}: annotations[{number}] has {what}, which the file does not list. {_REPAIR}")
+        found[image].add(categories[category])
+    return {*categories.values()}, {name: found[image] for image, name in images.items()}
+
+
+def _read_content(root: StoragePath, file: str) -> dict[str, Any]:
+    try:
+        content = json.loads((root / file).read_bytes(most=_MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:  # a UsageError too, which is a ValueError: of its size
+        raise UsageError(f"--data {root}: {file} cannot be read as JSON: {error}. {_REPAIR}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _read_list(where: str, content: Mapping[str, Any], key: str, **types: tuple[type, ...]) -> list[dict[str, Any]]:
+    """Return a list of objects that have the named values, of these types."""
+    items = content.get(key)
+    if not isinstance(items, list):
+        raise UsageError(f"{where}: has no list {key!r}. {_REPAIR}")
+    for number, item in enumerate(items):
+        for name, allowed in types.items():
+            if not isinstance(item, dict) or not isinstance(item.get(name), allowed):
+                raise UsageError(f"{where}: {key}[{number}] has no {name!r}. {_REPAIR}")
+    return items

@@ -1,0 +1,32 @@
+"""FracAtlas as it is downloaded: `dataset.csv` beside `images/Fractured/` and `images/Non_fractured/`."""
+
+from collections.abc import Mapping, Sequence
+
+from fracture.preparation.class_words import ClassWords
+from fracture.preparation.labelling import Labelling
+from fracture.preparation.layouts.tables import ImageRow, find_tables, read_labels
+from fracture.storage import StoragePath
+
+EXPECTED = "dataset.csv with the columns image_id and fractured"
+_COLUMNS = ("image_id", "fractured")
+_NOTE = "FracAtlas names no patients: views of one patient may be in two splits."
+
+
+def fits(root: StoragePath, paths: Sequence[str]) -> bool:
+    """Return whether there is a dataset.csv with the set's columns."""
+    return bool(find_tables(root, paths, _COLUMNS))
+
+
+def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labelling:
+    """Label images by the column `fractured`; the folders, which say the same, are not asked.
+
+    Raises:
+        UsageError: the table is damaged, or there are two.
+    """
+
+    def read_row(values: Mapping[str, str]) -> ImageRow | None:
+        word = values["fractured"].strip()
+        label = words.of_value(word)
+        return None if label is None else ImageRow(label, word)
+
+    return read_labels(root, paths, _COLUMNS, read_row, [_NOTE])
