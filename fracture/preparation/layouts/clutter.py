@@ -13,53 +13,43 @@ ANNOTATION = "mask or annotation"
 DOCUMENT = "document or table"
 
 # Names of folders and files, in any case. `thumbs` is none of them: a hospital has radiographs of thumbs.
-_NAMES = (
+_CLUTTER_NAMES = (
     *("__MACOSX", "Icon\r", "Desktop DB", "Desktop DF", "Network Trash Folder", "Temporary Items"),  # macOS
     *("TheVolumeSettingsFolder", "TheFindByContentFolder"),
     *("Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "autorun.inf", "$RECYCLE.BIN"),  # Windows
     *("RECYCLER", "RECYCLED", "Recycle Bin", "System Volume Information", "Config.Msi", "MSOCache"),
-    *("WPSettings.dat", "IndexerVolumeGuid", "lost+found"),
+    *("WPSettings.dat", "IndexerVolumeGuid", *(f"FOUND.{number:03d}" for number in range(100)), "lost+found"),
     *("@eaDir", "@tmp", "#recycle", "#snapshot", "@Recycle", "@Recently-Snapshot", "~snapshot", "trashbox"),  # NAS
     *("thumbnails", "ZbThumbnail.info", "Picasa.ini", "pspbrwse.jbf", "BridgeSort", "AUTPRINT.MRK"),  # cameras, viewers
     *("__pycache__", SYNTHETIC_MARKER),
 )
 # Ends of files' names: of links, temporary files and downloads; of previews and settings beside photographs.
-_EXTENSIONS = (
+_CLUTTER_EXTENSIONS = {
     *("lnk", "url", "webloc", "desktop", "tmp", "temp", "swp", "swo", "bak", "orig", "cache", "pyc"),
     *("part", "partial", "filepart", "crdownload", "download", "opdownload", "aria2", "!ut", "!sync"),
     *("thm", "lrv", "ctg", "moi", "xmp", "aae", "pp3", "dop", "jbf"),
-)
-_CLUTTER = re.compile(
-    rf"""
-    (?:^|/) (?:
-        \.                                                    # hidden: .DS_Store, ._x.png, .Trashes, .@__thumb
-        | (?: {"|".join(re.escape(name) for name in _NAMES)} | found\.\d{{3}} ) (?:/|$)
-        | ~\$ [^/]* $ | \#[^/]*\# $ | ~syncthing~             # open in Office or Emacs
-    )
-    | [^/]\.(?: {"|".join(map(re.escape, _EXTENSIONS))} ) $
-    | ~ $                                                     # an editor's copy
-    | zone\.identifier $ | :encryptable $ | :afp_\w+ $ | :com\.[\w.]+ $ | @syno(?:resource|eastream) $  # streams
-    | \.sync-conflict-\d | [(][^/()]*conflicted[ ]copy[^/()]*[)] | [(]sfconflict[ ]  # Syncthing, Dropbox, Seafile
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_ANNOTATION = re.compile(
-    r"""
-    (?:^|/) (?:
-        masks? | annotations? | labels? | heat[ _-]?maps? | seg | segmentations? | overlays? | contours?
-        | bbox(?:es)? | bounding[ _-]?boxes | ground[ _-]?truths?
-    ) /
-    | (?:^|[/_.-]) (?: masks? | seg | segmentations? | heat-?maps? | annotations? | annotated | overlays? )
-      (?: [_-]?\d+ )? (?: \.[^/.]* )? $
-    | (?:^|/) mask[_-] [^/]* $
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-_DOCUMENT = re.compile(
-    r"[^/]\.(jsonl?|ndjson|xml|ya?ml|toml|ini|cfg|txt|log|md|rst|rtf|csv|tsv|xlsx?|xlsm|ods|odt|docx?|pptx?|pdf|html?"
-    r"|css|js|py|ipynb|sh|md5|sha1|sha256)$",
-    re.IGNORECASE,
-)
+}
+_HIDDEN = (".", "~$", "~syncthing~")  # begins of names
+_STREAMS = ("~", "zone.identifier", ":encryptable", ":afp_afpinfo", ":afp_resource", "@synoresource", "@synoeastream")
+_CONFLICT = re.compile(r"\.sync-conflict-\d|\([^()]*conflicted copy|\(sfconflict ")  # Syncthing, Dropbox, Seafile
+
+# Names of folders, without spaces, `_` and `-`.
+_ANNOTATION_FOLDERS = {
+    *("mask", "masks", "seg", "segmentation", "segmentations", "heatmap", "heatmaps", "overlay", "overlays"),
+    *("annotation", "annotations", "label", "labels", "bbox", "bboxes", "boundingbox", "boundingboxes"),
+    *("contour", "contours", "groundtruth", "groundtruths"),
+}
+_ANNOTATION_ENDINGS = {
+    *("mask", "masks", "seg", "segmentation", "segmentations", "heatmap", "heatmaps", "overlay", "overlays"),
+    *("annotation", "annotations", "annotated"),
+}
+_DOCUMENT_EXTENSIONS = {
+    *("json", "jsonl", "ndjson", "xml", "yaml", "yml", "toml", "ini", "cfg", "txt", "log", "md", "rst", "rtf"),
+    *("csv", "tsv", "xls", "xlsx", "xlsm", "ods", "odt", "doc", "docx", "ppt", "pptx", "pdf", "html", "htm", "css"),
+    *("js", "py", "ipynb", "sh", "md5", "sha1", "sha256"),
+}
+
+_CLUTTER_LOWER = {name.lower() for name in _CLUTTER_NAMES}
 
 
 def is_clutter(path: str) -> bool:
@@ -88,17 +78,37 @@ def sort_out(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
 
 
 def _find_reason(path: str) -> str | None:
-    folder, slash, name = path.rpartition("/")
-    of_folder = _find_reason_of_folder(folder + slash)
-    if of_folder == CLUTTER or _CLUTTER.search(name):
+    folder, _, name = path.rpartition("/")
+    name = name.lower()
+    stem, dot, extension = name.rpartition(".")
+    of_folder = _find_reason_of_folder(folder)
+    if of_folder == CLUTTER or _is_clutter_name(name) or (stem and extension in _CLUTTER_EXTENSIONS):
         return CLUTTER
-    if _DOCUMENT.search(name):
+    if stem and extension in _DOCUMENT_EXTENSIONS:
         return DOCUMENT
-    return ANNOTATION if of_folder or _ANNOTATION.search(name) else None
+    return ANNOTATION if of_folder or _is_annotation_stem(stem if dot else name) else None
 
 
 @lru_cache(maxsize=4096)  # a folder's files come one after the other
 def _find_reason_of_folder(folder: str) -> str | None:
-    if _CLUTTER.search(folder):
+    names = folder.lower().split("/") if folder else []
+    if any(map(_is_clutter_name, names)):
         return CLUTTER
-    return ANNOTATION if _ANNOTATION.search(folder) else None
+    return ANNOTATION if any(re.sub(r"[\s_-]", "", name) in _ANNOTATION_FOLDERS for name in names) else None
+
+
+def _is_clutter_name(name: str) -> bool:
+    return (
+        name.startswith(_HIDDEN)
+        or name in _CLUTTER_LOWER
+        or name.endswith(_STREAMS)
+        or (name[0] == name[-1] == "#" and len(name) > 1)  # open in Emacs
+        or ("conflict" in name and _CONFLICT.search(name) is not None)
+    )
+
+
+def _is_annotation_stem(stem: str) -> bool:
+    """Return whether a name says that it is one: `1_mask`, `1-seg-2`, `mask_0001`."""
+    parts = re.split(r"[_.-]", stem)
+    last = parts[-2] if len(parts) > 1 and parts[-1].isdecimal() else parts[-1]
+    return last.rstrip("0123456789") in _ANNOTATION_ENDINGS or (len(parts) > 1 and parts[0] == "mask")

@@ -15,9 +15,14 @@ from fracture.storage import StoragePath
 Layout = Literal["auto", "mura", "fracatlas", "grazpedwri", "yolo", "coco", "folders"]
 
 # In the order in which they are tried. FracAtlas and GRAZPEDWRI-DX have boxes too, and class folders.
-_OF_ONE_SET: dict[str, ModuleType] = {"mura": mura, "fracatlas": fracatlas, "grazpedwri": grazpedwri}
-_OF_BOXES: dict[str, ModuleType] = {"yolo": yolo, "coco": coco}
-_MODULES = _OF_ONE_SET | _OF_BOXES
+_MODULES: dict[str, ModuleType] = {
+    "mura": mura,
+    "fracatlas": fracatlas,
+    "grazpedwri": grazpedwri,
+    "yolo": yolo,
+    "coco": coco,
+}
+_OF_BOXES = {"yolo", "coco"}
 
 
 def read_layout(name: Layout, root: StoragePath, paths: Sequence[str], words: ClassWords) -> tuple[str, Labelling]:
@@ -38,8 +43,10 @@ def read_layout(name: Layout, root: StoragePath, paths: Sequence[str], words: Cl
 
 def find_layout(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Layout:
     """Return the layout of a folder. Boxes beside the images of class folders are no layout: the folders decide."""
-    boxes = {} if folders.name_both_classes(paths, words) else _OF_BOXES
-    return next((name for name, module in (_OF_ONE_SET | boxes).items() if module.fits(root, paths)), "folders")
+    for name, module in _MODULES.items():
+        if module.fits(root, paths) and not (name in _OF_BOXES and folders.name_both_classes(paths, words)):
+            return name
+    return "folders"
 
 
 def _explain_misfit(name: Layout, root: StoragePath, paths: Sequence[str], words: ClassWords) -> str:

@@ -107,6 +107,6 @@ def _read_table(root: StoragePath, table: str) -> list[tuple[int, dict[str, str]
             rows.append((reader.line_num, row))
     except csv.Error as error:
         raise UsageError(
-            f"--data {root}: {table}, line {reader.line_num}: not readable as CSV: {error}. Fetch it anew."
+            f"--data {root}: {table}, line {reader.reader.line_num}: not readable as CSV: {error}. Fetch it anew."
         ) from None
     return rows

@@ -127,7 +127,7 @@ def _read_images(
 
 
 def _read_boxes(root: StoragePath, file: str, classes: Mapping[int, str]) -> frozenset[str]:
-    """Return the classes in a text file, whose lines are boxes, CLASS X Y WIDTH HEIGHT, or outlines, CLASS X Y X Y ..."""
+    """Return the classes in a text file, each line a box, CLASS X Y WIDTH HEIGHT, or an outline, CLASS X Y X Y ..."""
     try:
         lines = (root / file).read_bytes(most=_MOST_LABEL_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:

@@ -11,11 +11,22 @@ from fracture.preparation.layouts.clutter import ANNOTATION, CLUTTER, DOCUMENT, 
         *("RECYCLER/a.png", "System Volume Information/IndexerVolumeGuid", "FOUND.000/FILE0000.CHK", "lost+found/1"),
         *("fracture/@eaDir/1.png/SYNOPHOTO_THUMB_XL.jpg", "#recycle/1.png", "#snapshot/day/fracture/1.png"),
         *("fracture/.@__thumb/s1001.png", "@Recycle/1.png", "@Recently-Snapshot/x/1.png", "~snapshot/hourly.0/1.png"),
-        *("DCIM/100CANON/MVI_0001.THM", "fracture/1.xmp", "fracture/IMG_1.AAE", ".thumbnails/1.png", "ZbThumbnail.info"),
+        *(
+            "DCIM/100CANON/MVI_0001.THM",
+            "fracture/1.xmp",
+            "fracture/IMG_1.AAE",
+            ".thumbnails/1.png",
+            "ZbThumbnail.info",
+        ),
         *("fracture/1.png.lnk", "fracture/~WRL1.tmp", "~$labels.xlsx", ".~lock.labels.csv#", "#labels.csv#", "a.png~"),
         *("fracture/1.png.part", "fracture/1.png.crdownload", "1.png.filepart", ".1.png.icloud", ".nfs00000001"),
         *(".ipynb_checkpoints/1-checkpoint.png", "__pycache__/a.cpython-311.pyc", ".git/index", "labels.cache"),
-        *("1.png:Zone.Identifier", "1.png:AFP_AfpInfo", "1.png@SynoEAStream", "fracture/1.sync-conflict-20240102-1-A.png"),
+        *(
+            "1.png:Zone.Identifier",
+            "1.png:AFP_AfpInfo",
+            "1.png@SynoEAStream",
+            "fracture/1.sync-conflict-20240102-1-A.png",
+        ),
         *("fracture/1 (Anna's conflicted copy 2024-01-02).png", "1 (SFConflict anna 2024-01-02).png", "SYNTHETIC.json"),
     ],
 )
@@ -28,9 +39,25 @@ def test_what_machines_leave_is_clutter(path: str):
 @pytest.mark.parametrize(
     "path",
     [
-        *("fracture/1.png", "fracture/1", "DCIM/100CANON/IMG_0001.JPG", "thumbs/left_thumb.png", "1 (2).png", "1.2.840.113"),
+        *(
+            "fracture/1.png",
+            "fracture/1",
+            "DCIM/100CANON/IMG_0001.JPG",
+            "thumbs/left_thumb.png",
+            "1 (2).png",
+            "1.2.840.113",
+        ),
         *("recyclers/1.png", "a~b/1.png", "data@home/1.png", "#1/1.png", "part/1.png", "R\udcf6ntgen.png", "tmp/1.png"),
-        *("conflict/1.png", "masked man/1.png", "labelled.png", "unmask.png", "segment.png", "DICOMDIR", "1.dcm", "x.zip"),
+        *(
+            "conflict/1.png",
+            "masked man/1.png",
+            "labelled.png",
+            "unmask.png",
+            "segment.png",
+            "DICOMDIR",
+            "1.dcm",
+            "x.zip",
+        ),
         *("1.label.tiff", "left seg.png", "export/lateral/1.png", "xml/1.png", "1.png.tif"),
     ],
 )
@@ -43,11 +70,23 @@ def test_what_may_be_a_radiograph_is_kept(path: str):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        *((f"{folder}/1.png", ANNOTATION) for folder in ("masks", "Mask", "fracture/Annotations", "labels", "heatmaps")),
-        *((f"x/{folder}/deep/1.png", ANNOTATION) for folder in ("segmentation", "HeatMap", "bounding_boxes", "ground truth")),
-        *((f"fracture/1{end}.png", ANNOTATION) for end in ("_mask", "_seg", "_heatmap", "-Mask", "_mask_2", "_overlay")),
+        *(
+            (f"{folder}/1.png", ANNOTATION)
+            for folder in ("masks", "Mask", "fracture/Annotations", "labels", "heatmaps")
+        ),
+        *(
+            (f"x/{folder}/deep/1.png", ANNOTATION)
+            for folder in ("segmentation", "HeatMap", "bounding_boxes", "ground truth")
+        ),
+        *(
+            (f"fracture/1{end}.png", ANNOTATION)
+            for end in ("_mask", "_seg", "_heatmap", "-Mask", "_mask_2", "_overlay")
+        ),
         ("fracture/mask_0001.png", ANNOTATION),
-        *((f"fracture/1.{end}", DOCUMENT) for end in ("json", "xml", "txt", "csv", "XLSX", "md", "html", "pdf", "yaml")),
+        *(
+            (f"fracture/1.{end}", DOCUMENT)
+            for end in ("json", "xml", "txt", "csv", "XLSX", "md", "html", "pdf", "yaml")
+        ),
         ("labels/1.txt", DOCUMENT),
     ],
 )
