@@ -35,8 +35,9 @@ _NO = ("no", "nein", "non", "não", "nee", "nej", "nei", "nie", "hayır", "не�
 _VALUES = {FRACTURE: ("1", "1.0", "true", "t", "y", "j"), NORMAL: ("0", "0.0", "false", "f", "n")}
 _PREFIX = re.compile(r"(?:study|class|label)?\s*\d+[.)]?\s+(?=\D)")  # `study1_positive`, `0 normal`
 # In a longer name they turn a word round that they do not stand beside: `no acute fracture`.
-_WITHOUT = {*("no", "without", "ohne", "kein", "keine", "sans", "pas", "sin", "senza", "nessuna", "sem", "geen")} | {
-    *("ingen", "bez", "без", "absent")
+_WITHOUT = {
+    *("no", "without", "absent", "ohne", "kein", "keine", "sans", "pas", "sin", "senza", "nessuna", "sem", "geen"),
+    *("ingen", "bez", "без"),
 }
 _PLAIN = re.compile(r"\w([\w .\-]*\w)?")  # names that YAML reads as they are
 
