@@ -82,6 +82,10 @@ class ClassWords:
         """Return the label that a value of a labels file means, `EXCLUDED`, or None."""
         return self._find(self._of_value, text)
 
+    def nearest_value(self, text: str) -> str | None:
+        """Return the known word that a value of a labels file looks most like; None if none is near."""
+        return next(iter(get_close_matches(normalise_word(text), self._of_value, n=1)), None)
+
     def named(self, text: str) -> int | None:
         """Return the label that the settings alone give a word, as for boxes of objects; None where they do not."""
         return self._named.get(normalise_word(text))
