@@ -20,6 +20,10 @@ _EXTENSIONS = {
     "BMP": {"bmp", "dib"},
     "WEBP": {"webp"},
     "TIFF": {"tif", "tiff"},
+    "AVIF": {"avif", "avifs"},
+    "JPEG2000": {"jp2", "j2k", "j2c", "jpc", "jpf", "jpx"},
+    "PPM": {"pgm", "ppm", "pbm", "pnm", "pfm"},
+    "DICOM": {"dcm", "dicom", "dic", "ima", ""},
 }
 _EXAMPLES = 20  # pairs in the audit
 _GIANT = 0.2  # share of the images; a larger group is an alarm

@@ -2,15 +2,23 @@
 
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 100_000_000  # a 10,000 × 10,000 radiograph; anything larger is treated as a decompression bomb
-MAX_SIDE = 65_535  # JPEG's own limit; resizing a longer side would need a gigabyte of weights
-MAX_BYTES = 1_000_000_000  # of the file; the same radiograph in uncompressed 16-bit RGB has 600 MB
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # decoders of others, such as EPS, run more code than we trust
+from fracture.preparation.dicom import decode_dicom, is_dicom
+from fracture.preparation.grey import choose_range, count_values, look_up, scale_to_8_bits
+from fracture.preparation.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, Rejected, check_file_size, check_pixels
+
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "DecodedImage", "Rejected", "check_file_size", "decode", "is_blank"]
+
+# Decoders of others, such as EPS, run more code than we trust.
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Pillow checks this before it allocates memory for tiles, frames and canvases. It refuses twice as many pixels, and
 # warns of more than this, which `decode` refuses.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -18,11 +26,13 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 _BAND = 2**22  # pixels converted at once; each takes up to 24 bytes during conversion
 
 _SQUARE = 1.03  # ratio of the sides below which an image counts as square: signatures are not affected
-_PHOTOMETRIC = 262  # TIFF tag PhotometricInterpretation
+_ORIENTATION = 0x0112  # EXIF
+_BITS, _PHOTOMETRIC, _PLANAR = 258, 262, 284  # TIFF tags
+_MOST_PAGES = 1000  # of a TIFF that are looked at
+_SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream; 38 bytes later the depth of its first component
+_HEADS_OF_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-
-class Rejected(Exception):
-    """The file cannot be used as a radiograph; the text is the reason."""
+_LEAST_RANGE = 4  # grey levels between the percentiles 1 and 99; a flat image has up to 3 with noise of ±1
 
 
 @dataclass(frozen=True)
@@ -51,65 +61,169 @@ class DecodedImage:
 
 
 def decode(data: bytes, size: int) -> DecodedImage:
-    """Decode an image of any common format and mode; the format is found from the content.
+    """Decode an image of any common format and mode, or a radiograph in DICOM; the format is found from the content.
 
-    The first frame is used, EXIF orientation is applied, transparency becomes black, 16-bit grey is scaled to 8 bits.
+    The first frame is used, of a TIFF the largest page. EXIF orientation is applied, transparency becomes black, more
+    than 8 bits are reduced to 8 by `grey.choose_range`. Gamma and colour profiles are not applied: they are about
+    screens, and the same grey values shall give the same picture.
 
     Args:
         size: side of the square image, pixels.
 
     Raises:
-        Rejected: empty, not an image, truncated or damaged, or larger than the limits.
+        Rejected: empty, not an image, no radiograph, truncated or damaged, of a kind whose grey is not certain, or
+            larger than the limits.
     """
     if not data:
         raise Rejected("empty file")
     check_file_size(len(data))
+    if is_dicom(data[:132]):
+        grey, mode, width, height = decode_dicom(data)
+        stored = {"format": "DICOM", "mode": mode, "width": width, "height": height}
+    else:
+        grey, stored = _decode_by_pillow(data, size)
+    return DecodedImage(grey, np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)
+
+
+def is_blank(pixels: np.ndarray) -> bool:
+    """Say whether an image has hardly any grey range, as a whole or within its border: it shows nothing.
+
+    A collimated radiograph is not blank, as long as what is exposed takes a hundredth of the image.
+
+    Args:
+        pixels: [H, W] uint8.
+    """
+    return _measure_range(pixels) < _LEAST_RANGE or _measure_range(_crop_border(pixels)) < _LEAST_RANGE
+
+
+def _measure_range(pixels: np.ndarray) -> int:
+    low, high = np.percentile(pixels, (1, 99), method="nearest")
+    return int(high) - int(low)
+
+
+def _crop_border(pixels: np.ndarray) -> np.ndarray:
+    """Return the box of all that differs from the first corner, less a pixel, whose grey the border has mixed with."""
+    differs = np.abs(pixels.astype(np.int16) - pixels[0, 0]) >= _LEAST_RANGE
+    rows, columns = (np.flatnonzero(differs.any(axis)) for axis in (1, 0))
+    box = pixels[rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]] if len(rows) else pixels
+    return box if box.size else pixels
+
+
+def _decode_by_pillow(data: bytes, size: int) -> tuple[Image.Image, dict[str, Any]]:
+    """Return the grey image, and how it was stored: format, mode, width and height."""
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_pixels(image)
-            stored = {"format": image.format or "", "mode": image.mode, "width": image.width, "height": image.height}
-            grey = _load_grey(image, size)
+            page = _seek_largest_page(image)
+            check_pixels(image.width, image.height, MAX_PIXELS)
+            # A photograph with a preview inside is JPEG too.
+            kind = "JPEG" if image.format == "MPO" else image.format or ""
+            stored = {"format": kind, "mode": image.mode, "width": image.width, "height": image.height}
+            return _load_grey(image, size, data, page), stored
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         count = re.search(r"\d+ pixels", str(error))  # of the image, or of one of its tiles, frames or canvases
         raise Rejected(f"{count[0] if count else 'more pixels'}, over the limit of {MAX_PIXELS:,}") from None
     except UnidentifiedImageError:
+        if data.startswith(_HEADS_OF_TIFF):
+            raise Rejected("damaged, or a TIFF of a kind that is not read: save it as grey of 8 or 16 bits") from None
         raise Rejected("not an image") from None
     except (Rejected, MemoryError):
         raise
     except Exception as error:  # on a damaged file the decoders raise errors of many types
         raise Rejected(_describe_damage(error)) from None
-    return DecodedImage(grey, np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)
 
 
-def check_file_size(size: int) -> None:
-    """Check the size of a file, in bytes, before it is read.
-
-    Raises:
-        Rejected: larger than the limit.
-    """
-    if size > MAX_BYTES:
-        raise Rejected(f"{size:,} bytes, over the limit of {MAX_BYTES:,}")
-
-
-def _check_pixels(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise Rejected(f"{image.width} x {image.height} pixels, over the limit of {MAX_PIXELS:,}")
-    if max(image.size) > MAX_SIDE:
-        raise Rejected(f"{image.width} x {image.height} pixels, over the limit of {MAX_SIDE:,} a side")
+def _seek_largest_page(image: Image.Image) -> int:
+    """Go to the largest page of a TIFF, the first of equals; return its number."""
+    if image.format != "TIFF" or not getattr(image, "is_animated", False):
+        return 0
+    areas = []
+    for page in range(min(image.n_frames, _MOST_PAGES)):
+        image.seek(page)
+        areas.append(image.width * image.height)
+    page = areas.index(max(areas))
+    image.seek(page)
+    return page
 
 
-def _load_grey(image: Image.Image, size: int) -> Image.Image:
+def _load_grey(image: Image.Image, size: int, data: bytes, page: int) -> Image.Image:
+    is_deep_colour = _is_deep_colour(image, data)
     # Only JPEG supports this: it is decoded at 1/2, 1/4 or 1/8 if that still leaves twice the target size.
     image.draft("L" if image.mode in ("L", "RGB", "YCbCr") else image.mode, (2 * size, 2 * size))
     image.load()
+    if is_deep_colour:
+        return _load_deep_colour(image, data, page)
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     ImageOps.exif_transpose(image, in_place=True)
     return _convert_to_grey(image, white_is_zero)
 
 
+def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
+    """Say whether the file has colour or transparency of more than 8 bits, of which Pillow keeps the upper 8.
+
+    Raises:
+        Rejected: in an arrangement that cannot be read whole.
+    """
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
+        return False
+    if image.format == "PNG":
+        return data[24] == 16  # the depth in IHDR, which comes first
+    if image.format == "JPEG2000":
+        at = data.find(_SIZ)
+        return at >= 0 and (data[at + 42] & 0x7F) + 1 > 8
+    if image.format == "PPM":
+        return image.tile[0].args[-1] > 255 if isinstance(image.tile[0].args, tuple) else False
+    if image.format != "TIFF" or max(image.tag_v2.get(_BITS, (8,))) <= 8:
+        return False
+    if image.tag_v2.get(_PLANAR) == 2 or image.mode == "CMYK":
+        raise Rejected("a TIFF of 16 bits in separate planes or CMYK: save it as grey of 8 or 16 bits")
+    return True
+
+
+def _load_deep_colour(image: Image.Image, data: bytes, page: int) -> Image.Image:
+    """Read by OpenCV what Pillow has loaded to 8 bits: by then the file is known to be whole and within the limits."""
+    alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
+    size, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
+    image.close()  # the pixels' memory
+    grey = _scale_to_8_bits(_decode_by_opencv(data, page), white_is_zero=False)
+    if grey.size != size:
+        raise Rejected("damaged: pixels of other sides than the header's")
+    if alpha is not None:
+        grey = ImageChops.multiply(grey, alpha)
+    grey.getexif()[_ORIENTATION] = orientation
+    ImageOps.exif_transpose(grey, in_place=True)
+    return grey
+
+
+def _decode_by_opencv(data: bytes, page: int) -> np.ndarray:
+    """Return one page as grey of the depth that the file has, [H, W]."""
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    buffer = np.frombuffer(data, np.uint8)
+    with _quiet_opencv():
+        if page:
+            _, pages = cv2.imdecodemulti(buffer, flags, range=(page, page + 1))
+        else:
+            pages = [cv2.imdecode(buffer, flags)]
+    if not len(pages) or pages[0] is None or pages[0].dtype == np.uint8:
+        raise Rejected("colour of more than 8 bits that cannot be read whole: save it as grey of 8 or 16 bits")
+    return pages[0]
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV from writing to the screen what is wrong with a file."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+
+
 def _convert_to_grey(image: Image.Image, white_is_zero: bool) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _scale_to_8_bits(np.asarray(image), white_is_zero)
+    if image.mode == "LAB":
+        raise Rejected("colours in L*a*b*: save it as grey of 8 or 16 bits")
     if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
         return image.convert("L")
     grey = Image.new("L", image.size)
@@ -122,10 +236,7 @@ def _convert_to_grey(image: Image.Image, white_is_zero: bool) -> Image.Image:
 
 
 def _scale_to_8_bits(values: np.ndarray, white_is_zero: bool) -> Image.Image:
-    """Scale grey of more than 8 bits to 8 bits.
-
-    X-ray detectors store 10 to 14 bits in 16-bit files, so the depth is the smallest of 8, 10, 12, 14 and 16 bits that
-    holds the largest value. Floats in [0, 1] are scaled to the whole range.
+    """Scale grey of more than 8 bits to 8 bits, by `grey.choose_range`. Floats in [0, 1] are scaled as they are.
 
     Args:
         white_is_zero: a TIFF in which 0 is white; Pillow handles that for 8 bits only.
@@ -133,14 +244,20 @@ def _scale_to_8_bits(values: np.ndarray, white_is_zero: bool) -> Image.Image:
     top = float(values.max(initial=0))
     if not np.isfinite(top) or values.min(initial=0) < 0 or top > 65535:
         raise Rejected(f"grey values outside 0 to 65535 (up to {top:g})")
-    white = 1 if top <= 1 else next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if top < 2**bits)
-    grey = np.empty(values.shape, np.uint8)
+    is_fraction = values.dtype.kind == "f" and top <= 1
+    whole = values if values.dtype == np.uint16 else _round_to_16_bits(values, 65535 if is_fraction else 1)
+    levels = np.arange(2**16)
+    black, white = (0, 65535) if is_fraction else choose_range(levels, count_values(whole))
+    table = scale_to_8_bits(levels, black, white)
+    return Image.fromarray(look_up(whole, 255 - table if white_is_zero else table))
+
+
+def _round_to_16_bits(values: np.ndarray, scale: int) -> np.ndarray:
+    whole = np.empty(values.shape, np.uint16)
     rows = max(1, _BAND // values.shape[1])
     for start in range(0, len(values), rows):
-        band = values[start : start + rows].astype(np.float64)
-        band = white - band if white_is_zero else band
-        grey[start : start + rows] = np.round(band * (255 / white))
-    return Image.fromarray(grey)
+        whole[start : start + rows] = np.round(values[start : start + rows].astype(np.float64) * scale)
+    return whole
 
 
 def _describe_damage(error: Exception) -> str:

@@ -110,12 +110,11 @@ def test_decoding_within_the_limits_takes_bounded_memory(tmp_path: Path, name: s
         b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><script>alert(1)</script></svg>',
         b"8BPS\0\1" + bytes(100),
         b"\0\0\1\0\1\0" + bytes(100),
-        b"P5 64 64 255\n" + bytes(64 * 64),
         bytes(128) + b"DICM" + bytes(100),
         b"\x80\x04\x95cos\nsystem\n",
         b"PK\x03\x04" + bytes(100),
     ],
-    ids=["eps", "pdf", "svg", "psd", "ico", "ppm", "dicom", "pickle", "zip"],
+    ids=["eps", "pdf", "svg", "psd", "ico", "dicom", "pickle", "zip"],
 )
 def test_other_formats_are_not_opened(data: bytes):
     with pytest.raises(Rejected, match="not an image"):
