@@ -1,11 +1,13 @@
 """Read DICOM: what kind of object a file holds, whom it shows, and its first frame as 8-bit grey.
 
-Decoders: pydicom's own for what is not compressed and RLE; GDCM for JPEG, JPEG-LS and JPEG 2000; OpenJPEG for HTJ2K.
+Decoders: pydicom's own for what is not compressed and RLE; Pillow for JPEG of 8 bits; GDCM for JPEG of 12 bits,
+lossless JPEG and JPEG-LS; OpenJPEG for JPEG 2000 and HTJ2K.
 No reason for a refusal repeats a value of the file, since any of them may hold a name.
 """
 
 import io
 import re
+import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
@@ -86,13 +88,19 @@ _BODY_PARTS = {
     *("CALCANEUS", "TOE", "ABDOMEN", "EXTREMITY", "ARM", "WHOLEBODY"),
 }
 
-_HTJ2K = {"1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"}
-_JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91", *_HTJ2K}
-_JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
-_JPEG = {"1.2.840.10008.1.2.4.50", _JPEG_EXTENDED, *(f"1.2.840.10008.1.2.4.{n}" for n in (57, 70, 80, 81))}
+_JPEG_2000 = {f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203)}  # the last three are HTJ2K
+_JPEG_BASELINE, _JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
+# Lossless, lossless by the first prediction, JPEG-LS, JPEG-LS near lossless.
+_JPEG = {_JPEG_BASELINE, _JPEG_EXTENDED, *(f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 81))}
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _DEFLATED}
 _READ = {*_NATIVE, *_JPEG, *_JPEG_2000, "1.2.840.10008.1.2.5"}  # the last is RLE
+
+_CODESTREAM = b"\xff\x4f\xff\x51"  # where JPEG 2000 begins; the last two bytes are the marker of its sides
+# Markers of JPEG, and of JPEG-LS.
+_JPEG_LS, _FILL, _START_OF_SCAN = 0xF7, 0xFF, 0xDA
+_CODES = {0xC4, 0xCC}  # tables of Huffman codes, or the arithmetic coder's
+_STARTS_OF_FRAME = {*range(0xC0, 0xD0), _JPEG_LS} - {*_CODES, 0xC8}
 
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
@@ -161,7 +169,7 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
     with _quiet():
         kind = _name_kind(dataset)
         if kind in ("image", "another object") and "PixelData" not in dataset:
-            raise Rejected("not an image: a DICOM object without pixels")
+            raise Rejected("not an image: a DICOM object without pixels, or cut short")
         if kind != "image":
             raise Rejected(f"{kind}, no radiograph")
         if _is_for_processing(dataset):
@@ -324,6 +332,8 @@ def _make_grey(dataset: "Dataset") -> np.ndarray:
     values = _decompress(dataset, rows, columns)
     if interpretation in _COLOUR:
         return _reduce_colour(values)
+    if values.ndim != 2:
+        raise Rejected("damaged: a grey DICOM image of several samples a pixel")
     if values.dtype.itemsize > 2:
         raise Rejected(f"DICOM grey of {bits} bits, over the limit of 16")
     values = values.view(f"u{values.dtype.itemsize}")
@@ -349,20 +359,42 @@ def _decompress(dataset: "Dataset", rows: int, columns: int) -> np.ndarray:
     if syntax in _NATIVE:
         _check_length(dataset, rows, columns)
     if syntax not in _JPEG | _JPEG_2000:
-        return pixel_array(dataset, index=0, correct_unused_bits=False)
+        values = pixel_array(dataset, index=0, correct_unused_bits=False)
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
     try:
-        frame = _read_frame(dataset)
-        if (found := _read_sides(frame, syntax)) != (rows, columns):
-            raise Rejected(f"damaged: pixels of other sides ({found[1]} x {found[0]}) than the DICOM header's")
-        if syntax in _HTJ2K:
-            return _decode_htj2k(frame)
-        if syntax == _JPEG_EXTENDED and _read_count(dataset, "BitsStored") > 8:
-            return _decode_12_bits(frame, rows, columns)
-        return pixel_array(dataset, index=0, correct_unused_bits=False)
+        return _decode_frame(dataset, syntax, rows, columns)
     except (Rejected, MemoryError):
         raise
     except Exception:
         raise Rejected(f"damaged: the pixels cannot be decompressed ({_name_syntax(syntax)})") from None
+
+
+def _decode_frame(dataset: "Dataset", syntax: str, rows: int, columns: int) -> np.ndarray:
+    """Decode JPEG by Pillow where it can, else by GDCM, and JPEG 2000 by OpenJPEG.
+
+    GDCM ends the process on some damage of a JPEG's header, so that is found first.
+    """
+    from openjpeg import decode
+    from pydicom.pixels import pixel_array
+
+    frame = _read_frame(dataset)
+    if syntax in _JPEG_2000:
+        frame = frame[frame.index(_CODESTREAM) :]  # some are whole files, with a header of their own
+    samples, allocated = (_read_count(dataset, name) for name in ("SamplesPerPixel", "BitsAllocated"))
+    header = _read_codestream(frame) if syntax in _JPEG_2000 else _read_jpeg(frame)
+    if header[:3] != (rows, columns, samples) or not 2 <= header[3] <= allocated <= 32:
+        raise Rejected("damaged: compressed pixels of other sides, colours or depth than the DICOM header's")
+    if syntax in _JPEG_2000:
+        values = decode(frame, j2k_format=0)
+        is_luminance = _read_text(dataset, "PhotometricInterpretation").startswith("YBR_FULL")
+        return values[..., [0, 0, 0]] if is_luminance else values  # YBR_ICT and YBR_RCT come as RGB
+    if syntax not in (_JPEG_BASELINE, _JPEG_EXTENDED):
+        return pixel_array(dataset, index=0, decoding_plugin="gdcm", correct_unused_bits=False)
+    if header[3] == 8:
+        return pixel_array(dataset, index=0, decoding_plugin="pillow", correct_unused_bits=False)
+    if header[3] != 12 or samples > 1:
+        raise Rejected(f"JPEG of {header[3]} bits: 8 and 12 are read")
+    return _decode_12_bits(frame, rows, columns)
 
 
 def _name_syntax(uid: str) -> str:
@@ -387,28 +419,29 @@ def _read_frame(dataset: "Dataset") -> bytes:
     return get_frame(dataset.PixelData, 0, number_of_frames=max(1, int(frames[0])) if frames else 1)
 
 
-def _read_sides(frame: bytes, syntax: str) -> tuple[int, int]:
-    """Return rows and columns from a compressed frame's own header: its decoder allocates what this says."""
-    if syntax in _JPEG_2000:
-        at = frame.index(b"\xff\x4f\xff\x51") + 8  # start of codestream, then the marker SIZ with its length
-        columns, rows, left, top = (int.from_bytes(frame[at + 4 * n : at + 4 * n + 4], "big") for n in range(4))
-        return rows - top, columns - left
-    at = 2
+def _read_codestream(frame: bytes) -> tuple[int, int, int, int]:
+    """Return rows, columns, samples a pixel and bits a sample of JPEG 2000, which its decoder allocates memory for."""
+    columns, rows, left, top = struct.unpack_from(">4I", frame, 8)
+    samples, depth = struct.unpack_from(">HB", frame, 40)
+    return rows - top, columns - left, samples, (depth & 0x7F) + 1
+
+
+def _read_jpeg(frame: bytes) -> tuple[int, int, int, int]:
+    """Return rows, columns, samples a pixel and bits a sample of JPEG, whose segments lead unbroken to the pixels."""
+    at, found, has_codes = 2, None, False
     while frame[at] == 0xFF:
-        if frame[at + 1] == 0xFF:  # a fill byte
+        marker, length = struct.unpack_from(">xBH", frame, at)
+        if marker == _FILL:
             at += 1
             continue
-        if frame[at + 1] in {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}:  # start of frame; F7 in JPEG-LS
-            return int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    raise ValueError("no start of frame")
-
-
-def _decode_htj2k(frame: bytes) -> np.ndarray:
-    """Decode by OpenJPEG, which pydicom offers only with a package more, and whose colours are RGB."""
-    from openjpeg import decode
-
-    return decode(frame, j2k_format=0)
+        if marker == _START_OF_SCAN and found and has_codes:
+            return found
+        if marker in _STARTS_OF_FRAME:
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
+            found, has_codes = (rows, columns, samples, bits), has_codes or marker == _JPEG_LS
+        has_codes = has_codes or marker in _CODES
+        at += 2 + length
+    raise ValueError("no start of frame, no codes or no pixels")
 
 
 def _decode_12_bits(frame: bytes, rows: int, columns: int) -> np.ndarray:
@@ -450,7 +483,9 @@ def _make_palette(dataset: "Dataset", dtype: np.dtype) -> np.ndarray:
 
     colours = apply_color_lut(np.arange(2 ** (8 * dtype.itemsize)).astype(dtype), dataset)[:, :3]
     if colours.dtype != np.uint8:
-        colours = (colours >> 8).astype(np.uint8)
+        if dataset.original_encoding[1] is False and "RedPaletteColorLookupTableData" in dataset:
+            colours = colours.byteswap()  # pydicom reads this table as little endian
+        colours = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)  # some have 8 bits in 16
     return np.asarray(Image.fromarray(colours[None]).convert("L"))[0]
 
 
