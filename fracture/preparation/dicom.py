@@ -6,6 +6,7 @@ No reason for a refusal repeats a value of the file, since any of them may hold 
 """
 
 import io
+import logging
 import re
 import struct
 import warnings
@@ -174,7 +175,7 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
             raise Rejected(f"{kind}, no radiograph")
         if _is_for_processing(dataset):
             raise Rejected("raw detector image, FOR PROCESSING: export the images that are FOR PRESENTATION")
-    grey = render(dataset)
+    grey = render(dataset)  # which has read all that follows
     stored = f"{dataset.PhotometricInterpretation} {dataset.BitsStored} bit"
     return Image.fromarray(grey), stored, int(dataset.Columns), int(dataset.Rows)
 
@@ -201,10 +202,16 @@ def render(dataset: "Dataset") -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what pydicom says of values that break the standard: it repeats them, and they may be names."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"pydicom|openjpeg")
-        yield
+    """Silence what pydicom warns of and logs: it repeats values that break the standard, and they may be names."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"pydicom|openjpeg")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_dataset(data: bytes, **options: Any) -> "Dataset":
@@ -392,8 +399,8 @@ def _decode_frame(dataset: "Dataset", syntax: str, rows: int, columns: int) -> n
         return pixel_array(dataset, index=0, decoding_plugin="gdcm", correct_unused_bits=False)
     if header[3] == 8:
         return pixel_array(dataset, index=0, decoding_plugin="pillow", correct_unused_bits=False)
-    if header[3] != 12 or samples > 1:
-        raise Rejected(f"JPEG of {header[3]} bits: 8 and 12 are read")
+    if header[3] not in (12, 16) or samples > 1:  # GDCM itself writes 16 for 12
+        raise Rejected(f"JPEG Extended of {samples} x {header[3]} bits: one of 8 or 12 is read")
     return _decode_12_bits(frame, rows, columns)
 
 
