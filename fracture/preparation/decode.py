@@ -146,12 +146,14 @@ def _seek_largest_page(image: Image.Image) -> int:
 
 
 def _load_grey(image: Image.Image, size: int, data: bytes, page: int) -> Image.Image:
-    is_deep_colour = _is_deep_colour(image, data)
+    is_deep_colour, scale = _is_deep_colour(image, data), _get_scale(image)
     # Only JPEG supports this: it is decoded at 1/2, 1/4 or 1/8 if that still leaves twice the target size.
     image.draft("L" if image.mode in ("L", "RGB", "YCbCr") else image.mode, (2 * size, 2 * size))
     image.load()
     if is_deep_colour:
         return _load_deep_colour(image, data, page)
+    if scale < 1:
+        return _scale_to_8_bits(_round_to_16_bits(np.asarray(image), scale), white_is_zero=False)
     white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     ImageOps.exif_transpose(image, in_place=True)
     return _convert_to_grey(image, white_is_zero)
@@ -177,6 +179,13 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
     if image.tag_v2.get(_PLANAR) == 2 or image.mode == "CMYK":
         raise Rejected("a TIFF of 16 bits in separate planes or CMYK: save it as grey of 8 or 16 bits")
     return True
+
+
+def _get_scale(image: Image.Image) -> float:
+    """Return what undoes Pillow's stretching of a deep PGM to 65535, which leaves no step between values as it was."""
+    if image.format != "PPM" or image.mode != "I" or not isinstance(image.tile[0].args, tuple):
+        return 1
+    return image.tile[0].args[-1] / 65535
 
 
 def _load_deep_colour(image: Image.Image, data: bytes, page: int) -> Image.Image:
@@ -252,7 +261,7 @@ def _scale_to_8_bits(values: np.ndarray, white_is_zero: bool) -> Image.Image:
     return Image.fromarray(look_up(whole, 255 - table if white_is_zero else table))
 
 
-def _round_to_16_bits(values: np.ndarray, scale: int) -> np.ndarray:
+def _round_to_16_bits(values: np.ndarray, scale: float) -> np.ndarray:
     whole = np.empty(values.shape, np.uint16)
     rows = max(1, _BAND // values.shape[1])
     for start in range(0, len(values), rows):

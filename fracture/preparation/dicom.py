@@ -98,10 +98,13 @@ _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", _D
 _READ = {*_NATIVE, *_JPEG, *_JPEG_2000, "1.2.840.10008.1.2.5"}  # the last is RLE
 
 _CODESTREAM = b"\xff\x4f\xff\x51"  # where JPEG 2000 begins; the last two bytes are the marker of its sides
-# Markers of JPEG, and of JPEG-LS.
-_JPEG_LS, _FILL, _START_OF_SCAN = 0xF7, 0xFF, 0xDA
-_CODES = {0xC4, 0xCC}  # tables of Huffman codes, or the arithmetic coder's
-_STARTS_OF_FRAME = {*range(0xC0, 0xD0), _JPEG_LS} - {*_CODES, 0xC8}
+# Markers of JPEG.
+_FILL, _START_OF_SCAN, _HUFFMAN, _QUANTIZATION = 0xFF, 0xDA, 0xC4, 0xDB
+# What stands before the pixels, by the marker of the frame's kind: baseline, extended, progressive, lossless, JPEG-LS.
+_TABLES = {
+    **{marker: frozenset({_HUFFMAN, _QUANTIZATION}) for marker in (0xC0, 0xC1, 0xC2)},
+    **{0xC3: frozenset({_HUFFMAN}), 0xF7: frozenset()},
+}
 
 _GREY = {"MONOCHROME1", "MONOCHROME2"}
 _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
@@ -435,20 +438,20 @@ def _read_codestream(frame: bytes) -> tuple[int, int, int, int]:
 
 def _read_jpeg(frame: bytes) -> tuple[int, int, int, int]:
     """Return rows, columns, samples a pixel and bits a sample of JPEG, whose segments lead unbroken to the pixels."""
-    at, found, has_codes = 2, None, False
+    at, seen, found = 2, set(), None
     while frame[at] == 0xFF:
         marker, length = struct.unpack_from(">xBH", frame, at)
         if marker == _FILL:
             at += 1
             continue
-        if marker == _START_OF_SCAN and found and has_codes:
-            return found
-        if marker in _STARTS_OF_FRAME:
+        if marker == _START_OF_SCAN and found and _TABLES[found[0]] <= seen:
+            return found[1:]
+        if marker in _TABLES and not found:
             bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, at + 4)
-            found, has_codes = (rows, columns, samples, bits), has_codes or marker == _JPEG_LS
-        has_codes = has_codes or marker in _CODES
+            found = marker, rows, columns, samples, bits
+        seen.add(marker)
         at += 2 + length
-    raise ValueError("no start of frame, no codes or no pixels")
+    raise ValueError("no start of frame, no tables or no pixels")
 
 
 def _decode_12_bits(frame: bytes, rows: int, columns: int) -> np.ndarray:

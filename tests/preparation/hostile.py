@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from tests.preparation import dicom_files
+
 
 def png(width: int, height: int, *chunks: bytes, depth: int = 8, colour: int = 0, rows: bytes | None = None) -> bytes:
     """Return a PNG of those sides; its compressed pixels are `rows`, or black."""
@@ -98,6 +100,22 @@ def tiff_with_immense_tag() -> bytes:
     at = content.index(struct.pack("<HH", 270, 2))
     struct.pack_into("<I", content, at + 4, 2**32 - 1)
     return bytes(content)
+
+
+def jpeg_2000(width: int, height: int) -> bytes:
+    """Return a small JPEG 2000 whose headers claim other sides."""
+    data = bytearray(small("jpeg2000"))
+    struct.pack_into(">II", data, data.index(b"ihdr") + 4, height, width)
+    struct.pack_into(">II", data, data.index(b"\xff\x4f\xff\x51") + 8, width, height)
+    return bytes(data)
+
+
+def dicom(width: int, height: int) -> bytes:
+    """Return a DICOM file of those sides, with all its pixels if they are within the limits."""
+    made = dicom_files.dataset(np.zeros((2, 2), np.uint16))
+    made.Rows, made.Columns = height, width
+    made.PixelData = bytes(2 * width * height if width * height <= 10**8 else 8)
+    return dicom_files.encoded(made)
 
 
 def bmp(width: int, height: int) -> bytes:

@@ -1,13 +1,15 @@
 import io
 import struct
+import zlib
 from contextlib import suppress
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from fracture.preparation import decode as decode_module
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decode import Rejected, decode, is_blank
 
 RAMP = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))  # dark left, bright right
 
@@ -26,6 +28,9 @@ def encoded(image: Image.Image, kind: str = "png", **options) -> bytes:
         *[("tiff", mode) for mode in ("L", "P", "RGB", "RGBA", "CMYK", "F")],
         *[(kind, "RGB") for kind in ("bmp", "webp")],
         *[("gif", mode) for mode in ("L", "P")],
+        *[(kind, mode) for kind in ("jpeg2000", "ppm") for mode in ("L", "RGB")],
+        *[("jpeg2000", mode) for mode in ("LA", "RGBA")],
+        ("avif", "RGB"),
     ],
 )
 def test_every_format_and_mode_gives_the_same_grey(kind: str, mode: str):
@@ -97,7 +102,7 @@ def test_files_that_are_no_images():
             decode(data, 64)
 
 
-@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "gif", "bmp"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "gif", "bmp", "avif", "jpeg2000", "ppm"])
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage that it tolerates
 def test_damaged_files_raise_no_other_error(kind: str):
     whole = bytearray(encoded(Image.fromarray(RAMP).convert("RGB"), kind))
@@ -122,3 +127,180 @@ def test_the_centre_keeps_the_aspect():
     assert centre.shape == (30, 30)
     assert centre[0].tolist() == list(range(30, 60))
     assert decode(encoded(Image.fromarray(wide[:, :30]), "png"), 30).crop_centre() is None
+
+
+# One radiograph in many files. A dark one: its largest value says nothing of its depth.
+DARK = (RAMP * 0.6).astype(np.uint8)
+DEEP = DARK.astype(np.uint16) * 16
+OPAQUE = np.full_like(DEEP, 65535)
+
+
+def by_opencv(kind: str, values: np.ndarray) -> bytes:
+    lossless = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000] if kind == ".jp2" else []
+    return cv2.imencode(kind, values, lossless)[1].tobytes()
+
+
+def deep_png(samples: np.ndarray, colour: int, *chunks: bytes) -> bytes:
+    """Return a PNG of 16 bits; `colour` 4 is grey with alpha, which no library here writes."""
+    height, width = samples.shape[:2]
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(kind, data) for kind, data in chunks) + pixels
+
+
+def tiff(samples: bytes, bits: tuple[int, ...], *, order: str = "<", **tags: tuple[int, ...]) -> bytes:
+    """Return an uncompressed TIFF of 64 × 64 in one strip, or a strip for each plane; `tags` are t262=(0,), ..."""
+    values = {256: (64,), 257: (64,), 258: bits, 259: (1,), 262: (1,), 277: (len(bits),), 278: (64,)}
+    values |= {int(name[1:]): value for name, value in tags.items()}
+    strips = len(bits) if values.get(284) == (2,) else 1
+    length = len(samples) // strips
+    values |= {273: tuple(8 + length * n for n in range(strips)), 279: (length,) * strips}
+    directory, extra = b"", b""
+    after = 8 + len(samples) + 2 + 12 * len(values) + 4
+    for tag, numbers in sorted(values.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        if len(packed) > 4:
+            packed, extra = struct.pack(f"{order}I", after + len(extra)), extra + packed
+        directory += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + packed
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(samples))
+    return head + samples + struct.pack(f"{order}H", len(values)) + directory + bytes(4) + extra
+
+
+def twelve_bits(values: np.ndarray) -> bytes:
+    pairs = values.reshape(-1, 2).astype(np.uint32)
+    both = pairs[:, 0] << 12 | pairs[:, 1]
+    return both.astype(">u4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
+
+
+SAME = {
+    "png, 12 of 16 bits": lambda: by_opencv(".png", DEEP),
+    "png, all of 16 bits": lambda: by_opencv(".png", DARK.astype(np.uint16) * 257),
+    "png, upper of 16 bits": lambda: by_opencv(".png", DARK.astype(np.uint16) * 256),
+    "png, 8 of 16 bits": lambda: by_opencv(".png", DARK.astype(np.uint16)),
+    "png rgb of 16 bits": lambda: by_opencv(".png", np.stack([DEEP] * 3, -1)),
+    "png rgba of 16 bits": lambda: by_opencv(".png", np.stack([*[DEEP] * 3, OPAQUE], -1)),
+    "png grey and alpha of 16 bits": lambda: deep_png(np.stack([DEEP, OPAQUE], -1), 4),
+    "png with gamma and depth": lambda: deep_png(DEEP, 0, (b"gAMA", struct.pack(">I", 10**5)), (b"sBIT", b"\x0c")),
+    "png rgb with gamma": lambda: deep_png(np.stack([DEEP] * 3, -1), 2, (b"gAMA", struct.pack(">I", 45455))),
+    "tiff of 16 bits": lambda: by_opencv(".tiff", DEEP),
+    "tiff rgb of 16 bits": lambda: by_opencv(".tiff", np.stack([DEEP] * 3, -1)),
+    "tiff rgba of 16 bits": lambda: by_opencv(".tiff", np.stack([*[DEEP] * 3, OPAQUE], -1)),
+    "tiff, big endian": lambda: tiff(DEEP.astype(">u2").tobytes(), (16,), order=">"),
+    "tiff rgb, big endian": lambda: tiff(
+        np.stack([DEEP] * 3, -1).astype(">u2").tobytes(), (16,) * 3, order=">", t262=(2,)
+    ),
+    "tiff, signed": lambda: tiff(DEEP.tobytes(), (16,), t339=(2,)),
+    "tiff of 12 bits": lambda: tiff(twelve_bits(DEEP), (12,)),
+    "tiff of 32 bits": lambda: tiff(DEEP.astype(np.uint32).tobytes(), (32,)),
+    "tiff of floats": lambda: encoded(Image.fromarray((DARK / 255).astype(np.float32)), "tiff"),
+    "tiff rgb in planes": lambda: tiff(np.stack([DARK] * 3).tobytes(), (8,) * 3, t262=(2,), t284=(2,)),
+    "tiff, 0 is white, 8 bits": lambda: tiff((255 - DARK).tobytes(), (8,), t262=(0,)),
+    "pgm of 16 bits": lambda: by_opencv(".pgm", DEEP),
+    "pgm of 12 bits": lambda: b"P5 64 64 4095\n" + DEEP.astype(">u2").tobytes(),
+    "pgm of 8 bits": lambda: b"P5 64 64 255\n" + DARK.tobytes(),
+    "pgm in text": lambda: b"P2 64 64 255\n" + b" ".join(b"%d" % value for value in DARK.ravel()),
+    "ppm of 16 bits": lambda: by_opencv(".ppm", np.stack([DEEP] * 3, -1)),
+    "jpeg 2000 of 16 bits": lambda: by_opencv(".jp2", DEEP),
+    "jpeg 2000 rgb of 16 bits": lambda: by_opencv(".jp2", np.stack([DEEP] * 3, -1)),
+    "jpeg 2000 of 8 bits": lambda: by_opencv(".jp2", DARK),
+    "webp, lossless": lambda: encoded(Image.fromarray(DARK).convert("RGB"), "webp", lossless=True),
+    "bmp of 32 bits": lambda: encoded(Image.fromarray(DARK).convert("RGBA"), "bmp"),
+    "gif": lambda: encoded(Image.fromarray(DARK), "gif"),
+    "cmyk tiff": lambda: encoded(Image.fromarray(DARK).convert("CMYK"), "tiff"),
+    "palette of grey": lambda: encoded(Image.fromarray(DARK).convert("P"), "png"),
+    "opaque alpha": lambda: encoded(Image.fromarray(DARK).convert("RGBA"), "png"),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_one_radiograph_is_one_picture(name: str):
+    assert np.abs(decode(SAME[name](), 64).pixels.astype(int) - DARK).max() <= 1
+
+
+NOT_CERTAIN = {
+    "a TIFF of 16 bits in separate planes": lambda: tiff(
+        np.stack([DEEP] * 3).tobytes(), (16,) * 3, t262=(2,), t284=(2,)
+    ),
+    "a TIFF of 16 bits in separate planes or CMYK": lambda: tiff(
+        np.stack([OPAQUE - DEEP] * 4, -1).tobytes(), (16,) * 4, t262=(5,)
+    ),
+    "or a TIFF of a kind that is not read": lambda: tiff(DEEP.astype(np.float64).tobytes(), (64,), t339=(3,)),
+    "grey values outside 0 to 65535": lambda: tiff((DEEP.astype(np.uint32) << 16).tobytes(), (32,)),
+    "colours in L": lambda: encoded(Image.fromarray(np.stack([DARK] * 3, -1)).convert("RGB").copy(), "tiff").replace(
+        struct.pack("<HHIHH", 262, 3, 1, 2, 0), struct.pack("<HHIHH", 262, 3, 1, 8, 0)
+    ),
+    "colour of more than 8 bits that cannot be read whole": lambda: (
+        b"P3 64 64 4095\n" + b" ".join(b"%d" % value for value in np.stack([DEEP] * 3, -1).ravel())
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", NOT_CERTAIN)
+def test_grey_that_is_not_certain_is_refused(reason: str):
+    with pytest.raises(Rejected, match=reason):
+        decode(NOT_CERTAIN[reason](), 64)
+
+
+def test_raw_values_become_their_percentiles():
+    values = np.full((100, 100), 1000, np.uint16)
+    values[50:] = np.linspace(1500, 2000, 100)
+    values[-1, -20:] = 65535
+    for data in (by_opencv(".png", values), by_opencv(".png", np.stack([values] * 3, -1)), by_opencv(".tiff", values)):
+        pixels = decode(data, 100).pixels
+        assert (pixels[0, 0], pixels[60, 0], pixels[60, 50], pixels[60, 99]) == (0, 128, 192, 255)
+
+
+def test_deep_colour_keeps_transparency_and_orientation():
+    half = np.where(np.arange(64)[:, None] < 32, OPAQUE, 0)
+    clear = decode(deep_png(np.stack([*[DEEP] * 3, half], -1), 6), 64).pixels
+    assert np.array_equal(clear, np.where(half > 0, DARK, 0))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    exif = (b"eXIf", turned.tobytes().removeprefix(b"Exif\0\0"))
+    assert np.array_equal(decode(deep_png(np.stack([DEEP] * 3, -1), 2, exif), 64).pixels, np.rot90(DARK, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_the_largest_page_of_a_tiff(mode: str):
+    pages = [Image.fromarray(page).convert(mode) for page in (DARK[:8, :8], DARK, DARK[:16])]
+    image = decode(encoded(pages[0], "tiff", save_all=True, append_images=pages[1:]), 64)
+    assert (image.width, image.height) == (64, 64)
+    assert np.array_equal(image.pixels, DARK)
+
+
+def test_the_largest_page_of_deep_colour():
+    pages = [np.stack([page] * 3, -1) for page in (DEEP[:8, :8], DEEP)]
+    data = cv2.imencodemulti(".tiff", pages)[1].tobytes()
+    assert np.array_equal(decode(data, 64).pixels, DARK)
+
+
+def test_a_photograph_with_a_preview_is_jpeg():
+    large, preview = (Image.fromarray(RAMP).resize((side, side)) for side in (64, 16))
+    image = decode(encoded(large, "mpo", save_all=True, append_images=[preview]), 64)
+    assert (image.format, image.width) == ("JPEG", 64)
+
+
+@pytest.mark.parametrize("grey", [0, 17, 255])
+def test_a_flat_image_is_blank(grey: int):
+    flat = np.full((224, 224), grey, np.uint8)
+    noise = np.random.default_rng(0).integers(-1, 2, flat.shape)
+    assert is_blank(flat)
+    assert is_blank(np.clip(flat + noise, 0, 255).astype(np.uint8))
+    framed = np.pad(np.full((180, 180), 128, np.uint8), 22)
+    assert is_blank(framed)
+    marked = flat.copy()
+    marked[5:20, 5:20] = 128  # a letter in the corner
+    assert is_blank(marked)
+
+
+def test_a_radiograph_is_not_blank():
+    collimated = np.zeros((224, 224), np.uint8)
+    collimated[100:130, 100:130] = RAMP[:30, 17:47]  # 1.8 % of the image
+    faint = np.tile(np.linspace(100, 110, 224).astype(np.uint8), (224, 1))
+    for pixels in (RAMP, DARK, collimated, 255 - collimated, faint):
+        assert not is_blank(pixels)

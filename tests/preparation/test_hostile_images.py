@@ -67,6 +67,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "webp of 16,384": (lambda: hostile.webp(16_384, 16_384), "over the limit of 100,000,000"),
     "tiff of 2^31": (lambda: hostile.tiff({256: (4, 2**31), 257: (4, 2**31)}), "over the limit of 100,000,000"),
     "bmp of 2^31": (lambda: hostile.bmp(2**31 - 1, 2**31 - 1), "over the limit of 100,000,000"),
+    "pgm of 30,000": (lambda: b"P5 30000 30000 255\n", "over the limit of 100,000,000"),
+    "pgm of one row": (lambda: b"P5 100000000 1 255\n", "over the limit of 65,535 a side"),
+    "jpeg 2000 of 2^31": (lambda: hostile.jpeg_2000(2**31 - 1, 2**31 - 1), "over the limit of 100,000,000|damaged"),
+    "dicom of 65,535": (lambda: hostile.dicom(65_535, 65_535), "over the limit of 100,000,000"),
     "bmp upside down": (lambda: hostile.bmp(30_000, -30_000), "over the limit of 100,000,000"),
 }
 
@@ -92,6 +96,8 @@ READ: dict[str, tuple[Callable[[], bytes], int]] = {
     "a webp that claims 10,000": (lambda: hostile.webp(10_000, 10_000), 2000),
     "a grey png of 10,000": (lambda: hostile.png(10_000, 10_000), 800),
     "a deep png of 10,000": (lambda: hostile.png(10_000, 10_000, depth=16), 800),
+    "a jpeg 2000 that claims 10,000": (lambda: hostile.jpeg_2000(10_000, 10_000), 2000),
+    "a dicom of 10,000": (lambda: hostile.dicom(10_000, 10_000), 900),
     "a coloured png of 10,000": (lambda: hostile.png(10_000, 10_000, depth=16, colour=6), 800),
 }
 
