@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
@@ -205,6 +204,8 @@ def _load_deep_colour(image: Image.Image, data: bytes, page: int) -> Image.Image
 
 def _decode_by_opencv(data: bytes, page: int) -> np.ndarray:
     """Return one page as grey of the depth that the file has, [H, W]."""
+    import cv2  # its threads take memory that most files do not need
+
     flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     buffer = np.frombuffer(data, np.uint8)
     with _quiet_opencv():
@@ -220,6 +221,8 @@ def _decode_by_opencv(data: bytes, page: int) -> np.ndarray:
 @contextmanager
 def _quiet_opencv() -> Iterator[None]:
     """Keep OpenCV from writing to the screen what is wrong with a file."""
+    import cv2
+
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from fracture.preparation.grey import choose_range, count_values, look_up, scale_to_8_bits
@@ -240,6 +238,8 @@ def _check_inflated(data: bytes) -> None:
         return
     if _DEFLATED.encode() not in data[:start]:
         raise Rejected("damaged: the DICOM header cannot be read")
+    import pyarrow as pa
+
     size = 0
     try:
         with pa.CompressedInputStream(pa.BufferReader(_GZIP_HEADER + data[start:]), "gzip") as stream:
@@ -477,6 +477,8 @@ def _decode_12_bits(frame: bytes, rows: int, columns: int) -> np.ndarray:
 
 
 def _reduce_colour(values: np.ndarray) -> np.ndarray:
+    import cv2
+
     if values.ndim != 3 or values.shape[2] != 3:
         raise Rejected("damaged: a DICOM colour image without three samples a pixel")
     if values.dtype.itemsize == 1:

@@ -6,7 +6,6 @@ import zlib
 
 import numpy as np
 from PIL import Image
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from tests.preparation import dicom_files
 
@@ -117,13 +116,6 @@ def dicom(width: int, height: int) -> bytes:
     made.Rows, made.Columns = height, width
     made.PixelData = bytes(2 * width * height if width * height <= 10**8 else 8)
     return dicom_files.encoded(made)
-
-
-def deflated_dicom(size: int) -> bytes:
-    """Return a DICOM file whose dataset inflates to so many zeros."""
-    data = dicom_files.encoded(dicom_files.dataset(np.zeros((2, 2), np.uint16)), DeflatedExplicitVRLittleEndian)
-    (length,) = struct.unpack_from("<I", data, 140)
-    return data[: 144 + length] + _compress_zeros(size)[2:-4]  # without the header and checksum of zlib
 
 
 def bmp(width: int, height: int) -> bytes:
