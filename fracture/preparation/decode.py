@@ -192,6 +192,10 @@ def _load_deep_colour(image: Image.Image, data: bytes, page: int) -> Image.Image
     alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else None
     size, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
     image.close()  # the pixels' memory
+    if alpha is not None and alpha.getextrema() == (0, 0):
+        return alpha  # nothing can be seen: black
+    if alpha is not None and alpha.getextrema() == (255, 255):
+        alpha = None
     grey = _scale_to_8_bits(_decode_by_opencv(data, page), white_is_zero=False)
     if grey.size != size:
         raise Rejected("damaged: pixels of other sides than the header's")
