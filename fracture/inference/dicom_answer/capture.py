@@ -1,0 +1,112 @@
+"""The capture of a radiograph: a Secondary Capture of it under its Grad-CAM map."""
+
+import math
+
+import numpy as np
+from highdicom.sc import ConversionTypeValues, SCImage
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.multival import MultiValue
+from pydicom.sr.codedict import codes
+
+from fracture.inference.dicom_answer.header import (
+    NAME,
+    RESEARCH_USE,
+    Algorithm,
+    check_source,
+    complete,
+    derive_uid,
+    describe_equipment,
+    has_several_frames,
+    read_text,
+)
+
+SERIES_NUMBER = 9902
+_DIRECTIONS = frozenset("ALPRHF")
+_SIDES = ("R", "L", "U", "B")
+_ROUNDING = 0.01  # of height and width, when an image is made smaller
+
+
+def build_capture(source: Dataset, overlay: np.ndarray, algorithm: Algorithm, number: int) -> Dataset:
+    """Build the capture of one radiograph.
+
+    Args:
+        source: the dataset of the radiograph, which needs no pixels.
+        overlay: [H, W, 3] uint8, the whole radiograph under its map, turned as the radiograph is. Its height and width
+            may have another ratio: then the capture says how viewers are to stretch it.
+        number: of the radiograph within the study, from 1 on.
+
+    Raises:
+        UsageError: the radiograph lacks a valid UID.
+    """
+    assert overlay.dtype == np.uint8
+    assert overlay.shape[2:] == (3,)
+    check_source(source)
+    study = str(source.StudyInstanceUID)
+    capture = SCImage(
+        pixel_array=overlay,
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),  # highdicom needs one; the source's comes below
+        study_instance_uid=study,
+        series_instance_uid=derive_uid(algorithm, "captures", study),
+        series_number=SERIES_NUMBER,
+        series_description=f"{NAME}: Grad-CAM. {RESEARCH_USE}",
+        sop_instance_uid=derive_uid(algorithm, "capture", study, str(source.SOPInstanceUID)),
+        instance_number=number,
+        **describe_equipment(algorithm),
+    )
+    del capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture  # optional, and the clock's
+    complete(capture, [source])
+    _copy_image_properties(capture, source)
+    capture.ConversionType = ConversionTypeValues.WSD.value
+    capture.SourceImageSequence = [_refer(source)]
+    capture.DerivationDescription = (
+        f"Grad-CAM: where the radiograph supports the class that {NAME} {algorithm.version} predicts. {RESEARCH_USE}."
+    )
+    if aspect := _find_pixel_aspect(source, *overlay.shape[:2]):
+        capture.PixelAspectRatio = aspect
+    return capture
+
+
+def _copy_image_properties(capture: Dataset, source: Dataset) -> None:
+    """Copy what is true of the radiograph's pixels and so of the capture's."""
+    orientation = source.get("PatientOrientation")
+    is_known = isinstance(orientation, MultiValue) and len(orientation) == 2 and all(orientation)
+    valid = is_known and all({*str(direction)} <= _DIRECTIONS for direction in orientation)
+    capture.PatientOrientation = [str(direction) for direction in orientation] if valid else None
+    capture.Laterality = None  # of the series, whose images may show either side
+    laterality = read_text(source, "ImageLaterality") or read_text(source, "Laterality")
+    if laterality in _SIDES:
+        capture.ImageLaterality = laterality
+    capture.BurnedInAnnotation = "YES" if read_text(source, "BurnedInAnnotation") == "YES" else "NO"
+    if read_text(source, "LossyImageCompression") == "01":
+        capture.LossyImageCompression = "01"
+        for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if text := read_text(source, keyword):
+                setattr(capture, keyword, text)
+
+
+def _refer(source: Dataset) -> Dataset:
+    reference = Dataset()
+    reference.ReferencedSOPClassUID = source.SOPClassUID
+    reference.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if has_several_frames(source):
+        reference.ReferencedFrameNumber = 1
+    purpose = CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
+    reference.PurposeOfReferenceCodeSequence = [purpose]
+    return reference
+
+
+def _find_pixel_aspect(source: Dataset, height: int, width: int) -> list[int] | None:
+    """Return the height and width of the overlay's pixels as whole numbers; None if they are square or unknown."""
+    rows, columns = source.get("Rows"), source.get("Columns")
+    if not rows or not columns:
+        return None
+    vertical, horizontal = source.get("PixelAspectRatio") or (1, 1)
+    tall, wide = rows * int(vertical) * width, columns * int(horizontal) * height
+    if not tall or not wide or abs(tall / wide - 1) < _ROUNDING:
+        return None
+    divisor = math.gcd(tall, wide)
+    return [tall // divisor, wide // divisor]
