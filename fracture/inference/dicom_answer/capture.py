@@ -76,10 +76,11 @@ def _copy_image_properties(capture: Dataset, source: Dataset) -> None:
     is_known = isinstance(orientation, MultiValue) and len(orientation) == 2 and all(orientation)
     valid = is_known and all({*str(direction)} <= _DIRECTIONS for direction in orientation)
     capture.PatientOrientation = [str(direction) for direction in orientation] if valid else None
-    capture.Laterality = None  # of the series, whose images may show either side
     laterality = read_text(source, "ImageLaterality") or read_text(source, "Laterality")
     if laterality in _SIDES:
-        capture.ImageLaterality = laterality
+        capture.ImageLaterality = laterality  # not of the series, whose images may show either side
+    else:
+        capture.Laterality = None  # unknown
     capture.BurnedInAnnotation = "YES" if read_text(source, "BurnedInAnnotation") == "YES" else "NO"
     if read_text(source, "LossyImageCompression") == "01":
         capture.LossyImageCompression = "01"

@@ -71,6 +71,7 @@ def test_what_is_true_of_the_radiograph_is_true_of_the_capture():
     capture = capture_of(source)
     assert capture.PatientOrientation == ["L", "F"]
     assert capture.ImageLaterality == "R"
+    assert "Laterality" not in capture
     assert capture.BurnedInAnnotation == "YES"
     assert (capture.LossyImageCompression, capture.LossyImageCompressionRatio) == ("01", 10)
     assert capture.SourceImageSequence[0].ReferencedFrameNumber == 1
@@ -89,7 +90,7 @@ def test_what_is_true_of_the_radiograph_is_true_of_the_capture():
 def test_what_a_source_lacks_is_empty(values: dict[str, object]):
     capture = capture_of(radiograph(**values))
     assert not capture.PatientOrientation
-    assert not capture.Laterality
+    assert capture["Laterality"].is_empty
     assert "ImageLaterality" not in capture
     assert capture.BurnedInAnnotation == "NO"
     assert "LossyImageCompression" not in capture
