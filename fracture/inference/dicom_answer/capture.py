@@ -6,7 +6,6 @@ import numpy as np
 from highdicom.sc import ConversionTypeValues, SCImage
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
-from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 
 from fracture.inference.dicom_answer.header import (
@@ -19,6 +18,7 @@ from fracture.inference.dicom_answer.header import (
     describe_equipment,
     has_several_frames,
     read_text,
+    read_values,
 )
 
 SERIES_NUMBER = 9902
@@ -72,10 +72,9 @@ def build_capture(source: Dataset, overlay: np.ndarray, algorithm: Algorithm, nu
 
 def _copy_image_properties(capture: Dataset, source: Dataset) -> None:
     """Copy what is true of the radiograph's pixels and so of the capture's."""
-    orientation = source.get("PatientOrientation")
-    is_known = isinstance(orientation, MultiValue) and len(orientation) == 2 and all(orientation)
-    valid = is_known and all({*str(direction)} <= _DIRECTIONS for direction in orientation)
-    capture.PatientOrientation = [str(direction) for direction in orientation] if valid else None
+    orientation = read_values(source, "PatientOrientation")
+    is_known = len(orientation) == 2 and all(way and {*way} <= _DIRECTIONS for way in orientation)
+    capture.PatientOrientation = orientation if is_known else None
     laterality = read_text(source, "ImageLaterality") or read_text(source, "Laterality")
     if laterality in _SIDES:
         capture.ImageLaterality = laterality  # not of the series, whose images may show either side
@@ -103,11 +102,10 @@ def _refer(source: Dataset) -> Dataset:
 def _find_pixel_aspect(source: Dataset, height: int, width: int) -> list[int] | None:
     """Return the height and width of the overlay's pixels as whole numbers; None if they are square or unknown."""
     rows, columns = source.get("Rows"), source.get("Columns")
-    if not rows or not columns:
-        return None
-    vertical, horizontal = source.get("PixelAspectRatio") or (1, 1)
-    tall, wide = rows * int(vertical) * width, columns * int(horizontal) * height
-    if not tall or not wide or abs(tall / wide - 1) < _ROUNDING:
+    aspect = read_values(source, "PixelAspectRatio")
+    vertical, horizontal = map(int, aspect if len(aspect) == 2 and all(aspect) else (1, 1))
+    tall, wide = (rows or 0) * vertical * width, (columns or 0) * horizontal * height
+    if tall <= 0 or wide <= 0 or abs(tall / wide - 1) < _ROUNDING:
         return None
     divisor = math.gcd(tall, wide)
     return [tall // divisor, wide // divisor]

@@ -81,17 +81,25 @@ def create_subject(source: Dataset) -> Dataset:
 
 
 def read_text(source: Dataset, keyword: str) -> str:
-    """Return one value of a source as text; "" if it is missing, no single value, undecodable, or against its type."""
+    """Return the one value of a source as text; "" if it is missing, not single, undecodable, or against its type."""
+    values = read_values(source, keyword)
+    return values[0] if len(values) == 1 else ""
+
+
+def read_values(source: Dataset, keyword: str) -> list[str]:
+    """Return the values of a source as text; none if they are missing, or one is undecodable or against its type."""
     # Warnings and the log of pydicom quote values, which may be names.
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
-        value = source.get(keyword)
-        if value is None or isinstance(value, MultiValue):
-            return ""
-        text = str(value).strip()
+        try:
+            value = source.get(keyword)
+        except (TypeError, ValueError, OverflowError):  # pydicom's for numbers as text that are none
+            return []
+        values = value if isinstance(value, MultiValue) else [] if value is None else [value]
+        texts = [str(text).strip() for text in values]
         if not source.get("SpecificCharacterSet"):
-            text = _decode_undeclared(text)
-        return text if _is_valid(keyword, text) else ""
+            texts = [_decode_undeclared(text) for text in texts]
+        return texts if all(_is_valid(keyword, text) for text in texts) else []
 
 
 def _decode_undeclared(text: str) -> str:

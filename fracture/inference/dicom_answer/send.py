@@ -134,7 +134,7 @@ def _store(client: DICOMwebClient, service: WebService, dataset: Dataset) -> _Ou
 
 def _find_failure(answer: Dataset) -> str:
     failed = answer.get("FailedSOPSequence")
-    return f"failure reason {failed[0].get('FailureReason', 0):04X}" if failed else ""
+    return f"failure reason {failed[0].get('FailureReason') or 0:04X}" if failed else ""
 
 
 def _explain_status(service: WebService, response: requests.Response) -> _Outcome:

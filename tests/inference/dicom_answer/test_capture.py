@@ -105,6 +105,8 @@ def test_what_a_source_lacks_is_empty(values: dict[str, object]):
         ({"Rows": 2000, "Columns": 1500}, (448, 337), None),  # 448 × 336 would be exact
         ({"Rows": 1000, "Columns": 1000, "PixelAspectRatio": [2, 1]}, (100, 50), None),
         ({"Rows": 1000, "Columns": 1000, "PixelAspectRatio": [2, 1]}, (100, 100), [2, 1]),
+        ({"Rows": 1000, "Columns": 1000, "PixelAspectRatio": [0, 1]}, (100, 100), None),
+        ({"Rows": 1000, "Columns": 1000, "PixelAspectRatio": 2}, (100, 100), None),
         ({}, (224, 224), None),
     ],
 )

@@ -174,7 +174,9 @@ def test_what_a_source_lacks_is_empty(values: dict[str, str]):
     assert (report.ContentDate, report.ContentTime) == ("19700101", "000000")
 
 
-@pytest.mark.filterwarnings("ignore:(Invalid value for VR|The value length|Value )")  # of the sources made here
+@pytest.mark.filterwarnings(
+    "ignore:(Invalid value for VR|The value length|The number of PN)"
+)  # of the sources made here
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
@@ -182,7 +184,10 @@ def test_what_a_source_lacks_is_empty(values: dict[str, str]):
         ("PatientBirthDate", "19501332"),
         ("PatientSex", "W"),
         ("StudyTime", "25:61"),
+        ("StudyTime", "1000-1200"),
         ("StudyDate", "yesterday"),
+        ("StudyDate", "2024.01.02"),
+        ("PatientName", "A=B=C=D"),
         ("AccessionNumber", "A" * 17),
         ("PatientID", "P" * 65),
         ("PatientID", ["P", "Q"]),
@@ -234,10 +239,18 @@ def test_a_character_set_that_does_not_exist():
 
 
 def test_no_value_of_a_patient_is_logged(caplog):
-    data = encode(radiograph(PatientName="Planted", PatientBirthDate="19500101", PatientID="17"))
-    source = dcmread(io.BytesIO(data.replace(b"19500101", b"Planted ").replace(b"Planted", b"Pl\xc4nted")))
-    build_report([(source, WHOLE)], WHOLE, ALGORITHM)
-    assert "nted" not in caplog.text
+    data = encode(radiograph(PatientName="Planted", PatientBirthDate="19500101", NumberOfFrames=1234567))
+    source = dcmread(io.BytesIO(data.replace(b"19500101", b"Planted ").replace(b"1234567", b"Planted")))
+    report = build_report([(source, WHOLE)], WHOLE, ALGORITHM)
+    assert (report.PatientName, report.PatientBirthDate) == ("Planted", "")
+    assert "Planted" not in caplog.text
+
+
+def test_a_number_that_is_none():
+    data = encode(radiograph(NumberOfFrames=123))
+    source = dcmread(io.BytesIO(data.replace(b"123 ", b"1.5 ")))
+    [image] = read_back(build_report([(source, WHOLE)], WHOLE, ALGORITHM)).content.get_image_measurement_groups()[1:]
+    assert image.source_images[0].referenced_frame_numbers is None
 
 
 def test_the_time_is_the_latest_of_the_sources():
