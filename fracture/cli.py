@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -54,7 +56,33 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
         argv: the words after the program's name; None: those of this process.
         command: runs this command, and all of `argv` are its flags. None: the first word names it.
     """
+    _make_output_safe()
     words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run_words(words, command)
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        return _discard_output()
+
+
+def _make_output_safe() -> None:
+    """Print `?` for what the output's encoding does not have, such as `±` in ASCII; and nothing where it is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for all that follows
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_output() -> int:
+    """Send what is still to be printed to nowhere: Python would flush it at its end, and fail with a trace."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    return 1
+
+
+def _run_words(words: list[str], command: str | None) -> int:
     if command is None:
         if not words or words[0] in ("-h", "--help", "help"):
             print(_front_page())
@@ -73,6 +101,7 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     try:
         args = _parse(build_parser(command), words)
     except SystemExit as error:  # --help, or a mistake that argparse has printed
+        sys.stdout.flush()
         return int(error.code or 0)
     return _run(COMMANDS[command], args)
 
@@ -90,6 +119,9 @@ def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def _run(command: Command, args: argparse.Namespace) -> int:
     """Run the command, and turn its errors into one line and an exit code."""
+    from fracture.runtime.environment import replace_home
+
+    replace_home()
     try:
         code = command.run(args) or 0
     except UsageError as error:
@@ -104,6 +136,8 @@ def _run(command: Command, args: argparse.Namespace) -> int:
             raise
         message = f"error: {error.name} is not installed here. Use .venv/bin/python, which `make setup` makes."
         code = _fail(message, 1, args.verbose)
+    except BrokenPipeError:  # of the output
+        raise
     except OSError as error:  # of a disk, and where no function knew what to do about it; its text names the file
         reason = str(error).strip().rpartition("\n")[2].rstrip(".")
         code = _fail(f"stopped: {reason}. Check the path, its permissions and the disk.", 1, args.verbose)
@@ -329,7 +363,12 @@ def _storage(args: argparse.Namespace) -> str:
 
     if args.storage is not None:
         return args.storage
-    return str(Path.home() / "fracture") if is_submitted() else "."
+    if not is_submitted():
+        return "."
+    try:
+        return str(Path.home() / "fracture")
+    except RuntimeError:  # a container's user may have no home folder
+        raise UsageError("no home folder is known here to write to: name a folder with --storage") from None
 
 
 def _default_config(args: argparse.Namespace) -> Path | None:

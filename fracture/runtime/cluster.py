@@ -10,6 +10,8 @@ from typing import Any
 
 from fracture.config import ComputeConfig
 from fracture.errors import RunError, UsageError
+from fracture.runtime.environment import check_environment, provide_token
+from fracture.runtime.gpus import run_probe
 from fracture.runtime.quiet import silence_stderr
 from fracture.runtime.signals import stop_by_signals
 from fracture.runtime.submission import is_submitted
@@ -29,6 +31,21 @@ LOCAL_ENVIRONMENT = {  # a Ray of this job alone does without processes that tak
     "RAY_prestart_worker_first_driver": "0",  # they would be of another environment than ours
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces that this machine is taken away
 }
+JOIN_FIX = (
+    "Start that cluster, or unset RAY_ADDRESS to run on this machine. It is HOST:6379, or auto on a node of the "
+    "cluster; from elsewhere use ray job submit"
+)
+_PROBE_SECONDS = 40.0
+_PROBE = """
+import json
+import sys
+import ray
+try:
+    ray.init(log_to_driver=False)
+except Exception as error:
+    sys.exit(" ".join(str(error).split()) or repr(error))
+print(json.dumps(ray.cluster_resources()))
+"""
 
 
 def start_ray(verbose: bool, to_train: bool = False) -> None:
@@ -39,7 +56,7 @@ def start_ray(verbose: bool, to_train: bool = False) -> None:
         to_train: load TensorflowTrainer too, and TensorFlow with it, while Ray's processes start.
 
     Raises:
-        RunError: the named cluster does not answer, or Ray does not start on this machine.
+        RunError: the named cluster does not answer within a minute, or Ray cannot start on this machine.
     """
     ours = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}  # a job may have set its own
     ours |= KERAS_ENVIRONMENT
@@ -62,11 +79,14 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
     environment = runtime_environment(ours, is_submitted(), joining)
     if not is_submitted() and not joining:
         os.environ.update({**LOCAL_ENVIRONMENT, **os.environ})
+    if not joining:
+        check_environment()
+        provide_token()
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        if joining:
-            check_reachable(os.environ["RAY_ADDRESS"])
+        if joining and not is_submitted():  # a submitted job runs on the cluster that it joins
+            probe_cluster(os.environ["RAY_ADDRESS"])
         ray.init(
             address=None if joining else "local",
             include_dashboard=None if joining else False,
@@ -76,9 +96,9 @@ def _init_ray(ours: Mapping[str, str], verbose: bool) -> None:
         )
     except Exception as error:  # Ray raises a bare one where its processes do not start in time
         if joining:
+            reason = " ".join(str(error).split()).rstrip(".")
             raise RunError(
-                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {error}. It is HOST:6379 or auto "
-                "on a node of the cluster; from elsewhere use ray job submit"
+                f"no Ray cluster can be joined at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {reason}. {JOIN_FIX}"
             ) from None
         raise RunError(
             f"Ray did not start on this machine: {str(error).strip()}. Its logs are in session_latest/logs of its "
@@ -92,18 +112,39 @@ def is_on_cluster() -> bool:
 
 
 def _is_joining() -> bool:
-    return "RAY_ADDRESS" in os.environ
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")  # which mean a Ray of one's own to Ray too
 
 
-def check_reachable(address: str) -> None:
-    """Open a connection to HOST:PORT and close it: where nothing listens, Ray itself would try for minutes.
+def probe_cluster(address: str) -> dict[str, float]:
+    """Join the cluster in a process of its own, and return its resources.
+
+    Ray itself has no time limit: where a port is open and no Ray answers, it tries for ever, and logs each try.
+
+    Args:
+        address: value of RAY_ADDRESS.
+
+    Raises:
+        OSError: nothing answers at its HOST:PORT within 5 s.
+        RunError: no cluster is found there within 40 s, or it does not take this process: another Ray or Python, or a
+            token that is missing.
+    """
+    _check_reachable(address)
+    return run_probe(_PROBE, os.environ | {"RAY_ADDRESS": address}, _PROBE_SECONDS)
+
+
+def _check_reachable(address: str) -> None:
+    """Open a connection to HOST:PORT and close it.
 
     Raises:
         OSError: nothing answers there within 5 s.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdecimal():  # not so `auto`, which Ray finds at once or not at all
+    if not port.isdecimal():  # not so `auto`, which Ray finds at once or not at all
+        return
+    try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OverflowError, UnicodeError) as error:  # a port above 65535, a name that no host can have
+        raise OSError(str(error)) from None
 
 
 def runtime_environment(variables: Mapping[str, str], submitted: bool, joining: bool) -> dict[str, Any]:

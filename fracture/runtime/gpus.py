@@ -97,7 +97,7 @@ def read_tensorflow() -> TensorFlowFacts:
     return TensorFlowFacts(facts["version"], tuple(facts["gpus"]), facts["cuda"], facts["cudnn"])
 
 
-def run_probe(code: str, environment: dict[str, str]) -> dict[str, Any]:
+def run_probe(code: str, environment: dict[str, str], seconds: float = _PROBE_SECONDS) -> dict[str, Any]:
     """Return the JSON that `code` prints last in a process of this Python.
 
     Raises:
@@ -105,9 +105,11 @@ def run_probe(code: str, environment: dict[str, str]) -> dict[str, Any]:
     """
     command = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, env=environment
+        )
     except subprocess.TimeoutExpired:
-        raise RunError(f"no answer in {_PROBE_SECONDS:.0f} s") from None
+        raise RunError(f"no answer in {seconds:.0f} s") from None
     if done.returncode < 0:
         raise RunError(f"its process was ended by signal {-done.returncode}")
     if done.returncode:
@@ -125,7 +127,7 @@ def read_driver() -> DriverFacts | None:
         return None
     command = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=_PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return DriverFacts(error=f"nvidia-smi does not answer in {_PROBE_SECONDS:.0f} s")
     if done.returncode:

@@ -11,7 +11,7 @@ def silence_native_stderr() -> Iterator[None]:
     """Send what C++ code writes to file descriptor 2 to nowhere; Python's own `sys.stderr` still gets through."""
     sys.stderr.flush()
     kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(kept), "w", buffering=1) as stream:
+    with open(os.devnull, "w") as nowhere, os.fdopen(os.dup(kept), "w", buffering=1, errors="replace") as stream:
         os.dup2(nowhere.fileno(), 2)
         try:
             with redirect_stderr(stream):

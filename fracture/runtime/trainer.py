@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -59,8 +59,27 @@ def find_own_address() -> str:
 
 
 def set_cluster(addresses: list[str], rank: int) -> None:
-    """Set TF_CONFIG. See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG"""
+    """Set TF_CONFIG, and keep proxies out of it; before TensorFlow opens a connection.
+
+    See https://www.tensorflow.org/guide/distributed_training#TF_CONFIG
+    """
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}})
+    os.environ["no_grpc_proxy"] = exempt_from_proxy(addresses, os.environ)  # noqa: SIM112 - as gRPC reads it
+
+
+def exempt_from_proxy(addresses: Iterable[str], environment: Mapping[str, str]) -> str:
+    """Return the value of `no_grpc_proxy` with which gRPC reaches the workers past any proxy.
+
+    TensorFlow's gRPC would ask the proxy of grpc_proxy, https_proxy or http_proxy for the workers' addresses, and wait
+    for ever. It reads no_proxy only where no_grpc_proxy is not set, so what the user has exempted is kept.
+
+    Args:
+        addresses: `host:port` of each worker.
+        environment: of this process.
+    """
+    exempted = environment.get("no_grpc_proxy", environment.get("no_proxy", "")).split(",")
+    hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
+    return ",".join(dict.fromkeys(name.strip() for name in [*exempted, *hosts] if name.strip()))
 
 
 def run_trainer(

@@ -38,6 +38,17 @@ def with_data_of(config: Config, manifest: Manifest) -> Config:
         raise UsageError(f"the shards' images have {made_with.image_size} pixels: {error}") from None
 
 
+def check_batch_size(batch_size: int, images: int, which: str = "images") -> None:
+    """Raise UsageError where a batch would be larger than the data.
+
+    Args:
+        images: of training, or a number that these cannot be more than.
+        which: these images are, for the message.
+    """
+    if batch_size > images:
+        raise UsageError(f"training.batch_size = {batch_size} is more than the {images} {which}. Use a smaller one.")
+
+
 def check_batches(config: Config, dataset: Dataset) -> None:
     """Check that each worker has an image in each step: TensorFlow has no empty convolution.
 
@@ -46,11 +57,7 @@ def check_batches(config: Config, dataset: Dataset) -> None:
     """
     batch_size = config.training.batch_size
     most = config.compute.workers
-    if batch_size > dataset.rows("train"):
-        raise UsageError(
-            f"training.batch_size = {batch_size} is more than the {dataset.rows('train')} training images. "
-            "Use a smaller one."
-        )
+    check_batch_size(batch_size, dataset.rows("train"), "training images")
     for split in ("train", "val"):
         rows = dataset.rows(split)
         for workers, rank in ((n, rank) for n in range(config.compute.fewest, most + 1) for rank in range(n)):

@@ -102,7 +102,8 @@ def _train_and_compare(
 ) -> CompareResult:
     from fracture.training.checks import with_data_of
 
-    dataset = prepare_run_data(arguments, next(iter(configs.values())), report)
+    batch_sizes = [configs[title].training.batch_size for title in chosen]
+    dataset = prepare_run_data(arguments, next(iter(configs.values())), report, batch_sizes)
     if not dataset.manifest.folds:
         raise UsageError(
             f"{dataset.folder} has no folds to compare on: make {_DEFAULT_FOLDS}, here or with fracture preprocess, "

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from fracture.errors import RunError, UsageError
-from fracture.runtime.cluster import check_reachable
+from fracture.runtime.cluster import JOIN_FIX, probe_cluster
+from fracture.runtime.environment import check_open_files, check_temporary_folder, ray_folder
 from fracture.runtime.gpus import (
     Finding,
     TensorFlowFacts,
@@ -23,7 +24,6 @@ from fracture.runtime.gpus import (
     find_missing_cuda,
     read_driver,
     read_tensorflow,
-    run_probe,
 )
 from fracture.storage import storage_path
 
@@ -33,13 +33,6 @@ LEAST_MEMORY = 2 * 2**30  # bytes that should be free; Ray ends workers when a m
 OBJECT_STORE_SHARE = 0.3  # of memory, that Ray keeps in /dev/shm
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of the container that this process runs in
 _GIB = 2**30
-
-_RAY_PROBE = """
-import json
-import ray
-ray.init(log_to_driver=False)
-print(json.dumps(ray.cluster_resources()))
-"""
 
 
 def diagnose(storage: str) -> list[Finding]:
@@ -57,6 +50,8 @@ def diagnose(storage: str) -> list[Finding]:
         check_cuda(driver, tensorflow, find_missing_cuda(driver, tensorflow)),
         check_memory(memory, free),
         check_shared_memory(memory, read_shared_memory()),
+        check_temporary_folder(ray_folder(os.environ)),
+        check_open_files(),
         check_ray(os.environ.get("RAY_ADDRESS", "")),
         check_storage(storage),
     ]
@@ -123,14 +118,13 @@ def check_ray(address: str) -> Finding:
     Args:
         address: value of RAY_ADDRESS; empty where it is not set.
     """
-    if not address:
+    if address in ("", "local"):
         return Finding("ray", True, "RAY_ADDRESS names no cluster: each run starts Ray on this machine")
     try:
-        check_reachable(address)
-        resources = run_probe(_RAY_PROBE, os.environ | {"RAY_ADDRESS": address})
+        resources = probe_cluster(address)
     except (OSError, RunError) as error:
-        fix = "Use HOST:6379, or auto on a node of the cluster; unset RAY_ADDRESS to run on this machine"
-        return Finding("ray", False, f"no cluster answers at RAY_ADDRESS={address}: {error}", fix)
+        text = f"no cluster can be joined at RAY_ADDRESS={address}: {str(error).rstrip('.')}"
+        return Finding("ray", False, text, JOIN_FIX)
     found = f"{resources.get('CPU', 0):.0f} CPUs, {resources.get('GPU', 0):.0f} GPUs"
     return Finding("ray", True, f"the cluster at {address} has {found}")
 

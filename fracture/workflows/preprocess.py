@@ -140,13 +140,22 @@ def prepare_dataset(
     return read_dataset(out)
 
 
-def prepare_run_data(arguments: RunArguments, config: Config, report: Report) -> Dataset:
+def prepare_run_data(
+    arguments: RunArguments, config: Config, report: Report, batch_sizes: Sequence[int] = ()
+) -> Dataset:
     """Read the named shards, or prepare the named data, or sample radiographs where neither is named.
 
     A run that has begun goes on with its own shards, although its data may have grown: to prepare the data again would
     remove them.
+
+    Args:
+        batch_sizes: of the trainings on the data; empty for one training with `config`.
+
+    Raises:
+        UsageError: the data cannot be used, or a batch would be larger; that is found out before the data is scanned.
     """
     from fracture.preparation.output import find_finished, name_output_folder
+    from fracture.training.checks import check_batch_size
 
     if arguments.shards:
         return read_dataset(storage_path(arguments.shards))
@@ -164,6 +173,7 @@ def prepare_run_data(arguments: RunArguments, config: Config, report: Report) ->
         report(f"data       or program has changed since {arguments.run!r} began; it goes on with its own shards")
         report(f"shards     {out}")
         return dataset
+    check_batch_size(max(batch_sizes, default=config.training.batch_size), len(source.files))
     return prepare_dataset(source, out, config, start, report)
 
 

@@ -267,6 +267,7 @@ def _prepare_tick_dataset(
     arguments: RetrainArguments, registry: Registry, tick: str, state: TickState, source: Source, report: Report
 ) -> Dataset:
     """Return the dataset of this tick: the one that it began with, if it is being resumed."""
+    from fracture.training.checks import check_batch_size
 
     def start() -> None:
         start_ray(arguments.verbose, to_train=True)
@@ -276,6 +277,7 @@ def _prepare_tick_dataset(
     if state.dataset:
         report(f"shards     {shards}, as when this tick began")
         return read_dataset(shards)
+    check_batch_size(arguments.config.training.batch_size, len(source.files))  # before the files are scanned
     champion = registry.champion()
     before = None if champion is None else registry.dataset_folder(champion)
     dataset = prepare_dataset(source, shards, arguments.config, start, report, before)

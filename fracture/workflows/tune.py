@@ -50,9 +50,11 @@ def tune(arguments: TuneArguments, report: Report = print_line) -> TuneResult:
 def _prepare_and_search(arguments: TuneArguments, run: StoragePath, report: Report) -> TuneResult:
     from fracture.evaluation.report import list_caveats
     from fracture.training.checks import with_data_of
-    from fracture.tuning.space import BEST, check_trials, read_results, write_best, write_results
+    from fracture.tuning.space import BEST, check_trials, read_results, sample_trials, write_best, write_results
 
-    dataset = prepare_run_data(arguments, arguments.config, report)
+    own = arguments.config.training.batch_size
+    batch_sizes = [trial.get("training.batch_size", own) for trial in sample_trials(arguments.config)]
+    dataset = prepare_run_data(arguments, arguments.config, report, batch_sizes)
     manifest = dataset.manifest
     config = with_data_of(arguments.config, manifest)
     if "train" not in manifest.shards:
