@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None, command: str | None = None) -> int:
     _make_output_safe()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run_words(words, command)
+        code = _run_words(words, command)
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # whoever read the output has gone, as `head` does
         return _discard_output()
 
@@ -101,7 +103,6 @@ def _run_words(words: list[str], command: str | None) -> int:
     try:
         args = _parse(build_parser(command), words)
     except SystemExit as error:  # --help, or a mistake that argparse has printed
-        sys.stdout.flush()
         return int(error.code or 0)
     return _run(COMMANDS[command], args)
 
@@ -141,7 +142,6 @@ def _run(command: Command, args: argparse.Namespace) -> int:
     except OSError as error:  # of a disk, and where no function knew what to do about it; its text names the file
         reason = str(error).strip().rpartition("\n")[2].rstrip(".")
         code = _fail(f"stopped: {reason}. Check the path, its permissions and the disk.", 1, args.verbose)
-    sys.stdout.flush()
     return code
 
 
@@ -1092,7 +1092,8 @@ def _doctor(args: argparse.Namespace) -> int:
       fracture doctor
       fracture doctor --storage s3://BUCKET/DIR
 
-    One line each on Python, TensorFlow, GPU, CUDA libraries, memory, Ray and write access, and what to do about it.
+    One line each on Python, TensorFlow, GPU, CUDA libraries, memory, Ray and the folders and open files that it needs,
+    and write access, and what to do about it.
 
     Exit codes: 0 a run can start, 1 something is missing.
     """

@@ -1,5 +1,6 @@
 """The command line: its help, its exit codes, and errors of one line."""
 
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from fracture.storage import storage_path
 from tests.conftest import ROOT, official_paths, without_rights_to, write_shards
 
 SCRIPTS = sorted(file.stem for file in (ROOT / "job").glob("[a-z]*.py"))
+ESCAPES = {ord(character): ascii(character)[1:-1] for character in "±·≤│×"}  # for a command line in ASCII
 HEAVY = {"numpy", "pyarrow", "pydantic", "yaml", "ray", "tensorflow", "sklearn", "matplotlib"}
 
 
@@ -351,10 +353,59 @@ def test_a_registry_without_a_version_is_an_error(action: list[str], tmp_path: P
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_output_that_takes_ascii_alone_gets_question_marks(encoding: dict[str, str], tmp_path: Path):
+    code = (
+        "from fracture.cli import main; main(['status', 'x', '--storage', 'Röntgen']); "
+        "from fracture.progress.console import Console; Console().show_line('0.9 ± 0.1 · ≤ │ R\\udcf6ntgen'); "
+        "from fracture.runtime.quiet import silence_native_stderr; import sys; "
+        "silence_native_stderr().__enter__(); print('2 × 3', file=sys.stderr)"
+    )
+    command = [sys.executable, "-X", "utf8=0", "-c", code.replace("ö", "\\xf6").translate(ESCAPES)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | encoding
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stdout == "0.9 ? 0.1 ? ? ? R?ntgen\n"
+    assert done.stderr == (
+        f"error: there is no run 'x' in {tmp_path}/R?ntgen/runs. There are none; check --storage.\n2 ? 3\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["status", "x"]])
+@pytest.mark.parametrize("errors_too", [False, True])
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str], errors_too: bool, tmp_path: Path):
+    """As with `| head` and `2>&1 | head`."""
+    (tmp_path / "runs/x").mkdir(parents=True)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "fracture.cli", *arguments]
+    errors = writer if errors_too else subprocess.PIPE
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, stdout=writer, stderr=errors, cwd=tmp_path, env=environment, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, None if errors_too else b"")
+
+
+def test_output_that_is_closed_is_no_error(tmp_path: Path):
+    command = f"{sys.executable} -m fracture.cli --version >&- 2>&-"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False).returncode == 0
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_the_data_is_scanned(image_folder, tmp_path: Path, capsys):
+    folder, storage = image_folder(*official_paths(2)), str(tmp_path / "storage")
+    for command in (["train"], ["tune"], ["compare"], ["retrain", "--registry", storage]):
+        named = [] if command[0] == "retrain" else ["--storage", storage]
+        assert main([*command, *named, "--data", str(folder), "--set", "training.batch_size=13"]) == 2
+        error = "error: training.batch_size = 13 is more than the 12 images. Use a smaller one.\n"
+        assert capsys.readouterr().err == error
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 @pytest.mark.ray
 def test_more_workers_than_there_is_room_for_are_refused_before_the_data_is_scanned(image_folder, tmp_path: Path):
     folder = image_folder(*official_paths(1))
-    wide = ["--set", "compute.cpus_per_worker=999"]
+    wide = ["--set", "compute.cpus_per_worker=999", "--set", "training.batch_size=2"]
     refused = run_script("train.py", "--data", str(folder), *wide, "--storage", str(tmp_path / "storage"))
     assert refused.returncode == 2
     assert "error: 2 workers of 999 CPU each do not fit: the cluster's nodes have" in refused.stderr

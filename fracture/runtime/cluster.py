@@ -115,21 +115,22 @@ def _is_joining() -> bool:
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")  # which mean a Ray of one's own to Ray too
 
 
-def probe_cluster(address: str) -> dict[str, float]:
+def probe_cluster(address: str, seconds: float = _PROBE_SECONDS) -> dict[str, float]:
     """Join the cluster in a process of its own, and return its resources.
 
     Ray itself has no time limit: where a port is open and no Ray answers, it tries for ever, and logs each try.
 
     Args:
         address: value of RAY_ADDRESS.
+        seconds: for Ray to load, and to join.
 
     Raises:
         OSError: nothing answers at its HOST:PORT within 5 s.
-        RunError: no cluster is found there within 40 s, or it does not take this process: another Ray or Python, or a
+        RunError: no cluster is found there in time, or it does not take this process: another Ray or Python, or a
             token that is missing.
     """
     _check_reachable(address)
-    return run_probe(_PROBE, os.environ | {"RAY_ADDRESS": address}, _PROBE_SECONDS)
+    return run_probe(_PROBE, os.environ | {"RAY_ADDRESS": address}, seconds)
 
 
 def _check_reachable(address: str) -> None:

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fracture.errors import UsageError
-from fracture.runtime.cluster import check_capacity, runtime_environment
+from fracture.errors import RunError, UsageError
+from fracture.runtime.cluster import check_capacity, is_on_cluster, probe_cluster, runtime_environment
 from tests.conftest import ROOT, shell
 
 VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -45,7 +45,11 @@ def test_a_ray_that_does_not_start_is_explained(tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=os.environ | too_long, capture_output=True, text=True, check=False)
     *_, message = done.stderr.splitlines()
-    assert re.match(r"fracture.errors.RunError: Ray did not start on this machine: .* 107 bytes.*Its logs are", message)
+    assert re.match(
+        r"fracture.errors.RunError: Ray cannot start on this machine: the path of .*/ray is \d+ bytes too long for its "
+        r"sockets. Name a folder of yours with a short path: RAY_TMPDIR=/tmp/NAME",
+        message,
+    )
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once():
@@ -59,9 +63,29 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once():
         )
     *_, message = done.stderr.splitlines()
     assert re.match(
-        rf"fracture.errors.RunError: no Ray cluster answers at RAY_ADDRESS={address}: .*refused. It is HOST:6379 or",
+        rf"fracture.errors.RunError: no Ray cluster can be joined at RAY_ADDRESS={address}: .*refused. Start that "
+        "cluster, or unset RAY_ADDRESS to run on this machine. It is HOST:6379, or auto on a node of the cluster; from",
         message,
     )
+
+
+def test_a_port_at_which_no_ray_answers_is_an_error_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RunError, match=r"^no answer in 1 s$"):
+            probe_cluster(address, seconds=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "[::1]:99999", "no.such.host.invalid:6379", "x..y:6379"])
+def test_an_address_that_cannot_be_is_an_error_at_once(address: str):
+    with pytest.raises(OSError, match=r"."):
+        probe_cluster(address)
+
+
+@pytest.mark.parametrize(("address", "joins"), [("", False), ("local", False), ("auto", True), ("h:6379", True)])
+def test_an_address_of_no_cluster_is_a_ray_of_ones_own(address: str, joins: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert is_on_cluster() == joins
 
 
 @pytest.mark.ray

@@ -19,7 +19,8 @@ from fracture.runtime.environment import (
     ray_folder,
     replace_home,
 )
-from tests.conftest import small_disk, without_rights_to
+from fracture.runtime.submission import JOB_CONFIG
+from tests.conftest import ROOT, small_disk, without_rights_to
 
 HOMES = ["MPLCONFIGDIR", "KERAS_HOME", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"]
 SESSION = "session_2026-01-01_00-00-00_000000_"
@@ -80,12 +81,12 @@ def test_a_folder_that_cannot_be_written_to_is_refused(short_folder: Path):
 
 
 def test_a_disk_that_is_almost_full_is_refused(short_folder: Path):
-    with small_disk(short_folder / "disk", kilobytes=1024) as disk:
+    with small_disk(short_folder / "disk", kilobytes=3072) as disk:
         found = check_temporary_folder(disk)
         with pytest.raises(OSError, match="No space left"):
-            (disk / "file").write_bytes(bytes(2**21))
+            (disk / "file").write_bytes(bytes(2**22))
         full = check_temporary_folder(disk)
-    assert found.text == f"0 MiB are free for its folder {disk}, and its logs take 100"
+    assert found.text == f"3 MiB are free for its folder {disk}, and its logs take 100"
     assert found.fix == "Free some, or name a folder on another disk: RAY_TMPDIR=DIR"
     assert full.text == f"its folder {disk} cannot be written to: No space left on device"
 
@@ -155,19 +156,32 @@ NOBODY = [
 ]
 
 
-def test_a_user_without_a_name_and_a_home_leaves_no_files_in_the_current_folder(tmp_path: Path):
+@pytest.fixture
+def nobody() -> list[str]:
+    """The first words of a command that runs as a user without a name and a home folder, as in containers."""
     if subprocess.run([*NOBODY, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this system has no user namespaces")
+    return NOBODY
+
+
+def test_a_user_without_a_name_and_a_home_leaves_no_files_in_the_current_folder(nobody: list[str], tmp_path: Path):
     code = (
-        "import sys; from fracture.cli import main; code = main(['status', 'x']); import fracture.models; "
+        "from fracture.cli import main; code = main(['status', 'x']); import fracture.models; "
         "import matplotlib.pyplot; from fracture.workflows.locking import describe_user; "
         "print(code, describe_user().partition(' on ')[0])"
     )
-    command = [*NOBODY, sys.executable, "-c", code]
+    command = [*nobody, sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "2 user 12345\n"
     assert done.stderr == f"error: there is no run 'x' in {tmp_path}/runs. There are none; check --storage.\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_submitted_job_without_a_home_names_its_storage(nobody: list[str]):
+    command = [*nobody, f"{JOB_CONFIG}={{}}", sys.executable, "-m", "fracture.cli", "status", "x"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: no home folder is known here to write to: name a folder with --storage\n"
 
 
 @pytest.mark.ray

@@ -1,6 +1,8 @@
 """Every answer of every check, from facts that are given; and the checks of this machine as it is."""
 
+import os
 import socket
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -89,9 +91,22 @@ def test_a_cluster_that_does_not_answer_is_reported_at_once():
         address = f"127.0.0.1:{listener.getsockname()[1]}"  # bound, and nothing listens
         found = doctor.check_ray(address)
     assert not found.ok
-    assert found.text.startswith(f"no cluster answers at RAY_ADDRESS={address}: ")
+    assert found.text.startswith(f"no cluster can be joined at RAY_ADDRESS={address}: ")
     assert "refused" in found.text
     assert "unset RAY_ADDRESS" in found.fix
+
+
+def test_the_doctor_finds_what_keeps_ray_from_starting(tmp_path: Path):
+    """As a shell runs it, with few open files and a long name of the temporary folder, to a reader of ASCII alone."""
+    folder = str(tmp_path / ("ö" * 60))
+    settings = {"TMPDIR": folder, "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "HOME": "/proc/none"}
+    command = f"ulimit -n 256; exec {sys.executable} -m fracture.cli doctor --storage {tmp_path}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | settings
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = {line[:10].rstrip(): line[11:] for line in done.stdout.splitlines()}
+    assert lines["tmp folder"].startswith(f"FAILS: the path of its folder {tmp_path}/{'?' * 60}/ray is ")
+    assert lines["open files"].startswith("FAILS: a process may open 256 files, and Ray's open up to 1024. Raise the")
 
 
 def test_a_folder_is_written_to_and_left_as_it_was(tmp_path: Path):
@@ -120,7 +135,18 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As it is: the tests run on it, so only what a GPU needs may fail."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     findings = {each.name: each for each in doctor.diagnose(str(tmp_path))}
-    assert list(findings) == ["python", "tensorflow", "gpu", "cuda", "memory", "/dev/shm", "ray", "storage"]
+    assert list(findings) == [
+        "python",
+        "tensorflow",
+        "gpu",
+        "cuda",
+        "memory",
+        "/dev/shm",
+        "tmp folder",
+        "open files",
+        "ray",
+        "storage",
+    ]
     assert all(len(name) <= 10 for name in findings)
     assert {name for name, each in findings.items() if not each.ok} <= {"gpu", "cuda", "memory"}
     assert ".".join(map(str, sys.version_info[:3])) in findings["python"].text

@@ -115,7 +115,8 @@ def test_shards_that_another_job_is_writing_are_not_another_retraining(tmp_path:
     source = find_radiographs([str(radiographs)], None, Config(), lambda line: None)
     lock = storage_path(registry) / "shards" / name_output_folder(source, Config().data) / "lock"
     with Lock(lock, claim_of_this_process("fracture preprocess"), "it", on_lost=lambda: None):
-        assert main(["retrain", "--data", str(radiographs), "--registry", str(registry)]) == 2
+        small = ["--set", "training.batch_size=8"]
+        assert main(["retrain", "--data", str(radiographs), "--registry", str(registry), *small]) == 2
     printed = capsys.readouterr()
     assert "is held by fracture preprocess on " in printed.err
     assert "busy" not in printed.out
