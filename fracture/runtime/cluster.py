@@ -32,8 +32,8 @@ LOCAL_ENVIRONMENT = {  # a Ray of this job alone does without processes that tak
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody announces that this machine is taken away
 }
 JOIN_FIX = (
-    "Start that cluster, or unset RAY_ADDRESS to run on this machine. It is HOST:6379, or auto on a node of the "
-    "cluster; from elsewhere use ray job submit"
+    "Start that cluster, give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine. It is "
+    "HOST:6379, or auto on a node of the cluster; from elsewhere use ray job submit"
 )
 _PROBE_SECONDS = 40.0
 _PROBE = """

@@ -64,7 +64,7 @@ def test_a_cluster_that_does_not_answer_is_an_error_at_once():
     *_, message = done.stderr.splitlines()
     assert re.match(
         rf"fracture.errors.RunError: no Ray cluster can be joined at RAY_ADDRESS={address}: .*refused. Start that "
-        "cluster, or unset RAY_ADDRESS to run on this machine. It is HOST:6379, or auto on a node of the cluster; from",
+        "cluster, give its token in RAY_AUTH_TOKEN, or unset RAY_ADDRESS to run on this machine. It is HOST:6379, or",
         message,
     )
 
