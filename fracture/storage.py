@@ -118,8 +118,11 @@ class StoragePath:
                 f"{self} has {size:,} bytes, over the limit of {most:,}. Name another file, or fetch it anew."
             )
         with self._store_named_in_errors("read"):
-            # By default Arrow would unfold a file that is called .gz, however large it gets.
-            stream = self.filesystem.open_input_stream(self.path, compression=None)
+            try:
+                # By default Arrow would unfold a file that is called .gz, however large it gets.
+                stream = self.filesystem.open_input_stream(self.path, compression=None)
+            except UnicodeEncodeError:
+                stream = self._open_to_read()
             with stream:
                 return stream.read()
 
@@ -149,8 +152,14 @@ class StoragePath:
     @contextmanager
     def open(self) -> Iterator[pa.NativeFile]:
         """Open the file for reading at any position."""
-        with self._store_named_in_errors("read"), self.filesystem.open_input_file(self.path) as file:
+        with self._store_named_in_errors("read"), self._open_to_read() as file:
             yield file
+
+    def _open_to_read(self) -> pa.NativeFile:
+        try:
+            return self.filesystem.open_input_file(self.path)
+        except UnicodeEncodeError:  # a name on a disk whose bytes are no UTF-8, which Arrow cannot open
+            return pa.PythonFile(open(self.path, "rb"), mode="r")
 
     def read_json(self, repair: str = "Fetch or make it anew.") -> dict[str, Any]:
         """Read a file that holds a JSON object, as all of this program do.

@@ -1,0 +1,139 @@
+"""What identifies a patient leaves only as HMAC-SHA256 under a secret key, which is a file of the user's.
+
+The same key gives the same bytes; without the key nobody can look up a patient's number by trying all of them (RFC
+2104, doi:10.17487/RFC2104).
+"""
+
+import csv
+import hashlib
+import hmac
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from fracture.errors import UsageError
+from fracture.storage import StoragePath
+
+_BYTES = 32  # of a key
+
+
+class PatientKey:
+    """The secret key. Its file is made, readable by its owner alone, when something is first hidden."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Take the key's file; None where nobody has named one and no folder on a disk suggests one."""
+        self.file = file
+
+    def hide(self, kind: str, value: str) -> str:
+        """Return the HMAC-SHA256 of an id, in hexadecimal; nothing for nothing.
+
+        Args:
+            kind: what is hidden, such as "patient": the same number as a study gives another HMAC.
+
+        Raises:
+            UsageError: there is no key's file, or it may be read by others, or is no key.
+        """
+        if not value:
+            return ""
+        text = f"{kind}\0{value}".encode("utf-8", "surrogateescape")
+        return hmac.digest(self._key, text, "sha256").hex()
+
+    def write_paths(self, paths: Mapping[str, str]) -> Path:
+        """Add HMACs of paths and the paths themselves to the private table beside the key, and return its file.
+
+        Raises:
+            UsageError: see `hide`; or the table cannot be written.
+        """
+        file = self._file.with_name(f"{self._file.stem}.paths.csv")
+        known = dict(_read_pairs(file))
+        if not paths.items() <= known.items():
+            _write_privately(file, (known | dict(paths)).items())
+        return file
+
+    def check_outside(self, root: StoragePath) -> None:
+        """Check that the key's file is not in a data folder, since nothing is ever written there.
+
+        Raises:
+            UsageError: it is.
+        """
+        if self.file and root.is_local and self.file.resolve().is_relative_to(Path(root.path).resolve()):
+            raise UsageError(
+                f"--key-file {self.file}: is inside --data {root}, where nothing is ever written. Name another file."
+            )
+
+    @property
+    def _file(self) -> Path:
+        if self.file is None:
+            raise UsageError(
+                "the data holds patients' ids, which are written only as HMACs under a secret key: name a file on this "
+                "machine's disk for it with --key-file FILE. It is made on first use; keep it, and keep it secret."
+            )
+        return self.file
+
+    @cached_property
+    def _key(self) -> bytes:
+        try:
+            if not self._file.exists():
+                _make_key(self._file)
+            if stat.S_IMODE(self._file.stat().st_mode) & 0o077:
+                raise UsageError(
+                    f"--key-file {self._file}: may be read by others than its owner. Run: chmod 600 {self._file}"
+                )
+            key = bytes.fromhex(self._file.read_text(encoding="ascii").strip())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--key-file {self._file}: cannot be used as a key: {error}. Name another file.") from None
+        if len(key) != _BYTES:
+            raise UsageError(
+                f"--key-file {self._file}: holds {len(key)} bytes, and a key of ours has {_BYTES}, in hexadecimal. "
+                "Name another file, or one that does not exist yet."
+            )
+        return key
+
+
+def number_study(study: str) -> int | None:
+    """Return the int64 that stands for a study in tables; None where it is not known."""
+    digest = hashlib.blake2b(study.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True) if study else None
+
+
+def _make_key(file: Path) -> None:
+    """Write a new key, unless another job has written one meanwhile; nobody ever sees half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".key-")  # of mode 600
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            stream.write(f"{secrets.token_hex(_BYTES)}\n")
+        try:
+            os.link(name, file)
+        except FileExistsError:
+            return
+    finally:
+        os.unlink(name)
+
+
+def _read_pairs(file: Path) -> list[tuple[str, str]]:
+    try:
+        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return [(row[0], row[1]) for row in list(csv.reader(stream))[1:]]
+    except FileNotFoundError:
+        return []
+    except (OSError, csv.Error, IndexError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}. Move it away; the next run writes it anew.") from None
+
+
+def _write_privately(file: Path, pairs: object) -> None:
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".paths-")  # of mode 600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["source", "path"])
+            writer.writerows(sorted(pairs))  # type: ignore[call-overload]
+        os.replace(name, file)
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be written: {error}. Name another --key-file.") from None
+    finally:
+        Path(name).unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fracture.errors import UsageError
+from fracture.preparation.identity import PatientKey, number_study
+from fracture.storage import storage_path
+
+
+def test_the_same_key_gives_the_same_hmac_and_another_key_another(tmp_path: Path):
+    (tmp_path / "a.key").write_text("00" * 32)
+    (tmp_path / "b.key").write_text("01" * 32)
+    for file in tmp_path.iterdir():
+        file.chmod(0o600)
+    # hmac.new(bytes(32), b"patient\0" + b"4711", "sha256").hexdigest()
+    hidden = PatientKey(tmp_path / "a.key").hide("patient", "4711")
+    assert hidden == "e2896dcf5d40a879451c2eec762b61dcd4079992594554521150363d4525dc42"
+    assert hidden != PatientKey(tmp_path / "b.key").hide("patient", "4711")
+    assert hidden != PatientKey(tmp_path / "a.key").hide("study", "4711")
+    assert PatientKey(None).hide("patient", "") == ""
+
+
+def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path):
+    file = tmp_path / "new" / "patients.key"
+    assert not file.exists()
+    with ThreadPoolExecutor(8) as threads:
+        hidden = set(threads.map(lambda _: PatientKey(file).hide("patient", "4711"), range(16)))
+    assert len(hidden) == 1
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert os.listdir(file.parent) == ["patients.key"]
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "message"),
+    [
+        ("00" * 32, 0o644, r"may be read by others than its owner. Run: chmod 600 .*patients.key"),
+        ("00" * 8, 0o600, r"holds 8 bytes, and a key of ours has 32, in hexadecimal"),
+        ("secret", 0o600, r"cannot be used as a key: non-hexadecimal"),
+        ("schlüssel", 0o600, r"cannot be used as a key: .* Name another file"),
+    ],
+)
+def test_a_file_that_is_no_key(content: str, mode: int, message: str, tmp_path: Path):
+    file = tmp_path / "patients.key"
+    file.write_text(content)
+    file.chmod(mode)
+    with pytest.raises(UsageError, match=message):
+        PatientKey(file).hide("patient", "4711")
+
+
+def test_without_a_key_nothing_is_hidden():
+    with pytest.raises(UsageError, match=r"written only as HMACs under a secret key: name a file .* with --key-file"):
+        PatientKey(None).hide("patient", "4711")
+
+
+def test_paths_are_kept_beside_the_key_and_nothing_is_forgotten(tmp_path: Path):
+    key = PatientKey(tmp_path / "patients.key")
+    key.hide("path", "x")
+    assert key.write_paths({"aa": "EXPORT/M\udcfcller/1"}) == tmp_path / "patients.paths.csv"
+    file = key.write_paths({"bb": "two, with a comma"})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_bytes().decode("latin-1").split("\r\n") == [
+        "source,path",
+        "aa,EXPORT/Müller/1",
+        'bb,"two, with a comma"',
+        "",
+    ]
+    file.write_text("source,path\n\nx\n")
+    with pytest.raises(UsageError, match=r"patients.paths.csv: cannot be read: .* Move it away"):
+        key.write_paths({"cc": "three"})
+
+
+def test_a_key_is_in_no_data_folder(tmp_path: Path):
+    key = PatientKey(tmp_path / "data" / "patients.key")
+    key.check_outside(storage_path(tmp_path / "other"))
+    with pytest.raises(
+        UsageError, match=r"patients.key: is inside --data .*/data, where nothing is ever written. Name"
+    ):
+        key.check_outside(storage_path(tmp_path / "data"))
+
+
+def test_a_study_has_a_number():
+    assert number_study("") is None
+    assert number_study("a") == number_study("a") != number_study("b")
