@@ -234,7 +234,26 @@ def _add_labels_and_split(group: argparse._ArgumentGroup, folds: bool) -> None:
 
 
 def _add_labels(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--labels", metavar="CSV", help="path,label[,patient][,source] in place of class folders")
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="table of labels (CSV, TSV, XLSX) by path, study, ..., in place of class folders",
+    )
+    group.add_argument("--key", metavar="COLUMN", help="data.label_key: the column that says which image a row is of")
+    group.add_argument(
+        "--layout",
+        choices=("auto", "folders", "csv", "mura", "fracatlas", "grazpedwri", "yolo", "coco"),
+        help="data.layout: class folders, a labels file, or a public set as it is downloaded (default: found out)",
+    )
+    _add_key_file(group)
+
+
+def _add_key_file(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="secret key that hides patients' ids, made on first use (default: patients.key beside what is written)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser, folds: bool = True) -> argparse._ArgumentGroup:
@@ -332,7 +351,12 @@ def _load_config(args: argparse.Namespace, flags: Sequence[str] = (), default: P
 
 
 def _data_settings(args: argparse.Namespace) -> list[str]:
-    flags = {"data.split": args.split, "data.folds": getattr(args, "folds", None)}
+    flags = {
+        "data.split": getattr(args, "split", None),
+        "data.folds": getattr(args, "folds", None),
+        "data.layout": args.layout,
+        "data.label_key": args.key,
+    }
     return [f"{key}={value}" for key, value in flags.items() if value is not None]
 
 
@@ -349,20 +373,26 @@ def _run_flags(args: argparse.Namespace) -> dict[str, object]:
 
     return {
         "run": args.run if args.run is not None else datetime.now(UTC).strftime("%Y%m%d-%H%M%S"),
-        "storage": _storage(args),
+        "storage": _storage(args.storage),
         "data": tuple(args.data or ()),
         "labels": args.labels,
+        "key_file": args.key_file,
         "shards": args.shards,
         "verbose": args.verbose,
     }
 
 
-def _storage(args: argparse.Namespace) -> str:
+def _key_file(args: argparse.Namespace) -> str:
+    """Return --key-file, or patients.key where `fracture train` has it without --storage."""
+    return args.key_file or str(Path(_storage(None)) / "patients.key")
+
+
+def _storage(storage: str | None) -> str:
     """Return --storage, or the current folder; for `ray job submit`, whose folder Ray removes, one that stays."""
     from fracture.runtime.submission import is_submitted
 
-    if args.storage is not None:
-        return args.storage
+    if storage is not None:
+        return storage
     if not is_submitted():
         return "."
     try:
@@ -432,7 +462,12 @@ def _audit(args: argparse.Namespace) -> None:
 
     config = _load_config(args, _data_settings(args))
     arguments = AuditArguments(
-        data=tuple(args.data), out=args.out, config=config, labels=args.labels, verbose=args.verbose
+        data=tuple(args.data),
+        out=args.out,
+        config=config,
+        labels=args.labels,
+        key_file=_key_file(args),
+        verbose=args.verbose,
     )
     result = audit(arguments)
     _print(
@@ -454,15 +489,17 @@ def _preprocess(args: argparse.Namespace) -> None:
 
     Examples:
       fracture preprocess --data DIR --out SHARDS
-      fracture preprocess --data DIR --labels labels.csv --out SHARDS
+      fracture preprocess --data EXPORT --labels worklist.xlsx --out SHARDS
       fracture preprocess --data HOSPITAL_A --data HOSPITAL_B --out SHARDS
       fracture preprocess --data DIR --audit-only        as `fracture audit`
       python job/preprocess.py ...                       the same, from a clone
 
     DIR holds train/, val/ and test/, or class folders alone. Class folders are named fracture, fractured, normal, not
-    fractured and the like, in any case; or a CSV file with the columns path,label[,patient][,source] gives the labels.
-    Files may be JPEG, PNG, GIF, BMP, WebP or TIFF under any name; unreadable files are left out and listed. DIR is
-    never changed.
+    fractured and the like, in any case and in several languages; or a table gives the labels (--labels), by path, file
+    name, DICOM's UIDs, accession number or patient; or DIR is a public set as it is downloaded (--layout). Files may be
+    DICOM, JPEG, PNG, GIF, BMP, WebP, AVIF, JPEG 2000, PGM or TIFF under any name; unreadable files are left out and
+    listed. DIR is never changed. Patients of DICOM files stay in one split, and their ids are written as HMACs only,
+    under the secret key of --key-file.
 
     Copies of one radiograph, even edited, turned or mirrored, are found and stay in one group. The split of the folders
     is kept if no group is in two of its parts (--split auto); otherwise, or with --split group, a split of whole groups
@@ -479,7 +516,12 @@ def _preprocess(args: argparse.Namespace) -> None:
     config = _load_config(args, _data_settings(args))
     preprocess(
         PreprocessArguments(
-            data=tuple(args.data), out=args.out, config=config, labels=args.labels, verbose=args.verbose
+            data=tuple(args.data),
+            out=args.out,
+            config=config,
+            labels=args.labels,
+            key_file=_key_file(args),
+            verbose=args.verbose,
         )
     )
 
@@ -684,6 +726,7 @@ def _retrain(args: argparse.Namespace) -> int:
             registry=args.registry,
             config=_load_config(args, [*_data_settings(args), *_compute_settings(args)]),
             labels=args.labels,
+            key_file=args.key_file,
             tick=args.tick,
             every=args.every,
             warm_start=args.warm_start,
@@ -756,8 +799,9 @@ def _evaluate(args: argparse.Namespace) -> None:
             out=args.out,
             data=tuple(args.data or ()),
             labels=args.labels,
+            key_file=_key_file(args),
             shards=args.shards,
-            config=_load_config(args),
+            config=_load_config(args, _data_settings(args)),
             verbose=args.verbose,
         )
     )
@@ -808,6 +852,7 @@ def _predict(args: argparse.Namespace) -> None:
     existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
+    from fracture.workflows.answer import AnswerArguments
     from fracture.workflows.predict import PredictArguments, predict
 
     result = predict(
@@ -816,6 +861,11 @@ def _predict(args: argparse.Namespace) -> None:
             out=args.out,
             bundle=args.bundle,
             registry=args.registry,
+            by=args.by,
+            key_file=_key_file(args),
+            answers=AnswerArguments(
+                out=args.dicom_out, secondary_capture=args.secondary_capture, stow=args.stow, store=args.store
+            ),
             gpu=args.gpu,
             verbose=args.verbose,
         )
@@ -828,7 +878,13 @@ def _predict(args: argparse.Namespace) -> None:
         lines.append(
             f"CAVEAT     {count:,} paths begin with = + - or @: a spreadsheet would run them; import them as text."
         )
-    _print([*lines, f"results    {result.out} ({len(rows):,} rows)"])
+    lines.append(f"results    {result.out} ({result.written:,} rows)")
+    if answers := result.answers:
+        captures = f" and {answers.captures:,} captures" if args.secondary_capture else ""
+        lines.append(f"answers    {args.dicom_out}: {answers.studies:,} reports{captures}, for research only")
+        lines += [f"no answer  {count:,} studies: {why}" for why, count in answers.without.items()]
+        lines += [f"sent       {line}" for line in answers.sent]
+    _print(lines)
 
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
@@ -844,6 +900,17 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
         help="folder, file or URI of radiographs, or a folder of shards; repeat it for several",
     )
     parser.add_argument("--out", metavar="FILE", required=True, help="path or URI that ends in .csv or .parquet")
+    parser.add_argument(
+        "--by", choices=("image", "study"), default="image", help="a row for each image, or one for each study"
+    )
+    _add_key_file(parser)
+    answers = parser.add_argument_group("answers in DICOM, for DICOM files")
+    answers.add_argument("--dicom-out", metavar="DIR", help="folder or URI for a structured report of each study")
+    answers.add_argument(
+        "--secondary-capture", action="store_true", help="write each image under its Grad-CAM map, too"
+    )
+    answers.add_argument("--stow", metavar="URL", help="send the answers to this DICOMweb service")
+    answers.add_argument("--store", metavar="AET@HOST:PORT", help="send the answers to this archive by C-STORE")
     parser.add_argument("--gpu", action="store_true", help="score on the cluster's GPUs, and decode on its CPUs")
 
 
@@ -868,9 +935,10 @@ def _explain(args: argparse.Namespace) -> None:
             out=args.out,
             data=tuple(args.data or ()),
             labels=args.labels,
+            key_file=_key_file(args),
             shards=args.shards,
             count=args.count,
-            config=_load_config(args),
+            config=_load_config(args, _data_settings(args)),
             verbose=args.verbose,
         )
     )
@@ -989,7 +1057,7 @@ def _status_lines(args: argparse.Namespace, flag: str, name: str) -> list[str]:
     check_run_name(flag, name)
     if args.storage == "":
         raise UsageError("--storage is empty: name a folder, or leave the flag out")
-    return status_lines(storage_path(_storage(args)) / "runs", name, datetime.now(UTC))
+    return status_lines(storage_path(_storage(args.storage)) / "runs", name, datetime.now(UTC))
 
 
 def _registry(args: argparse.Namespace) -> None:
@@ -1099,7 +1167,7 @@ def _doctor(args: argparse.Namespace) -> int:
     """
     from fracture.workflows.doctor import diagnose, finding_lines
 
-    findings = diagnose(_storage(args))
+    findings = diagnose(_storage(args.storage))
     _print(finding_lines(findings))
     return 0 if all(finding.ok for finding in findings) else 1
 

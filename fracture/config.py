@@ -60,6 +60,25 @@ class DataConfig(Section, changes_recipe=True):
         strict=False,
         description="Names and values such as `unclear`, whose images are left out and counted.",
     )
+    layout: Literal["auto", "folders", "csv", "mura", "fracatlas", "grazpedwri", "yolo", "coco"] = Field(
+        "auto",
+        description="Where the labels are: `folders` that name a class; `csv`, a labels file; or a public set as it is "
+        "downloaded. `auto` finds out.",
+    )
+    label_key: str = Field(
+        "",
+        description="Column of the labels file that says which image or study a row is of, where its name does not say "
+        "so.",
+    )
+    max_unmatched_fraction: Fraction = Field(
+        0.05, description="Share of the labels file's rows without an image above which preprocessing stops."
+    )
+    max_unlabelled_fraction: float = Field(
+        0.5, ge=0, le=1, description="Share of the images without a row above which preprocessing stops."
+    )
+    exclude_burned_in: bool = Field(
+        False, description="Leave out DICOM images that say that annotations are burnt into their pixels."
+    )
     split: Literal["auto", "official", "group", "test"] = Field(
         "auto",
         description="`official` keeps the split found; `group` makes one that no radiograph or patient straddles; "
@@ -112,11 +131,22 @@ class DataConfig(Section, changes_recipe=True):
         return self
 
 
+_FORMER_NAMES = {"fracture_folders": "fracture_labels", "normal_folders": "normal_labels"}  # of DataConfig
+
+
+def rename_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `data` as an earlier version wrote it under today's names."""
+    return {_FORMER_NAMES.get(name, name): value for name, value in data.items()}
+
+
 class SampleConfig(Section, changes_recipe=False):
     """The synthetic radiographs that are generated where no data is named."""
 
     images: int = Field(600, ge=60, description="Number of images over all three splits.")
     seed: Seed = Field(0, description="Seed of the images.")
+    format: Literal["images", "dicom"] = Field(
+        "images", description="JPEG and PNG files, or DICOM files in the encodings that hospitals have."
+    )
 
 
 class ModelConfig(Section, changes_recipe=True):
@@ -247,7 +277,7 @@ class TrainingConfig(Section, changes_recipe=True):
 
 
 class EvaluationConfig(Section, changes_recipe=True):
-    """The choice of the operating point on validation, after training."""
+    """The choice of the operating point on validation, after training, and what a study's probability is."""
 
     threshold_rule: Literal["sensitivity", "youden", "given"] = Field(
         "sensitivity",
@@ -258,6 +288,9 @@ class EvaluationConfig(Section, changes_recipe=True):
         0.95, gt=0, le=1, description="Least sensitivity on validation, for the rule `sensitivity`."
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="The threshold, for the rule `given`.")
+    study_probability: Literal["max", "mean"] = Field(
+        "max", description="A study's probability: the largest of its radiographs', or their mean."
+    )
 
 
 class CheckpointConfig(Section, changes_recipe=False):

@@ -11,6 +11,7 @@ FILES = sorted([*(ROOT / "fracture").rglob("*.py"), *(ROOT / "job").rglob("*.py"
 MODULES = {path: ast.parse(path.read_text()) for path in FILES}
 CODE_LOADERS = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "torch"}
 ARCHIVES = {"zipfile", "tarfile", "gzip", "bz2", "lzma", "zlib"}
+LOOKED_INTO = {"spreadsheet.py": {"zipfile"}}  # the sizes that a workbook claims, before openpyxl reads it
 
 
 def imported(module: ast.Module) -> set[str]:
@@ -30,7 +31,7 @@ def calls(module: ast.Module) -> Iterator[tuple[str, dict[str, str]]]:
 class TestEveryFile:
     def test_imports_nothing_that_loads_code_or_unpacks(self, file: Path):
         assert imported(MODULES[file]) & CODE_LOADERS == set()
-        assert imported(MODULES[file]) & ARCHIVES == set()
+        assert imported(MODULES[file]) & ARCHIVES - LOOKED_INTO.get(file.name, set()) == set()
 
     def test_calls_nothing_that_runs_what_a_file_says(self, file: Path):
         called = {name for name, _ in calls(MODULES[file])}

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import from_json
 
-from fracture.config import DataConfig
+from fracture.config import DataConfig, rename_settings
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import StoragePath
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+_READ_TOO = (4,)  # in which two settings have other names, and studies are not known
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 LEDGER = "ledger.parquet"  # beside it: the split of every file that was ever seen, also of one that is gone
@@ -97,6 +98,8 @@ class Manifest(BaseModel):
     leakage: dict[str, Leak]  # "val", "test" -> images shared with training, in these shards
     leakage_found: dict[str, Leak]  # the same in the split as found; empty where there was none
     alarms: list[str]  # of the audit
+    notes: list[str] = []  # what every report on this data has to say
+    traits: list[str] = []  # of DICOM files, in `files.parquet`: manufacturer, body part, ...
     shortcuts: dict[str, float]  # property of the file that predicts the label -> its AUC
     moved: list[str]  # groups that new images have moved to training
     left_out: dict[str, int]  # reason -> readable images that are in no shard
@@ -279,6 +282,19 @@ class Dataset:
             raise UsageError(f"{file} is not the one that {MANIFEST} describes. Run preprocessing again.")
         return file
 
+    def read_traits(self) -> dict[str, dict[str, str]]:
+        """Return the traits of each file that has any, by its path: those of DICOM files.
+
+        Raises:
+            UsageError: see `find_files`.
+        """
+        if not self.manifest.traits:
+            return {}
+        columns = pa.schema([pa.field("path", pa.string()), pa.field("traits", pa.map_(pa.string(), pa.string()))])
+        batches = self.find_files().parquet_batches(columns)
+        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch), strict=True))
+        return {path: dict(traits) for path, traits in rows if traits}
+
     def read_seen(self, column: str) -> pa.ChunkedArray:
         """Read one column of every row of training and validation."""
         return pa.concat_tables(self.read_columns(split, [column]) for split in SPLITS[:2])[column]
@@ -320,11 +336,13 @@ def read_manifest(folder: StoragePath) -> Manifest:
     except ValueError:
         raise UsageError(f"{folder / MANIFEST} is damaged: not JSON. Run preprocessing again.") from None
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, *_READ_TOO):
         raise UsageError(
             f"{folder} holds shards of schema version {version}, and this program reads version {SCHEMA_VERSION}. "
             "Run preprocessing again."
         )
+    if version in _READ_TOO and isinstance(content.get("parameters"), dict):
+        content["parameters"] = rename_settings(content["parameters"])
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:

@@ -40,11 +40,12 @@ def pool_folds(run: StoragePath, manifest: Manifest) -> PooledFolds:
         scores = scores.filter(pc.equal(scores["split"], "test"))
         bundle = (fold / "bundle" / "bundle.json").read_json()
         threshold = OperatingPoint.model_validate(bundle["operating_point"]).threshold
+        rule = bundle["config"]["evaluation"].get("study_probability", "max")  # of an earlier version
         scores = scores.append_column("fold", pa.array([title] * len(scores), pa.string()))
         tables.append(scores.append_column("threshold", pa.array([threshold] * len(scores), pa.float64())))
-        folds[title] = evaluate(tables[-1], tables[-1]["threshold"].to_numpy())
+        folds[title] = evaluate(tables[-1], tables[-1]["threshold"].to_numpy(), rule)
     pooled = pa.concat_tables(tables)
-    return PooledFolds(folds, evaluate(pooled, pooled["threshold"].to_numpy()), pooled)
+    return PooledFolds(folds, evaluate(pooled, pooled["threshold"].to_numpy(), rule), pooled)
 
 
 def write_folds(run: StoragePath, manifest: Manifest, pooled: PooledFolds, caveats: list[str]) -> None:

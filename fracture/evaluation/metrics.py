@@ -22,7 +22,7 @@ class Figure(BaseModel):
 class Metrics(BaseModel):
     """The metrics of one split; fracture is the positive class."""
 
-    unit: str  # "image", or "radiograph", whose probability is the mean over its images
+    unit: str  # "image", "radiograph", whose probability is the mean over its images, or "study"
     count: int  # number of units
     groups: int
     threshold: float | None  # None where images have different thresholds
@@ -31,6 +31,12 @@ class Metrics(BaseModel):
     true_negatives: int
     false_negatives: int
     figures: dict[str, Figure]
+
+    @property
+    def fewest(self) -> int:
+        """Return the number of units of the class that has fewer."""
+        fractures = self.true_positives + self.false_negatives
+        return min(fractures, self.count - fractures)
 
     def __getitem__(self, name: str) -> float | None:
         return self.figures[name].value
@@ -94,6 +100,27 @@ def average_by_radiograph(
     pairs = np.stack([radiograph_ids, labels.astype(np.int64)])
     _, first, position, count = np.unique(pairs, axis=1, return_index=True, return_inverse=True, return_counts=True)
     return first, [np.bincount(position.ravel(), value) / count for value in values]
+
+
+def join_studies(
+    labels: np.ndarray, study_ids: np.ndarray, rule: str, *values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Join radiographs to studies. A study is a fracture if one of its radiographs is.
+
+    Args:
+        labels: [N] of 0 and 1, one for each radiograph.
+        study_ids: [N] int64.
+        rule: "max" or "mean", how each of the values [N] of a study's radiographs are joined.
+
+    Returns:
+        The row of each study's first radiograph, its label, and its values; all [studies].
+    """
+    _, first, position, count = np.unique(study_ids, return_index=True, return_inverse=True, return_counts=True)
+    largest = np.zeros((1 + len(values), len(first)))
+    for joined, each in zip(largest, (labels, *values), strict=True):
+        np.maximum.at(joined, position, each)
+    means = [np.bincount(position, each) / count for each in values]
+    return first, largest[0].astype(labels.dtype), list(largest[1:]) if rule == "max" else means
 
 
 def auc_within_folds(

@@ -1,6 +1,6 @@
 """Evaluation of a run's scores: metrics, plots, the report page, and the summary on the screen."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from fracture.dataset.format import Dataset, Manifest, images_of
 from fracture.evaluation.gallery import Gallery, select_most_confident
-from fracture.evaluation.metrics import Evaluation, Figure, Metrics, average_by_radiograph, compute_metrics
+from fracture.evaluation.metrics import (
+    Evaluation,
+    Figure,
+    Metrics,
+    average_by_radiograph,
+    compute_metrics,
+    join_studies,
+)
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
@@ -41,12 +48,21 @@ NAMES = {  # figure -> its name on pages, in their order
     "calibration_error": "expected calibration error",
     "loss": "cross-entropy",
 }
-ORIGIN = "test_from:"
+ORIGIN, TRAIT = "test_from:", "test_of:"  # begin the names of parts of test
+_PART_TRAITS = ("body part", "view")  # of DICOM files, by whose values test is taken apart
+_FEWEST = 10  # radiographs of each class in a part that is shown
+_PLURALS = {"image": "images", "radiograph": "radiographs", "study": "studies"}
 _MISTAKES = 6  # of each kind on the page
 
 
-def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
-    """Compute metrics per image and per radiograph, at one threshold or at one for each row."""
+def evaluate(scores: pa.Table, threshold: float | np.ndarray, study_probability: str = "max") -> Evaluation:
+    """Compute metrics per image and per radiograph, at one threshold or at one for each row.
+
+    Where a study has several radiographs, also per study.
+
+    Args:
+        study_probability: "max" or "mean", as the setting `evaluation.study_probability`.
+    """
     labels, probabilities, radiograph_ids, groups = (
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id", "group_id")
     )
@@ -55,33 +71,64 @@ def evaluate(scores: pa.Table, threshold: float | np.ndarray) -> Evaluation:
     )
     if np.ndim(threshold) == 0:
         thresholds = threshold
-    return {
+    found = {
         "image": compute_metrics(labels, probabilities, groups, threshold),
         "radiograph": compute_metrics(labels[first], means, groups[first], thresholds, "radiograph"),
     }
+    studies = _number_studies(scores, first)
+    if len(np.unique(studies)) < len(studies):
+        limits = np.broadcast_to(thresholds, means.shape)
+        rows, of_study, (joined, limits) = join_studies(labels[first], studies, study_probability, means, limits)
+        limits = thresholds if np.ndim(thresholds) == 0 else limits
+        found["study"] = compute_metrics(of_study, joined, groups[first][rows], limits, "study")
+    return found
 
 
-def evaluate_run(scores: pa.Table, dataset: Dataset, threshold: float) -> dict[str, Evaluation]:
-    """Evaluate validation and test.
+def _number_studies(scores: pa.Table, first: np.ndarray) -> np.ndarray:
+    """Return a number for the study of each radiograph: [radiographs]. One whose study is not known is its own."""
+    known = scores["study_id"].take(first) if "study_id" in scores.column_names else pa.nulls(len(first), pa.int64())
+    names = [("alone", row) if study is None else ("study", study) for row, study in enumerate(known.to_pylist())]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names], np.int64)
+
+
+def evaluate_run(
+    scores: pa.Table, dataset: Dataset, threshold: float, study_probability: str = "max"
+) -> dict[str, Evaluation]:
+    """Evaluate validation and test; see `evaluate`.
 
     Returns:
-        "val" and "test" -> evaluation; also "test_from:ORIGIN" for each of several origins, and "test_without_leaks"
-        where a part of test leaks from training.
+        "val" and "test" -> evaluation; also "test_from:ORIGIN" for each of several origins, "test_of:TRAIT: VALUE" for
+        body parts and views with enough radiographs, and "test_without_leaks" where a part of test leaks from training.
     """
     parts = {split: scores.filter(pc.equal(scores["split"], split)) for split in SPLITS[1:]}
-    found = {split: evaluate(rows, threshold) for split, rows in parts.items() if len(rows)}
+    found = {split: evaluate(rows, threshold, study_probability) for split, rows in parts.items() if len(rows)}
     origins = pc.unique(parts["test"]["origin"]).to_pylist()
     if len(origins) > 1:
         for origin in sorted(origins):
             rows = parts["test"].filter(pc.equal(parts["test"]["origin"], origin))
-            found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold)
+            found[f"{ORIGIN}{origin or 'unknown'}"] = evaluate(rows, threshold, study_probability)
+    for name, rows in _split_by_trait(parts["test"], dataset):
+        part = evaluate(rows, threshold, study_probability)
+        if part["radiograph"].fewest >= _FEWEST:
+            found[f"{TRAIT}{name}"] = part
     leak = dataset.manifest.leakage.get("test")
     if leak is not None and leak.leaking:
         seen = dataset.read_seen("group_id").combine_chunks()
         unseen = parts["test"].filter(pc.invert(pc.is_in(parts["test"]["group_id"], seen)))
         if len(unseen):
-            found["test_without_leaks"] = evaluate(unseen, threshold)
+            found["test_without_leaks"] = evaluate(unseen, threshold, study_probability)
     return found
+
+
+def _split_by_trait(test: pa.Table, dataset: Dataset) -> Iterator[tuple[str, pa.Table]]:
+    """Yield the part of test that has each value of a trait, with its name, where a trait has several values."""
+    traits = dataset.read_traits()
+    for trait in _PART_TRAITS:
+        values = np.array([traits.get(path, {}).get(trait, "") for path in test["source"].to_pylist()], str)
+        if len(np.unique(values)) > 1:
+            for value in np.unique(values[values != ""]).tolist():
+                yield f"{trait}: {value}", test.filter(pa.array(values == value))
 
 
 @dataclass(frozen=True)
@@ -97,6 +144,7 @@ class Report:
     facts: Mapping[str, Any]  # versions, workers, seeds: name -> value
     caveats: Sequence[str]  # shown beside every figure
     own_test: Evaluation | None = None  # on the test split of the model's own dataset, if this dataset is another
+    study_probability: str = "max"  # as the setting
     models: int = 1  # number of models whose probabilities were averaged
     gallery: Gallery | None = None  # of test radiographs
 
@@ -121,6 +169,7 @@ def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
         names=NAMES,
         classes=list(reversed(CLASS_NAMES)),
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
+        traits={n.removeprefix(TRAIT): e for n, e in report.evaluations.items() if n.startswith(TRAIT)},
         comparison=format_own_test_comparison(report.own_test, report.evaluations["test"]) if report.own_test else "",
         plots={name: png(data) for name, data in plots.items()},
         mistakes=_find_worst_mistakes(test, report),
@@ -169,6 +218,7 @@ def list_caveats(manifest: Manifest) -> list[str]:
         advice = " No other test image is left: split the data with --split group to get a test without leaks."
         whole = test is not None and test.leaking == test.images
         lines.append(f"LEAKAGE: {'; '.join(leaks)}.{advice if whole else ''}")
+    lines += manifest.notes
     if manifest.shortcuts:
         measures = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]
         verb, pronoun = ("predicts", "it") if len(measures) == 1 else ("predict", "them")
@@ -186,7 +236,7 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
             f"{word} {format_figure(m.figures[name])}"
             for word, name in (("AUC", "auc"), ("sensitivity", "recall"), ("specificity", "specificity"))
         )
-        lines.append(f"{'test' if unit == 'radiograph' else '':<10} {m.count:,} {unit}s: {figures}")
+        lines.append(f"{'' if lines else 'test':<10} {m.count:,} {_PLURALS[unit]}: {figures}")
     m = evaluations["test"]["image"]
     lines.append(
         f"           at threshold {m.threshold:.3f}, accuracy {format_figure(m.figures['accuracy'])}: "
@@ -194,10 +244,10 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
         f"{m.false_positives} called fractures"
     )
     for name, evaluation in evaluations.items():
-        if name.startswith(ORIGIN):
+        if name.startswith((ORIGIN, TRAIT)):
             m = evaluation["radiograph"]
             auc = format_figure(m.figures["auc"])
-            lines.append(f"  {name.removeprefix(ORIGIN):<8} {m.count:,} radiographs: AUC {auc}")
+            lines.append(f"  {name.partition(':')[2]:<8} {m.count:,} radiographs: AUC {auc}")
     if without_leaks := evaluations.get("test_without_leaks"):
         m = without_leaks["image"]
         lines.append(

@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         pa.field("origin", pa.string()),
         pa.field("radiograph_id", pa.int64()),
         pa.field("group_id", pa.int64()),
+        pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("label", pa.uint8()),
         pa.field("probability", pa.float32()),  # of a fracture
     ]
@@ -116,7 +117,7 @@ def score_range(
         only: [rows] bool, of all rows of the split, the ones to score.
 
     Returns:
-        A table of row, split, source, origin, radiograph_id, group_id, label and probability, in row order.
+        A table of row, split, source, origin, radiograph_id, group_id, study_id, label and probability, in row order.
     """
     numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
     if not len(numbers):
@@ -130,6 +131,7 @@ def score_range(
         block["origin"].combine_chunks(),
         block["radiograph_id"].combine_chunks(),
         block["group_id"].combine_chunks(),
+        block["study_id"].combine_chunks(),
         block["label"].combine_chunks(),
         pa.array(score(model, images_of(block, dataset.image_size))),
     ]

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,23 +27,40 @@ from fracture.evaluation.devices import limit_devices
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
-from fracture.preparation.decode import Rejected, check_file_size, decode
-from fracture.preparation.source import is_clutter, list_files
+from fracture.preparation.decode import Rejected, check_file_size, decode, is_blank
+from fracture.preparation.headers import read_headers
+from fracture.preparation.identity import PatientKey, number_study
+from fracture.preparation.layouts.clutter import is_clutter
+from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
 from fracture.storage import StoragePath
 
 RESULTS = pa.schema(
     [
-        pa.field("path", pa.string()),  # relative to --data; with several --data, the whole path or URI
+        # Relative to --data; with several --data, the whole path or URI. Of a DICOM export, HMACs of them.
+        pa.field("path", pa.string()),
+        pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
         pa.field("error", pa.string()),  # why the file cannot be read; null if it can
     ]
 )
+STUDIES = pa.schema(
+    [
+        pa.field("study_id", pa.int64()),  # null for an image whose study is not known
+        pa.field("path", pa.string()),  # of the image with the largest probability
+        pa.field("images", pa.int64()),
+        pa.field("unreadable", pa.int64()),  # of the images
+        pa.field("probability", pa.float32()),  # null if no image can be read
+        pa.field("decision", pa.string()),
+    ]
+)
 _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
     [
         pa.field("input", pa.int64()),
-        pa.field("paths", pa.list_(pa.string())),
+        pa.field("paths", pa.list_(pa.binary())),  # as on the disk, where a name may be no UTF-8
+        pa.field("names", pa.list_(pa.string())),  # as in the results
+        pa.field("studies", pa.list_(pa.int64())),
         pa.field("sizes", pa.list_(pa.int64())),
         pa.field("split", pa.string()),  # "" for files
         pa.field("start", pa.int64()),
@@ -58,13 +75,19 @@ _MAX_CRASHES = 2  # at one file before it is skipped; a single crash may have an
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # first characters of what spreadsheets run
 
 
+class InputFile(NamedTuple):
+    name: str  # in the results
+    size: int  # bytes
+    study_id: int | None  # None where it is not known
+
+
 @dataclass(frozen=True)
 class Input:
     """The files, or the shards, of one `--data`."""
 
     root: StoragePath  # the folder; for a single file its parent
     prefix: str  # of the paths in the results
-    files: Mapping[str, int] = field(default_factory=dict)  # path below the root -> bytes, in the order of the results
+    files: Mapping[str, InputFile] = field(default_factory=dict)  # path below the root, in the order of the results
     dataset: Dataset | None = None  # where `--data` names shards
     is_single_file: bool = False  # `--data` names a file, not a folder
 
@@ -74,14 +97,23 @@ class Input:
         return len(self.files)
 
 
-def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
-    """List the files and shards to predict; no image is opened.
+def find_inputs(
+    paths: Sequence[StoragePath],
+    image_size: int,
+    key: PatientKey | None = None,
+    progress: Progress = lambda name, done, total: None,
+) -> list[Input]:
+    """List the files and shards to predict; no image is decoded, of DICOM files the header is read.
+
+    Args:
+        key: hides the paths and studies of DICOM files.
 
     Raises:
         UsageError: a path does not exist, a folder is empty or contains a link to the outside, shards have another
-            image size, or a file is named twice.
+            image size, a file is named twice, or there are DICOM files and no key.
     """
-    inputs = [_find_input(path, image_size, several=len(paths) > 1) for path in paths]
+    key = key or PatientKey(None)
+    inputs = [_find_input(path, image_size, key, progress, several=len(paths) > 1) for path in paths]
     counts = Counter(f"{one.root}/{path}" for one in inputs for path in one.files or [""])
     if duplicate := next((name for name, count in counts.items() if count > 1), None):
         raise UsageError(
@@ -90,11 +122,12 @@ def find_inputs(paths: Sequence[StoragePath], image_size: int) -> list[Input]:
     return inputs
 
 
-def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
+def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: Progress, *, several: bool) -> Input:
     if path.is_file():
         folder = path.parent
-        size = path.filesystem.get_file_info(path.path).size
-        return Input(folder, f"{folder}/" if several else "", {path.name: size}, is_single_file=True)
+        listed = {path.name: ListedFile(path.filesystem.get_file_info(path.path).size, 0)}
+        files = _name_files(folder, listed, key, progress)
+        return Input(folder, f"{folder}/" if several else "", files, is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
     if all((path / name).is_file() for name in (MANIFEST, FILES)):
         dataset = read_dataset(path)
@@ -104,8 +137,23 @@ def _find_input(path: StoragePath, image_size: int, *, several: bool) -> Input:
                 f"{dataset.image_size}. Name the radiographs that they were made from instead."
             )
         return Input(path, prefix, dataset=dataset)
-    infos = list_files(path, _ADVICE)
-    return Input(path, prefix, {name: infos[name].size for name in sorted(infos) if not is_clutter(name)})
+    listed = {name: file for name, file in list_files(path, _ADVICE).items() if not is_clutter(name)}
+    return Input(path, prefix, _name_files(path, listed, key, progress))
+
+
+def _name_files(
+    root: StoragePath, listed: Mapping[str, ListedFile], key: PatientKey, progress: Progress
+) -> dict[str, InputFile]:
+    """Name the files for the results, and number their studies; in order of the names."""
+    headers = read_headers(root, list(listed), progress)
+    if headers and len(listed) > 1:
+        key.check_outside(root)
+    names = name_files(listed, key, is_private=bool(headers))
+    if headers:
+        key.write_paths({name: path for path, name in names.items()})
+    studies = {path: number_study(key.hide("study", header.study)) for path, header in headers.items()}
+    files = {path: InputFile(names[path], file.size, studies.get(path)) for path, file in listed.items()}
+    return dict(sorted(files.items(), key=lambda item: item[1].name))
 
 
 def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
@@ -199,8 +247,10 @@ def plan_blocks(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
                 yield _block(input=number, split=split, start=start, stop=min(start + block_rows, rows))
         paths = list(one.files)
         for start in range(0, len(paths), block_rows):
-            names = paths[start : start + block_rows]
-            yield _block(input=number, split="", paths=names, sizes=[one.files[name] for name in names], start=start)
+            block = paths[start : start + block_rows]
+            names, sizes, studies = zip(*(one.files[path] for path in block), strict=True)
+            columns = {"paths": [os.fsencode(path) for path in block], "names": names, "sizes": sizes}
+            yield _block(input=number, split="", start=start, studies=studies, **columns)
 
 
 def _block(**columns: Any) -> pa.Table:
@@ -239,18 +289,26 @@ class BlockReader:
         one = self._inputs[block["input"]]
         if block["split"]:
             table = one.dataset.read(block["split"], block["start"], block["stop"])
-            return self._table(one, table["source"].to_pylist(), table["image"].combine_chunks(), [None] * len(table))
+            names, studies = table["source"].to_pylist(), table["study_id"].to_pylist()
+            return self._table(one, names, studies, table["image"].combine_chunks(), [None] * len(table))
         images, errors = self._decode(one.root, block)
-        return self._table(one, block["paths"], pa.array(images, pa.binary(self._size**2)), errors)
+        return self._table(one, block["names"], block["studies"], pa.array(images, pa.binary(self._size**2)), errors)
 
-    def _table(self, one: Input, paths: list[str], images: pa.Array, errors: list[str | None]) -> pa.Table:
-        names = pa.array([one.prefix + path for path in paths], pa.string())
-        return pa.table({"path": names, "image": images, "error": pa.array(errors, pa.string())})
+    def _table(
+        self, one: Input, names: list[str], studies: list[int | None], images: pa.Array, errors: list[str | None]
+    ) -> pa.Table:
+        columns = {
+            "path": pa.array([one.prefix + name for name in names], pa.string()),
+            "study_id": pa.array(studies, pa.int64()),
+            "image": images,
+            "error": pa.array(errors, pa.string()),
+        }
+        return pa.table(columns)
 
     def _decode(self, root: StoragePath, block: Mapping[str, Any]) -> tuple[list[bytes | None], list[str | None]]:
         images: list[bytes | None] = []
         errors: list[str | None] = []
-        files = list(zip(block["paths"], block["sizes"], strict=True))
+        files = list(zip(map(os.fsdecode, block["paths"]), block["sizes"], strict=True))
         name = f"fracture-{self._job}-{block['input']}-{block['start']}"
         with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log, ThreadPoolExecutor(_READ_AHEAD) as threads:
             reader = _ReadAhead(root, files, threads)
@@ -269,7 +327,10 @@ class BlockReader:
     def _decode_next(self, reader: "_ReadAhead", number: int, crash_log: "_CrashLog") -> bytes:
         data = reader.read_next()  # first, since a file that is skipped has its turn too
         crash_log.begin(number)
-        return decode(data, self._size).pixels.tobytes()
+        pixels = decode(data, self._size).pixels
+        if is_blank(pixels):
+            raise Rejected("blank: hardly any range of grey")
+        return pixels.tobytes()
 
 
 def read_file(root: StoragePath, path: str, size: int) -> bytes:
@@ -368,11 +429,47 @@ class _Scorer:
         missing = pc.invert(readable).to_numpy()
         columns = {
             "path": images["path"],
+            "study_id": images["study_id"],
             "probability": pa.array(probabilities, pa.float32(), mask=missing),
             "decision": pa.array(decisions, pa.string(), mask=missing),
             "error": images["error"],
         }
         return pa.table(columns, schema=RESULTS)
+
+
+def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
+    """Join rows of `RESULTS` to one row a study, `STUDIES`, in the order in which the studies come.
+
+    Args:
+        rule: "max" or "mean", how the probabilities of a study's images are joined.
+
+    Raises:
+        UsageError: of no row the study is known.
+    """
+    if results["study_id"].null_count == len(results):
+        raise UsageError(
+            "--by study: nothing says which study an image is of. DICOM files and shards made of them do; leave it out."
+        )
+    studies: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for row in results.to_pylist():
+        known = row["study_id"] is not None
+        studies.setdefault(("study", row["study_id"]) if known else ("image", row["path"]), []).append(row)
+    return pa.Table.from_pylist([join_study(rows, threshold, rule) for rows in studies.values()], schema=STUDIES)
+
+
+def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[str, Any]:
+    """Join the rows of one study's images to a row of `STUDIES`; see `join_by_study`."""
+    readable = [row for row in rows if row["error"] is None]
+    joined = {"study_id": rows[0]["study_id"], "images": len(rows), "unreadable": len(rows) - len(readable)}
+    if not readable:
+        return joined | {"path": rows[0]["path"]}
+    values = np.array([row["probability"] for row in readable], np.float32)
+    probability = values.max() if rule == "max" else values.mean()
+    return joined | {
+        "path": readable[int(values.argmax())]["path"],
+        "probability": float(probability),
+        "decision": CLASS_NAMES[FRACTURE if probability >= threshold else 1 - FRACTURE],
+    }
 
 
 def explain_error(error: BaseException) -> RunError | UsageError | None:

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
-from fracture.config import Config
+from fracture.config import Config, rename_settings
 from fracture.dataset.format import Dataset
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, as_json
@@ -29,8 +29,8 @@ from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import CLASS_NAMES
 from fracture.storage import StoragePath
 
-FORMAT_VERSION = 7
-_READ_TOO = (6,)  # of Keras 2: the names of its weights differ
+FORMAT_VERSION = 8
+_READ_TOO = (6, 7)  # 6 was of Keras 2: the names of its weights differ; both have other names for two settings
 CARD = "bundle.json"
 WEIGHTS = "weights.safetensors"
 TRAINED_ON = "trained_on.parquet"
@@ -221,6 +221,10 @@ class Bundle:
         """
         return build_final_model(self.config, self.pixel_mean, self.pixel_std, self.load_weights())
 
+    def hash_weights(self) -> str:
+        """Return the SHA-256 of the weights, in hexadecimal, which tells this model from others."""
+        return (self.folder / WEIGHTS).hash_bytes()
+
     def load_weights(self) -> list[np.ndarray]:
         """Return the weights in the order of `model.weights`; they include the calibration.
 
@@ -258,6 +262,14 @@ def build_final_model(config: Config, pixel_mean: float, pixel_std: float, weigh
     return model
 
 
+def _rename_settings(content: dict[str, Any]) -> bytes:
+    """Return the text of an older `bundle.json` with today's names of settings."""
+    config = content.get("config")
+    if isinstance(config, dict) and isinstance(config.get("data"), dict):
+        config["data"] = rename_settings(config["data"])
+    return to_json(content)
+
+
 def is_bundle(folder: StoragePath) -> bool:
     return (folder / CARD).is_file()
 
@@ -281,11 +293,11 @@ def read_bundle(folder: StoragePath) -> Bundle:
     format_version = content.get("format_version") if isinstance(content, dict) else None
     if format_version not in (FORMAT_VERSION, *_READ_TOO):
         raise UsageError(
-            f"{folder} has bundle format {format_version!r:.20}, and this program reads formats {_READ_TOO[0]} and "
+            f"{folder} has bundle format {format_version!r:.20}, and this program reads formats {_READ_TOO[0]} to "
             f"{FORMAT_VERSION}. Use the version of the program that wrote it, or train again under another --run name."
         )
     try:
-        card = _Card.model_validate_json(text)
+        card = _Card.model_validate_json(_rename_settings(content) if format_version in _READ_TOO else text)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -5,6 +5,7 @@ lossless JPEG and JPEG-LS; OpenJPEG for JPEG 2000 and HTJ2K.
 No reason for a refusal repeats a value of the file, since any of them may hold a name.
 """
 
+import hashlib
 import io
 import logging
 import re
@@ -13,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -69,7 +70,7 @@ _MODALITIES = {
 _RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "IO", "PX"}  # Modality
 
 _HEADER = (
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "IssuerOfPatientID", "AccessionNumber"),
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "AccessionNumber"),
     *("Modality", "Manufacturer", "ManufacturerModelName", "DetectorType", "KVP", "BodyPartExamined", "ViewPosition"),
     *("ImageLaterality", "Laterality", "PatientAge", "PatientBirthDate", "StudyDate", "PatientSex"),
     *("BurnedInAnnotation", "PresentationIntentType", "NumberOfFrames"),
@@ -121,8 +122,7 @@ class DicomHeader:
     study: str
     instance: str
     accession: str
-    site: str  # who issued the patient's id: the same id of another issuer is another patient
-    traits: Mapping[str, str]  # small categories: manufacturer, model, detector, kvp, body part, view, laterality, ...
+    traits: Mapping[str, str]  # small categories: codes of manufacturer and model; detector, kvp, body part, view, ...
     burned_in: bool
     for_processing: bool  # raw values of the detector
     frames: int
@@ -134,13 +134,18 @@ def is_dicom(head: bytes) -> bool:
     return head[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
 
 
-def read_header(data: bytes) -> DicomHeader:
+def read_header(data: bytes | BinaryIO) -> DicomHeader:
     """Read what a DICOM object is, without its pixels.
+
+    Args:
+        data: the whole file, or a stream of it, of which the header is read alone.
 
     Raises:
         Rejected: damaged.
     """
-    dataset = _read_dataset(data, stop_before_pixels=True, specific_tags=list(_HEADER))
+    dataset = _read_dataset(
+        io.BytesIO(data) if isinstance(data, bytes) else data, stop_before_pixels=True, specific_tags=list(_HEADER)
+    )
     with _quiet():
         syntax = _read_text(dataset.file_meta, "TransferSyntaxUID")
         frames = _read_numbers(dataset, "NumberOfFrames")
@@ -150,7 +155,6 @@ def read_header(data: bytes) -> DicomHeader:
             study=_read_text(dataset, "StudyInstanceUID"),
             instance=_read_text(dataset, "SOPInstanceUID"),
             accession=_read_text(dataset, "AccessionNumber"),
-            site=_read_text(dataset, "IssuerOfPatientID"),
             traits=_read_traits(dataset),
             burned_in=_read_text(dataset, "BurnedInAnnotation").upper() == "YES",
             for_processing=_is_for_processing(dataset),
@@ -168,7 +172,7 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
     Raises:
         Rejected: no radiograph, raw values of the detector, an unknown compression, damaged, or over the limits.
     """
-    dataset = _read_dataset(data)
+    dataset = _read_dataset(io.BytesIO(data))
     with _quiet():
         kind = _name_kind(dataset)
         if kind in ("image", "another object") and "PixelData" not in dataset:
@@ -216,13 +220,16 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_dataset(data: bytes, **options: Any) -> "Dataset":
+def _read_dataset(file: BinaryIO, **options: Any) -> "Dataset":
     from pydicom import dcmread
 
-    _check_inflated(data)
+    if _DEFLATED.encode() in file.read(2**16):  # the file meta group comes first
+        file.seek(0)
+        _check_inflated(file.read())
+    file.seek(0)
     try:
         with _quiet():
-            return dcmread(io.BytesIO(data), **options)
+            return dcmread(file, **options)
     except MemoryError:
         raise
     except EOFError:
@@ -301,8 +308,8 @@ def _read_traits(dataset: "Dataset") -> dict[str, str]:
     read = {keyword: _read_text(dataset, keyword).upper() for keyword in _HEADER}
     kvp = _read_numbers(dataset, "KVP")
     return {
-        "manufacturer": _clean(read["Manufacturer"]),
-        "model": _clean(read["ManufacturerModelName"]),
+        "manufacturer": _encode(read["Manufacturer"]),
+        "model": _encode(read["ManufacturerModelName"]),
         "detector": _choose(read["DetectorType"], _DETECTORS),
         "kvp": str(5 * round(kvp[0] / 5)) if kvp and 0 < kvp[0] < 1000 else "",
         "body part": _choose(re.sub(r"[ _-]", "", read["BodyPartExamined"]), _BODY_PARTS),
@@ -313,8 +320,10 @@ def _read_traits(dataset: "Dataset") -> dict[str, str]:
     }
 
 
-def _clean(text: str) -> str:
-    return re.sub(r"[^A-Z0-9]+", " ", text).strip()[:40]
+def _encode(text: str) -> str:
+    """Return a code of 16 bits, which tells values apart. The text may hold anything, and many texts have one code."""
+    text = re.sub(r"[^A-Z0-9]+", " ", text).strip()
+    return hashlib.sha256(text.encode()).hexdigest()[:4] if text else ""
 
 
 def _choose(text: str, known: set[str]) -> str:

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from fracture.preparation.decode import DecodedImage, Rejected, check_file_size, decode
+from fracture.preparation.decode import DecodedImage, Rejected, check_file_size, decode, is_blank
+from fracture.preparation.dicom import read_header
 from fracture.preparation.duplicates.alignment import SCALES
 from fracture.preparation.duplicates.signature import (
     RING_LENGTH,
@@ -27,7 +28,9 @@ LISTED = pa.schema(
         pa.field("path", pa.string()),
         pa.field("label", pa.uint8()),
         pa.field("split", pa.string()),  # as found; "" if the folder has none
-        pa.field("patient", pa.string()),  # "" if unknown
+        pa.field("patients", pa.list_(pa.string())),  # files that share one are of one patient
+        pa.field("study", pa.string()),  # "" if unknown
+        pa.field("instance", pa.string()),  # of a DICOM file: files that share it are one object; "" otherwise
         pa.field("origin", pa.string()),  # hospital, scanner or collection; "" if unknown
         pa.field("bytes", pa.int64()),
         pa.field("modified", pa.int64()),  # nanoseconds since the epoch
@@ -47,6 +50,7 @@ FACTS = pa.schema(
         pa.field("mean", pa.float32()),  # grey, in [0, 255]
         pa.field("deviation", pa.float32()),
         pa.field("border", pa.float32()),  # mean grey of the outermost 3 %
+        pa.field("traits", pa.map_(pa.string(), pa.string())),  # of a DICOM file: manufacturer, view, ...; else none
         # One view, the image as training sees it, or two: also the square in its middle, if the image is not square.
         pa.field("views", pa.list_(pa.binary(SIDE * SIDE))),  # uint8 [SIDE, SIDE]
         pa.field("rings", pa.list_(pa.list_(pa.float32(), len(SCALES) * RING_LENGTH))),  # zeros for a blank view
@@ -74,9 +78,14 @@ def scan_bytes(file: ImageFile, data: bytes, size: int) -> tuple[dict[str, Any],
         Rejected: not an image that can be used.
     """
     image = decode(data, size)
+    if image.format == "DICOM" and not file.is_dicom:
+        raise Rejected("DICOM under the name of another format: call it .dcm, so that its patient is found")
+    if is_blank(image.pixels):
+        raise Rejected("blank: hardly any range of grey")
     row = dict.fromkeys(FACTS.names) | make_listed_row(file)
     row["sha256"] = hashlib.sha256(data).digest()
     row |= {name: getattr(image, name) for name in ("format", "mode", "width", "height")}
+    row["traits"] = dict(read_header(data).traits) if image.format == "DICOM" else {}
     return row | _measure_pixels(image.pixels) | _compute_views(image), image.pixels
 
 
@@ -100,8 +109,7 @@ def hash_pixels(pixels: np.ndarray | bytes) -> bytes:
 
 def make_listed_row(file: ImageFile) -> dict[str, Any]:
     """Return a row of `LISTED`."""
-    row = {name: getattr(file, name) for name in ("path", "label", "split", "patient", "origin", "modified")}
-    return row | {"bytes": file.size}
+    return {name: getattr(file, "size" if name == "bytes" else name) for name in LISTED.names}
 
 
 def _measure_pixels(pixels: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from scipy.ndimage import gaussian_filter
 from fracture.config import SampleConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
-from fracture.preparation.source import SYNTHETIC_MARKER
+from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER
+from fracture.preparation.sample_dicom import encode_dicom, vary_storage
 from fracture.storage import StoragePath
 
 _VERSION = 2  # of the generator: the same configuration and version give the same files
@@ -98,11 +99,22 @@ def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
         trabeculae, muscle = _draw_pattern(generator, 1.5, 4.0), _draw_pattern(generator, 2.5, 8.0)
         for view in range(_VIEWS):
             pixels = _draw_view(generator, bones, broken, fracture, trabeculae, muscle)
-            kind = "png" if generator.random() < 0.2 else "jpeg"
-            buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, kind, **({"quality": 90} if kind == "jpeg" else {}))
-            suffix = "png" if kind == "png" else "jpg"
-            yield f"{split}/{CLASS_NAMES[label]}/patient{patient:05d}-view{view + 1}.{suffix}", buffer.getvalue()
+            suffix = "png" if generator.random() < 0.2 else "jpg"
+            name = f"patient{patient:05d}"
+            if config.format == "dicom":
+                suffix, data = "dcm", encode_dicom(pixels, name, "only", view, vary_storage(patient * _VIEWS + view))
+            else:
+                data = _encode_image(pixels, suffix)
+            yield f"{split}/{CLASS_NAMES[label]}/{name}-view{view + 1}.{suffix}", data
+
+
+def _encode_image(pixels: np.ndarray, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    if suffix == "png":
+        Image.fromarray(pixels).save(buffer, "png")
+    else:
+        Image.fromarray(pixels).save(buffer, "jpeg", quality=90)
+    return buffer.getvalue()
 
 
 def _draw_patient(generator: np.random.Generator, fractured: bool) -> tuple[list[_Bone], int, _Break | None]:

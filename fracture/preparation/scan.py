@@ -62,7 +62,13 @@ def scan_source(
     comparer = _CachedComparer(stack_views(facts), cache, progress)
     links = find_links(facts, config, comparer)
     cache.write_similarities(comparer.used)
-    return ScannedSource(source, facts, links, make_audit(facts, links), pending)
+    listing = {
+        "left_out": source.left_out,
+        "unmatched_rows": list(source.unmatched_rows),
+        "unlabelled": list(source.unlabelled),
+        "notes": list(source.notes),
+    }
+    return ScannedSource(source, facts, links, make_audit(facts, links).model_copy(update=listing), pending)
 
 
 def _check_readable(source: Source, facts: pa.Table) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
+import pydicom
 
-from fracture.preparation import decode, facts
+from fracture.preparation import decode, dicom, facts
 from fracture.preparation.duplicates import alignment, signature
 from fracture.preparation.duplicates.alignment import Similarity
 from fracture.preparation.facts import FACTS, LISTED, UNOPENED, make_listed_row
@@ -22,7 +23,7 @@ from fracture.preparation.source import Source
 from fracture.storage import StoragePath
 
 SCANNED, COMPARED = "scanned.parquet", "compared.parquet"
-_CODE = [inspect.getsource(module) for module in (decode, signature, facts, alignment)]  # as it was loaded
+_CODE = [inspect.getsource(module) for module in (decode, dicom, signature, facts, alignment)]  # as it was loaded
 _FILE_KEY = ("path", "bytes", "modified")
 _COMPARED = pa.schema(
     [
@@ -86,5 +87,6 @@ class ScanCache:
 
 def hash_code(image_size: int) -> str:
     """Hash everything but the files that facts and pixels depend on: code, versions of libraries and image size."""
-    content = (image_size, cv2.__version__, PIL.__version__, np.__version__, _CODE)
+    libraries = (cv2.__version__, PIL.__version__, np.__version__, pydicom.__version__)
+    content = (image_size, *libraries, _CODE)
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -1,51 +1,44 @@
-"""List the files of folders of radiographs, each with its label and split. No image is opened, nothing is changed."""
+"""List the radiographs of data folders, each with its label, split, patient and study.
 
-import csv
+No image is decoded and nothing is changed. Of DICOM files the header is read, since patient and study stand there.
+"""
+
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
-
-from pyarrow import fs
+from dataclasses import dataclass, field, replace
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
-from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
+from fracture.labels import CLASS_NAMES, SPLITS
+from fracture.preparation.class_words import ClassWords
+from fracture.preparation.dicom import DicomHeader
+from fracture.preparation.headers import read_headers
+from fracture.preparation.identity import PatientKey
+from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels_file import FileIdentity, read_labels_file
+from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
+from fracture.preparation.layouts.layout import read_layout
+from fracture.preparation.listing import ListedFile, list_files, name_files
+from fracture.progress import Progress
 from fracture.storage import StoragePath
-
-SYNTHETIC_MARKER = "SYNTHETIC.json"  # in the root folder of generated radiographs
-
-CLASS_FOLDERS = {
-    FRACTURE: ("fracture", "fractured", "fractures"),
-    NORMAL: ("normal", "not fractured", "not fracture", "non fractured", "non fracture", "no fracture", "unfractured"),
-}
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-_EXPECTED = "Give the folder that holds the class folders, or train/, val/ and test/ with them inside."
-_MOST_LABELS = 2**29  # bytes of a labels file; some millions of lines
-_CLUTTER = {"thumbs.db", "desktop.ini"}
-_COLUMNS = ("path", "label", "patient", "source")  # of a labels file
-_ALLOWED = "Columns: path,label and, if known, patient,source."
 
 
 @dataclass(frozen=True)
 class ImageFile:
     """A file as it was listed."""
 
-    path: str  # relative to the data root; of several roots, ORIGIN/PATH
+    path: str  # relative to the data root, or its HMAC in a DICOM export; of several roots, ORIGIN/PATH
     label: int
     split: str  # as found; "" if the folder has none
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
-    patient: str = ""  # or study; "" if unknown
+    patients: tuple[str, ...] = ()  # files that share one of these are of one patient
+    study: str = ""  # "" if unknown
+    instance: str = ""  # of a DICOM file: files that share it are one object
     origin: str = ""  # hospital, scanner or collection; "" if unknown
+    is_dicom: bool = False  # its header was read
 
 
 @dataclass(frozen=True)
@@ -57,8 +50,14 @@ class Source:
     class_folders: dict[str, list[str]]  # class name -> names found, of folders or in the labels file
     synthetic: bool
     split_fault: str  # why the split found cannot be used; "" if it can
+    layout: str = "folders"  # how the labels were found
     labels: StoragePath | None = None  # the labels file
-    unlabelled: int = 0  # files in the folder that are not in the labels file
+    on_disk: dict[str, str] = field(default_factory=dict)  # path -> path on the disk below its root, if it differs
+    left_out: dict[str, int] = field(default_factory=dict)  # why -> files that are listed nowhere
+    unmatched_rows: tuple[int, ...] = ()  # of the labels file
+    unlabelled: tuple[str, ...] = ()  # paths of images that the labels file does not name
+    notes: tuple[str, ...] = ()  # what every report on this data has to say
+    is_private: bool = False  # a DICOM export: paths, patients and studies are HMACs
 
     @property
     def name(self) -> str:
@@ -68,9 +67,9 @@ class Source:
     def locate(self, path: str) -> StoragePath:
         """Return the file with this `ImageFile.path`."""
         if "" in self.roots:
-            return self.roots[""] / path
+            return self.roots[""] / self.on_disk.get(path, path)
         origin, _, rest = path.partition("/")
-        return self.roots[origin] / rest
+        return self.roots[origin] / self.on_disk.get(path, rest)
 
     def hash_listing(self) -> str:
         """Hash the list of files: another hash if one is added, removed, rewritten or labelled anew. Reads no file."""
@@ -80,22 +79,29 @@ class Source:
         return digest.hexdigest()
 
 
-def find_source(roots: Sequence[StoragePath], config: DataConfig, labels: StoragePath | None = None) -> Source:
+def find_source(
+    roots: Sequence[StoragePath],
+    config: DataConfig,
+    labels: StoragePath | None = None,
+    key: PatientKey | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> Source:
     """List the radiographs of one folder, or of several, each of which is then an origin of its own.
 
     Args:
-        labels: a CSV file with the columns `path` and `label`, and if known `patient` and `source`. Without it, names
-            of folders are the labels.
+        labels: a table with a label for each file, study or patient. Without it the folders' names are the labels, or
+            what a public set has in its own layout.
+        key: hides ids of patients and studies; needed where there are any in DICOM files or in the labels file.
 
     Raises:
         UsageError: the folder or the labels file cannot be used; the message names it, and the fix.
     """
-    if len(roots) == 1:
-        source = _read_labels(roots[0], config, labels) if labels else _read_tree(roots[0], config)
-    else:
-        if labels:
-            raise UsageError("--labels belongs to one --data folder; give the file's own source column instead.")
-        source = _join([_read_tree(root, config) for root in roots])
+    if labels and len(roots) > 1:
+        raise UsageError("--labels belongs to one --data folder; give the file's own source column instead.")
+    key, words = key or PatientKey(None), ClassWords(config)
+    _check_names(roots)
+    sources = [_read_root(root, config, words, labels, key, progress) for root in roots]
+    source = sources[0] if len(sources) == 1 else _join(sources)
     for label, name in enumerate(CLASS_NAMES):
         if not any(f.label == label for f in source.files):
             raise UsageError(f"--data {source.name}: no image of class {name!r}; both classes are needed. Add images.")
@@ -104,282 +110,242 @@ def find_source(roots: Sequence[StoragePath], config: DataConfig, labels: Storag
             f"--data {source.name}: {source.split_fault}, so data.split = official is not possible. Add what is "
             "missing, or use --split group."
         )
+    if source.is_private:
+        key.write_paths(source.on_disk)
     return source
 
 
-def _join(sources: list[Source]) -> Source:
-    roots = [root for source in sources for root in source.roots.values()]
+def describe_source(source: Source) -> list[str]:
+    """Return the lines that say where the radiographs are, how they are labelled and what was left out."""
+    lines = [f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}"]
+    patients = len({patient for file in source.files for patient in file.patients})
+    studies, origins = (len({getattr(f, name) for f in source.files} - {""}) for name in ("study", "origin"))
+    if patients or studies or source.labels or source.layout != "folders":
+        counts = ((patients, "patients"), (studies, "studies"), (origins, "sources"))
+        known = ", ".join(f"{count:,} {name}" for count, name in counts if count) or "patients not known"
+        lines.append(f"labels     {len(source.files):,} files by {source.layout}: {known}")
+    if source.unmatched_rows:
+        rows = ", ".join(map(str, source.unmatched_rows[:5]))
+        lines.append(f"no image   {len(source.unmatched_rows):,} rows of the labels file; first: row {rows}")
+    if source.unlabelled:
+        lines.append(f"no label   {len(source.unlabelled):,} images in the folder, which are not used")
+    lines += [f"left out   {count:,} files: {why}" for why, count in source.left_out.items()]
+    return [*lines, *(f"note       {note}" for note in source.notes)]
+
+
+def _check_names(roots: Sequence[StoragePath]) -> None:
     names = [root.name for root in roots]
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
+    if double := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(
             f"--data: two folders have the name {double!r}, and origins are distinguished by name. Rename one."
         )
-    files = [
-        replace(f, path=f"{name}/{f.path}", origin=f.origin or name)
-        for name, source in zip(names, sources, strict=True)
-        for f in source.files
-    ]
+
+
+def _read_root(
+    root: StoragePath,
+    config: DataConfig,
+    words: ClassWords,
+    labels: StoragePath | None,
+    key: PatientKey,
+    progress: Progress,
+) -> Source:
+    listed = list_files(root)
+    kept, passed_over = sort_out(listed)
+    headers = read_headers(root, kept, progress)
+    not_used = {path: why for path, header in headers.items() if (why := _why_not_used(header, config))}
+    images = [path for path in kept if path not in not_used]
+    labels = labels or (_find_labels_file(root, listed) if config.layout == "csv" else None)
+    if labels:
+        found = _read_labels(root, labels, images, headers, words, config)
+    else:  # which passes over the others itself: annotations are a layout's labels
+        passed_over.clear()
+        found = _read_folders(root, [path for path in listed if path not in not_used], config, words, bool(headers))
+    hidden = key if headers or labels else None  # a public set's own numbers are no secret
+    if headers or any(file.patient or file.study for file in found.labelling.files if labels):
+        key.check_outside(root)
+    shown = name_files(images, key, is_private=bool(headers))
+    files = sorted(
+        (
+            _make_file(file, shown[file.path], listed[file.path], headers.get(file.path), hidden, config)
+            for file in found.labelling.files
+        ),
+        key=lambda file: file.path,
+    )
+    left_out = passed_over + Counter(not_used.values()) + Counter(found.labelling.left_out)
     return Source(
-        roots=dict(zip(names, roots, strict=True)),
-        files=tuple(sorted(files, key=lambda f: f.path)),
+        roots={"": root},
+        files=tuple(files),
+        class_folders={name: sorted(found.labelling.words[name]) for name in CLASS_NAMES},
+        synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in listed),
+        split_fault="a labels file names no splits" if labels else _find_split_fault(files),
+        layout=found.layout,
+        labels=labels,
+        on_disk={name: path for path, name in shown.items() if name != path},
+        left_out=dict(left_out.most_common()),
+        unmatched_rows=tuple(found.unmatched_rows),
+        unlabelled=tuple(sorted(shown[path] for path in found.unlabelled)),
+        notes=(*found.labelling.notes, *_describe_headers(headers[path] for path in images if path in headers)),
+        is_private=bool(headers),
+    )
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Where the labels of a folder were found, and what did not match."""
+
+    labelling: Labelling
+    layout: str
+    unmatched_rows: Sequence[int] = ()
+    unlabelled: Sequence[str] = ()
+
+
+def _read_labels(
+    root: StoragePath,
+    labels: StoragePath,
+    images: Sequence[str],
+    headers: Mapping[str, DicomHeader],
+    words: ClassWords,
+    config: DataConfig,
+) -> _Labels:
+    if config.layout not in ("auto", "csv"):
+        raise UsageError(f"--layout {config.layout} and --labels both say where the labels are. Leave one of them out.")
+    found = read_labels_file(
+        labels,
+        images,
+        words,
+        key=config.label_key or None,
+        root=str(root),
+        identities={
+            path: FileIdentity(header.instance, header.study, header.accession, header.patient)
+            for path, header in headers.items()
+        },
+        private=bool(headers),
+        max_unmatched=config.max_unmatched_fraction,
+    )
+    share = len(found.unlabelled) / max(1, len(images))
+    if share > config.max_unlabelled_fraction:
+        raise UsageError(
+            f"--labels {labels}: {len(found.unlabelled):,} of {len(images):,} images in {root} have no row "
+            f"({share:.1%}), more than data.max_unlabelled_fraction = {config.max_unlabelled_fraction}. Add their "
+            "rows, or raise the limit if they are not to be used."
+        )
+    return _Labels(found.labelling, f"labels file, by {found.key}", found.unmatched_rows, found.unlabelled)
+
+
+def _read_folders(
+    root: StoragePath, paths: Sequence[str], config: DataConfig, words: ClassWords, is_private: bool
+) -> _Labels:
+    try:
+        layout, labelling = read_layout(config.layout, root, paths, words)
+    except UsageError:
+        if not is_private:
+            raise
+        raise UsageError(  # whose text would have names of folders, and so perhaps of patients
+            f"--data {root}: its DICOM files are not in folders that name a class. Give a table of their labels with "
+            "--labels FILE, by path, file name, SOPInstanceUID, StudyInstanceUID, accession number or patient."
+        ) from None
+    return _Labels(labelling, layout)
+
+
+def _find_labels_file(root: StoragePath, listed: Iterable[str]) -> StoragePath:
+    tables = [path for path in listed if "/" not in path and path.lower().endswith((".csv", ".tsv", ".xlsx"))]
+    if len(tables) != 1:
+        raise UsageError(
+            f"--layout csv: {root} has {len(tables)} tables (.csv, .tsv, .xlsx) beside its folders, and one is needed. "
+            "Name the labels file with --labels FILE."
+        )
+    return root / tables[0]
+
+
+def _why_not_used(header: DicomHeader, config: DataConfig) -> str:
+    if header.kind != "image":
+        return f"DICOM, but no radiograph: {header.kind}"
+    if header.for_processing:
+        return "raw detector image (FOR PROCESSING), unlike what the model will see"
+    if header.burned_in and config.exclude_burned_in:
+        return "burnt-in annotations (data.exclude_burned_in)"
+    return ""
+
+
+def _describe_headers(headers: Iterable[DicomHeader]) -> list[str]:
+    counts = Counter[str]()
+    for header in headers:
+        counts["burned_in"] += header.burned_in
+        counts["frames"] += header.frames > 1
+        counts["no patient"] += not header.patient
+    lines = {
+        "burned_in": "images say that annotations are burnt into their pixels (BurnedInAnnotation), names perhaps; "
+        "data.exclude_burned_in leaves them out.",
+        "frames": "files have several frames; the first is used.",
+        "no patient": "DICOM files have no PatientID; their study alone says which belong together.",
+    }
+    return [f"{counts[name]:,} {line}" for name, line in lines.items() if counts[name]]
+
+
+def _make_file(
+    file: LabelledFile,
+    name: str,
+    listed: ListedFile,
+    header: DicomHeader | None,
+    key: PatientKey | None,
+    config: DataConfig,
+) -> ImageFile:
+    """Join what is known of a file. With a key, ids become HMACs."""
+
+    def hide(kind: str, value: str) -> str:
+        return key.hide(kind, value) if key else value
+
+    # Patient 7 of one hospital is not patient 7 of another; ids in DICOM files are taken for one hospital's.
+    known = [f"{file.origin}/{file.patient}" if file.patient else "", _match_group(file, config.group_pattern)]
+    patients = [header.patient if header else "", *known]
+    study = header.study if header and header.study else file.study and f"{file.origin}/{file.study}"
+    return ImageFile(
+        path=name,
+        label=file.label,
+        split=file.split,
+        size=listed.size,
+        modified=listed.modified,
+        patients=tuple(hide("patient", patient) for patient in patients if patient),
+        study=hide("study", study),
+        instance=hide("instance", header.instance) if header else "",
+        origin=file.origin,
+        is_dicom=header is not None,
+    )
+
+
+def _match_group(file: LabelledFile, pattern: str) -> str:
+    """Return what `data.group_pattern` finds in a path; "" for nothing."""
+    match = re.search(pattern, file.path) if pattern else None
+    captured = (match.groups("") or (match.group(),)) if match else ()
+    return f"{file.origin}/match {'/'.join(captured)}" if any(captured) else ""
+
+
+def _join(sources: list[Source]) -> Source:
+    """Join the sources of several folders. What belongs together in one is apart in another, but for HMACs of ids."""
+
+    def rename(name: str, source: Source, file: ImageFile) -> ImageFile:
+        patients, study = file.patients, file.study
+        if not source.is_private:
+            patients, study = tuple(f"{name}:{patient}" for patient in patients), study and f"{name}:{study}"
+        return replace(file, path=f"{name}/{file.path}", origin=file.origin or name, patients=patients, study=study)
+
+    named = {next(iter(source.roots.values())).name: source for source in sources}
+    files = [rename(name, source, file) for name, source in named.items() for file in source.files]
+    left_out = Counter[str]()
+    for source in sources:
+        left_out.update(source.left_out)
+    return Source(
+        roots={name: source.roots[""] for name, source in named.items()},
+        files=tuple(sorted(files, key=lambda file: file.path)),
         class_folders={c: sorted({n for s in sources for n in s.class_folders[c]}) for c in CLASS_NAMES},
         synthetic=any(source.synthetic for source in sources),
         split_fault=next((source.split_fault for source in sources if source.split_fault), ""),
+        layout=", ".join(dict.fromkeys(source.layout for source in sources)),
+        on_disk={f"{name}/{path}": disk for name, source in named.items() for path, disk in source.on_disk.items()},
+        left_out=dict(left_out),
+        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        is_private=any(source.is_private for source in sources),
     )
-
-
-class _TreePosition(NamedTuple):
-    """A file's position in the tree of folders."""
-
-    base: str  # folder above the splits or classes
-    split: str  # "" if there are only class folders
-    label: int
-
-    @property
-    def depth(self) -> int:
-        """Return the number of folders above the class folder."""
-        return (len(self.base.split("/")) if self.base else 0) + bool(self.split)
-
-
-def _read_tree(root: StoragePath, config: DataConfig) -> Source:
-    """List the files of `train/ val/ test/` with class folders inside, or of class folders alone.
-
-    The tree may be some folders down, as in Kaggle's download.
-
-    Raises:
-        UsageError: no such folder, no images, an unknown class folder, classes inside and beside splits.
-    """
-    labels = _labels_of_folders(config)
-    infos = list_files(root)
-    paths = [path for path in infos if not is_clutter(path)]
-    positions = {path: found for path in paths if (found := _find_position(path, labels))}
-    _check_tree(root, paths, positions, labels)
-    files = tuple(
-        ImageFile(path, position.label, position.split, infos[path].size, infos[path].mtime_ns or 0)
-        for path, position in sorted(positions.items())
-    )
-    folders: dict[str, set[str]] = {name: set() for name in CLASS_NAMES}
-    for path, position in positions.items():
-        folders[CLASS_NAMES[position.label]].add(path.split("/")[position.depth])
-    return Source(
-        roots={"": root},
-        files=files,
-        class_folders={name: sorted(found) for name, found in folders.items()},
-        synthetic=_has_synthetic_marker(infos),
-        split_fault=_find_split_fault(files),
-    )
-
-
-def _read_labels(root: StoragePath, config: DataConfig, labels: StoragePath) -> Source:
-    """List the files in a labels file.
-
-    Raises:
-        UsageError: a missing, unknown or doubled column, a value without a column, an unknown label or path, or a path
-            on two lines; names the line.
-    """
-    infos = list_files(root)
-    label_of_name = {"1": FRACTURE, "0": NORMAL} | _labels_of_folders(config)
-    files: dict[str, ImageFile] = {}
-    names: dict[str, set[str]] = {name: set() for name in CLASS_NAMES}
-    for line, row in _read_table(labels):
-        where = f"--labels {labels}, line {line}"
-        path, name, patient, origin = ((row.get(column) or "").strip() for column in _COLUMNS)
-        label = label_of_name.get(_normalise(name))
-        if label is None:
-            classes = ", ".join(map(repr, sorted(label_of_name)))
-            raise UsageError(f"{where}: label {name!r} names no known class. Known: {classes}.")
-        _check_labelled_path(path, where, root, infos)
-        if path in files:
-            raise UsageError(f"{where}: {path!r} is in the file twice. Each image takes one line.")
-        files[path] = ImageFile(path, label, "", infos[path].size, infos[path].mtime_ns or 0, patient, origin)
-        names[CLASS_NAMES[label]].add(name)
-    if not files:
-        raise UsageError(f"--labels {labels}: names no image.")
-    return Source(
-        roots={"": root},
-        files=tuple(files[path] for path in sorted(files)),
-        class_folders={name: sorted(found) for name, found in names.items()},
-        synthetic=_has_synthetic_marker(infos),
-        split_fault="a labels file names no splits",
-        labels=labels,
-        unlabelled=sum(not is_clutter(path) and path not in files for path in infos),
-    )
-
-
-def _read_table(labels: StoragePath) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a labels file, each with the number of its line."""
-    try:
-        text = labels.read_bytes(most=_MOST_LABELS).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--labels {labels}: cannot be read as text: {error}.") from None
-    rows = csv.DictReader(text.splitlines(), strict=True)
-    try:
-        rows.fieldnames = columns = [name.strip().lower() for name in rows.fieldnames or []]
-        table = [(rows.line_num, row) for row in rows]
-    except csv.Error as error:
-        raise UsageError(f"--labels {labels}, line {rows.reader.line_num}: not readable as CSV: {error}.") from None
-    _check_columns(labels, columns)
-    for line, row in table:
-        if None in row:  # a value without a column may be the patient, and then patients would leak
-            raise UsageError(
-                f"--labels {labels}, line {line}: has {len(columns) + len(row[None])} values for the {len(columns)} "
-                f"columns of the first line. {_ALLOWED} Name every column there, or quote a value that holds a comma."
-            )
-    return table
-
-
-def _check_columns(labels: StoragePath, columns: Sequence[str]) -> None:
-    if missing := [name for name in _COLUMNS[:2] if name not in columns]:
-        raise UsageError(
-            f"--labels {labels}: has no column {missing[0]!r}; its first line is {', '.join(columns)!r}. {_ALLOWED}"
-        )
-    # An ignored column such as patient_id would mean that patients leak.
-    if unknown := [name for name in columns if name not in _COLUMNS]:
-        raise UsageError(
-            f"--labels {labels}: column {unknown[0]!r} is not known. {_ALLOWED} Rename the column, or remove it."
-        )
-    if double := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UsageError(
-            f"--labels {labels}: {double[0]!r} names two columns, and only one would be read. Remove the other."
-        )
-
-
-def _check_labelled_path(path: str, where: str, root: StoragePath, listed: Mapping[str, fs.FileInfo]) -> None:
-    if path.startswith("/") or ".." in path.split("/"):
-        raise UsageError(f"{where}: path {path!r} may lead out of {root}. Give paths relative to --data, without '..'.")
-    if path not in listed:
-        raise UsageError(f"{where}: there is no file {path!r} in {root}. Paths are relative to --data.")
-
-
-def list_files(root: StoragePath, expected: str = _EXPECTED) -> dict[str, fs.FileInfo]:
-    """List every file below a data folder, by its path relative to it. Clutter is included.
-
-    Args:
-        expected: the sentence of the error messages that says what to give instead.
-
-    Raises:
-        UsageError: no such folder, nothing in it, or a link that leads out of it.
-    """
-    if not root.is_dir():
-        what = "a file, not a folder" if root.is_file() else "no such folder"
-        raise UsageError(f"--data {root}: {what}. {expected}")
-    _check_links(root)
-    infos = {info.path[len(root.path.rstrip("/")) + 1 :]: info for info in root.files()}
-    if not any(not is_clutter(path) for path in infos):
-        raise UsageError(f"--data {root}: the folder is empty. {expected}")
-    return infos
-
-
-def _check_links(root: StoragePath) -> None:
-    """Check that no link leads out of the folder or round in circles: a stranger's archive may hold such links.
-
-    Raises:
-        UsageError: a link to a folder, or to a file elsewhere.
-    """
-    if not root.is_local:
-        return  # buckets have no links
-    home = os.path.realpath(root.path)
-    for folder, folders, files in os.walk(home):  # does not follow links
-        for name in (*folders, *files):
-            path = os.path.join(folder, name)
-            if not os.path.islink(path):
-                continue
-            target = os.path.realpath(path)
-            if name in folders or not target.startswith(f"{home.rstrip('/')}/"):
-                raise UsageError(
-                    f"--data {root}: {os.path.relpath(path, home)!r} is a link to "
-                    f"{'a folder' if name in folders else 'a file outside'}, {target}, and such links are not "
-                    "followed. Copy the target, or name its folder with a --data of its own."
-                )
-
-
-def _normalise(folder: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", folder).strip().lower()
-
-
-def _labels_of_folders(config: DataConfig) -> dict[str, int]:
-    labels = {name: label for label, names in CLASS_FOLDERS.items() for name in names}
-    for label, more in ((FRACTURE, config.fracture_labels), (NORMAL, config.normal_labels)):
-        for name in map(_normalise, more):
-            if labels.get(name, label) != label:
-                raise UsageError(
-                    f"folder name {name!r} is already {CLASS_NAMES[labels[name]]!r}; it cannot also be "
-                    f"{CLASS_NAMES[label]!r}. Change data.fracture_labels or data.normal_labels."
-                )
-            labels[name] = label
-    return labels
-
-
-_SPLIT_OF_FOLDER = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
-
-
-def is_clutter(path: str) -> bool:
-    """Return whether a file is certainly no image: hidden, made by the operating system, or our marker."""
-    parts = path.split("/")
-    return parts[-1].lower() in _CLUTTER or any(part.startswith(".") for part in parts) or parts[-1] == SYNTHETIC_MARKER
-
-
-def _find_position(path: str, labels: Mapping[str, int]) -> _TreePosition | None:
-    """Return the position that the folders of a path give; None if none of them names a class."""
-    folders = path.split("/")[:-1]
-    for depth, folder in enumerate(folders):
-        base = "/".join(folders[:depth])
-        split = _SPLIT_OF_FOLDER.get(_normalise(folder))
-        if split and depth + 1 < len(folders):
-            label = labels.get(_normalise(folders[depth + 1]))
-            return None if label is None else _TreePosition(base, split, label)
-        if (label := labels.get(_normalise(folder))) is not None:
-            return _TreePosition(base, "", label)
-    return None
-
-
-def _check_tree(
-    root: StoragePath, paths: Iterable[str], positions: Mapping[str, _TreePosition], labels: Mapping[str, int]
-) -> None:
-    for path in positions:
-        folders = [_normalise(folder) for folder in path.split("/")[:-1]]
-        if any(a in labels and b in _SPLIT_OF_FOLDER for a, b in pairwise(folders)):
-            raise UsageError(
-                f"--data {root}: in {path!r} the class is above the split. Move the folders to train/CLASS, "
-                "val/CLASS and test/CLASS."
-            )
-    _check_other_folders(root, paths, positions, labels)
-    bases = sorted({position.base or "." for position in positions.values()})
-    if len(bases) > 1:
-        raise UsageError(f"--data {root}: holds {len(bases)} data sets, in {_join_few(bases)}. Name one of them.")
-    if len({bool(position.split) for position in positions.values()}) > 1:
-        raise UsageError(
-            f"--data {root}: has class folders inside and beside train/, val/ and test/. Move all images into splits, "
-            "or none."
-        )
-
-
-def _check_other_folders(
-    root: StoragePath, paths: Iterable[str], positions: Mapping[str, _TreePosition], labels: Mapping[str, int]
-) -> None:
-    """Check that there are class folders, and no folder of unknown name beside or in them."""
-    known = ", ".join(repr(name) for name in sorted(labels))
-    others = Counter(path.rsplit("/", 1)[0] if "/" in path else "." for path in paths if path not in positions)
-    if not positions:
-        raise UsageError(
-            f"--data {root}: no class folder found among {_join_few(others)}. Folders that name a class: {known}; name "
-            "others with --set 'data.fracture_labels=[NAME]' and --set 'data.normal_labels=[NAME]'."
-        )
-    # A file beside the class folders (a README, a table of labels) is ignored; a folder there may be a class.
-    tops = {"/".join(path.split("/")[: position.depth]) for path, position in positions.items()}
-    unknown = {
-        f for f in others for top in tops if f != "." and f != top and f"{f}/".startswith(f"{top}/" if top else "")
-    }
-    if unknown:
-        raise UsageError(
-            f"--data {root}: folder {_join_few(sorted(unknown))} names no known class. Known: {known}. Rename it, or "
-            "say what it is with --set 'data.fracture_labels=[NAME]' or --set 'data.normal_labels=[NAME]'."
-        )
-
-
-def _has_synthetic_marker(paths: Iterable[str]) -> bool:
-    return any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in paths)
 
 
 def _find_split_fault(files: Sequence[ImageFile]) -> str:
@@ -398,9 +364,3 @@ def _find_split_fault(files: Sequence[ImageFile]) -> str:
 def keyed_hash(text: str, seed: int) -> bytes:
     """Return 16 bytes that put texts in a random order, which is the same for the same seed on every machine."""
     return hashlib.blake2b(text.encode(), digest_size=16, key=seed.to_bytes(16, "little")).digest()
-
-
-def _join_few(names: Iterable[str], most: int = 5) -> str:
-    listed = list(names)
-    tail = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(repr(name) for name in listed[:most]) + tail

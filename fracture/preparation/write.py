@@ -30,6 +30,7 @@ from fracture.labels import CLASS_NAMES
 from fracture.preparation.audit import Audit, count_leakage, list_alarming_shortcuts, list_alarms
 from fracture.preparation.decode import Rejected, decode
 from fracture.preparation.facts import read_image_file
+from fracture.preparation.identity import number_study
 from fracture.preparation.ledger import Ledger, check_split_settings
 from fracture.preparation.output import INPUT, check_output_folder, hash_input, remove_old_files, write_audit
 from fracture.preparation.parallel import map_unordered, share
@@ -172,13 +173,13 @@ def _prepare_tasks(
     plan: SplitPlan,
     earlier_rows: dict[tuple[str, bytes], tuple[str, int]],
 ) -> list[_ShardTask]:
-    names = ("path", "label", "sha256", "origin", "pixels", "radiograph_id", "group_id")
+    names = ("path", "label", "sha256", "origin", "pixels", "radiograph_id", "group_id", "study")
     listed = {name: plan.files[name].to_pylist() for name in names}
     tasks = []
     for split, number, rows in _share_out_rows(plan, config):
         columns = {name: [values[row] for row in rows] for name, values in listed.items()}
-        paths, pixel_hashes = columns.pop("path"), columns.pop("pixels")
-        columns |= {"source": paths, "study_id": [None] * len(rows)}  # studies are not read yet
+        paths, pixel_hashes, studies = (columns.pop(name) for name in ("path", "pixels", "study"))
+        columns |= {"source": paths, "study_id": [number_study(study) for study in studies]}
         task = _ShardTask(
             out=out,
             image_size=config.image_size,
@@ -259,7 +260,8 @@ def _decode_again(task: _ShardTask, row: int) -> np.ndarray:
         data = None
     if data is None or hashlib.sha256(data).digest() != task.columns["sha256"][row]:
         (task.out / SCANNED).delete()  # its facts of this file are wrong
-        raise RunError(f"{task.files[row]} changed while it was being prepared; run the same command again")
+        path = task.columns["source"][row]
+        raise RunError(f"{path} changed while it was being prepared; run the same command again")
     return decode(data, task.image_size).pixels
 
 
@@ -283,6 +285,8 @@ def _make_manifest(
         leakage=count_leakage(plan.split_used, scanned.links),
         leakage_found=audit.leakage,
         alarms=list_alarms(audit),
+        notes=list(source.notes),
+        traits=sorted({name for traits in scanned.facts["traits"].to_pylist() for name, _ in traits or ()}),
         shortcuts={name: shortcut.auc for name, shortcut in list_alarming_shortcuts(audit)},
         moved=plan.moved,
         left_out=plan.left_out,

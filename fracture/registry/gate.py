@@ -104,7 +104,8 @@ def compare_with_champion(
 
 
 def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
-    return evaluate(scores.append_column("probability", scores[name]), bundle.operating_point.threshold)
+    scores, rule = scores.append_column("probability", scores[name]), bundle.config.evaluation.study_probability
+    return evaluate(scores, bundle.operating_point.threshold, rule)
 
 
 def _resample_differences(scores: pa.Table, challenger: Bundle, champion: Bundle) -> dict[str, np.ndarray] | None:

@@ -3,7 +3,7 @@
 import json
 from typing import TYPE_CHECKING
 
-from fracture.config import Config, DataConfig, flatten, with_settings
+from fracture.config import Config, DataConfig, flatten, rename_settings, with_settings
 from fracture.dataset.format import Dataset, Manifest
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import UsageError
@@ -83,7 +83,9 @@ def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bund
             raise UsageError(f"{run} holds other things than a run. Give another --run name.")
         return
     card = (run / RUN_CARD).read_json()
-    before = dict(flatten(card["recipe"]))
+    recipe = card["recipe"] | {"data": rename_settings(card["recipe"]["data"])}
+    # A setting that the version before did not have is as it was then: the default.
+    before = dict(flatten(Config().recipe())) | dict(flatten(recipe))
     if isinstance(before.get("training.xla"), bool):  # of the version before, whose run may be finished
         before["training.xla"] = config.training.xla
     changed = [f"{k} {before.get(k)!r} -> {v!r}" for k, v in flatten(config.recipe()) if before.get(k) != v]

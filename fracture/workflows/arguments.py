@@ -4,10 +4,16 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fracture.errors import UsageError
 from fracture.storage import StoragePath, storage_path
 
+if TYPE_CHECKING:
+    from fracture.preparation.identity import PatientKey
+
+_TRAVELS = ("dataset.json", "bundle.json", "run.json")  # their folders are copied to others
 Report = Callable[[str], None]  # gets each line of progress
 
 
@@ -28,7 +34,8 @@ class RunArguments:
     data: tuple[
         str, ...
     ] = ()  # folders or URIs of radiographs; without data and shards, sample radiographs are generated
-    labels: str | None = None  # CSV file that names the labels of `data`
+    labels: str | None = None  # table of the labels of `data`
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key in `storage`
     shards: str | None = None  # folder or URI of shards, in place of `data`
     verbose: bool = False  # whether the logs of Ray and TensorFlow are shown
 
@@ -44,6 +51,28 @@ class RunArguments:
     @property
     def folder(self) -> StoragePath:
         return storage_path(self.storage) / "runs" / self.run
+
+
+def patient_key(key_file: str | None, folder: StoragePath) -> "PatientKey":
+    """Return the key that hides ids: of the file that is named, or else of patients.key in a folder on a disk.
+
+    Raises:
+        UsageError: the file would travel with a dataset, a bundle or a run.
+    """
+    from fracture.preparation.identity import PatientKey
+
+    if key_file is None:
+        return PatientKey(Path(folder.path) / "patients.key" if folder.is_local else None)
+    if "://" in key_file:
+        raise UsageError(f"--key-file {key_file}: a secret key stays on this machine's disk. Name a local file.")
+    file = Path(key_file).absolute()
+    for above in file.parents:
+        if held := next((name for name in _TRAVELS if (above / name).exists()), None):
+            raise UsageError(
+                f"--key-file {key_file}: is in {above}, which holds {held} and is copied with it: whoever has it could "
+                "look up patients. Name a file elsewhere."
+            )
+    return PatientKey(file)
 
 
 def check_run_name(flag: str, name: str) -> None:

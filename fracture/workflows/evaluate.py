@@ -15,7 +15,7 @@ from fracture.labels import CLASS_NAMES
 from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import start_ray
 from fracture.storage import StoragePath, storage_path
-from fracture.workflows.arguments import Report, print_line
+from fracture.workflows.arguments import Report, patient_key, print_line
 from fracture.workflows.preprocess import find_radiographs, prepare_dataset
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class ScoringArguments:
 
     out: str  # folder or URI for what is written
     data: tuple[str, ...] = ()  # folders or URIs of radiographs; all of them are test
-    labels: str | None = None  # CSV file that names the labels of `data`
+    labels: str | None = None  # table of the labels of `data`
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key beside `out`
     shards: str | None = None  # folder or URI of shards with a test split, in place of `data`
     config: Config = field(default_factory=Config)  # how `data` is prepared, but for the image size; who scores
     verbose: bool = False
@@ -98,7 +99,8 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
     dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
-    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
+    study_probability = bundles[0].config.evaluation.study_probability
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
     own, gallery = None, None
@@ -115,6 +117,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         facts=facts,
         caveats=notes,
         own_test=own,
+        study_probability=study_probability,
         models=len(bundles),
         gallery=gallery,
     )
@@ -152,7 +155,9 @@ def prepare_test_data(
     if arguments.data:
         needed = {"data.image_size": image_size, "data.split": "test", "data.folds": 0}
         config = with_settings(arguments.config, needed)
-        source = find_radiographs(arguments.data, arguments.labels, config, report)
+        source = find_radiographs(
+            arguments.data, arguments.labels, config, patient_key(arguments.key_file, out.parent), report
+        )
         dataset = prepare_dataset(source, out / "shards", config, lambda: start_ray(arguments.verbose), report)
     else:
         dataset = read_dataset(storage_path(arguments.shards))

@@ -52,7 +52,7 @@ def finish_run(
     write_gallery(run, gallery)
 
     scores = gather_scores(run, dataset, workers, operating_point)
-    evaluations = evaluate_run(scores, dataset, operating_point.threshold)
+    evaluations = evaluate_run(scores, dataset, operating_point.threshold, config.evaluation.study_probability)
     training = {
         "name": run.name,
         "epochs": len(outcome.history),
@@ -72,6 +72,7 @@ def finish_run(
         outcome.best_epoch,
         facts,
         list_caveats(dataset.manifest),
+        study_probability=config.evaluation.study_probability,
         gallery=gallery,
     )
     write_report(run / "report", report, scores)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import start_ray
 from fracture.runtime.quiet import silence_native_stderr
 from fracture.storage import StoragePath, storage_path
-from fracture.workflows.arguments import Report, print_line
+from fracture.workflows.answer import AnswerArguments, AnswerResult, write_answers
+from fracture.workflows.arguments import Report, patient_key, print_line
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -32,6 +33,9 @@ class PredictArguments:
     out: str  # path or URI that ends in .csv or .parquet
     bundle: str | None = None  # folder or URI
     registry: str | None = None  # folder or URI, whose champion is used
+    by: Literal["image", "study"] = "image"  # what a row is of
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key beside `out`
+    answers: AnswerArguments = field(default_factory=AnswerArguments)
     gpu: bool = False  # score on the cluster's GPUs, decode on its CPUs
     verbose: bool = False
 
@@ -42,10 +46,12 @@ class PredictArguments:
 
 @dataclass(frozen=True)
 class PredictResult:
-    rows: Table  # the columns path, probability, decision and error
+    rows: Table  # of `batch_prediction.RESULTS`, one for each image
+    written: int  # rows of the file: of images, or of studies
     bundle: Bundle
     out: StoragePath
     seconds: float  # for all of it, Ray's start included
+    answers: AnswerResult | None  # None where none were asked for
 
 
 def predict(arguments: PredictArguments, report: Report = print_line) -> PredictResult:
@@ -54,11 +60,14 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     Raises:
         UsageError: the model, the data or the file for the predictions cannot be used.
     """
-    from fracture.inference.batch_prediction import check_output, find_inputs, predict, write_results
+    from fracture.inference.batch_prediction import check_output, find_inputs, join_by_study, predict, write_results
 
+    arguments.answers.check()
     bundle, facts = _read_model(arguments)
     out = storage_path(arguments.out)
-    inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size)
+    key = patient_key(arguments.key_file, out.parent)
+    with ProgressBars() as bars:
+        inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size, key, bars.show)
     check_output(out, inputs)
     version = f"version {facts['version']}, " if arguments.registry else ""
     report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
@@ -67,8 +76,15 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     start_ray(arguments.verbose)
     with nullcontext() if arguments.verbose else silence_native_stderr(), ProgressBars() as bars:
         rows = predict(bundle, inputs, bars.show, gpu=arguments.gpu, verbose=arguments.verbose)
-    write_results(out, rows, facts)
-    return PredictResult(rows, bundle, out, time.monotonic() - started)
+    written = rows
+    if arguments.by == "study":
+        rule = bundle.config.evaluation.study_probability
+        written = join_by_study(rows, bundle.operating_point.threshold, rule)
+    write_results(out, written, facts)
+    answers = None
+    if arguments.answers.out:
+        answers = write_answers(arguments.answers, storage_path(arguments.answers.out), inputs, rows, bundle)
+    return PredictResult(rows, len(written), bundle, out, time.monotonic() - started, answers)
 
 
 def _read_model(arguments: PredictArguments) -> tuple[Bundle, dict[str, str]]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fracture.config import Config
+from fracture.config import Config, SampleConfig
 from fracture.dataset.format import Dataset, read_dataset
 from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import StoragePath, storage_path
-from fracture.workflows.arguments import Report, RunArguments, print_line
+from fracture.workflows.arguments import Report, RunArguments, patient_key, print_line
 from fracture.workflows.locking import hold_output_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from fracture.preparation.audit import Audit
+    from fracture.preparation.identity import PatientKey
     from fracture.preparation.source import Source
 
 
@@ -28,7 +29,8 @@ class PreprocessArguments:
     data: tuple[str, ...]  # folders or URIs
     out: str
     config: Config = field(default_factory=Config)
-    labels: str | None = None  # CSV file, in place of class folders
+    labels: str | None = None  # table of labels, in place of class folders
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key beside `out`
     verbose: bool = False
 
 
@@ -39,7 +41,8 @@ class AuditArguments:
     data: tuple[str, ...]  # folders or URIs
     out: str | None = None  # None: audits/ and the name of the first folder
     config: Config = field(default_factory=Config)
-    labels: str | None = None  # CSV file, in place of class folders
+    labels: str | None = None  # table of labels, in place of class folders
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key beside `out`
     verbose: bool = False
 
 
@@ -55,8 +58,9 @@ def preprocess(arguments: PreprocessArguments, report: Report = print_line) -> D
     Raises:
         UsageError: the data or the folder for the shards cannot be used.
     """
-    source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
     out = storage_path(arguments.out)
+    key = patient_key(arguments.key_file, out.parent)
+    source = find_radiographs(arguments.data, arguments.labels, arguments.config, key, report)
     return prepare_dataset(source, out, arguments.config, lambda: start_ray(arguments.verbose), report)
 
 
@@ -69,8 +73,9 @@ def audit(arguments: AuditArguments, report: Report = print_line) -> AuditResult
     from fracture.preparation.output import check_outside_data, write_audit
     from fracture.preparation.scan import scan_source
 
-    source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
-    out = storage_path(arguments.out or f"audits/{next(iter(source.roots.values())).name}")
+    out = storage_path(arguments.out or f"audits/{storage_path(arguments.data[0]).name}")
+    key = patient_key(arguments.key_file, out.parent)
+    source = find_radiographs(arguments.data, arguments.labels, arguments.config, key, report)
     check_outside_data(source, out)
     start_ray(arguments.verbose)
     with ProgressBars() as bars:
@@ -79,19 +84,17 @@ def audit(arguments: AuditArguments, report: Report = print_line) -> AuditResult
     return AuditResult(scanned.audit, out)
 
 
-def find_radiographs(data: Sequence[str], labels: str | None, config: Config, report: Report) -> Source:
-    """List the radiographs, and report where they are."""
-    from fracture.preparation.source import find_source
+def find_radiographs(
+    data: Sequence[str], labels: str | None, config: Config, key: PatientKey, report: Report
+) -> Source:
+    """List the radiographs, and report where they are and what was left out."""
+    from fracture.preparation.source import describe_source, find_source
 
     roots = [storage_path(folder) for folder in data]
-    source = find_source(roots, config.data, storage_path(labels) if labels else None)
-    report(f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}")
-    if labels:
-        patients, origins = ({getattr(f, column) for f in source.files} - {""} for column in ("patient", "origin"))
-        report(
-            f"labels     {len(source.files):,} files of {len(patients) or 'unknown'} patients from "
-            f"{len(origins) or 'unknown'} sources; {source.unlabelled:,} more files in the folder are not named"
-        )
+    with ProgressBars() as bars:
+        source = find_source(roots, config.data, storage_path(labels) if labels else None, key, bars.show)
+    for line in describe_source(source):
+        report(line)
     return source
 
 
@@ -166,7 +169,8 @@ def prepare_run_data(
 
     storage = storage_path(arguments.storage)
     data = arguments.data or (make_sample_radiographs(config, storage, report),)
-    source = find_radiographs(data, arguments.labels, config, report)
+    key = patient_key(arguments.key_file, storage)
+    source = find_radiographs(data, arguments.labels, config, key, report)
     out = storage / "shards" / name_output_folder(source, config.data)
     dataset = _find_begun_dataset(arguments.folder, out)
     if dataset and find_finished(source, out, config.data) is None:
@@ -199,6 +203,10 @@ def _find_begun_dataset(run: StoragePath, shards: StoragePath) -> Dataset | None
     return dataset if begun_with in {one.fingerprint for one in (manifest, *folds)} else None
 
 
+def _name_sample(sample: SampleConfig) -> str:
+    return f"sample-{sample.images}-{sample.seed}{'-dicom' if sample.format == 'dicom' else ''}"
+
+
 def make_sample_radiographs(config: Config, storage: StoragePath, report: Report) -> str:
     """Draw sample radiographs into the storage, unless they are there already, and return their folder.
 
@@ -207,7 +215,7 @@ def make_sample_radiographs(config: Config, storage: StoragePath, report: Report
     """
     from fracture.preparation.sample import has_sample, make_sample
 
-    folder = storage / "data" / f"sample-{config.sample.images}-{config.sample.seed}"
+    folder = storage / "data" / _name_sample(config.sample)
     report("sample     no --data and no --shards: training on SYNTHETIC sample radiographs, to try the job")
     if not has_sample(folder, config.sample):
         lock = storage / "locks" / folder.name  # not in the folder, which is removed where it is of another version

@@ -22,7 +22,7 @@ from fracture.progress.bars import ProgressBars
 from fracture.registry.registry import ChampionChanged, Registry, RegistryDecision, TickState, Version
 from fracture.runtime.cluster import check_capacity, start_ray
 from fracture.storage import storage_path
-from fracture.workflows.arguments import Report, print_line, resumable
+from fracture.workflows.arguments import Report, patient_key, print_line, resumable
 from fracture.workflows.locking import describe_user, hold_lock
 from fracture.workflows.preprocess import find_radiographs, prepare_dataset
 from fracture.workflows.registry import retraining_lock
@@ -58,7 +58,8 @@ class RetrainArguments:
     data: tuple[str, ...]  # folders or URIs
     registry: str  # folder or URI for everything that is written
     config: Config = field(default_factory=Config)
-    labels: str | None = None  # CSV file, in place of class folders
+    labels: str | None = None  # table of labels, in place of class folders
+    key_file: str | None = None  # of the secret key that hides patients' ids; None: patients.key beside the registry
     tick: str | None = None  # the schedule's name of this retraining; None: named after the time
     every: Interval = "week"  # how long a tick lasts that is named after the time
     warm_start: bool = False  # whether training begins with the champion's weights
@@ -108,7 +109,8 @@ def retrain(arguments: RetrainArguments, report: Report = print_line) -> Retrain
     name, advice = f"the retraining of {registry.folder}", f"give the same --tick again: {tick}"
     try:
         with resumable(f"the same command with --tick {tick}"):
-            source = find_radiographs(arguments.data, arguments.labels, arguments.config, report)
+            key = patient_key(arguments.key_file, registry.folder.parent)
+            source = find_radiographs(arguments.data, arguments.labels, arguments.config, key, report)
             check_outside_data(source, registry.folder)
             with hold_lock(retraining_lock(registry), name, "retrain", advice, report):
                 return run_tick(arguments, registry, tick, source, report)

@@ -134,7 +134,7 @@ def test_no_manifest_says_how_to_make_one(shard_folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "schema version 99, and this program reads version 4"),
+        ({"schema_version": 99}, "schema version 99, and this program reads version 5"),
         ({"pixel_mean": "dark"}, "damaged at 'pixel_mean'"),
         ({"extra": 1}, "damaged at 'extra'"),
         ({"parameters": {}}, "damaged at 'parameters'"),

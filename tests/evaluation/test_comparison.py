@@ -64,7 +64,9 @@ def trained(run: StoragePath, manifest: Manifest) -> Callable[..., PooledFolds]:
             write_predictions(fold, pa.table(table))
             operating_point = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
             trained_on = {"workers": workers, "precision": "float32"}
-            (fold / "bundle/bundle.json").write_json({"operating_point": operating_point, "run": trained_on})
+            config = {"evaluation": {"study_probability": "max"}}
+            card = {"operating_point": operating_point, "run": trained_on, "config": config}
+            (fold / "bundle/bundle.json").write_json(card)
             (fold / "bundle/weights.safetensors").write_bytes(bytes(2_000_000))
             epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
             (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())

@@ -28,7 +28,9 @@ def run(tmp_path) -> StoragePath:
         }
         write_predictions(fold, pa.table(table))
         operating_point = {"temperature": 1.0, "offset": 0.0, "threshold": 0.1 * number + 0.3, "rule": "x"}
-        (fold / "bundle/bundle.json").write_json({"operating_point": operating_point})
+        (fold / "bundle/bundle.json").write_json(
+            {"operating_point": operating_point, "config": {"evaluation": {"study_probability": "max"}}}
+        )
     return folder
 
 

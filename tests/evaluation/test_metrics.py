@@ -7,6 +7,7 @@ from fracture.evaluation.metrics import (
     auc_within_folds,
     average_by_radiograph,
     compute_metrics,
+    join_studies,
     rate_differences,
 )
 
@@ -168,3 +169,12 @@ def test_sensitivity_and_specificity_are_compared_in_pairs():
     assert resampled["recall"].mean() == pytest.approx(1 / 3, abs=0.03)
     assert set(np.sign(resampled["recall"])) == {0, 1}, "never worse in any resample"
     assert len(resampled["recall"]) < 1000, "without fractures there is no sensitivity"
+
+
+def test_a_study_is_a_fracture_if_a_radiograph_is_and_has_the_largest_or_the_mean_probability():
+    labels, studies = np.array([0, 1, 0, 0]), np.array([7, 7, 9, 9])
+    probabilities = np.array([0.1, 0.5, 0.3, 0.2])
+    first, of_study, [largest] = join_studies(labels, studies, "max", probabilities)
+    assert (first.tolist(), of_study.tolist(), largest.tolist()) == ([0, 2], [1, 0], [0.5, 0.3])
+    [means] = join_studies(labels, studies, "mean", probabilities)[2]
+    assert means.tolist() == pytest.approx([0.3, 0.25])

@@ -49,6 +49,22 @@ def test_each_split_is_evaluated_per_image_and_per_radiograph(dataset):
     assert found["val"]["image"]["accuracy"] == 1
 
 
+def test_studies_of_several_radiographs_are_evaluated_too(dataset):
+    """Radiographs 5 (normal, .2) and 7 (fracture, .4) are one study; 9 (normal, mean .7) is of a study not known."""
+    studies = SCORES.append_column("study_id", pa.array([None, None, 3, 3, None, None], pa.int64()))
+    found = evaluate_run(studies, dataset(), 0.5)
+    assert set(found["test"]) == {"image", "radiograph", "study"}
+    assert "study" not in found["val"], "no study has several radiographs"
+    study = found["test"]["study"]
+    assert (study.unit, study.count, study.false_negatives, study.false_positives) == ("study", 2, 1, 1)
+    assert study["auc"] == 0, "a fracture of .4 and a normal of .7"
+    mean = evaluate_run(studies, dataset(), 0.25, "mean")["test"]["study"]
+    assert mean.true_positives == 1, "(.2 + .4) / 2 is above .25"
+    lines = format_results(found)
+    assert lines[0].startswith("test       2 studies: AUC 0.000")
+    assert lines[1].startswith("           3 radiographs: AUC")
+
+
 def test_radiographs_of_one_patient_are_not_averaged(dataset):
     """The mean over a patient's radiographs of one label would separate the classes better than any radiograph does."""
     data = dataset()

@@ -21,26 +21,28 @@ from fracture.inference.batch_prediction import (
     RESULTS,
     BlockReader,
     Input,
+    InputFile,
     check_output,
     count_formula_paths,
     explain_error,
     find_inputs,
+    join_by_study,
     plan_blocks,
     read_file,
     summarize,
     write_results,
 )
-from fracture.preparation import decode as decoding
+from fracture.preparation import limits
 from fracture.preparation.decode import Rejected, decode
 from fracture.storage import storage_path
 from tests.conftest import ROOT, without_rights_to
 
 ROWS = [
-    {"path": "a.png", "probability": np.float32(0.1), "decision": "normal", "error": None},
-    {"path": 'b, "c"\n.png', "probability": np.float32(1 / 3), "decision": "normal", "error": None},
-    {"path": "=cmd.png", "probability": None, "decision": None, "error": "damaged: broken data, line 3"},
-    {"path": "ü.png", "probability": np.float32(0.99999994), "decision": "fracture", "error": None},
-    {"path": "z.txt", "probability": None, "decision": None, "error": "not an image"},
+    {"path": "a.png", "study_id": 7, "probability": np.float32(0.1), "decision": "normal", "error": None},
+    {"path": 'b, "c"\n.png', "study_id": 7, "probability": np.float32(1 / 3), "decision": "normal", "error": None},
+    {"path": "=cmd.png", "study_id": 7, "probability": None, "decision": None, "error": "damaged: broken data, line 3"},
+    {"path": "ü.png", "study_id": None, "probability": np.float32(0.99999994), "decision": "fracture", "error": None},
+    {"path": "z.txt", "study_id": None, "probability": None, "decision": None, "error": "not an image"},
 ]
 RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
 
@@ -76,14 +78,19 @@ def test_rows_of_shards_are_all_splits(shard_folder):
 @pytest.mark.parametrize("block_rows", [1, 3, 64])
 def test_blocks_hold_every_file_once_in_order(tmp_path, block_rows: int):
     files = {f"{number:03d}": number for number in range(70)}
-    found = blocks(
-        [Input(storage_path(tmp_path), "", files), Input(storage_path(tmp_path), "x/", {"y": 9})], block_rows
-    )
-    listed = [
-        (block["input"], name, size)
-        for block in found
-        for name, size in zip(block["paths"], block["sizes"], strict=True)
+    inputs = [
+        Input(
+            storage_path(tmp_path), prefix, {name: InputFile(f"shown {name}", size, size) for name, size in of.items()}
+        )
+        for prefix, of in (("", files), ("x/", {"y": 9}))
     ]
+    found = blocks(inputs, block_rows)
+    listed = [
+        (block["input"], path.decode(), size)
+        for block in found
+        for path, size in zip(block["paths"], block["sizes"], strict=True)
+    ]
+    assert [name for block in found for name in block["names"]] == [f"shown {path}" for _, path, _ in listed]
     assert listed == [*((0, name, size) for name, size in files.items()), (1, "y", 9)]
     assert max(len(block["paths"]) for block in found) <= block_rows
 
@@ -223,7 +230,8 @@ def test_a_file_that_is_gone_or_denied_in_a_bucket_and_a_store_that_is_down(buck
 
 
 def reader(folder: Path, *names: str) -> tuple[BlockReader, pa.Table]:
-    one = Input(storage_path(folder), "", {name: (folder / name).stat().st_size for name in names})
+    files = {name: InputFile(name, (folder / name).stat().st_size, None) for name in names}
+    one = Input(storage_path(folder), "", files)
     [block] = plan_blocks([one], 64)
     return BlockReader([one], 32, "job"), block
 
@@ -236,7 +244,7 @@ def test_unreadable_files_of_every_kind_keep_their_rows(image_folder, monkeypatc
     buffer = io.BytesIO()
     Image.new("L", (200, 100)).save(buffer, "png")
     (folder / "wide.png").write_bytes(buffer.getvalue())
-    monkeypatch.setattr(decoding, "MAX_SIDE", 150)
+    monkeypatch.setattr(limits, "MAX_SIDE", 150)
     names = ["0.png", "cut.png", "empty.png", "gone.png", "text.png", "wide.png", "2.png"]
     read, block = reader(folder, *names)
     (folder / "gone.png").unlink()
@@ -284,12 +292,12 @@ DIES = """
 import os, sys
 from pathlib import Path
 from fracture.inference import batch_prediction
-from fracture.inference.batch_prediction import BlockReader, Input, plan_blocks
+from fracture.inference.batch_prediction import BlockReader, Input, InputFile, plan_blocks
 from fracture.storage import storage_path
 decode = batch_prediction.decode
 batch_prediction.decode = lambda data, size: os._exit(9) if len(data) == 5 else decode(data, size)
 folder = Path(sys.argv[1])
-files = {name: (folder / name).stat().st_size for name in ("0.png", "evil.png", "2.png")}
+files = {name: InputFile(name, (folder / name).stat().st_size, None) for name in ("0.png", "evil.png", "2.png")}
 one = Input(storage_path(folder), "", files)
 [block] = plan_blocks([one], 64)
 print(BlockReader([one], 32, "job")(block)["error"].to_pylist())
@@ -342,6 +350,29 @@ def test_csv_and_parquet_say_the_same(tmp_path):
     assert as_parquet.to_pylist() == ROWS
     assert as_parquet.schema.metadata[b"threshold"] == b"0.5"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["x.csv", "x.parquet"]
+
+
+def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
+    first, second, third = join_by_study(RESULT, 0.3, "max").to_pylist()
+    assert first == {
+        "study_id": 7,
+        "path": 'b, "c"\n.png',
+        "images": 3,
+        "unreadable": 1,
+        "probability": pytest.approx(1 / 3),
+        "decision": "fracture",
+    }
+    assert (second["path"], second["images"], second["decision"]) == ("ü.png", 1, "fracture")
+    assert third == {"study_id": None, "path": "z.txt", "images": 1, "unreadable": 1} | dict.fromkeys(
+        ["probability", "decision"]
+    )
+    mean = join_by_study(RESULT, 0.3, "mean").to_pylist()[0]
+    assert (mean["probability"], mean["decision"]) == (pytest.approx((0.1 + 1 / 3) / 2), "normal")
+
+
+def test_studies_that_nothing_names_are_not_joined():
+    with pytest.raises(UsageError, match=r"--by study: nothing says which study an image is of. .* leave it out"):
+        join_by_study(RESULT.slice(3), 0.5, "max")
 
 
 def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():

@@ -143,8 +143,8 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("operating_point.threshold", float("nan"), "operating_point.threshold is nan, not in 0 to 1"),
         ("metrics", {"val": {}}, "metrics.test.image has no AUC"),
         ("metrics.test.image", {"unit": "image"}, "at 'metrics.test.image.count': Field required"),
-        ("format_version", 99, "has bundle format 99, and this program reads formats 6 and 7"),
-        ("format_version", "9" * 999, "has bundle format '9999999999999999999, and this program reads formats 6 and 7"),
+        ("format_version", 99, "has bundle format 99, and this program reads formats 6 to 8"),
+        ("format_version", "9" * 999, "has bundle format '9999999999999999999, and this program reads formats 6 to 8"),
     ],
 )
 def test_an_invalid_card_is_refused_with_the_invalid_value(bundle, path: str, value: Any, message: str):
@@ -170,6 +170,10 @@ def test_the_bundle_of_the_format_before_is_read(bundle, older: str, path: str):
     arrays, _ = parse_arrays((bundle / WEIGHTS).read_bytes())
     save_arrays(bundle / WEIGHTS, {f"{name}:0": array for name, array in arrays.items()})
     change_card(bundle, "format_version", 6)
+    card = json.loads((bundle / "bundle.json").read_text())
+    names = card["config"]["data"].pop("fracture_labels"), card["config"]["data"].pop("normal_labels")
+    card["config"]["data"] |= dict(zip(("fracture_folders", "normal_folders"), names, strict=True))
+    (bundle / "bundle.json").write_text(json.dumps(card))
     assert all(map(np.array_equal, read_bundle(storage_path(bundle)).load_weights(), expected))
 
 
@@ -183,7 +187,7 @@ def test_a_card_that_is_not_json(bundle, text: str):
 @pytest.mark.parametrize("text", ["{}", "[]", "5", "null"])
 def test_a_card_of_no_format(bundle, text: str):
     (bundle / "bundle.json").write_text(text)
-    with pytest.raises(UsageError, match="has bundle format None, and this program reads formats 6 and 7"):
+    with pytest.raises(UsageError, match="has bundle format None, and this program reads formats 6 to 8"):
         read_bundle(storage_path(bundle))
 
 

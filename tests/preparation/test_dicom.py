@@ -261,24 +261,24 @@ def test_an_enhanced_object_has_its_window_in_a_group():
 def test_the_header():
     made = dataset(
         RADIOGRAPH,
-        **{"PatientID": " P1 ", "IssuerOfPatientID": "A", "AccessionNumber": "X", "BurnedInAnnotation": "YES"},
+        **{"PatientID": " P1 ", "AccessionNumber": "X", "BurnedInAnnotation": "YES"},
         **{"Manufacturer": "Acme, Inc.", "ManufacturerModelName": "One®", "DetectorType": "DIRECT", "KVP": 52.4},
         **{"BodyPartExamined": "WRIST", "ViewPosition": "PA", "ImageLaterality": "L", "PatientAge": "067Y"},
         **{"PatientSex": "F", "SpecificCharacterSet": "ISO_IR 192"},
     )
     header = read_header(encoded(made))
-    assert (header.kind, header.patient, header.site, header.accession) == ("image", "P1", "A", "X")
+    assert (header.kind, header.patient, header.accession) == ("image", "P1", "X")
     assert (header.study, header.instance) == ("1.2.3", "1.2.3.4")
     assert (header.burned_in, header.for_processing, header.frames) == (True, False, 1)
     assert header.traits == {
-        **{"manufacturer": "ACME INC", "model": "ONE", "detector": "DIRECT", "kvp": "50", "body part": "WRIST"},
+        **{"manufacturer": "7798", "model": "2192", "detector": "DIRECT", "kvp": "50", "body part": "WRIST"},
         **{"view": "PA", "laterality": "L", "age": "60-69", "sex": "F"},
     }
 
 
 def test_a_header_without_anything():
     header = read_header(encoded(dataset(RADIOGRAPH)))
-    assert (header.patient, header.accession, header.site, header.burned_in) == ("", "", "", False)
+    assert (header.patient, header.accession, header.burned_in) == ("", "", False)
     assert set(header.traits.values()) == {""}
 
 

@@ -24,7 +24,14 @@ def scanned(per_class: int, *links: tuple[int, int, str], split_fault: str = "")
             for number in range(per_class):
                 row = dict.fromkeys(FACTS.names) | {"path": f"{split}/{CLASS_NAMES[label]}/{number}.png"}
                 digest = len(rows).to_bytes(32, "little")
-                row |= {"label": label, "split": split, "patient": "", "origin": "", "bytes": 1000 + len(rows)}
+                row |= {
+                    "label": label,
+                    "split": split,
+                    "patients": [],
+                    "traits": [],
+                    "origin": "",
+                    "bytes": 1000 + len(rows),
+                }
                 row |= {
                     "sha256": digest,
                     "pixels": digest[:16],
@@ -35,7 +42,7 @@ def scanned(per_class: int, *links: tuple[int, int, str], split_fault: str = "")
                 }
                 rows.append(row | {"mean": 60.0, "deviation": 1.0, "border": 0.0})
     rows.append(dict.fromkeys(FACTS.names) | {"path": "train/normal/bad.png", "label": NORMAL, "split": "train"})
-    rows[-1] |= {"patient": "", "origin": "", "reason": "not an image"}
+    rows[-1] |= {"patients": [], "origin": "", "reason": "not an image"}
     facts = pa.Table.from_pylist(rows, schema=FACTS)
     listed = [dict.fromkeys(LINKS.names) | {"first": a, "second": b, "kind": kind} for a, b, kind in links]
     table = pa.Table.from_pylist(listed, schema=LINKS)

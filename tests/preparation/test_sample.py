@@ -1,5 +1,6 @@
 import io
 from collections import Counter, defaultdict
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fracture.config import DataConfig, SampleConfig
+from fracture.errors import UsageError
+from fracture.preparation.decode import decode
+from fracture.preparation.dicom import read_header
+from fracture.preparation.identity import PatientKey
 from fracture.preparation.sample import draw_sample, make_sample
 from fracture.preparation.source import find_source
 from fracture.storage import storage_path
@@ -68,6 +73,33 @@ def test_a_sample_folder_is_a_source_marked_synthetic_and_made_once(tmp_path):
     make_sample(folder, config, progress.append)
     assert len(progress) == 60
     assert find_source([folder], DataConfig()).hash_listing() == source.hash_listing()
+
+
+def test_a_sample_in_dicom_shows_the_same_pictures_in_sixteen_encodings(sample_images, tmp_path):
+    dicom = dict(islice(draw_sample(SampleConfig(images=60, format="dicom")), 16))
+    decoded = {path: decode(data, 64) for path, data in dicom.items()}
+    assert len({read_header(data).transfer_syntax for data in dicom.values()}) == 4
+    assert {image.mode for image in decoded.values()} == {
+        f"MONOCHROME{number} {bits} bit" for number in (1, 2) for bits in (12, 16)
+    }
+    plain = list(draw_sample(SampleConfig(images=60)))[:16]
+    for image, (path, data) in zip(decoded.values(), plain, strict=True):
+        if path.endswith(".png"):  # the others are compressed with loss
+            assert np.abs(image.pixels.astype(int) - decode(data, 64).pixels).max() <= 1
+
+
+def test_a_sample_in_dicom_has_patients_and_studies_under_a_key(tmp_path):
+    folder, config = storage_path(tmp_path / "sample"), SampleConfig(images=60, format="dicom")
+    make_sample(folder, config)
+    source = find_source([folder], DataConfig(), key=PatientKey(tmp_path / "patients.key"))
+    assert (source.is_private, source.synthetic, source.split_fault) == (True, True, "")
+    assert {len(file.patients) for file in source.files} == {1}
+    assert len({file.study for file in source.files}) == 20
+    assert not any("patient" in file.path for file in source.files)
+    some = source.files[0]
+    assert source.locate(some.path).read_bytes()[128:132] == b"DICM"
+    with pytest.raises(UsageError, match="written only as HMACs under a secret key"):
+        find_source([folder], DataConfig())
 
 
 def opened(data: bytes) -> Image.Image:

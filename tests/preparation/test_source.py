@@ -6,7 +6,8 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.source import Source, find_source, keyed_hash
+from fracture.preparation.identity import PatientKey
+from fracture.preparation.source import Source, describe_source, find_source, keyed_hash
 from fracture.storage import storage_path
 from tests.conftest import official_paths
 
@@ -93,82 +94,88 @@ sub/c.png,normal,,
 """
 
 
-def labelled(folder: Path, text: str) -> Source:
+@pytest.fixture
+def key(tmp_path: Path) -> PatientKey:
+    return PatientKey(tmp_path / "patients.key")
+
+
+def labelled(folder: Path, text: str, key: PatientKey, **settings) -> Source:
     (folder / "labels.csv").write_text(text)
-    return found(folder, labels=storage_path(folder / "labels.csv"))
+    return found(folder, DataConfig(**settings), labels=storage_path(folder / "labels.csv"), key=key)
 
 
-def test_a_labels_file_gives_label_patient_and_source(image_folder):
-    source = labelled(image_folder("a.png", "b.png", "sub/c.png", "not-named.png"), LABELS)
-    assert [(f.path, f.label, f.patient, f.origin) for f in source.files] == [
-        ("a.png", 1, "p1", "north"),
-        ("b.png", 0, "p1", "north"),
-        ("sub/c.png", 0, "", ""),
+def test_a_labels_file_gives_label_patient_and_source(image_folder, key):
+    source = labelled(image_folder("a.png", "b.png", "sub/c.png", "not-named.png"), LABELS, key)
+    ann = key.hide("patient", "north/p1")
+    assert [(f.path, f.label, f.patients, f.origin) for f in source.files] == [
+        ("a.png", 1, (ann,), "north"),
+        ("b.png", 0, (ann,), "north"),
+        ("sub/c.png", 0, (), ""),
     ]
     assert source.class_folders == {"fracture": ["Fracture"], "normal": ["0", "normal"]}
-    assert source.unlabelled == 2, "not-named.png and the labels file itself"
+    assert source.unlabelled == ("not-named.png",)
+    assert source.layout == "labels file, by path"
+    assert source.left_out == {"document or table": 1}, "the labels file itself"
 
 
-def test_a_labels_file_may_have_capitals_spaces_and_its_own_class_names(image_folder):
-    folder = image_folder("a.png", "b.png")
-    (folder / "labels.csv").write_text("Path, Label , PATIENT\na.png,1,ann\nb.png,0,ben\n")
-    swapped = DataConfig(fracture_labels=("0",), normal_labels=("1",))
-    files = find_source([storage_path(folder)], swapped, storage_path(folder / "labels.csv")).files
-    assert [(f.label, f.patient) for f in files] == [(0, "ann"), (1, "ben")]
+def test_patients_are_written_only_under_a_key(image_folder):
+    with pytest.raises(UsageError, match=r"written only as HMACs under a secret key: name a file .* --key-file"):
+        labelled(image_folder("a.png", "b.png", "sub/c.png"), LABELS, PatientKey(None))
+    plain = LABELS.replace("p1", "")
+    assert len(labelled(image_folder("a.png", "b.png", "sub/c.png"), plain, PatientKey(None)).files) == 3
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file,label\n", r"has no column 'path'; its first line is 'file, label'. Columns: path,label"),
-        (LABELS + "d.png,normal,,\n", r"line 5: there is no file 'd.png' in .*Paths are relative to --data"),
-        (LABELS + "a.png,normal,,\n", r"line 5: 'a.png' is in the file twice"),
-        (LABELS.replace("Fracture", "broken"), r"line 2: label 'broken' names no known class. Known: '0', '1',"),
-        (
-            LABELS.replace("patient", "Patient_ID"),
-            r"column 'patient_id' is not known. Columns: path,label.* Rename the column",
-        ),
-        (
-            LABELS.replace("source", "patient"),
-            r"'patient' names two columns, and only one would be read. Remove the other",
-        ),
-        (
-            "path,label\na.png,1\nb.png,0,p7\n",
-            r"line 3: has 3 values for the 2 columns of the first line. Columns: .* Name every column there, or quote",
-        ),
-        ('path,label\n"a.png,1\nb.png,0\n', r"line 3: not readable as CSV"),
-        ("path,label\n", r"names no image"),
-        ("path,label\na.png,1\n", r"no image of class 'normal'; both classes are needed"),
-    ],
-)
-def test_a_labels_file_with_a_mistake(image_folder, text, message):
-    with pytest.raises(UsageError, match=message):
-        labelled(image_folder("a.png", "b.png", "sub/c.png"), text)
+def test_number_seven_of_two_hospitals_is_two_patients(image_folder, key):
+    text = "path,label,patient,source\na.png,1,7,north\nb.png,0,7,south\nc.png,0,7,north\n"
+    first, second, third = labelled(image_folder("a.png", "b.png", "c.png"), text, key).files
+    assert first.patients == third.patients != second.patients
 
 
-@pytest.mark.parametrize(
-    "path", ["../../etc/passwd", "/etc/passwd", "sub/../../secret.png", "..", "sub/../a.png", "{data}/a.png"]
-)
-def test_a_labels_file_cannot_lead_out_of_the_folder(image_folder, path: str):
+def test_what_a_labels_file_does_not_name_is_listed_up_to_a_share(image_folder, key):
+    folder = image_folder("a.png", "b.png", "sub/c.png", "d.png", "e.png", "f.png", "g.png")
+    with pytest.raises(
+        UsageError,
+        match=r"4 of 7 images in .* have no row \(57.1%\), more than data.max_unlabelled_fraction = 0.5. Add their",
+    ):
+        labelled(folder, LABELS, key)
+    assert len(labelled(folder, LABELS, key, max_unlabelled_fraction=1.0).unlabelled) == 4
+    text = f"{LABELS}x.png,1,,\n"
+    source = labelled(folder, text, key, max_unlabelled_fraction=1.0, max_unmatched_fraction=0.3)
+    assert source.unmatched_rows == (5,)
+    assert "no image   1 rows of the labels file; first: row 5" in describe_source(source)
+    assert "no label   4 images in the folder, which are not used" in describe_source(source)
+
+
+def test_a_labels_file_needs_both_classes(image_folder, key):
+    with pytest.raises(UsageError, match=r"no image of class 'normal'; both classes are needed"):
+        labelled(image_folder("a.png", "b.png"), "path,label\na.png,1\nb.png,1\n", key)
+
+
+def test_the_table_in_the_folder_is_the_labels_file_on_request(image_folder):
     folder = image_folder("a.png", "b.png", "sub/c.png")
-    (folder.parent / "secret.png").write_bytes((folder / "a.png").read_bytes())
-    path = path.format(data=folder)
-    with pytest.raises(UsageError, match=rf"line 5: path {path!r} may lead out of .*without '..'"):
-        labelled(folder, f"{LABELS}{path},normal,,\n")
+    (folder / "my labels.csv").write_text("file;label\na.png;1\nb.png;0\nc.png;0\n")
+    source = found(folder, DataConfig(layout="csv"))
+    assert [f.label for f in source.files] == [1, 0, 0]
+    (folder / "more.csv").write_text("x\n")
+    with pytest.raises(UsageError, match=r"--layout csv: .* has 2 tables .* and one is needed. Name .* with --labels"):
+        found(folder, DataConfig(layout="csv"))
+    with pytest.raises(UsageError, match="--layout yolo and --labels both say where the labels are"):
+        found(folder, DataConfig(layout="yolo"), labels=storage_path(folder / "my labels.csv"))
 
 
-def test_a_labels_file_names_no_file_of_another_system(image_folder):
-    for path in (r"C:\secret.png", r"..\secret.png", "file:///etc/passwd", "s3://bucket/a.png", "a.png\0"):
-        with pytest.raises(UsageError, match=r"line 5: there is no file"):
-            labelled(image_folder("a.png", "b.png", "sub/c.png"), f"{LABELS}{path},normal,,\n")
+def test_a_pattern_on_the_path_names_the_patient(image_folder):
+    folder = image_folder("fracture/s1-a.png", "fracture/s2-a.png", "normal/s1-b.png", "normal/other.png")
+    one, other, none, again = found(folder, DataConfig(group_pattern=r"s(\d+)")).files
+    assert one.patients == again.patients == ("/match 1",)
+    assert (other.patients, none.patients) == (("/match 2",), ())
+    assert found(folder, DataConfig(group_pattern=r"(?:s(\d+))?")).files[2].patients == (), "it captures nothing"
 
 
-def test_an_immense_labels_file_is_not_read(image_folder):
-    folder = image_folder("a.png", "b.png")
-    with (folder.parent / "labels.csv").open("wb") as file:
-        file.truncate(2**40)  # a hole, which takes no room on the disk
-    with pytest.raises(UsageError, match=r"labels.csv has 1,099,511,627,776 bytes, over the limit"):
-        found(folder, labels=storage_path(folder.parent / "labels.csv"))
+def test_patients_of_two_folders_are_apart(image_folder):
+    paths = ["fracture/s1-a.png", "normal/s1-b.png"]
+    roots = [storage_path(image_folder(*paths, root=name)) for name in ("north", "south")]
+    files = find_source(roots, DataConfig(group_pattern=r"s\d+")).files
+    assert {f.origin: f.patients for f in files} == {"north": ("north:/match s1",), "south": ("south:/match s1",)}
 
 
 def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
@@ -181,9 +188,8 @@ def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):
     )
     with pytest.raises(UsageError, match=message):
         found(folder)
-    (folder / "labels.csv").write_text("path,label\ntrain/fractured/9.png,1\ntrain/not fractured/0.png,0\n")
     with pytest.raises(UsageError, match=message):
-        found(folder, labels=storage_path(folder / "labels.csv"))
+        labelled(folder, "path,label\ntrain/fractured/9.png,1\ntrain/not fractured/0.png,0\n", PatientKey(None))
 
 
 @pytest.mark.parametrize("target", ["/etc", "..", ".", "../not fractured"])
@@ -213,7 +219,7 @@ def test_a_pipe_is_not_opened(image_folder):
 
 def test_a_labels_file_that_is_not_there_or_for_several_folders(image_folder, tmp_path):
     folder = image_folder(*official_paths(1))
-    with pytest.raises(UsageError, match=r"--labels .*nowhere.csv: cannot be read as text"):
+    with pytest.raises(UsageError, match=r"--labels .*nowhere.csv: .*"):
         found(folder, labels=storage_path(tmp_path / "nowhere.csv"))
     with pytest.raises(UsageError, match="--labels belongs to one --data folder"):
         find_source([storage_path(folder), storage_path(folder)], DataConfig(), storage_path(tmp_path / "labels.csv"))
@@ -236,9 +242,9 @@ def test_the_keyed_hash_is_the_same_on_every_machine():
     ("paths", "message"),
     [
         (["readme.txt"], r"no class folder found among '\.'.*Folders that name a class: 'fracture', 'fractured'"),
-        ([*official_paths(), "train/broken/1.png"], r"folder 'train/broken' names no known class. Known: .*--set"),
-        (["fracture/1.png", "normal/1.png", "broken/1.png"], r"folder 'broken' names no known class"),
-        (["fracture/1.png", "normal/1.png", "broken/a/1.png"], r"folder 'broken/a' names no known class"),
+        ([*official_paths(), "train/odd/1.png"], r"folder 'train/odd' names no known class. Known: .*--set"),
+        (["fracture/1.png", "normal/1.png", "odd/1.png"], r"folder 'odd' names no known class"),
+        (["fracture/1.png", "normal/1.png", "odd/a/1.png"], r"folder 'odd' names no known class"),
         (["fracture/train/1.png", "normal/train/1.png"], r"the class is above the split. Move .* to train/CLASS"),
         ([*official_paths(), "normal/1.png"], r"has class folders inside and beside train/, val/ and test/"),
         (["fracture/1.png", "fracture/2.png"], r"no image of class 'normal'; both classes are needed. Add images"),
@@ -273,5 +279,5 @@ def test_no_folder_and_an_empty_one(tmp_path: Path):
 
 
 def test_one_folder_name_for_both_classes(image_folder):
-    with pytest.raises(UsageError, match=r"'normal' is already 'normal'; it cannot also be 'fracture'"):
+    with pytest.raises(UsageError, match=r"names 'normal', which is 'normal' already; it cannot also be 'fracture'"):
         found(image_folder(*official_paths()), DataConfig(fracture_labels=("Normal",)))

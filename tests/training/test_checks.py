@@ -73,8 +73,11 @@ def test_a_run_goes_on_with_its_own_settings_and_data_only(shard_folder, tiny_co
         check_run(run, tiny_config("training.epochs=3"), dataset)
     card = run / "run.json"
     recipe = card.read_json()["recipe"]
-    card.write_json(card.read_json() | {"recipe": recipe | {"training": recipe["training"] | {"xla": False}}})
-    check_run(run, tiny_config(), dataset)  # a run of the version before
+    data = {name: value for name, value in recipe["data"].items() if name not in ("layout", "normal_labels")}
+    data["normal_folders"] = recipe["data"]["normal_labels"]
+    before = {"training": recipe["training"] | {"xla": False}, "data": data}
+    card.write_json(card.read_json() | {"recipe": recipe | before})
+    check_run(run, tiny_config(), dataset)  # a run of an earlier version
     other = dataset.manifest.model_copy(update={"fingerprint": "other"})
     with pytest.raises(UsageError, match="run 'a' was started with other data"):
         check_run(run, tiny_config(), Dataset(dataset.folder, other))

@@ -10,6 +10,7 @@ from fracture.config import Config
 from fracture.dataset.format import Dataset, read_dataset
 from fracture.errors import UsageError
 from fracture.lock import HeldError, Lock, claim_of_this_process
+from fracture.preparation.identity import PatientKey
 from fracture.preparation.output import check_output_folder, name_output_folder
 from fracture.storage import StoragePath, storage_path
 from fracture.training.checks import write_run_card
@@ -33,7 +34,7 @@ def arguments_of(folder: Path, run: str = "r") -> RunArguments:
 
 def prepared(arguments: RunArguments, config: Config, rows: dict[str, int]) -> Dataset:
     """Write shards where those of the data are expected, as if the data had been other data when they were made."""
-    source = find_radiographs(arguments.data, None, config, lambda line: None)
+    source = find_radiographs(arguments.data, None, config, PatientKey(None), lambda line: None)
     folder = storage_path(arguments.storage) / "shards" / name_output_folder(source, config.data)
     return Dataset(folder, write_shards(folder, rows))
 
@@ -78,7 +79,7 @@ def refuse_to_start() -> None:
 
 def test_shards_that_another_job_is_writing_are_left_alone(image_folder, tiny_config, tmp_path):
     config, out = tiny_config(), storage_path(tmp_path / "out")
-    source = find_radiographs([str(image_folder(*official_paths()))], None, config, lambda line: None)
+    source = find_radiographs([str(image_folder(*official_paths()))], None, config, PatientKey(None), lambda line: None)
     with Lock(out / "lock", claim_of_this_process("fracture train"), "it", on_lost=lambda: None):
         with pytest.raises(
             UsageError,
@@ -93,7 +94,9 @@ def test_shards_that_another_job_is_writing_are_left_alone(image_folder, tiny_co
 
 def test_claims_of_a_killed_job_are_no_other_things(image_folder, tiny_config, tmp_path):
     out, claim = storage_path(tmp_path / "out"), uuid.uuid4().hex
-    source = find_radiographs([str(image_folder(*official_paths()))], None, tiny_config(), lambda line: None)
+    source = find_radiographs(
+        [str(image_folder(*official_paths()))], None, tiny_config(), PatientKey(None), lambda line: None
+    )
     for name in (f"{claim}.json", f".{claim}.json.0123abcd.part"):
         (out / "lock" / name).write_bytes(b"")
     check_output_folder(source, out)

@@ -10,6 +10,7 @@ import pytest
 from fracture.cli import main
 from fracture.config import Config
 from fracture.lock import Lock, claim_of_this_process
+from fracture.preparation.identity import PatientKey
 from fracture.preparation.output import name_output_folder
 from fracture.registry.registry import Registry, RegistryDecision, TickState
 from fracture.storage import storage_path
@@ -112,7 +113,7 @@ def test_a_second_retraining_of_a_registry_ends_at_once(tmp_path: Path, image_fo
 def test_shards_that_another_job_is_writing_are_not_another_retraining(tmp_path: Path, image_folder, capsys):
     """It is a failure that a scheduler sees, since this data was not trained on by anybody."""
     radiographs, registry = image_folder(*official_paths()), tmp_path / "registry"
-    source = find_radiographs([str(radiographs)], None, Config(), lambda line: None)
+    source = find_radiographs([str(radiographs)], None, Config(), PatientKey(None), lambda line: None)
     lock = storage_path(registry) / "shards" / name_output_folder(source, Config().data) / "lock"
     with Lock(lock, claim_of_this_process("fracture preprocess"), "it", on_lost=lambda: None):
         small = ["--set", "training.batch_size=8"]

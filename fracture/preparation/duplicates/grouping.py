@@ -23,11 +23,12 @@ from fracture.preparation.duplicates.signature import RING_LENGTH, SIDE
 KINDS = {
     "bytes": "the same bytes",
     "pixels": "the same pixels",
+    "object": "the same DICOM object",
     "copy": "the same radiograph, edited",
     "name": "named as a copy, and similar",
     "patient": "the same patient or study",
 }
-COPY_KINDS = ("bytes", "pixels", "copy", "name")  # links within one radiograph; one patient may have several
+COPY_KINDS = ("bytes", "pixels", "object", "copy", "name")  # links within one radiograph; one patient may have several
 
 # Correlations of (texture, detail). Different radiographs of the real set stay below (0.87, 0.70), and mostly below
 # (0.80, 0.55). Copies of them, edited in each of the ways tested, are above (0.95, 0.80) in 9 of 10 cases.
@@ -65,11 +66,12 @@ def find_links(facts: pa.Table, config: DataConfig, compare: Compare) -> pa.Tabl
     links = [
         _link_families(_find_equal(facts["sha256"], readable), "bytes"),
         _link_families(_find_equal(facts["pixels"], readable), "pixels"),
+        _link_families(_find_named(facts["instance"], readable), "object"),
     ]
     distinct = first_of_each(facts["pixels"], readable)
     links += _find_edited_copies(facts, distinct, compare)
     links += _find_copies_by_name(facts, distinct, config, compare, links)
-    links.append(_link_families(_find_patients(facts, readable, config.group_pattern), "patient"))
+    links.append(_link_families(_find_patients(facts, readable), "patient"))
     return pa.concat_tables(links)
 
 
@@ -204,23 +206,19 @@ def _find_equal(column: pa.ChunkedArray, included: np.ndarray) -> Families:
     return families.values()
 
 
-def _find_patients(facts: pa.Table, included: np.ndarray, pattern: str) -> Families:
-    """Collect the files of each patient, by the patient column of the labels file and by a pattern on the path.
+def _find_named(column: pa.ChunkedArray, included: np.ndarray) -> Families:
+    """Collect the rows of each value but the empty one."""
+    return _find_equal(column, included & pc.not_equal(column, "").to_numpy(zero_copy_only=False))
 
-    Patient 7 of one hospital is not patient 7 of another.
-    """
-    search = re.compile(pattern) if pattern else None
-    families: dict[Hashable, list[int]] = defaultdict(list)
+
+def _find_patients(facts: pa.Table, included: np.ndarray) -> Families:
+    """Collect the files of each patient and of each study."""
+    patients: dict[str, list[int]] = defaultdict(list)
     rows = np.flatnonzero(included)
-    columns = (facts[name].take(rows).to_pylist() for name in ("path", "patient", "origin"))
-    for row, path, patient, origin in zip(rows.tolist(), *columns, strict=True):
-        if patient:
-            families[origin, patient].append(row)
-        match = search.search(path) if search else None
-        captured = (match.groups() or (match.group(),)) if match else ()
-        if any(captured):
-            families[origin, captured].append(row)
-    return families.values()
+    for row, names in zip(rows.tolist(), facts["patients"].take(rows).to_pylist(), strict=True):
+        for name in names:
+            patients[name].append(row)
+    return [*patients.values(), *_find_named(facts["study"], included)]
 
 
 def _link_families(families: Families, kind: str) -> pa.Table:

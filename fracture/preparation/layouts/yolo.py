@@ -89,7 +89,7 @@ def _read_names(root: StoragePath, file: str) -> dict[int, str]:
     where = f"--data {root}: {file}"
     try:
         text = (root / file).read_bytes(most=_MOST_NAMES_BYTES).decode("utf-8-sig")
-        content = yaml.load(text, yaml.BaseLoader)  # every value as it is written: a class may be called `no`
+        content = yaml.BaseLoader(text).get_single_data()  # every value as it is written: a class may be called `no`
     except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         fault = str(error).partition("\n")[0]
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""

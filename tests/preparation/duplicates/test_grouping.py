@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,10 +18,11 @@ from tests.preparation.planted import EDITS, encoded
 SIZE = 224
 
 
-def table(*files: tuple[str, bytes], patients: dict[str, str] | None = None, origins: dict[str, str] | None = None):
+def table(*files: tuple[str, bytes], **known: dict[str, Any]) -> pa.Table:
+    """Scan files; more fields of ImageFile as `field={path: value}`."""
     rows = []
     for path, data in files:
-        file = ImageFile(path, 0, "", len(data), 0, (patients or {}).get(path, ""), (origins or {}).get(path, ""))
+        file = ImageFile(path, 0, "", len(data), 0, **{name: of[path] for name, of in known.items() if path in of})
         try:
             rows.append(scan_bytes(file, data, SIZE)[0])
         except Rejected as error:
@@ -101,22 +103,20 @@ def test_each_link_has_its_reason(radiographs):
 
 def test_patients_are_groups_but_not_copies(radiographs):
     files = [(f"p{i}.png", encoded(radiographs[i])) for i in range(4)]
-    facts = table(*files, patients={"p0.png": "ann", "p2.png": "ann"})
+    facts = table(*files, patients={"p0.png": ("ann",), "p2.png": ("Ann M.", "ann")})
     links = links_of(facts)
     assert number_groups(4, links).tolist() == [0, 1, 0, 2]
     assert len(set(number_groups(4, links, COPY_KINDS).tolist())) == 4
 
 
-def test_number_seven_of_two_hospitals_is_two_patients(radiographs):
+def test_a_study_is_a_group_and_the_same_dicom_object_is_one_radiograph(radiographs):
     files = [(f"p{i}.png", encoded(radiographs[i])) for i in range(4)]
-    patients, origins = dict.fromkeys(dict(files), "7"), {"p0.png": "north", "p1.png": "north"}
-    assert number_groups(4, links_of(table(*files, patients=patients, origins=origins))).tolist() == [0, 0, 1, 1]
-
-
-def test_a_pattern_that_captures_nothing_joins_nothing(radiographs):
-    files = [(f"{name}.png", encoded(radiographs[i])) for i, name in enumerate(("s1-a", "s1-b", "other", "more"))]
-    links = links_of(table(*files), group_pattern=r"(?:s(\d+))?")
-    assert number_groups(4, links).tolist() == [0, 0, 1, 2]
+    studies = {"p0.png": "s", "p1.png": "s", "p2.png": "", "p3.png": ""}
+    facts = table(*files, study=studies, instance={"p2.png": "1.2.3", "p3.png": "1.2.3"})
+    links = links_of(facts)
+    assert number_groups(4, links).tolist() == [0, 0, 1, 1]
+    assert number_groups(4, links, COPY_KINDS).tolist() == [0, 1, 2, 2]
+    assert [link["kind"] for link in links.to_pylist()] == ["object", "patient"]
 
 
 @pytest.mark.parametrize("degrees", [25, 40, 90])
@@ -142,19 +142,15 @@ def test_two_large_families_of_one_radiograph_are_joined(radiographs):
     assert len(set(number_groups(len(facts), links_of(facts)).tolist())) == 1
 
 
-def test_a_pattern_on_the_path_names_the_patient(radiographs):
-    files = [(f"{name}.png", encoded(radiographs[i])) for i, name in enumerate(("s1-a", "s2-a", "s1-b", "other"))]
-    links = links_of(table(*files), group_pattern=r"s\d+")
-    assert number_groups(4, links).tolist() == [0, 1, 0, 2]
-
-
 def test_a_name_alone_joins_nothing(radiographs):
     names = ("1.png", "1 (1).png", "1-rotated2.png", "1 - Copy.png")
     links = links_of(table(*[(name, encoded(radiographs[i])) for i, name in enumerate(names)]))
     assert links.num_rows == 0
 
 
-def test_blank_images_are_similar_to_nothing():
+def test_blank_images_are_rejected_and_similar_to_nothing(radiographs):
     blank = np.zeros((SIZE, SIZE), np.uint8)
-    facts = table(("a.png", encoded(blank)), ("b.png", encoded(blank + 1)), ("c.png", encoded(blank + 200)))
+    files = [("a.png", encoded(blank)), ("b.png", encoded(blank + 200)), ("c.png", encoded(radiographs[0]))]
+    facts = table(*files)
+    assert facts["reason"].to_pylist() == ["blank: hardly any range of grey"] * 2 + [None]
     assert links_of(facts).num_rows == 0

@@ -1,0 +1,197 @@
+"""Write the predictions of DICOM studies back as DICOM, and send them to an archive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fracture.errors import UsageError
+from fracture.progress.bars import ProgressBars
+from fracture.storage import StoragePath
+
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pydicom.dataset import Dataset
+
+    from fracture.inference.batch_prediction import Input
+    from fracture.inference.bundle import Bundle
+    from fracture.inference.dicom_answer.header import Algorithm
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerArguments:
+    """Where answers go.
+
+    Raises:
+        UsageError: they are to be sent, and not to be written.
+    """
+
+    out: str | None = None  # folder or URI for DICOM files; None: no answers
+    secondary_capture: bool = False  # whether to write each image under its Grad-CAM map, too
+    stow: str | None = None  # URL of a DICOMweb service
+    store: str | None = None  # AET@HOST:PORT of an archive that takes C-STORE
+
+    def __post_init__(self) -> None:
+        flags = {
+            "--secondary-capture": self.secondary_capture,
+            "--stow": self.stow,
+            "--store": self.store,
+        }
+        if not self.out and (given := next((flag for flag, value in flags.items() if value), None)):
+            raise UsageError(f"{given} is about answers in DICOM: name a folder for them with --dicom-out DIR")
+
+    def check(self) -> None:
+        """Check the addresses, before the prediction.
+
+        Raises:
+            UsageError: one is wrong, or a library is missing.
+        """
+        if self.out:
+            from fracture.inference.dicom_answer.send import find_web_service, parse_peer
+
+            if self.stow:
+                find_web_service(self.stow)
+            if self.store:
+                parse_peer(self.store)
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    studies: int  # with a report
+    captures: int
+    without: dict[str, int]  # why -> images or studies that got none
+    sent: list[str]  # one line for each archive
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """A DICOM file and its row of the results."""
+
+    file: StoragePath
+    row: dict[str, Any]
+
+
+def write_answers(
+    arguments: AnswerArguments, out: StoragePath, inputs: Sequence[Input], rows: Table, bundle: Bundle
+) -> AnswerResult:
+    """Write a report of each study, and captures of its images on request, and send them.
+
+    Raises:
+        UsageError: no input is DICOM.
+        RunError: an archive refuses a file, or does not answer.
+    """
+    from fracture.inference.dicom_answer.header import Algorithm
+
+    studies = _collect_studies(inputs, rows)
+    if not studies:
+        raise UsageError("--dicom-out: no file is a DICOM image of a study that can be answered. Leave the flag out.")
+    fingerprint = bundle.hash_weights()
+    algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold)
+    model = bundle.build_model() if arguments.secondary_capture else None
+    files: list[StoragePath] = []
+    without = Counter[str]()
+    captures = 0
+    with ProgressBars() as bars:
+        for number, images in enumerate(studies, 1):
+            try:
+                written = _answer_study(images, out, bundle, algorithm, model)
+            except UsageError as error:  # of one study; its text repeats no value of the file
+                without[str(error)] += 1
+            else:
+                files += written
+                captures += len(written) - bool(written)
+            bars.show("answer", number, len(studies))
+    reports = len(files) - captures
+    return AnswerResult(reports, captures, dict(without), _send(arguments, files))
+
+
+def _collect_studies(inputs: Sequence[Input], rows: Table) -> list[list[_Predicted]]:
+    """Collect the files of each study, in the order of the results, which is that of the inputs' files."""
+    listed = [one.root / path if study.study_id is not None else None for one in inputs for path, study in _files(one)]
+    studies: dict[int, list[_Predicted]] = {}
+    for file, row in zip(listed, rows.to_pylist(), strict=True):
+        if file is not None:
+            studies.setdefault(row["study_id"], []).append(_Predicted(file, row))
+    return list(studies.values())
+
+
+def _files(one: Input) -> list[tuple[str, Any]]:
+    if one.dataset:
+        raise UsageError("--dicom-out: shards hold no DICOM files to answer. Name the folder that they were made from.")
+    return list(one.files.items())
+
+
+def _answer_study(
+    images: list[_Predicted], out: StoragePath, bundle: Bundle, algorithm: Algorithm, model: Any
+) -> list[StoragePath]:
+    from fracture.inference.batch_prediction import join_study
+    from fracture.inference.dicom_answer.header import write_dicom
+    from fracture.inference.dicom_answer.report import Answer, build_report
+
+    rule, threshold = bundle.config.evaluation.study_probability, bundle.operating_point.threshold
+    readable = [image for image in images if image.row["error"] is None]
+    if not readable:
+        return []
+    joined = join_study([image.row for image in images], threshold, rule)
+    sources = [_read_source(image.file) for image in readable]
+    answers = [Answer(image.row["probability"], image.row["decision"] == "fracture") for image in readable]
+    study = Answer(joined["probability"], joined["decision"] == "fracture")
+    unread = len(images) - len(readable)
+    report = build_report(list(zip(sources, answers, strict=True)), study, algorithm, study_rule=rule, unread=unread)
+    files = [write_dicom(out, report)]
+    if model is not None:
+        files += _write_captures(readable, sources, out, bundle, algorithm, model)
+    return files
+
+
+def _write_captures(
+    images: list[_Predicted],
+    sources: list[Dataset],
+    out: StoragePath,
+    bundle: Bundle,
+    algorithm: Algorithm,
+    model: Any,
+) -> list[StoragePath]:
+    from fracture.evaluation.gallery import overlay
+    from fracture.evaluation.gradcam import compute_maps
+    from fracture.inference.dicom_answer.capture import build_capture
+    from fracture.inference.dicom_answer.header import write_dicom
+    from fracture.preparation.decode import decode
+
+    pixels = np.stack([decode(image.file.read_bytes(), bundle.image_size).pixels for image in images])
+    called = np.array([image.row["decision"] == "fracture" for image in images])
+    maps = compute_maps(model, pixels[..., None], called)
+    captures = (
+        build_capture(source, overlay(grey, heat_map), algorithm, number)
+        for number, (source, grey, heat_map) in enumerate(zip(sources, pixels, maps, strict=True), 1)
+    )
+    return [write_dicom(out, capture) for capture in captures]
+
+
+def _read_source(file: StoragePath) -> Dataset:
+    from pydicom import dcmread
+
+    with file.open() as stream:
+        return dcmread(stream, stop_before_pixels=True)
+
+
+def _send(arguments: AnswerArguments, files: list[StoragePath]) -> list[str]:
+    from fracture.inference.dicom_answer.send import find_web_service, parse_peer, send_cstore, send_stow
+
+    lines = []
+    if arguments.stow:
+        service = find_web_service(arguments.stow)
+        lines.append(_describe_sent(len(files), service.host, send_stow(service, files)))
+    if arguments.store:
+        peer = parse_peer(arguments.store)
+        lines.append(_describe_sent(len(files), f"{peer.ae_title} on {peer.host}", send_cstore(peer, files)))
+    return lines
+
+
+def _describe_sent(files: int, archive: str, warnings: int) -> str:
+    return f"{files:,} files to {archive}{f', {warnings:,} stored with a warning' if warnings else ''}"

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from fracture.errors import UsageError
+from fracture.storage import storage_path
+from fracture.workflows.answer import AnswerArguments
+from fracture.workflows.arguments import patient_key
+
+
+def test_the_key_is_beside_what_is_written_or_where_it_is_named(tmp_path: Path, bucket: str):
+    assert patient_key(None, storage_path(tmp_path)).file == tmp_path / "patients.key"
+    assert patient_key(str(tmp_path / "mine"), storage_path(bucket)).file == tmp_path / "mine"
+    assert patient_key(None, storage_path(bucket)).file is None
+
+
+@pytest.mark.parametrize("held", ["dataset.json", "bundle.json", "run.json"])
+def test_a_key_does_not_travel_with_what_is_handed_on(held: str, tmp_path: Path):
+    (tmp_path / "folder/deep").mkdir(parents=True)
+    (tmp_path / "folder" / held).touch()
+    with pytest.raises(UsageError, match=rf"is in .*/folder, which holds {held} and is copied with it.* Name a"):
+        patient_key(str(tmp_path / "folder/deep/patients.key"), storage_path(tmp_path))
+
+
+def test_a_key_stays_on_the_disk(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"--key-file s3://b/k: a secret key stays on this machine's disk. Name"):
+        patient_key("s3://b/k", storage_path(tmp_path))
+
+
+@pytest.mark.parametrize("flags", [{"stow": "https://a"}, {"store": "A@b:104"}, {"secondary_capture": True}])
+def test_answers_need_a_folder(flags: dict):
+    flag = f"--{next(iter(flags)).replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"{flag} is about answers in DICOM: name a folder for them with --dicom"):
+        AnswerArguments(**flags)
+
+
+def test_a_wrong_address_is_found_before_the_prediction(tmp_path: Path):
+    with pytest.raises(UsageError, match="is not the address of a DICOMweb service"):
+        AnswerArguments(out=str(tmp_path), stow="ftp://archive").check()
+    AnswerArguments(out=str(tmp_path), stow="https://archive/dicom-web", store="ARCHIVE@host:104").check()
