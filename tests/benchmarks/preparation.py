@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,16 +20,20 @@ import numpy as np
 from PIL import Image
 
 from fracture.config import DataConfig
-from fracture.preparation.source import find_source
+from fracture.preparation.facts import scan_bytes
+from fracture.preparation.sample_dicom import Stored, encode_dicom
+from fracture.preparation.source import ImageFile, find_source
 from fracture.storage import storage_path
 from tests.benchmarks.measure import Figures, Part, ratio, spread, take_turns
 
 RADIOGRAPHS, SIZE, ROUNDS, CORES = 1000, 224, 3, 2
+OF_EACH_FORMAT = 60
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
 }
+PNG, DICOM = "PNG of 8 bits", "DICOM of 16 bits, uncompressed"
 JOB, BEYOND, FLOOR, LOOP = (
     "preprocessing, audit included",
     "the same, without start and end",
@@ -47,7 +52,48 @@ def run(data: str | None) -> Part:
             found, again = _measure(folder, Path(scratch))
             figures[name] = found | {"again, with 1 % new files, s": [again]}
             lines += _lines(name, found, again)
-    return Part(lines, figures)
+        files = sorted(large.rglob("*.jpg"))[:OF_EACH_FORMAT]
+        figures["formats"] = take_turns({name: partial(_scan, of) for name, of in encode(files).items()}, ROUNDS)
+    return Part([*lines, *_format_lines(figures["formats"])], figures)
+
+
+def encode(files: list[Path]) -> dict[str, list[bytes]]:
+    """Return the same radiographs as files of several formats."""
+    encoded: dict[str, list[bytes]] = {name: [] for name in ("JPEG", PNG, "PNG of 16 bits", DICOM, "DICOM of 8 bits")}
+    for number, file in enumerate(files):
+        grey = np.asarray(Image.open(file))
+        deep = grey.astype(np.uint16) << 8 | grey
+        contents = [
+            file.read_bytes(),
+            *(cv2.imencode(".png", pixels)[1].tobytes() for pixels in (grey, deep)),
+            *(encode_dicom(grey, f"p{number}", "a", 0, Stored(bits=bits)) for bits in (16, 8)),
+        ]
+        for name, content in zip(encoded, contents, strict=True):
+            encoded[name].append(content)
+    return encoded
+
+
+def _scan(files: list[bytes]) -> float:
+    """Decode and examine files in this process, as a worker does; return files a second."""
+    cv2.setNumThreads(1)
+    started = time.monotonic()
+    for data in files:
+        scan_bytes(ImageFile("x", 0, "", len(data), 0, is_dicom=True), data, SIZE)
+    return len(files) / (time.monotonic() - started)
+
+
+def _format_lines(figures: Figures) -> list[str]:
+    rows = [f"| {name} | {spread(values)} |" for name, values in figures.items()]
+    return [
+        f"### the same {OF_EACH_FORMAT} radiographs in several formats, decoded and examined by one process",
+        "",
+        "| format | images/s |",
+        "|---|---|",
+        *rows,
+        "",
+        f"- {DICOM} / {PNG}: {ratio(figures[DICOM], figures[PNG])} (wanted: 0.5)",
+        "",
+    ]
 
 
 def write_large_radiographs(folder: Path, radiographs: int = RADIOGRAPHS) -> None:
