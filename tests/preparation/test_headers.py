@@ -1,0 +1,103 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fracture.config import DataConfig
+from fracture.errors import UsageError
+from fracture.preparation.decode import Rejected
+from fracture.preparation.facts import scan_bytes
+from fracture.preparation.headers import read_headers
+from fracture.preparation.identity import PatientKey
+from fracture.preparation.sample_dicom import Stored, encode_dicom, make_uid
+from fracture.preparation.source import ImageFile, Source, find_source
+from fracture.storage import StoragePath, storage_path
+
+GREY = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
+
+
+def dicom(patient: str = "p", study: str = "a", view: int = 0, **elements) -> bytes:
+    return encode_dicom(GREY, patient, study, view, Stored(), **elements)
+
+
+def write(folder: StoragePath, files: dict[str, bytes]) -> StoragePath:
+    for path, data in files.items():
+        (folder / path).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
+    if request.param == "disk":
+        return storage_path(tmp_path / "data")
+    return storage_path(f"{request.getfixturevalue('bucket')}/data")
+
+
+def test_dicom_is_found_by_content_on_a_disk_and_in_a_bucket(folder: StoragePath):
+    files = {f"IM{number:04d}": dicom(f"p{number}") for number in range(10)}
+    files |= {"x.dcm": b"no dicom", "cut.dcm": dicom()[:200], "photo.png": dicom(), "sub/y.IMA": dicom("p11")}
+    steps: list[tuple[int, int]] = []
+    headers = read_headers(write(folder, files), list(files), lambda name, done, total: steps.append((done, total)))
+    assert list(headers) == [*(f"IM{number:04d}" for number in range(10)), "cut.dcm", "sub/y.IMA"]
+    assert [header.patient for header in headers.values()] == [*(f"p{number}" for number in range(10)), "", "p11"]
+    assert headers["cut.dcm"].kind == "image", "it is rejected when it is decoded"
+    assert steps[-1] == (13, 13), "photo.png is not opened"
+
+
+def test_dicom_under_the_name_of_another_format_is_refused_since_its_patient_is_not_known():
+    with pytest.raises(Rejected, match=r"DICOM under the name of another format: call it .dcm, so that its patient is"):
+        scan_bytes(ImageFile("photo.png", 0, "", 9, 0), dicom(), 32)
+    row, _ = scan_bytes(ImageFile("IM0001", 0, "", 9, 0, is_dicom=True), dicom(), 32)
+    assert dict(row["traits"])["body part"] == "EXTREMITY"
+
+
+def found(folder: StoragePath, tmp_path: Path, **settings) -> Source:
+    return find_source([folder], DataConfig(**settings), key=PatientKey(tmp_path / "patients.key"))
+
+
+def test_patient_study_and_object_of_a_file(tmp_path: Path):
+    files = {
+        "fracture/1": dicom("ann", "a", 0),
+        "fracture/2": dicom("ann", "a", 0),
+        "normal/3": dicom("ann", "b", 0),
+        "normal/4": dicom("ben", "a", 0),
+    }
+    source = found(write(storage_path(tmp_path / "data"), files), tmp_path)
+    key = PatientKey(tmp_path / "patients.key")
+    of = {source.on_disk[file.path]: file for file in source.files}
+    ann, ben = (key.hide("patient", name) for name in ("ann", "ben"))
+    assert [of[path].patients for path in files] == [(ann,), (ann,), (ann,), (ben,)]
+    assert of["fracture/1"].study == key.hide("study", make_uid("study", "ann", "a")) != of["normal/3"].study
+    assert (
+        of["fracture/1"].instance == of["fracture/2"].instance == key.hide("instance", make_uid("image", "ann", "a", 0))
+    )
+    assert of["fracture/1"].path == key.hide("path", "fracture/1")
+
+
+def test_what_is_left_out_and_what_is_noted(tmp_path: Path):
+    files = {
+        "fracture/1": dicom("ann", NumberOfFrames=1),
+        "fracture/2": dicom("ben", BurnedInAnnotation="YES"),
+        "normal/3": dicom("cem", PresentationIntentType="FOR PROCESSING"),
+        "normal/4": dicom("", study="x"),
+    }
+    folder = write(storage_path(tmp_path / "data"), files)
+    source = found(folder, tmp_path)
+    assert len(source.files) == 3
+    assert source.left_out == {"raw detector image (FOR PROCESSING), unlike what the model will see": 1}
+    assert source.notes == (
+        "1 images say that annotations are burnt into their pixels (BurnedInAnnotation), names perhaps; "
+        "data.exclude_burned_in leaves them out.",
+        "1 DICOM files have no PatientID; their study alone says which belong together.",
+    )
+    strict = found(folder, tmp_path, exclude_burned_in=True)
+    assert strict.left_out["burnt-in annotations (data.exclude_burned_in)"] == 1
+
+
+def test_without_labels_no_folder_is_named(tmp_path: Path):
+    folder = write(storage_path(tmp_path / "data"), {"MUELLER^HANS/1": dicom(), "MUELLER^EVA/2": dicom("b")})
+    with pytest.raises(
+        UsageError, match=r"its DICOM files are not in folders that name a class. Give a table"
+    ) as error:
+        found(folder, tmp_path)
+    assert "MUELLER" not in str(error.value)
