@@ -20,7 +20,6 @@ from fracture.config import SampleConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, SPLITS
 from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER
-from fracture.preparation.sample_dicom import encode_dicom, vary_storage
 from fracture.storage import StoragePath
 
 _VERSION = 2  # of the generator: the same configuration and version give the same files
@@ -102,10 +101,16 @@ def draw_sample(config: SampleConfig) -> Iterator[tuple[str, bytes]]:
             suffix = "png" if generator.random() < 0.2 else "jpg"
             name = f"patient{patient:05d}"
             if config.format == "dicom":
-                suffix, data = "dcm", encode_dicom(pixels, name, "only", view, vary_storage(patient * _VIEWS + view))
+                suffix, data = "dcm", _encode_dicom(pixels, name, view, patient * _VIEWS + view)
             else:
                 data = _encode_image(pixels, suffix)
             yield f"{split}/{CLASS_NAMES[label]}/{name}-view{view + 1}.{suffix}", data
+
+
+def _encode_dicom(pixels: np.ndarray, patient: str, view: int, number: int) -> bytes:
+    from fracture.preparation.sample_dicom import encode_dicom, vary_storage
+
+    return encode_dicom(pixels, patient, "only", view, vary_storage(number))
 
 
 def _encode_image(pixels: np.ndarray, suffix: str) -> bytes:

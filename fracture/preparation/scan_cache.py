@@ -7,15 +7,15 @@ holds the similarity of each pair of views, found by their pixels. Both are vali
 import hashlib
 import inspect
 from dataclasses import asdict
+from importlib.metadata import version
 
 import cv2
 import numpy as np
 import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
-import pydicom
 
-from fracture.preparation import decode, dicom, facts
+from fracture.preparation import decode, dicom, facts, grey
 from fracture.preparation.duplicates import alignment, signature
 from fracture.preparation.duplicates.alignment import Similarity
 from fracture.preparation.facts import FACTS, LISTED, UNOPENED, make_listed_row
@@ -23,7 +23,8 @@ from fracture.preparation.source import Source
 from fracture.storage import StoragePath
 
 SCANNED, COMPARED = "scanned.parquet", "compared.parquet"
-_CODE = [inspect.getsource(module) for module in (decode, dicom, signature, facts, alignment)]  # as it was loaded
+_DECODERS = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg")
+_CODE = [inspect.getsource(module) for module in (decode, dicom, grey, signature, facts, alignment)]  # as it was loaded
 _FILE_KEY = ("path", "bytes", "modified")
 _COMPARED = pa.schema(
     [
@@ -87,6 +88,6 @@ class ScanCache:
 
 def hash_code(image_size: int) -> str:
     """Hash everything but the files that facts and pixels depend on: code, versions of libraries and image size."""
-    libraries = (cv2.__version__, PIL.__version__, np.__version__, pydicom.__version__)
+    libraries = (cv2.__version__, PIL.__version__, np.__version__, *map(version, _DECODERS))
     content = (image_size, *libraries, _CODE)
     return hashlib.sha256(repr(content).encode()).hexdigest()
