@@ -48,7 +48,7 @@ EVENT_WORDS = {"left", "broke", "placed", "halted"}
 # (file, word): why it may stand there.
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("fracture/progress/time_left.py", "left"): "a time that is left is plain English, and no event",
-    ("fracture/preparation/decode.py", "place"): "Pillow calls it in_place when an image is changed itself",
+    ("fracture/preparation/decoding/decode.py", "place"): "Pillow calls it in_place when an image is changed itself",
 }
 
 

@@ -27,8 +27,8 @@ from fracture.evaluation.devices import limit_devices
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
-from fracture.preparation.decode import Rejected, check_file_size, decode, is_blank
-from fracture.preparation.headers import read_headers
+from fracture.preparation.decoding.decode import Rejected, check_file_size, decode, is_blank
+from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.identity import PatientKey, number_study
 from fracture.preparation.layouts.clutter import is_clutter
 from fracture.preparation.listing import ListedFile, list_files, name_files

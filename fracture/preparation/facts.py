@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from fracture.preparation.decode import DecodedImage, Rejected, check_file_size, decode, is_blank
-from fracture.preparation.dicom import read_header
+from fracture.preparation.decoding.decode import DecodedImage, Rejected, check_file_size, decode, is_blank
+from fracture.preparation.decoding.dicom import read_header
 from fracture.preparation.duplicates.alignment import SCALES
 from fracture.preparation.duplicates.signature import (
     RING_LENGTH,

@@ -15,7 +15,8 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.preparation import decode, dicom, facts, grey
+from fracture.preparation import facts
+from fracture.preparation.decoding import decode, dicom, grey
 from fracture.preparation.duplicates import alignment, signature
 from fracture.preparation.duplicates.alignment import Similarity
 from fracture.preparation.facts import FACTS, LISTED, UNOPENED, make_listed_row

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.dicom import DicomHeader
-from fracture.preparation.headers import read_headers
+from fracture.preparation.decoding.dicom import DicomHeader
+from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.identity import PatientKey
-from fracture.preparation.labelling import LabelledFile, Labelling
-from fracture.preparation.labels_file import FileIdentity, read_labels_file
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
 from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
 from fracture.preparation.layouts.layout import read_layout
 from fracture.preparation.listing import ListedFile, list_files, name_files

@@ -28,7 +28,7 @@ from fracture.dataset.format import (
 from fracture.errors import RunError, UsageError
 from fracture.labels import CLASS_NAMES
 from fracture.preparation.audit import Audit, count_leakage, list_alarming_shortcuts, list_alarms
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.preparation.facts import read_image_file
 from fracture.preparation.identity import number_study
 from fracture.preparation.ledger import Ledger, check_split_settings

@@ -161,7 +161,7 @@ def _write_captures(
     from fracture.evaluation.gradcam import compute_maps
     from fracture.inference.dicom_answer.capture import build_capture
     from fracture.inference.dicom_answer.header import write_dicom
-    from fracture.preparation.decode import decode
+    from fracture.preparation.decoding.decode import decode
 
     pixels = np.stack([decode(image.file.read_bytes(), bundle.image_size).pixels for image in images])
     called = np.array([image.row["decision"] == "fracture" for image in images])

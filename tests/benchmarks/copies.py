@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.config import DataConfig, SampleConfig
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.preparation.duplicates.alignment import compare_pairs
 from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, number_groups, stack_views
 from fracture.preparation.facts import FACTS, scan_bytes

@@ -32,8 +32,8 @@ from fracture.inference.batch_prediction import (
     summarize,
     write_results,
 )
-from fracture.preparation import limits
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decoding import limits
+from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.storage import storage_path
 from tests.conftest import ROOT, without_rights_to
 

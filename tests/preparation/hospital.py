@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from fracture.config import SampleConfig
-from fracture.preparation.decode import decode
+from fracture.preparation.decoding.decode import decode
 from fracture.preparation.sample import draw_sample
 from fracture.preparation.sample_dicom import encode_dicom, make_uid, vary_storage
 

@@ -11,7 +11,7 @@ from fracture.config import DataConfig
 from fracture.dataset.format import FILES, MANIFEST, Dataset, Manifest, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.preparation.audit import format_audit
-from fracture.preparation.decode import decode
+from fracture.preparation.decoding.decode import decode
 from fracture.preparation.output import (
     find_finished,
     list_changed_settings,

@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 
 from fracture.config import DataConfig, SampleConfig
 from fracture.errors import UsageError
-from fracture.preparation.decode import decode
-from fracture.preparation.dicom import read_header
+from fracture.preparation.decoding.decode import decode
+from fracture.preparation.decoding.dicom import read_header
 from fracture.preparation.identity import PatientKey
 from fracture.preparation.sample import draw_sample, make_sample
 from fracture.preparation.source import find_source

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.class_words import EXCLUDED, ClassWords
-from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.class_words import EXCLUDED, ClassWords
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.layouts.builder import OF_EXCLUDED, LabellingBuilder
 from fracture.preparation.layouts.paths import join_few
 

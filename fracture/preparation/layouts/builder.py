@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from fracture.labels import CLASS_NAMES
-from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
 
 # Reasons that several layouts have for leaving a file out.
 OF_EXCLUDED = "named by data.excluded_labels"

@@ -8,8 +8,8 @@ from posixpath import commonpath
 
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.class_words import EXCLUDED, KNOWN_WORDS, ClassWords, without_number
-from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.class_words import EXCLUDED, KNOWN_WORDS, ClassWords, without_number
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.layouts.builder import OF_EXCLUDED, LabellingBuilder
 from fracture.preparation.layouts.clutter import sort_out
 from fracture.preparation.layouts.paths import find_split, folder_of, join_few

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fracture.labels import NORMAL
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.labelling import Labelling
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labelling import Labelling
 from fracture.preparation.layouts.tables import ImageRow, find_tables, read_labels
 from fracture.storage import StoragePath
 

@@ -5,8 +5,8 @@ from types import ModuleType
 from typing import Literal
 
 from fracture.errors import UsageError
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.labelling import Labelling
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labelling import Labelling
 from fracture.preparation.layouts import coco, folders, fracatlas, grazpedwri, mura, yolo
 from fracture.preparation.layouts.clutter import sort_out
 from fracture.preparation.layouts.paths import folder_of, join_few

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from fracture.preparation.class_words import EXCLUDED, ClassWords
-from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.class_words import EXCLUDED, ClassWords
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.layouts.builder import OF_EXCLUDED, LabellingBuilder
 from fracture.preparation.layouts.clutter import sort_out
 from fracture.preparation.layouts.paths import find_split

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from fracture.preparation.class_words import normalise_word
+from fracture.preparation.labels.class_words import normalise_word
 
 SPLIT_FOLDERS = {
     "train": ("train", "training"),

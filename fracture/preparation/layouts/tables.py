@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from fracture.errors import UsageError
-from fracture.preparation.class_words import EXCLUDED
-from fracture.preparation.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.class_words import EXCLUDED
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.layouts.builder import OF_EXCLUDED, LabellingBuilder
 from fracture.preparation.layouts.clutter import is_clutter, sort_out
 from fracture.preparation.layouts.paths import find_split, folder_of, join_few, stem_of

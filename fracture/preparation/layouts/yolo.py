@@ -7,8 +7,8 @@ from math import isfinite
 import yaml
 
 from fracture.errors import UsageError
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.labelling import Labelling
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labelling import Labelling
 from fracture.preparation.layouts.boxes import BoxedImage, label_boxed
 from fracture.preparation.layouts.builder import LabellingBuilder
 from fracture.preparation.layouts.clutter import is_clutter, sort_out

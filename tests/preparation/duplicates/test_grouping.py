@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fracture.config import DataConfig
-from fracture.preparation.decode import Rejected
+from fracture.preparation.decoding.decode import Rejected
 from fracture.preparation.duplicates.alignment import compare_pairs
 from fracture.preparation.duplicates.grouping import COPY_KINDS, find_links, number_groups, stack_views
 from fracture.preparation.facts import FACTS, make_listed_row, scan_bytes

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from fracture.config import load_config
-from fracture.preparation.class_words import ClassWords
+from fracture.preparation.labels.class_words import ClassWords
 from fracture.storage import StoragePath, storage_path
 
 

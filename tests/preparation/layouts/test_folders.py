@@ -8,8 +8,8 @@ import pytest
 from fracture.config import DataConfig, load_config
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.labelling import Labelling
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labelling import Labelling
 from fracture.preparation.layouts.folders import read
 from fracture.storage import storage_path
 from tests.conftest import official_paths

@@ -10,9 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from fracture.preparation.dicom import decode_dicom, is_dicom
-from fracture.preparation.grey import choose_range, count_values, look_up, scale_to_8_bits
-from fracture.preparation.limits import MAX_BYTES, MAX_PIXELS, MAX_SIDE, Rejected, check_file_size, check_pixels
+from fracture.preparation.decoding.dicom import decode_dicom, is_dicom
+from fracture.preparation.decoding.grey import choose_range, count_values, look_up, scale_to_8_bits
+from fracture.preparation.decoding.limits import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    MAX_SIDE,
+    Rejected,
+    check_file_size,
+    check_pixels,
+)
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "DecodedImage", "Rejected", "check_file_size", "decode", "is_blank"]
 

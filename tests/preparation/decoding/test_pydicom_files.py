@@ -8,11 +8,11 @@ from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
-from fracture.preparation.decode import Rejected, decode
-from fracture.preparation.dicom import render
-from tests.preparation.pydicom_files import list_files, make_table
+from fracture.preparation.decoding.decode import Rejected, decode
+from fracture.preparation.decoding.dicom import render
+from tests.preparation.decoding.pydicom_files import list_files, make_table
 
-PAGE = Path(__file__).parents[2] / "docs" / "dicom.md"
+PAGE = Path(__file__).parents[3] / "docs" / "dicom.md"
 REFUSED = {
     "JPEG2000-embedded-sequence-delimiter.dcm": "pixels cannot be decompressed|other sides",
     "MR_truncated.dcm": "truncated",
@@ -76,4 +76,6 @@ def test_each_file_looks_as_pydicom_shows_it(path: Path):
 
 
 def test_the_page_lists_what_becomes_of_each_file():
-    assert make_table() in PAGE.read_text(encoding="utf-8"), "python -m tests.preparation.pydicom_files prints it"
+    assert make_table() in PAGE.read_text(encoding="utf-8"), (
+        "python -m tests.preparation.decoding.pydicom_files prints it"
+    )

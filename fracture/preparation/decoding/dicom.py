@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from fracture.preparation.grey import choose_range, count_values, look_up, scale_to_8_bits
-from fracture.preparation.limits import MAX_BYTES, Rejected, check_pixels
+from fracture.preparation.decoding.grey import choose_range, count_values, look_up, scale_to_8_bits
+from fracture.preparation.decoding.limits import MAX_BYTES, Rejected, check_pixels
 
 if TYPE_CHECKING:  # 0.2 s, which only those pay who have DICOM
     from pydicom.dataset import Dataset

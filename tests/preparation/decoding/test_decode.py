@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fracture.preparation import decode as decode_module
-from fracture.preparation.decode import Rejected, decode, is_blank
+from fracture.preparation.decoding import decode as decode_module
+from fracture.preparation.decoding.decode import Rejected, decode, is_blank
 
 RAMP = np.tile(np.linspace(0, 255, 64).round().astype(np.uint8), (64, 1))  # dark left, bright right
 

@@ -1,4 +1,4 @@
-"""pydicom's own test files, and what becomes of each: `python -m tests.preparation.pydicom_files` prints the table."""
+"""pydicom's own test files, and what becomes of each; `python -m tests.preparation.decoding.pydicom_files` lists it."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from pathlib import Path
 import data_store
 import pydicom
 
-from fracture.preparation.decode import Rejected, decode
-from fracture.preparation.dicom import is_dicom, read_header
+from fracture.preparation.decoding.decode import Rejected, decode
+from fracture.preparation.decoding.dicom import is_dicom, read_header
 
 FOLDERS = (Path(pydicom.__file__).parent / "data", Path(data_store.__file__).parent / "data")  # nothing is fetched
 READ = "read"

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from fracture.preparation.dicom import DicomHeader, is_dicom, read_header
-from fracture.preparation.limits import Rejected
+from fracture.preparation.decoding.dicom import DicomHeader, is_dicom, read_header
+from fracture.preparation.decoding.limits import Rejected
 from fracture.progress import Progress
 from fracture.storage import StoragePath
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES
-from fracture.preparation.class_words import EXCLUDED, ClassWords
-from fracture.preparation.image_keys import MEANINGS, FileIdentity, ImageKeys
-from fracture.preparation.labelling import LabelledFile, Labelling
-from fracture.preparation.labels_columns import Columns, Wording, find_columns, names_columns, quote
-from fracture.preparation.spreadsheet import Row, Table, read_table
+from fracture.preparation.labels.class_words import EXCLUDED, ClassWords
+from fracture.preparation.labels.columns import Columns, Wording, find_columns, names_columns, quote
+from fracture.preparation.labels.image_keys import MEANINGS, FileIdentity, ImageKeys
+from fracture.preparation.labels.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.spreadsheet import Row, Table, read_table
 from fracture.storage import StoragePath
 
 _NUMBERED_WORD = re.compile(r"\d.*[^\W\d_]")  # `4711 fracture`: the number may be a patient's

@@ -2,7 +2,7 @@ import pytest
 
 from fracture.config import load_config
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.class_words import EXCLUDED, ClassWords, without_number
+from fracture.preparation.labels.class_words import EXCLUDED, ClassWords, without_number
 
 
 def words(*assignments: str) -> ClassWords:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from fracture.preparation.spreadsheet import read_as_windows
+from fracture.preparation.labels.spreadsheet import read_as_windows
 
 # What a key may mean, from the most specific to the least: name in code -> name in messages.
 MEANINGS = {

@@ -31,10 +31,19 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fracture.preparation import dicom as dicom_module
-from fracture.preparation.decode import Rejected, decode
-from fracture.preparation.dicom import decode_dicom, is_dicom, read_header, render
-from tests.preparation.dicom_files import CR, DX, LOSSLESS, SECONDARY_CAPTURE, compressed, dataset, encoded, radiograph
+from fracture.preparation.decoding import dicom as dicom_module
+from fracture.preparation.decoding.decode import Rejected, decode
+from fracture.preparation.decoding.dicom import decode_dicom, is_dicom, read_header, render
+from tests.preparation.decoding.dicom_files import (
+    CR,
+    DX,
+    LOSSLESS,
+    SECONDARY_CAPTURE,
+    compressed,
+    dataset,
+    encoded,
+    radiograph,
+)
 
 RADIOGRAPH = radiograph(12)  # every 12-bit range is filled, so that white is 4095
 SHOWN = np.round(RADIOGRAPH * (255 / 4095)).astype(np.uint8)

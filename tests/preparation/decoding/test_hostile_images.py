@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from fracture.labels import NORMAL
-from fracture.preparation.decode import MAX_BYTES, Rejected, decode
+from fracture.preparation.decoding.decode import MAX_BYTES, Rejected, decode
 from fracture.preparation.facts import scan_file
 from fracture.preparation.source import ImageFile
 from fracture.storage import storage_path
-from tests.preparation import hostile
+from tests.preparation.decoding import hostile
 
 DECODE = """
 import resource, sys
 from pathlib import Path
-from fracture.preparation.decode import Rejected, decode
+from fracture.preparation.decoding.decode import Rejected, decode
 
 data = Path(sys.argv[1]).read_bytes()
 own = int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1]) * 1024

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from fracture.errors import UsageError
-from fracture.preparation.class_words import normalise_word
-from fracture.preparation.image_keys import MEANINGS
-from fracture.preparation.spreadsheet import SEPARATORS
+from fracture.preparation.labels.class_words import normalise_word
+from fracture.preparation.labels.image_keys import MEANINGS
+from fracture.preparation.labels.spreadsheet import SEPARATORS
 
 # Names of columns as `_simplify` writes them, in English, German and their neighbours. Of several patient, study or
 # origin columns the one listed first is read: an id before a name.

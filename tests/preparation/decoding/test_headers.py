@@ -5,9 +5,9 @@ import pytest
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
-from fracture.preparation.decode import Rejected
+from fracture.preparation.decoding.decode import Rejected
+from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.facts import scan_bytes
-from fracture.preparation.headers import read_headers
 from fracture.preparation.identity import PatientKey
 from fracture.preparation.sample_dicom import Stored, encode_dicom, make_uid
 from fracture.preparation.source import ImageFile, Source, find_source

@@ -13,8 +13,8 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
-from fracture.preparation.class_words import ClassWords
-from fracture.preparation.labels_file import FileIdentity, LabelsFile, read_labels_file
+from fracture.preparation.labels.class_words import ClassWords
+from fracture.preparation.labels.labels_file import FileIdentity, LabelsFile, read_labels_file
 from fracture.storage import storage_path
 
 PATHS = ("a.png", "b.png", "sub/c.png")

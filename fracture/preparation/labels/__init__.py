@@ -1,0 +1,1 @@
+"""Labels as people have them: words that name a class, and tables of labels."""
