@@ -80,9 +80,9 @@ def format_folds(pooled: PooledFolds) -> list[str]:
         lines.append(f"  {title:<20} {m.count:,} radiographs: AUC {format_figure(m.figures['auc'])}")
     if spread := pooled.spread("auc"):
         lines.append(f"mean       AUC per radiograph {spread[0]:.3f}, standard deviation over folds {spread[1]:.3f}")
-    for unit, m in reversed(pooled.whole.items()):
+    for m in reversed(pooled.whole.values()):
         lines.append(
-            f"pooled     {m.count:,} {unit}s: AUC {format_figure(m.figures['auc'])}, "
+            f"pooled     {m.counted}: AUC {format_figure(m.figures['auc'])}, "
             f"sensitivity {format_figure(m.figures['recall'])}, specificity {format_figure(m.figures['specificity'])}"
         )
     return lines

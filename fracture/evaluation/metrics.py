@@ -33,6 +33,11 @@ class Metrics(BaseModel):
     figures: dict[str, Figure]
 
     @property
+    def counted(self) -> str:
+        """Return the number of units with their name: "60 studies"."""
+        return f"{self.count:,} {'studies' if self.unit == 'study' else f'{self.unit}s'}"
+
+    @property
     def fewest(self) -> int:
         """Return the number of units of the class that has fewer."""
         fractures = self.true_positives + self.false_negatives

@@ -51,7 +51,6 @@ NAMES = {  # figure -> its name on pages, in their order
 ORIGIN, TRAIT = "test_from:", "test_of:"  # begin the names of parts of test
 _PART_TRAITS = ("body part", "view")  # of DICOM files, by whose values test is taken apart
 _FEWEST = 10  # radiographs of each class in a part that is shown
-_PLURALS = {"image": "images", "radiograph": "radiographs", "study": "studies"}
 _MISTAKES = 6  # of each kind on the page
 
 
@@ -231,12 +230,12 @@ def list_caveats(manifest: Manifest) -> list[str]:
 def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """Return the lines that show the result on test on the screen."""
     lines = []
-    for unit, m in reversed(evaluations["test"].items()):
+    for m in reversed(evaluations["test"].values()):
         figures = ", ".join(
             f"{word} {format_figure(m.figures[name])}"
             for word, name in (("AUC", "auc"), ("sensitivity", "recall"), ("specificity", "specificity"))
         )
-        lines.append(f"{'' if lines else 'test':<10} {m.count:,} {_PLURALS[unit]}: {figures}")
+        lines.append(f"{'' if lines else 'test':<10} {m.counted}: {figures}")
     m = evaluations["test"]["image"]
     lines.append(
         f"           at threshold {m.threshold:.3f}, accuracy {format_figure(m.figures['accuracy'])}: "

@@ -48,3 +48,16 @@ def test_pooled_metrics_use_each_folds_own_threshold(run, tmp_path):
     page = (tmp_path / "runs/x/folds.html").read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "0.667 ± 0.577" in page
+
+
+def test_studies_are_pooled_too(run, tmp_path):
+    manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    for number in (1, 2, 3):
+        scores = (run / f"fold-{number}" / "predictions.parquet").read_parquet()
+        studies = pa.array([None, *(10 * number + row // 2 for row in range(8))], pa.int64())
+        write_predictions(run / f"fold-{number}", scores.append_column("study_id", studies))
+    pooled = pool_folds(run, manifest)
+    assert (pooled.whole["study"].count, pooled.whole["study"].true_positives) == (12, 8), "none in the third fold"
+    assert any(line.startswith("pooled     12 studies: AUC undefined") for line in format_folds(pooled))
+    write_folds(run, manifest, pooled, [])
+    assert "<th>per study</th>" in (run / "folds.html").read_bytes().decode()

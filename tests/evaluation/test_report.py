@@ -63,6 +63,7 @@ def test_studies_of_several_radiographs_are_evaluated_too(dataset):
     lines = format_results(found)
     assert lines[0].startswith("test       2 studies: AUC 0.000")
     assert lines[1].startswith("           3 radiographs: AUC")
+    assert study.fewest == 1
 
 
 def test_radiographs_of_one_patient_are_not_averaged(dataset):
