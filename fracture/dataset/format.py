@@ -285,10 +285,9 @@ class Dataset:
     def read_traits(self) -> dict[str, dict[str, str]]:
         """Return the traits of each file that has any, by its path: those of DICOM files.
 
-        Raises:
-            UsageError: see `find_files`.
+        None are known where shards were copied without `files.parquet`.
         """
-        if not self.manifest.traits:
+        if not self.manifest.traits or not (self.folder / FILES).is_file():
             return {}
         columns = pa.schema([pa.field("path", pa.string()), pa.field("traits", pa.map_(pa.string(), pa.string()))])
         batches = self.find_files().parquet_batches(columns)

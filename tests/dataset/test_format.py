@@ -291,3 +291,14 @@ def test_the_index_is_read_without_images(shard_folder):
     assert index.column_names == ["radiograph_id", "label"]
     assert index["radiograph_id"].to_pylist()[10:] == list(range(10, 130))
     assert index["label"].to_pylist() == [n % 2 for n in range(130)]
+
+
+def test_the_traits_of_dicom_files_are_read_where_there_are_any(shard_folder):
+    folder, manifest = shard_folder()
+    assert Dataset(folder, manifest).read_traits() == {}
+    traits = pa.array([[("view", "AP"), ("sex", "F")], None], pa.map_(pa.string(), pa.string()))
+    (folder / "files.parquet").write_parquet(pa.table({"path": ["a", "b"], "traits": traits}))
+    with_traits = Dataset(folder, manifest.model_copy(update={"traits": ["sex", "view"]}))
+    assert with_traits.read_traits() == {"a": {"view": "AP", "sex": "F"}}
+    (folder / "files.parquet").delete()
+    assert with_traits.read_traits() == {}, "the shards alone were copied"

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from fracture.dataset.format import Leak
+from fracture.dataset.format import Dataset, Leak
 from fracture.evaluation.gallery import GROUPS, Example, Gallery
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.report import (
@@ -64,6 +64,24 @@ def test_studies_of_several_radiographs_are_evaluated_too(dataset):
     assert lines[0].startswith("test       2 studies: AUC 0.000")
     assert lines[1].startswith("           3 radiographs: AUC")
     assert study.fewest == 1
+
+
+def test_body_parts_and_views_with_enough_radiographs_are_evaluated_by_themselves(dataset):
+    """Of 48 radiographs 24 show a hand, 20 a foot and 4 a knee; all but two hands are of one view."""
+    count, data = 48, dataset()
+    parts = ["HAND"] * 24 + ["FOOT"] * 20 + ["KNEE"] * 4
+    traits = [[("body part", part), ("view", "PA" if n < 2 else "AP")] for n, part in enumerate(parts)]
+    paths, kind = [f"{n}.dcm" for n in range(count)], pa.map_(pa.string(), pa.string())
+    (data.folder / "files.parquet").write_parquet(pa.table({"path": paths, "traits": pa.array(traits, kind)}))
+    data = Dataset(data.folder, data.manifest.model_copy(update={"traits": ["body part", "view"]}))
+    numbers = np.arange(count)
+    scores = {name: numbers for name in ("row", "radiograph_id", "group_id")}
+    scores |= {"split": ["test"] * count, "source": paths, "origin": [""] * count}
+    scores |= {"label": (numbers % 2).astype(np.uint8), "probability": (numbers % 3 / 3).astype(np.float32)}
+    found = evaluate_run(pa.table(scores), data, 0.5)
+    assert set(found) == {"test", "test_of:body part: HAND", "test_of:body part: FOOT", "test_of:view: AP"}
+    assert found["test_of:body part: FOOT"]["radiograph"].count == 20
+    assert any(line.startswith("  body part: FOOT 20 radiographs: AUC 0.") for line in format_results(found))
 
 
 def test_radiographs_of_one_patient_are_not_averaged(dataset):
