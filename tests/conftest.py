@@ -70,7 +70,7 @@ def write_shards(
         hash_byte: of every file's hash.
     """
     shards: dict[str, list[Shard]] = {}
-    files: dict[str, list[Any]] = {"sha256": [], "group_id": []}
+    files: dict[str, list[Any]] = {"sha256": [], "group_id": []}  # and pixels, patients and study
     for number, split in enumerate(rows):
         shards[split] = []
         for start in range(0, rows[split], rows_per_shard):
@@ -121,7 +121,13 @@ def write_shards(
     columns = {
         name: pa.array([int(v) if name == "group_id" else v for v in files[name]], types[name]) for name in types
     }
-    (folder / "files.parquet").write_parquet(pa.table(columns))
+    count = len(files["sha256"])
+    ids = {
+        "pixels": pa.array([bytes([hash_byte] * 16)] * count, pa.binary(16)),
+        "patients": pa.array([[]] * count, pa.list_(pa.string())),
+        "study": pa.array([""] * count),
+    }
+    (folder / "files.parquet").write_parquet(pa.table(columns | ids))
     (folder / "ledger.parquet").write_parquet(pa.table({"sha256": columns["sha256"]}))
     (folder / MANIFEST).write_bytes(manifest.model_dump_json().encode())
     return manifest

@@ -113,6 +113,7 @@ def find_inputs(
             image size, a file is named twice, or there are DICOM files and no key.
     """
     key = key or PatientKey(None)
+    key.keep_out_of(paths)
     inputs = [_find_input(path, image_size, key, progress, several=len(paths) > 1) for path in paths]
     counts = Counter(f"{one.root}/{path}" for one in inputs for path in one.files or [""])
     if duplicate := next((name for name, count in counts.items() if count > 1), None):
@@ -146,8 +147,6 @@ def _name_files(
 ) -> dict[str, InputFile]:
     """Name the files for the results, and number their studies; in order of the names."""
     headers = read_headers(root, list(listed), progress)
-    if headers and len(listed) > 1:
-        key.check_outside(root)
     names = name_files(listed, key, is_private=bool(headers))
     if headers:
         key.write_paths({name: path for path, name in names.items()})

@@ -6,9 +6,10 @@ A bundle may come from anyone. A SavedModel is a program, and `model.keras` may 
 programs only. This program reads a bundle's numbers and settings alone, checks them, and builds the network itself.
 """
 
+import hashlib
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,13 @@ IMAGES = {
     "colour": "grey",
     "resize": "bilinear with antialiasing to the square; the aspect is not kept",
 }
+# Hashes of files and of their pixels, and HMACs of patients and studies: 32 bytes each, and nobody needs to know which.
 _TRAINED_ON = pa.schema([pa.field("sha256", pa.binary(32))])
+_FILES = pa.schema([pa.field("sha256", pa.binary(32)), pa.field("group_id", pa.int64())])  # of the table of files
+_IDS = (  # since schema version 5 of datasets
+    *(pa.field("pixels", pa.binary(16)), pa.field("patients", pa.list_(pa.string())), pa.field("study", pa.string())),
+)
+_HIDDEN = 64  # letters of an HMAC
 _MAX_CARD_BYTES = 2**24  # a usual bundle.json has some 20,000
 _MAX_WEIGHTS_BYTES = 2**32  # a billion weights; the reference network has 27 million
 _ADVICE = "Fetch the bundle again from where it was trained, or train again."
@@ -131,10 +138,10 @@ def write_bundle(
         "config": config.model_dump(mode="json"),
         "versions": versions(),
     }
-    hashes = pa.Table.from_arrays([dataset.read_seen("sha256")], schema=_TRAINED_ON)
+    marks = set(dataset.read_seen("sha256").to_pylist()) | _list_seen_marks(dataset)
     if initial is not None:
-        hashes = pa.concat_tables([hashes, pa.table([list(initial.read_trained_on())], schema=_TRAINED_ON)])
-    (bundle / TRAINED_ON).write_parquet(hashes)
+        marks |= initial.read_trained_on()
+    (bundle / TRAINED_ON).write_parquet(pa.table([sorted(marks)], schema=_TRAINED_ON))
     (bundle / CARD).write_json(content)
 
 
@@ -189,23 +196,21 @@ class Bundle:
         return self.config.data.image_size
 
     def read_trained_on(self) -> set[bytes]:
-        """Return the SHA-256 of every file of training and validation."""
+        """Return what marks the files of training and validation: hashes of files and pixels, HMACs of ids."""
         batches = (self.folder / TRAINED_ON).parquet_batches(_TRAINED_ON)
         return {digest for batch in batches for digest in pc.unique(batch["sha256"]).to_pylist()}
 
     def find_seen_groups(self, dataset: Dataset) -> set[int]:
-        """Return the groups of a dataset that have a file of training or validation, byte for byte.
+        """Return the groups of a dataset that have a file of training or validation, or another of its patients.
 
-        The whole group counts as seen, since its images show the same radiographs or patient.
+        Files are known byte for byte or by their pixels, patients and studies if both datasets were prepared with the
+        same patient key. The whole group counts as seen, since its images show the same radiographs or patient.
 
         Raises:
             UsageError: the dataset's table of files is missing, damaged or of another writing.
         """
-        hashes = pa.array(self.read_trained_on(), pa.binary(32))
-        columns = pa.schema([pa.field("sha256", hashes.type), pa.field("group_id", pa.int64())])
-        batches = dataset.find_files().parquet_batches(columns)
-        seen = (batch.filter(pc.is_in(batch["sha256"], hashes)) for batch in batches)
-        return {group for batch in seen for group in pc.unique(batch["group_id"]).to_pylist()}
+        seen = self.read_trained_on()
+        return {group for group, marks in _read_marks(dataset) if not seen.isdisjoint(marks)}
 
     def find_unseen_rows(self, dataset: Dataset, splits: Sequence[str]) -> dict[str, np.ndarray]:
         """Return split -> [rows] bool: true for rows whose group neither training nor validation has seen."""
@@ -240,6 +245,31 @@ class Bundle:
             raise UsageError(f"{file} is missing. {_ADVICE}")
         most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
         return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE, rename_weight)
+
+
+def _read_marks(dataset: Dataset) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the group of each readable file of a dataset, and what marks the file; see `_TRAINED_ON`."""
+    fields = [*_FILES, *(_IDS if dataset.manifest.schema_version >= 5 else ())]
+    for batch in dataset.find_files().parquet_batches(pa.schema(fields)):
+        for sha256, group, *ids in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if sha256 is not None:
+                yield group, [sha256, *(_marks_of(*ids) if ids else ())]
+
+
+def _marks_of(pixels: bytes, patients: Sequence[str], study: str) -> list[bytes]:
+    """Return the marks of a file's pixels and ids. A public set's own ids mark nothing: another set may have them."""
+    hidden = (value for value in (*patients, study) if len(value) == _HIDDEN)
+    return [hashlib.sha256(b"pixels" + pixels).digest(), *map(bytes.fromhex, hidden)]
+
+
+def _list_seen_marks(dataset: Dataset) -> set[bytes]:
+    """Return the marks of all files in the groups of training and validation; none where shards came without files."""
+    try:
+        marks = list(_read_marks(dataset))
+    except UsageError:
+        return set()
+    seen = set(dataset.read_seen("group_id").to_pylist())
+    return {mark for group, found in marks if group in seen for mark in found}
 
 
 def rename_weight(name: str) -> str:

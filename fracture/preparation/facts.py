@@ -29,6 +29,7 @@ LISTED = pa.schema(
         pa.field("label", pa.uint8()),
         pa.field("split", pa.string()),  # as found; "" if the folder has none
         pa.field("patients", pa.list_(pa.string())),  # files that share one are of one patient
+        pa.field("group_match", pa.string()),  # files that share it belong together; "" for none
         pa.field("study", pa.string()),  # "" if unknown
         pa.field("instance", pa.string()),  # of a DICOM file: files that share it are one object; "" otherwise
         pa.field("origin", pa.string()),  # hospital, scanner or collection; "" if unknown
@@ -98,7 +99,7 @@ def read_image_file(path: StoragePath, size: int = 0) -> bytes:
     check_file_size(size)
     try:
         return path.read_bytes()
-    except (PermissionError, FileNotFoundError):
+    except OSError:  # no such file, no right to it, a disk that fails; a store's failure is another error
         raise Rejected(UNOPENED) from None
 
 

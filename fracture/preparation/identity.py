@@ -5,13 +5,16 @@ The same key gives the same bytes; without the key nobody can look up a patient'
 """
 
 import csv
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from fracture.errors import UsageError
 from fracture.storage import StoragePath
 
 _BYTES = 32  # of a key
+_TRAVELS = ("dataset.json", "bundle.json", "run.json")  # their folders are copied to others
 
 
 class PatientKey:
@@ -27,6 +31,11 @@ class PatientKey:
     def __init__(self, file: Path | None) -> None:
         """Take the key's file; None where nobody has named one and no folder on a disk suggests one."""
         self.file = file
+        self._data: list[Path] = []
+
+    def keep_out_of(self, roots: Iterable[StoragePath]) -> None:
+        """Name data folders, in which nothing is ever written."""
+        self._data += [Path(root.path).resolve() for root in roots if root.is_local and root.is_dir()]
 
     def hide(self, kind: str, value: str) -> str:
         """Return the HMAC-SHA256 of an id, in hexadecimal; nothing for nothing.
@@ -35,7 +44,8 @@ class PatientKey:
             kind: what is hidden, such as "patient": the same number as a study gives another HMAC.
 
         Raises:
-            UsageError: there is no key's file, or it may be read by others, or is no key.
+            UsageError: there is no key's file, or it may be read by others, is no key, lies in a data folder, or would
+                travel with a dataset, a bundle or a run.
         """
         if not value:
             return ""
@@ -45,25 +55,18 @@ class PatientKey:
     def write_paths(self, paths: Mapping[str, str]) -> Path:
         """Add HMACs of paths and the paths themselves to the private table beside the key, and return its file.
 
+        Jobs that write at once take turns.
+
         Raises:
-            UsageError: see `hide`; or the table cannot be written.
+            UsageError: see `hide`; or the table cannot be read or written.
         """
         file = self._file.with_name(f"{self._file.stem}.paths.csv")
-        known = dict(_read_pairs(file))
-        if not paths.items() <= known.items():
-            _write_privately(file, (known | dict(paths)).items())
+        with self._file.open("rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            known = dict(_read_pairs(file))
+            if not paths.items() <= known.items() or (known and stat.S_IMODE(file.stat().st_mode) & 0o077):
+                _write_privately(file, (known | dict(paths)).items())
         return file
-
-    def check_outside(self, root: StoragePath) -> None:
-        """Check that the key's file is not in a data folder, since nothing is ever written there.
-
-        Raises:
-            UsageError: it is.
-        """
-        if self.file and root.is_local and self.file.resolve().is_relative_to(Path(root.path).resolve()):
-            raise UsageError(
-                f"--key-file {self.file}: is inside --data {root}, where nothing is ever written. Name another file."
-            )
 
     @property
     def _file(self) -> Path:
@@ -76,6 +79,7 @@ class PatientKey:
 
     @cached_property
     def _key(self) -> bytes:
+        self._check_folder()
         try:
             if not self._file.exists():
                 _make_key(self._file)
@@ -93,6 +97,29 @@ class PatientKey:
             )
         return key
 
+    def _check_folder(self) -> None:
+        file = self._file.resolve()
+        if root := next((root for root in self._data if file.is_relative_to(root)), None):
+            raise UsageError(
+                f"--key-file {self._file}: is inside --data {root}, where nothing is ever written. Name another file."
+            )
+        for above in file.parents:
+            if held := next((name for name in _TRAVELS if (above / name).exists()), None):
+                raise UsageError(
+                    f"--key-file {self._file}: is in {above}, which holds {held} and is copied with it: whoever has it "
+                    "could look up patients. Name a file elsewhere."
+                )
+
+
+def normalise_id(text: str) -> str:
+    """Return a patient's number without what people and programs add or drop: case, spaces, zeros at the start.
+
+    Where two numbers differ in no more than that, they are taken for one patient's: joining two patients costs a
+    little, parting one would leak.
+    """
+    words = unicodedata.normalize("NFKC", text).casefold().split()
+    return " ".join(word.lstrip("0") or "0" for word in words)
+
 
 def number_study(study: str) -> int | None:
     """Return the int64 that stands for a study in tables; None where it is not known."""
@@ -107,12 +134,14 @@ def _make_key(file: Path) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as stream:
             stream.write(f"{secrets.token_hex(_BYTES)}\n")
-        try:
-            os.link(name, file)
-        except FileExistsError:
-            return
+        with suppress(FileExistsError):
+            try:
+                os.link(name, file)
+            except PermissionError:  # a file system without links
+                os.rename(name, file)
+                return
     finally:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
 
 
 def _read_pairs(file: Path) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ A file that is gone stays in it, because it may come back, or come back re-encod
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,19 +15,33 @@ from fracture.errors import UsageError
 from fracture.preparation.split import RETIRED
 from fracture.storage import StoragePath
 
-_SCHEMA = pa.schema([("sha256", pa.binary(32)), ("pixels", pa.binary(16)), ("split", pa.string())])
+_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.binary(32)),
+        ("pixels", pa.binary(16)),
+        ("split", pa.string()),
+        (
+            "ids",
+            pa.list_(pa.string()),
+        ),  # of patients, study and match of `data.group_pattern`; null of earlier versions
+    ]
+)
+_EARLIER_SCHEMA = pa.schema(list(_SCHEMA)[:3])
 _SETTINGS_KEY = b"split_settings"  # in the file's metadata
 _SPLIT_SETTINGS = ("split", "folds", "seed", "val_fraction", "test_fraction")  # settings that decide a group's split
 
 
 class Ledger:
-    """Splits by the hash of the file and by the hash of its grey image."""
+    """Splits by the hash of the file, by the hash of its grey image, and by its patient and study."""
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table  # columns sha256, pixels, split; RETIRED is one of the splits
+        self.table = table  # columns sha256, pixels, split, ids; RETIRED is one of the splits
         self._by_file: dict[bytes, str] = {}
         self._by_pixels: dict[bytes, str] = {}
-        for sha256, pixels, split in zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True):
+        self._by_id: dict[str, str] = {}  # without RETIRED: the others of such a patient are in another split
+        for sha256, pixels, split, ids in zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True):
+            if split != RETIRED:
+                self._by_id |= dict.fromkeys(ids or (), split)
             for splits, key in ((self._by_file, sha256), (self._by_pixels, pixels)):
                 if key is not None and split and splits.get(key) != RETIRED:  # a retired hash stays retired
                     splits[key] = split
@@ -41,6 +55,8 @@ class Ledger:
         """
         try:
             table = (folder / LEDGER).read_parquet()
+            if table.schema.equals(_EARLIER_SCHEMA):
+                table = table.append_column("ids", pa.nulls(len(table), _SCHEMA.field("ids").type))
             if not table.schema.equals(_SCHEMA):
                 raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")
         except (FileNotFoundError, NotADirectoryError):
@@ -58,8 +74,13 @@ class Ledger:
 
     def find_splits(self, facts: pa.Table) -> dict[str, str]:
         """Return the earlier split of each readable file that has one, by the file's hash in hexadecimal."""
-        hashes = zip(facts["sha256"].to_pylist(), facts["pixels"].to_pylist(), strict=True)
-        splits = {sha256.hex(): self._find_split(sha256, pixels) for sha256, pixels in hashes if sha256 is not None}
+        splits = {
+            sha256.hex(): self._find_split(sha256, pixels) or self._find_split_of(ids)
+            for sha256, pixels, ids in zip(
+                facts["sha256"].to_pylist(), facts["pixels"].to_pylist(), _list_ids(facts), strict=True
+            )
+            if sha256 is not None
+        }
         return {sha256: split for sha256, split in splits.items() if split}
 
     def update(self, files: pa.Table) -> "Ledger":
@@ -71,20 +92,30 @@ class Ledger:
         """
         rows = {row["sha256"]: row for row in self.table.to_pylist()}
         retired = {row["pixels"] for row in rows.values() if row["split"] == RETIRED}
-        retired |= {pixels for _, pixels, _, split in _read_rows(files) if split == RETIRED}
-        split_of_group = {group: split for _, _, group, split in _read_rows(files) if split not in ("", RETIRED)}
-        for sha256, pixels, group, split in _read_rows(files):
+        retired |= {pixels for _, pixels, _, split, _ in _read_rows(files) if split == RETIRED}
+        split_of_group = {group: split for _, _, group, split, _ in _read_rows(files) if split not in ("", RETIRED)}
+        for sha256, pixels, group, split, ids in _read_rows(files):
             if pixels in retired:
                 split = RETIRED
             elif not split:
                 split = "test" if self._find_split(sha256, pixels) == "test" else split_of_group.get(group)
             if split:
-                rows[sha256] = {"sha256": sha256, "pixels": pixels, "split": split}
+                rows[sha256] = {"sha256": sha256, "pixels": pixels, "split": split, "ids": ids}
         return Ledger(pa.Table.from_pylist([rows[sha256] for sha256 in sorted(rows)], schema=_SCHEMA))
+
+    def _find_split_of(self, ids: Sequence[str]) -> str | None:
+        return next((self._by_id[one] for one in ids if one in self._by_id), None)
 
     def _find_split(self, sha256: bytes, pixels: bytes) -> str | None:
         found = (self._by_file.get(sha256), self._by_pixels.get(pixels))
         return RETIRED if RETIRED in found else found[0] or found[1]
+
+
+def _list_ids(files: pa.Table) -> Iterator[list[str]]:
+    """Yield what joins each file to others: its patients, its study, and the match of `data.group_pattern`."""
+    columns = (files[name].to_pylist() for name in ("patients", "study", "group_match"))
+    for patients, study, match in zip(*columns, strict=True):
+        yield [one for one in (*patients, f"study {study}" * bool(study), f"match {match}" * bool(match)) if one]
 
 
 def check_split_settings(before: StoragePath, config: DataConfig) -> None:
@@ -133,7 +164,7 @@ def _lost_error(file: StoragePath, fault: str) -> UsageError:
     )
 
 
-def _read_rows(files: pa.Table) -> Iterator[tuple[bytes, bytes, int, str]]:
-    """Yield hash, pixels, group and split of each readable file."""
+def _read_rows(files: pa.Table) -> Iterator[tuple[bytes, bytes, int, str, list[str]]]:
+    """Yield hash, pixels, group, split and ids of each readable file."""
     columns = (files[name].to_pylist() for name in ("sha256", "pixels", "group_id", "split_used"))
-    return (row for row in zip(*columns, strict=True) if row[0] is not None)
+    return (row for row in zip(*columns, _list_ids(files), strict=True) if row[0] is not None)

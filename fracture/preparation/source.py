@@ -14,7 +14,7 @@ from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
-from fracture.preparation.identity import PatientKey
+from fracture.preparation.identity import PatientKey, normalise_id
 from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
@@ -23,6 +23,8 @@ from fracture.preparation.layouts.layout import read_layout
 from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
 from fracture.storage import StoragePath
+
+_MANY_OF_ONE = 20  # files of one patient, beyond which more than half of all files are suspicious
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class ImageFile:
     size: int  # bytes
     modified: int  # nanoseconds since the epoch
     patients: tuple[str, ...] = ()  # files that share one of these are of one patient
+    group_match: str = ""  # what `data.group_pattern` finds in the path: files that share it belong together
     study: str = ""  # "" if unknown
     instance: str = ""  # of a DICOM file: files that share it are one object
     origin: str = ""  # hospital, scanner or collection; "" if unknown
@@ -100,6 +103,7 @@ def find_source(
         raise UsageError("--labels belongs to one --data folder; give the file's own source column instead.")
     key, words = key or PatientKey(None), ClassWords(config)
     _check_names(roots)
+    key.keep_out_of(roots)
     sources = [_read_root(root, config, words, labels, key, progress) for root in roots]
     source = sources[0] if len(sources) == 1 else _join(sources)
     for label, name in enumerate(CLASS_NAMES):
@@ -161,12 +165,10 @@ def _read_root(
         passed_over.clear()
         found = _read_folders(root, [path for path in listed if path not in not_used], config, words, bool(headers))
     hidden = key if headers or labels else None  # a public set's own numbers are no secret
-    if headers or any(file.patient or file.study for file in found.labelling.files if labels):
-        key.check_outside(root)
     shown = name_files(images, key, is_private=bool(headers))
     files = sorted(
         (
-            _make_file(file, shown[file.path], listed[file.path], headers.get(file.path), hidden, config)
+            _make_file(file, shown[file.path], listed[file.path], headers.get(file.path), hidden, config, bool(headers))
             for file in found.labelling.files
         ),
         key=lambda file: file.path,
@@ -268,8 +270,9 @@ def _why_not_used(header: DicomHeader, config: DataConfig) -> str:
 
 
 def _describe_headers(headers: Iterable[DicomHeader]) -> list[str]:
-    counts = Counter[str]()
+    counts, patients = Counter[str](), Counter[str]()
     for header in headers:
+        patients[header.patient] += 1
         counts["burned_in"] += header.burned_in
         counts["frames"] += header.frames > 1
         counts["no patient"] += not header.patient
@@ -278,7 +281,11 @@ def _describe_headers(headers: Iterable[DicomHeader]) -> list[str]:
         "data.exclude_burned_in leaves them out.",
         "frames": "files have several frames; the first is used.",
         "no patient": "DICOM files have no PatientID; their study alone says which belong together.",
+        "one patient": "DICOM files share one PatientID, which may stand for nobody: all of them are one group then.",
     }
+    files, [(patient, most)] = patients.total(), patients.most_common(1) or [("", 0)]
+    if patient and most > max(_MANY_OF_ONE, files / 2):
+        counts["one patient"] = most
     return [f"{counts[name]:,} {line}" for name, line in lines.items() if counts[name]]
 
 
@@ -289,23 +296,30 @@ def _make_file(
     header: DicomHeader | None,
     key: PatientKey | None,
     config: DataConfig,
+    is_private: bool,
 ) -> ImageFile:
     """Join what is known of a file. With a key, ids become HMACs."""
 
     def hide(kind: str, value: str) -> str:
         return key.hide(kind, value) if key else value
 
-    # Patient 7 of one hospital is not patient 7 of another; ids in DICOM files are taken for one hospital's.
-    known = [f"{file.origin}/{file.patient}" if file.patient else "", _match_group(file, config.group_pattern)]
-    patients = [header.patient if header else "", *known]
+    # Patient 7 of one hospital is not patient 7 of another; ids in DICOM files are taken for one hospital's, and in an
+    # export the patients of its labels file for the same as the files'.
+    patients = {header.patient if header else ""}
+    if file.patient:
+        patients |= {f"{file.origin}/{file.patient}"} | ({file.patient} if is_private else set())
     study = header.study if header and header.study else file.study and f"{file.origin}/{file.study}"
+    modified = listed.modified
+    if is_private:  # a date, which only tells whether the file has changed
+        modified = int.from_bytes(bytes.fromhex(hide("modified", str(modified))[:14]))
     return ImageFile(
         path=name,
         label=file.label,
         split=file.split,
         size=listed.size,
-        modified=listed.modified,
-        patients=tuple(hide("patient", patient) for patient in patients if patient),
+        modified=modified,
+        patients=tuple(sorted(hide("patient", normalise_id(patient)) for patient in patients if patient)),
+        group_match=hide("match", _match_group(file, config.group_pattern)),
         study=hide("study", study),
         instance=hide("instance", header.instance) if header else "",
         origin=file.origin,
@@ -317,17 +331,18 @@ def _match_group(file: LabelledFile, pattern: str) -> str:
     """Return what `data.group_pattern` finds in a path; "" for nothing."""
     match = re.search(pattern, file.path) if pattern else None
     captured = (match.groups("") or (match.group(),)) if match else ()
-    return f"{file.origin}/match {'/'.join(captured)}" if any(captured) else ""
+    return f"{file.origin}/{'/'.join(captured)}" if any(captured) else ""
 
 
 def _join(sources: list[Source]) -> Source:
     """Join the sources of several folders. What belongs together in one is apart in another, but for HMACs of ids."""
 
     def rename(name: str, source: Source, file: ImageFile) -> ImageFile:
-        patients, study = file.patients, file.study
+        apart = {"group_match": file.group_match and f"{name}:{file.group_match}"}
         if not source.is_private:
-            patients, study = tuple(f"{name}:{patient}" for patient in patients), study and f"{name}:{study}"
-        return replace(file, path=f"{name}/{file.path}", origin=file.origin or name, patients=patients, study=study)
+            apart["patients"] = tuple(f"{name}:{patient}" for patient in file.patients)
+            apart["study"] = file.study and f"{name}:{file.study}"
+        return replace(file, path=f"{name}/{file.path}", origin=file.origin or name, **apart)
 
     named = {next(iter(source.roots.values())).name: source for source in sources}
     files = [rename(name, source, file) for name, source in named.items() for file in source.files]

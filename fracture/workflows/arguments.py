@@ -13,7 +13,6 @@ from fracture.storage import StoragePath, storage_path
 if TYPE_CHECKING:
     from fracture.preparation.identity import PatientKey
 
-_TRAVELS = ("dataset.json", "bundle.json", "run.json")  # their folders are copied to others
 Report = Callable[[str], None]  # gets each line of progress
 
 
@@ -57,7 +56,7 @@ def patient_key(key_file: str | None, folder: StoragePath) -> "PatientKey":
     """Return the key that hides ids: of the file that is named, or else of patients.key in a folder on a disk.
 
     Raises:
-        UsageError: the file would travel with a dataset, a bundle or a run.
+        UsageError: the file is named as a URI.
     """
     from fracture.preparation.identity import PatientKey
 
@@ -65,14 +64,7 @@ def patient_key(key_file: str | None, folder: StoragePath) -> "PatientKey":
         return PatientKey(Path(folder.path) / "patients.key" if folder.is_local else None)
     if "://" in key_file:
         raise UsageError(f"--key-file {key_file}: a secret key stays on this machine's disk. Name a local file.")
-    file = Path(key_file).absolute()
-    for above in file.parents:
-        if held := next((name for name in _TRAVELS if (above / name).exists()), None):
-            raise UsageError(
-                f"--key-file {key_file}: is in {above}, which holds {held} and is copied with it: whoever has it could "
-                "look up patients. Name a file elsewhere."
-            )
-    return PatientKey(file)
+    return PatientKey(Path(key_file).absolute())
 
 
 def check_run_name(flag: str, name: str) -> None:

@@ -75,7 +75,7 @@ def test_body_parts_and_views_with_enough_radiographs_are_evaluated_by_themselve
     (data.folder / "files.parquet").write_parquet(pa.table({"path": paths, "traits": pa.array(traits, kind)}))
     data = Dataset(data.folder, data.manifest.model_copy(update={"traits": ["body part", "view"]}))
     numbers = np.arange(count)
-    scores = {name: numbers for name in ("row", "radiograph_id", "group_id")}
+    scores = dict.fromkeys(("row", "radiograph_id", "group_id"), numbers)
     scores |= {"split": ["test"] * count, "source": paths, "origin": [""] * count}
     scores |= {"label": (numbers % 2).astype(np.uint8), "probability": (numbers % 3 / 3).astype(np.float32)}
     found = evaluate_run(pa.table(scores), data, 0.5)

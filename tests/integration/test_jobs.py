@@ -31,14 +31,14 @@ def test_a_labels_file_gives_class_patient_and_hospital(image_folder, tmp_path):
             hospital = ("north", "south")[i % 2]
             rows.writerow([f"{i}.png", ("normal", "fracture")[i // 2 % 2], f"{hospital}-{i // 4}", hospital])
     out = tmp_path / "shards"
-    labels = ("--labels", str(tmp_path / "labels.csv"))
+    labels = ("--labels", str(tmp_path / "labels.csv"), "--key-file", str(tmp_path / "patients.key"))
     done = preprocess("--data", str(folder), *labels, "--folds", "source", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "40 readable (20 fracture, 20 normal)" in done.stdout
     assert json.loads((out / "dataset.json").read_text())["folds"] == ["north", "south"]
     files = pq.read_table(out / "files.parquet").to_pandas()
-    assert (files.groupby("patient").group_id.nunique() == 1).all()
+    assert (files.groupby(files.patients.str[0]).group_id.nunique() == 1).all()
     assert files.group_id.nunique() == 20, "two images a patient"
 
 

@@ -1,5 +1,7 @@
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from fracture.errors import UsageError
 from fracture.preparation.identity import PatientKey, number_study
 from fracture.storage import storage_path
+from tests.conftest import ROOT
 
 
 def test_the_same_key_gives_the_same_hmac_and_another_key_another(tmp_path: Path):
@@ -73,12 +76,48 @@ def test_paths_are_kept_beside_the_key_and_nothing_is_forgotten(tmp_path: Path):
 
 
 def test_a_key_is_in_no_data_folder(tmp_path: Path):
-    key = PatientKey(tmp_path / "data" / "patients.key")
-    key.check_outside(storage_path(tmp_path / "other"))
-    with pytest.raises(
-        UsageError, match=r"patients.key: is inside --data .*/data, where nothing is ever written. Name"
-    ):
-        key.check_outside(storage_path(tmp_path / "data"))
+    for name in ("data", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for folder in ("data", "link"):
+        key = PatientKey(tmp_path / folder / "patients.key")
+        key.keep_out_of(storage_path(tmp_path / name) for name in ("other", "data"))
+        with pytest.raises(UsageError, match=r"patients.key: is inside --data .*/data, where nothing is ever written."):
+            key.hide("patient", "4711")
+    assert not (tmp_path / "data/patients.key").exists()
+
+
+@pytest.mark.parametrize("held", ["dataset.json", "bundle.json", "run.json"])
+def test_a_key_does_not_travel_with_what_is_handed_on(held: str, tmp_path: Path):
+    (tmp_path / "folder/deep").mkdir(parents=True)
+    (tmp_path / "folder" / held).touch()
+    key = PatientKey(tmp_path / "folder/deep/patients.key")
+    with pytest.raises(UsageError, match=rf"is in .*/folder, which holds {held} and is copied with it.* Name a"):
+        key.hide("patient", "4711")
+    assert key.hide("patient", "") == "", "where nobody is hidden it does not matter"
+
+
+def test_jobs_that_write_paths_at_once_lose_none(tmp_path: Path):
+    key = PatientKey(tmp_path / "patients.key")
+    key.hide("path", "x")
+    code = (
+        "import sys; from pathlib import Path; from fracture.preparation.identity import PatientKey\n"
+        "key = PatientKey(Path(sys.argv[1])); name = sys.argv[2]\n"
+        "for number in range(20): key.write_paths({f'{name}{number}': f'{name}/{number}'})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "patients.key")]
+    jobs = [subprocess.Popen([*command, name], cwd=ROOT) for name in "abc"]
+    assert [job.wait() for job in jobs] == [0, 0, 0]
+    assert len((tmp_path / "patients.paths.csv").read_text().splitlines()) == 1 + 60
+
+
+def test_a_table_that_others_may_read_is_closed_to_them(tmp_path: Path):
+    key = PatientKey(tmp_path / "patients.key")
+    key.hide("path", "x")
+    file = key.write_paths({"aa": "1"})
+    file.chmod(0o644)
+    key.write_paths({"aa": "1"})
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_study_has_a_number():

@@ -11,14 +11,18 @@ from fracture.storage import StoragePath, storage_path
 LOST = "Without it images that have tested a model might train the next one. Put back a copy of it; or begin a new"
 
 
-def planned(*rows: tuple[str, str, int, str]) -> pa.Table:
+def planned(*rows: tuple[str, str, int, str], patients: dict[str, str] | None = None) -> pa.Table:
     """Make the table of a split plan from (file, pixels, group, split); one letter stands for a hash."""
+    of = patients or {}
     return pa.table(
         {
             "sha256": pa.array([row[0].encode() * 32 for row in rows], pa.binary(32)),
             "pixels": pa.array([row[1].encode() * 16 for row in rows], pa.binary(16)),
             "group_id": pa.array([row[2] for row in rows], pa.int64()),
             "split_used": pa.array([row[3] for row in rows], pa.string()),
+            "patients": pa.array([[of[row[0]]] if row[0] in of else [] for row in rows], pa.list_(pa.string())),
+            "study": pa.array([""] * len(rows)),
+            "group_match": pa.array([""] * len(rows)),
         }
     )
 
@@ -65,6 +69,23 @@ def test_a_file_is_known_by_its_content_or_by_its_pixels(empty):
     ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 2, "train")))
     found = ledger.find_splits(planned(("a", "x", 0, ""), ("c", "q", 0, ""), ("d", "y", 0, "")))
     assert found == {(b"a" * 32).hex(): "test", (b"c" * 32).hex(): "train"}
+
+
+def test_a_new_file_of_a_known_patient_is_in_the_patients_split(empty):
+    """Even if the patient's earlier files are gone."""
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 2, "train"), patients={"a": "ann", "b": "ben"}))
+    again = Ledger(ledger.table)
+    found = again.find_splits(planned(("c", "x", 0, ""), ("d", "y", 0, ""), patients={"c": "ann", "d": "cem"}))
+    assert found == {(b"c" * 32).hex(): "test"}
+
+
+def test_the_ledger_of_an_earlier_version_is_read(tmp_path, empty):
+    folder, config = storage_path(tmp_path), DataConfig()
+    ledger = empty.update(planned(("a", "p", 1, "test"), ("b", "q", 2, "train")))
+    ledger.write(folder, config)
+    earlier = (folder / LEDGER).read_parquet().drop_columns(["ids"])
+    (folder / LEDGER).write_parquet(earlier)
+    assert splits_of(Ledger.read(folder, config)) == {"a": "test", "b": "train"}
 
 
 def test_the_ledger_of_other_split_settings_is_not_used(tmp_path, empty):

@@ -13,7 +13,7 @@ from fracture.preparation.scan import ScannedSource
 from fracture.preparation.source import Source
 from fracture.storage import storage_path
 
-NOTHING = pa.schema([("sha256", pa.binary()), ("pixels", pa.binary()), ("split", pa.string())]).empty_table()
+NOTHING = pa.table({name: [] for name in ("sha256", "pixels", "split", "ids")})
 
 
 def scanned(per_class: int, *links: tuple[int, int, str], split_fault: str = "") -> ScannedSource:
@@ -28,6 +28,8 @@ def scanned(per_class: int, *links: tuple[int, int, str], split_fault: str = "")
                     "label": label,
                     "split": split,
                     "patients": [],
+                    "study": "",
+                    "group_match": "",
                     "traits": [],
                     "origin": "",
                     "bytes": 1000 + len(rows),
@@ -42,7 +44,7 @@ def scanned(per_class: int, *links: tuple[int, int, str], split_fault: str = "")
                 }
                 rows.append(row | {"mean": 60.0, "deviation": 1.0, "border": 0.0})
     rows.append(dict.fromkeys(FACTS.names) | {"path": "train/normal/bad.png", "label": NORMAL, "split": "train"})
-    rows[-1] |= {"patients": [], "origin": "", "reason": "not an image"}
+    rows[-1] |= {"patients": [], "study": "", "group_match": "", "origin": "", "reason": "not an image"}
     facts = pa.Table.from_pylist(rows, schema=FACTS)
     listed = [dict.fromkeys(LINKS.names) | {"first": a, "second": b, "kind": kind} for a, b, kind in links]
     table = pa.Table.from_pylist(listed, schema=LINKS)

@@ -166,16 +166,16 @@ def test_the_table_in_the_folder_is_the_labels_file_on_request(image_folder):
 def test_a_pattern_on_the_path_names_the_patient(image_folder):
     folder = image_folder("fracture/s1-a.png", "fracture/s2-a.png", "normal/s1-b.png", "normal/other.png")
     one, other, none, again = found(folder, DataConfig(group_pattern=r"s(\d+)")).files
-    assert one.patients == again.patients == ("/match 1",)
-    assert (other.patients, none.patients) == (("/match 2",), ())
-    assert found(folder, DataConfig(group_pattern=r"(?:s(\d+))?")).files[2].patients == (), "it captures nothing"
+    assert one.group_match == again.group_match == "/1"
+    assert (other.group_match, none.group_match) == ("/2", "")
+    assert found(folder, DataConfig(group_pattern=r"(?:s(\d+))?")).files[2].group_match == "", "it captures nothing"
 
 
 def test_patients_of_two_folders_are_apart(image_folder):
     paths = ["fracture/s1-a.png", "normal/s1-b.png"]
     roots = [storage_path(image_folder(*paths, root=name)) for name in ("north", "south")]
     files = find_source(roots, DataConfig(group_pattern=r"s\d+")).files
-    assert {f.origin: f.patients for f in files} == {"north": ("north:/match s1",), "south": ("south:/match s1",)}
+    assert {f.origin: f.group_match for f in files} == {"north": "north:/s1", "south": "south:/s1"}
 
 
 def test_links_that_lead_out_of_the_folder_are_refused(image_folder, tmp_path):

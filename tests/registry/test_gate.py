@@ -265,7 +265,9 @@ def renamed(shards: StoragePath, to: StoragePath, hash_of: dict[int, bytes]) -> 
     shutil.copytree(shards.path, to.path)
     files = (to / FILES).read_parquet()
     hashes = [hash_of.get(group, b"\xff" * 32) for group in files["group_id"].to_pylist()]
-    (to / FILES).write_parquet(files.set_column(0, "sha256", pa.array(hashes, pa.binary(32))))
+    files = files.set_column(0, "sha256", pa.array(hashes, pa.binary(32)))
+    pixels = pa.array([digest[:16] for digest in hashes], pa.binary(16))
+    (to / FILES).write_parquet(files.set_column(files.column_names.index("pixels"), "pixels", pixels))
     return to
 
 

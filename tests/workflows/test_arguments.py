@@ -14,14 +14,6 @@ def test_the_key_is_beside_what_is_written_or_where_it_is_named(tmp_path: Path, 
     assert patient_key(None, storage_path(bucket)).file is None
 
 
-@pytest.mark.parametrize("held", ["dataset.json", "bundle.json", "run.json"])
-def test_a_key_does_not_travel_with_what_is_handed_on(held: str, tmp_path: Path):
-    (tmp_path / "folder/deep").mkdir(parents=True)
-    (tmp_path / "folder" / held).touch()
-    with pytest.raises(UsageError, match=rf"is in .*/folder, which holds {held} and is copied with it.* Name a"):
-        patient_key(str(tmp_path / "folder/deep/patients.key"), storage_path(tmp_path))
-
-
 def test_a_key_stays_on_the_disk(tmp_path: Path):
     with pytest.raises(UsageError, match=r"--key-file s3://b/k: a secret key stays on this machine's disk. Name"):
         patient_key("s3://b/k", storage_path(tmp_path))

@@ -212,13 +212,13 @@ def _find_named(column: pa.ChunkedArray, included: np.ndarray) -> Families:
 
 
 def _find_patients(facts: pa.Table, included: np.ndarray) -> Families:
-    """Collect the files of each patient and of each study."""
+    """Collect the files of each patient, of each study, and of each match of `data.group_pattern`."""
     patients: dict[str, list[int]] = defaultdict(list)
     rows = np.flatnonzero(included)
     for row, names in zip(rows.tolist(), facts["patients"].take(rows).to_pylist(), strict=True):
         for name in names:
             patients[name].append(row)
-    return [*patients.values(), *_find_named(facts["study"], included)]
+    return [*patients.values(), *_find_named(facts["study"], included), *_find_named(facts["group_match"], included)]
 
 
 def _link_families(families: Families, kind: str) -> pa.Table:
