@@ -383,8 +383,17 @@ def _run_flags(args: argparse.Namespace) -> dict[str, object]:
 
 
 def _key_file(args: argparse.Namespace) -> str:
-    """Return --key-file, or patients.key where `fracture train` has it without --storage."""
-    return args.key_file or str(Path(_storage(None)) / "patients.key")
+    """Return --key-file; or patients.key beside the runs or the registry that the model is from; or in the folder here.
+
+    So the ids of a run and of predictions with it are hidden alike.
+    """
+    if args.key_file:
+        return args.key_file
+    bundles = [args.bundle] if isinstance(getattr(args, "bundle", None), str) else getattr(args, "bundle", None) or []
+    beside = [Path(bundle).absolute().parents[2:3] for bundle in bundles]  # STORAGE/runs/NAME/bundle
+    beside += [Path(args.registry).absolute().parents[:1]] if getattr(args, "registry", None) else []
+    keys = [folder / "patients.key" for folders in beside for folder in folders]
+    return str(next((key for key in keys if key.is_file()), Path(_storage(None)) / "patients.key"))
 
 
 def _storage(storage: str | None) -> str:

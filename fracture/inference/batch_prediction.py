@@ -28,6 +28,7 @@ from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decoding.decode import Rejected, check_file_size, decode, is_blank
+from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.identity import PatientKey, number_study
 from fracture.preparation.layouts.clutter import is_clutter
@@ -127,8 +128,11 @@ def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: P
     if path.is_file():
         folder = path.parent
         listed = {path.name: ListedFile(path.filesystem.get_file_info(path.path).size, 0)}
-        files = _name_files(folder, listed, key, progress)
-        return Input(folder, f"{folder}/" if several else "", files, is_single_file=True)
+        headers = read_headers(folder, [path.name], progress)
+        if headers:  # its folder may be called like its patient
+            named = _name_files(listed, headers, {path.name: str(path)}, key)
+            return Input(folder, "", named, is_single_file=True)
+        return Input(folder, f"{folder}/" if several else "", _name_files(listed, {}, {}, key), is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
     if all((path / name).is_file() for name in (MANIFEST, FILES)):
         dataset = read_dataset(path)
@@ -139,18 +143,28 @@ def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: P
             )
         return Input(path, prefix, dataset=dataset)
     listed = {name: file for name, file in list_files(path, _ADVICE).items() if not is_clutter(name)}
-    return Input(path, prefix, _name_files(path, listed, key, progress))
+    headers = read_headers(path, list(listed), progress)
+    return Input(path, prefix, _name_files(listed, headers, {name: name for name in listed}, key))
 
 
 def _name_files(
-    root: StoragePath, listed: Mapping[str, ListedFile], key: PatientKey, progress: Progress
+    listed: Mapping[str, ListedFile], headers: Mapping[str, DicomHeader], hidden: Mapping[str, str], key: PatientKey
 ) -> dict[str, InputFile]:
-    """Name the files for the results, and number their studies; in order of the names."""
-    headers = read_headers(root, list(listed), progress)
-    names = name_files(listed, key, is_private=bool(headers))
+    """Name the files for the results, and number their studies; in order of the names.
+
+    Args:
+        hidden: path -> what is hidden and kept in the private table, where there are DICOM files.
+    """
     if headers:
-        key.write_paths({name: path for path, name in names.items()})
-    studies = {path: number_study(key.hide("study", header.study)) for path, header in headers.items()}
+        names = {path: key.hide("path", hidden[path]) for path in listed}
+        key.write_paths({names[path]: hidden[path] for path in listed})
+    else:
+        names = name_files(listed, key, is_private=False)
+    studies = {
+        path: number_study(key.hide("study", header.study))
+        for path, header in headers.items()
+        if header.kind == "image"  # a report of a study is no image of it that could not be read
+    }
     files = {path: InputFile(names[path], file.size, studies.get(path)) for path, file in listed.items()}
     return dict(sorted(files.items(), key=lambda item: item[1].name))
 
@@ -166,16 +180,21 @@ def check_output(out: StoragePath, inputs: Sequence[Input]) -> None:
         raise UsageError(f"--out {out}: the ending of the name chooses the format. Use {' or '.join(_SUFFIXES)}.")
     if out.is_dir() or "/" not in out.path:  # a bucket, there or not
         raise UsageError(f"--out {out}: is a folder. Name a file in it, such as {out / 'predictions.csv'}.")
-    for one in inputs:
-        data = _real_path(one.root / next(iter(one.files)) if one.is_single_file else one.root)
-        if out.is_local == one.root.is_local and _real_path(out).startswith(data):
-            raise UsageError(
-                f"--out {out}: is inside the data, {one.root}, which is never written to. Name another folder."
-            )
+    check_outside("--out", out, inputs)
     try:
         out.parent.check_writable()
     except UsageError as error:
         raise UsageError(f"--out {out}: {error}") from None
+
+
+def check_outside(flag: str, out: StoragePath, inputs: Sequence[Input]) -> None:
+    """Raise UsageError where a file or folder, given with `flag`, is inside the data, where nothing is ever written."""
+    for one in inputs:
+        data = _real_path(one.root / next(iter(one.files)) if one.is_single_file else one.root)
+        if out.is_local == one.root.is_local and _real_path(out).startswith(data):
+            raise UsageError(
+                f"{flag} {out}: is inside the data, {one.root}, which is never written to. Name another folder."
+            )
 
 
 def _real_path(path: StoragePath) -> str:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fracture.errors import UsageError
+from fracture.preparation.decoding.limits import Rejected
 from fracture.progress.bars import ProgressBars
-from fracture.storage import StoragePath
+from fracture.storage import StoragePath, storage_path
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -45,13 +46,14 @@ class AnswerArguments:
         if not self.out and (given := next((flag for flag, value in flags.items() if value), None)):
             raise UsageError(f"{given} is about answers in DICOM: name a folder for them with --dicom-out DIR")
 
-    def check(self) -> None:
-        """Check the addresses, before the prediction.
+    def check(self, inputs: Sequence[Input]) -> None:
+        """Check addresses, folder and inputs before the prediction.
 
         Raises:
-            UsageError: one is wrong, or a library is missing.
+            UsageError: an address is wrong, a library is missing, nothing is DICOM, or the folder is inside the data.
         """
         if self.out:
+            _check_inputs(inputs, storage_path(self.out))
             from fracture.inference.dicom_answer.send import find_web_service, parse_peer
 
             if self.stow:
@@ -82,14 +84,11 @@ def write_answers(
     """Write a report of each study, and captures of its images on request, and send them.
 
     Raises:
-        UsageError: no input is DICOM.
         RunError: an archive refuses a file, or does not answer.
     """
     from fracture.inference.dicom_answer.header import Algorithm
 
     studies = _collect_studies(inputs, rows)
-    if not studies:
-        raise UsageError("--dicom-out: no file is a DICOM image of a study that can be answered. Leave the flag out.")
     fingerprint = bundle.hash_weights()
     algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold)
     model = bundle.build_model() if arguments.secondary_capture else None
@@ -100,7 +99,7 @@ def write_answers(
         for number, images in enumerate(studies, 1):
             try:
                 written = _answer_study(images, out, bundle, algorithm, model)
-            except UsageError as error:  # of one study; its text repeats no value of the file
+            except (UsageError, Rejected) as error:  # of one study; its text repeats no value of the file
                 without[str(error)] += 1
             else:
                 files += written
@@ -112,7 +111,8 @@ def write_answers(
 
 def _collect_studies(inputs: Sequence[Input], rows: Table) -> list[list[_Predicted]]:
     """Collect the files of each study, in the order of the results, which is that of the inputs' files."""
-    listed = [one.root / path if study.study_id is not None else None for one in inputs for path, study in _files(one)]
+    named = ((one, path, file) for one in inputs for path, file in one.files.items())
+    listed = [one.root / path if file.study_id is not None else None for one, path, file in named]
     studies: dict[int, list[_Predicted]] = {}
     for file, row in zip(listed, rows.to_pylist(), strict=True):
         if file is not None:
@@ -120,10 +120,14 @@ def _collect_studies(inputs: Sequence[Input], rows: Table) -> list[list[_Predict
     return list(studies.values())
 
 
-def _files(one: Input) -> list[tuple[str, Any]]:
-    if one.dataset:
+def _check_inputs(inputs: Sequence[Input], out: StoragePath) -> None:
+    from fracture.inference.batch_prediction import check_outside
+
+    if any(one.dataset for one in inputs):
         raise UsageError("--dicom-out: shards hold no DICOM files to answer. Name the folder that they were made from.")
-    return list(one.files.items())
+    if all(file.study_id is None for one in inputs for file in one.files.values()):
+        raise UsageError("--dicom-out: no file is a DICOM image of a study that can be answered. Leave the flag out.")
+    check_outside("--dicom-out", out, inputs)
 
 
 def _answer_study(

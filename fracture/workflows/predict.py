@@ -62,13 +62,13 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     """
     from fracture.inference.batch_prediction import check_output, find_inputs, join_by_study, predict, write_results
 
-    arguments.answers.check()
     bundle, facts = _read_model(arguments)
     out = storage_path(arguments.out)
     key = patient_key(arguments.key_file, out.parent)
     with ProgressBars() as bars:
         inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size, key, bars.show)
     check_output(out, inputs)
+    arguments.answers.check(inputs)
     version = f"version {facts['version']}, " if arguments.registry else ""
     report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from fracture.dataset.format import Dataset
 from fracture.errors import UsageError
+from fracture.inference.batch_prediction import Input, InputFile
 from fracture.storage import storage_path
 from fracture.workflows.answer import AnswerArguments
 from fracture.workflows.arguments import patient_key
@@ -27,6 +29,20 @@ def test_answers_need_a_folder(flags: dict):
 
 
 def test_a_wrong_address_is_found_before_the_prediction(tmp_path: Path):
+    (tmp_path / "data").mkdir()
+    dicom = [Input(storage_path(tmp_path / "data"), "", {"1": InputFile("ab", 9, 7)})]
+    out = str(tmp_path / "answers")
     with pytest.raises(UsageError, match="is not the address of a DICOMweb service"):
-        AnswerArguments(out=str(tmp_path), stow="ftp://archive").check()
-    AnswerArguments(out=str(tmp_path), stow="https://archive/dicom-web", store="ARCHIVE@host:104").check()
+        AnswerArguments(out=out, stow="ftp://archive").check(dicom)
+    AnswerArguments(out=out, stow="https://archive/dicom-web", store="ARCHIVE@host:104").check(dicom)
+    with pytest.raises(UsageError, match=r"--dicom-out .*/data/x: is inside the data, .* which is never written to."):
+        AnswerArguments(out=str(tmp_path / "data/x")).check(dicom)
+    with pytest.raises(UsageError, match="--dicom-out: no file is a DICOM image of a study"):
+        AnswerArguments(out=out).check([Input(storage_path(tmp_path), "", {"1": InputFile("1.png", 9, None)})])
+    AnswerArguments().check([])
+
+
+def test_shards_have_no_dicom_to_answer(shard_folder, tmp_path: Path):
+    shards = [Input(shard_folder()[0], "", dataset=Dataset(*shard_folder()))]
+    with pytest.raises(UsageError, match=r"--dicom-out: shards hold no DICOM files to answer. Name the"):
+        AnswerArguments(out=str(tmp_path / "answers")).check(shards)
