@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from fracture.config import DataConfig
@@ -32,12 +32,23 @@ _NORMAL_WORDS = (
 _YES = ("yes", "ja", "oui", "sí", "si", "sì", "sim", "tak", "evet", "да")
 _NO = ("no", "nein", "non", "não", "nee", "nej", "nei", "nie", "hayır", "нет")
 # Of a labels file alone: what a folder called 0 or 1 holds is not guessed.
-_VALUES = {FRACTURE: ("1", "1.0", "true", "t", "y", "j"), NORMAL: ("0", "0.0", "false", "f", "n")}
-_PREFIX = re.compile(r"(?:study|class|label)?\s*\d+[.)]?\s+(?=\D)")  # `study1_positive`, `0 normal`
-# In a longer name they turn a word round that they do not stand beside: `no acute fracture`.
-_WITHOUT = {
-    *("no", "without", "absent", "ohne", "kein", "keine", "sans", "pas", "sin", "senza", "nessuna", "sem", "geen"),
-    *("ingen", "bez", "без"),
+_VALUES = {FRACTURE: ("1", "1.0", "true", "y", "j"), NORMAL: ("0", "0.0", "false", "n")}
+_PREFIX = re.compile(r"(study|class|label)? ?(\d+)[.)]? (?=\D)")  # `study1_positive`, `0 normal`
+_SIGNS = tuple("-–—−_+")  # `Fraktur -` and `-1` say something else than `Fraktur` and `1`
+_MOST_CHARACTERS = 200  # of a known word with a number before it
+# What may stand beside the word that names a class of boxes. Any other word may turn it round: `fracture ruled out`,
+# `false positive`, `old fracture`.
+_BESIDE = {
+    *("elbow", "finger", "forearm", "arm", "humerus", "shoulder", "wrist", "hand", "hip", "knee", "ankle", "foot"),
+    *("feet", "leg", "femur", "tibia", "fibula", "radius", "ulna", "clavicle", "rib", "spine", "skull", "pelvis"),
+    *("bone", "distal", "proximal", "left", "right", "transverse", "oblique", "spiral", "comminuted", "greenstick"),
+    *("avulsion", "hairline", "impacted", "longitudinal"),
+    *("Ellenbogen", "Ellbogen", "Unterarm", "Unterarme", "Arm", "Arme", "Oberarm", "Schulter", "Schultern"),
+    *("Handgelenk", "Handgelenke", "Hände", "Hüfte", "Hüften", "Knie", "Sprunggelenk", "Fuß", "Füße", "Bein", "Beine"),
+    *("Oberschenkel", "Unterschenkel", "Speiche", "Elle", "Schlüsselbein", "Rippe", "Rippen", "Wirbelsäule"),
+    *("Schädel", "Becken", "Knochen", "distale", "proximale", "links", "linke", "linker", "linkes", "rechts"),
+    *("rechte", "rechter", "rechtes", "quer", "quere", "schräg", "schräge", "spiralförmig", "spiralförmige"),
+    *("Grünholz", "Trümmer", "Abriss", "Haarriss", "impaktiert", "impaktierte", "längs"),
 }
 _PLAIN = re.compile(r"\w([\w .\-]*\w)?")  # names that YAML reads as they are
 
@@ -45,6 +56,12 @@ _PLAIN = re.compile(r"\w([\w .\-]*\w)?")  # names that YAML reads as they are
 def normalise_word(text: str) -> str:
     """Return a word as words are compared: in one Unicode form and case, its separators as single spaces."""
     return re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def _fold(text: str) -> str:
+    """Return a word as class words are compared: a sign at its start or end is a part of it."""
+    plain = unicodedata.normalize("NFKC", text).casefold().strip()
+    return plain if plain.startswith(_SIGNS) or plain.endswith(_SIGNS) else normalise_word(plain)
 
 
 class ClassWords:
@@ -60,7 +77,7 @@ class ClassWords:
         }
         self._known = known = _known({FRACTURE: _FRACTURE_WORDS, NORMAL: _NORMAL_WORDS})
         for label, (setting, words) in self._settings.items():
-            for word in map(normalise_word, words):
+            for word in map(_fold, words):
                 earlier = self._named.get(word, label if label == EXCLUDED else known.get(word, label))
                 if earlier != label:
                     raise UsageError(
@@ -68,43 +85,40 @@ class ClassWords:
                         f"{_name(label)!r}. Change data.fracture_labels, data.normal_labels or data.excluded_labels."
                     )
                 self._named[word] = label
+        self._beside = {f"{normalise_word(word)}{end}" for word in _BESIDE for end in ("", "s")}
         self._of_folder = known | _known({FRACTURE: _YES, NORMAL: _NO}) | self._named
         self._of_value = self._of_folder | {**_known(_VALUES), **self._named}
 
     def of_folder(self, name: str) -> int | None:
         """Return the label that a folder's name means, `EXCLUDED`, or None for a name that means none.
 
-        A prefix with a number is passed over: `study1_positive`, `0_normal`.
+        A number before a word is passed over: `study1_positive`, `02 normal`. A class's 0 is normal and its 1 is
+        fracture: `0_fracture` means nothing that is certain.
         """
-        return self._find(self._of_folder, name)
+        return _find(self._of_folder, name, bare_number=True)
 
     def of_value(self, text: str) -> int | None:
-        """Return the label that a value of a labels file means, `EXCLUDED`, or None."""
-        return self._find(self._of_value, text)
+        """Return the label that a value of a labels file means, `EXCLUDED`, or None.
+
+        A bare number before a word may be a count, and `0 fractures` means nothing that is certain.
+        """
+        return _find(self._of_value, text)
 
     def nearest_value(self, text: str) -> str | None:
         """Return the known word that a value of a labels file looks most like; None if none is near."""
         return next(iter(get_close_matches(normalise_word(text), self._of_value, n=1)), None)
 
-    def named(self, text: str) -> int | None:
-        """Return the label that the settings alone give a word, as for boxes of objects; None where they do not."""
-        return self._named.get(normalise_word(text))
-
     def of_box(self, name: str) -> int | None:
-        """Return the label that a class of boxes means: by its whole name, else by the known words in it.
+        """Return the label that a class of boxes means: by its whole name, else by a known word beside anatomy.
 
-        `elbow positive` and `forearm fracture` mean fracture. Of the words in a name the longest decides: `wrist not
-        fractured` is normal. `no acute fracture` and `normal or fracture` mean nothing that is certain.
+        `elbow positive` and `distal forearm fracture` mean fracture, `wrist not fractured` is normal. `healed fracture`
+        and `normal or fracture` mean nothing that is certain.
         """
-        if (label := self.of_folder(name)) is not None:
+        if (label := _find(self._of_folder, name)) is not None or len(name) > _MOST_CHARACTERS:
             return label
-        parts = normalise_word(name).split(" ")
-        for length in range(len(parts), 0, -1):
-            runs = {" ".join(parts[start : start + length]) for start in range(len(parts) - length + 1)}
-            if labels := {self._known[run] for run in runs if run in self._known}:
-                certain = len(labels) == 1 and (NORMAL in labels or _WITHOUT.isdisjoint(parts))
-                return labels.pop() if certain else None
-        return None
+        parts = _fold(name).split(" ")
+        others = [i for i, part in enumerate(parts) if part not in self._beside]
+        return self._known.get(" ".join(parts[others[0] : others[-1] + 1])) if others else None
 
     def find_nearest(self, name: str) -> str | None:
         """Return the known word that a name is nearly: `fracture` for `fracure`."""
@@ -148,10 +162,22 @@ class ClassWords:
             f"{self.format_setting(NORMAL, name)}; {self.format_setting(EXCLUDED, name)} leaves it out.{several}"
         )
 
-    @staticmethod
-    def _find(labels: dict[str, int], text: str) -> int | None:
-        word = normalise_word(text)
-        return labels[word] if word in labels else labels.get(_PREFIX.sub("", word, count=1))
+
+def _find(labels: Mapping[str, int], text: str, bare_number: bool = False) -> int | None:
+    """Return the label of a word, or of what follows the number before it.
+
+    Args:
+        bare_number: the number may stand alone, without `study`, `class` or `label`.
+    """
+    word = _fold(text)
+    if word in labels or len(word) > _MOST_CHARACTERS:
+        return labels.get(word)
+    prefix = _PREFIX.match(word)
+    if prefix is None or not (prefix[1] or bare_number):
+        return None
+    label, number = labels.get(word[prefix.end() :]), int(prefix[2])
+    contradicts = label in (FRACTURE, NORMAL) and number in (FRACTURE, NORMAL) and number != label
+    return None if contradicts and prefix[1] != "study" else label
 
 
 def _known(words: dict[int, Iterable[str]]) -> dict[str, int]:

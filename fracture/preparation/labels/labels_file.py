@@ -15,7 +15,7 @@ from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.labels.spreadsheet import Row, Table, read_table
 from fracture.storage import StoragePath
 
-_NUMBERED_WORD = re.compile(r"\d.*[^\W\d_]")  # `4711 fracture`: the number may be a patient's
+_NUMBERED_WORD = re.compile(r"\d.*[^\W\d_]")  # `study4711 fracture`: the number may be a patient's
 _MOST_SHOWN = 5  # rows, words and paths in a message
 
 

@@ -502,8 +502,8 @@ def test_private_messages_show_no_value_and_no_path(read, content, message):
 
 
 def test_a_private_number_before_a_word_is_not_listed(read):
-    content = "path,label\na.png,4711 fracture\nb.png,fracture\n"
-    assert read(content).labelling.words["fracture"] == ["4711 fracture", "fracture"]
+    content = "path,label\na.png,study4711 fracture\nb.png,fracture\n"
+    assert read(content).labelling.words["fracture"] == ["fracture", "study4711 fracture"]
     assert read(content, private=True).labelling.words["fracture"] == ["fracture"]
 
 
