@@ -34,7 +34,8 @@ def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labellin
     """Label images by their annotations. An image that no file lists is left out: nobody has looked at it.
 
     Raises:
-        UsageError: a file is damaged; an annotation is of an image or a category that is none; a name fits two images.
+        UsageError: a file is damaged; an annotation is of an image or a category that is none; an id is of two; a name
+            fits two images.
     """
     files = _find_files(root, paths)
     kept, left_out = sort_out(path for path in paths if path not in files)
@@ -105,17 +106,29 @@ def _read_file(root: StoragePath, file: str) -> tuple[set[str], dict[str, set[st
     """Return the names of all categories, and those of each image by its `file_name`."""
     where = f"--data {root}: {file}"
     content = _read_content(root, file)
-    categories = {item["id"]: item["name"] for item in _read_list(where, content, "categories", id=_ID, name=(str,))}
-    images = {item["id"]: item["file_name"] for item in _read_list(where, content, "images", id=_ID, file_name=(str,))}
-    found: defaultdict[int | str, set[str]] = defaultdict(set)
+    categories = _read_names(where, content, "categories", "name")
+    images = _read_names(where, content, "images", "file_name")
+    found: dict[str, set[str]] = {name: set() for name in images.values()}  # a name may have several ids
     annotations = _read_list(where, content, "annotations", image_id=_ID, category_id=_ID)
     for number, item in enumerate(annotations):
         image, category = item["image_id"], item["category_id"]
         if image not in images or category not in categories:
             what = f"image_id {image!r}" if image not in images else f"category_id {category!r}"
             raise UsageError(f"{where}: annotations[{number}] has {what}, which the file does not list. {_REPAIR}")
-        found[image].add(categories[category])
-    return {*categories.values()}, {name: found[image] for image, name in images.items()}
+        found[images[image]].add(categories[category])
+    return {*categories.values()}, found
+
+
+def _read_names(where: str, content: Mapping[str, Any], key: str, name: str) -> dict[int | str, str]:
+    """Return the names of a list's items by their ids."""
+    names: dict[int | str, str] = {}
+    for number, item in enumerate(_read_list(where, content, key, id=_ID, **{name: (str,)})):
+        known = names.setdefault(item["id"], item[name])
+        if known != item[name]:
+            raise UsageError(
+                f"{where}: {key}[{number}] has the id {item['id']!r} of {known!r}, and is {item[name]!r}. {_REPAIR}"
+            )
+    return names
 
 
 def _read_content(root: StoragePath, file: str) -> dict[str, Any]:

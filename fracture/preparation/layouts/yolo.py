@@ -89,21 +89,27 @@ def _read_names(root: StoragePath, file: str) -> dict[int, str]:
     where = f"--data {root}: {file}"
     try:
         text = (root / file).read_bytes(most=_MOST_NAMES_BYTES).decode("utf-8-sig")
-        content = yaml.BaseLoader(text).get_single_data()  # every value as it is written: a class may be called `no`
+        has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader))
+        content = (
+            None if has_alias else yaml.BaseLoader(text).get_single_data()
+        )  # every value as it is written: a class may be called `no`
     except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         fault = str(error).partition("\n")[0]
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
         raise UsageError(f"{where}{line}: not readable as YAML: {fault}. Fetch it anew.") from None
+    if has_alias:  # a few aliases of aliases are gigabytes of names
+        raise UsageError(f"{where}: has YAML aliases, such as *name, which are not read. Write the names out.")
     names = content.get("names") if isinstance(content, dict) else None
     pairs = dict(enumerate(names)) if isinstance(names, list) else names or {}
     try:
         classes = {int(number): _checked_name(name) for number, name in pairs.items()}
     except (AttributeError, ValueError):
-        raise UsageError(f"{where}: names must be a list, names: [fracture, metal], and is {names!r:.200}.") from None
+        shown = f"{names!r:.200}" if isinstance(names, str) else "a structure"
+        raise UsageError(f"{where}: names must be a list, names: [fracture, metal], and is {shown}.") from None
     count = content.get("nc") if classes else None
     if count is not None and count != str(len(classes)):
         raise UsageError(
-            f"{where}: nc is {count}, and names has {len(classes)}: {join_few(classes.values())}. Correct it."
+            f"{where}: nc is {count if isinstance(count, str) else 'no number'}, and names has {len(classes)}: {join_few(classes.values())}. Correct it."
         )
     return classes
 

@@ -79,9 +79,29 @@ def test_two_files_of_one_image_have_its_boxes_together(tree, words):
     assert file.label == FRACTURE
 
 
+def test_two_ids_of_one_image_have_its_boxes_together(tree, words):
+    root, paths = tree("1.png", texts={"a.json": content({1: "1.png", 2: "1.png"}, [(1, 1)])})
+    (file,) = coco.read(root, paths, words()).files
+    assert file.label == FRACTURE
+
+
+def test_an_item_that_is_listed_twice(tree, words):
+    images = [{"id": 1, "file_name": "1.png"}] * 2
+    root, paths = tree("1.png", texts={"a.json": content({}, [(1, 1)], images=images, categories=CATEGORIES * 2)})
+    assert len(coco.read(root, paths, words()).files) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            content({}, [], images=[{"id": 1, "file_name": "1.jpg"}, {"id": 1, "file_name": "a/3.jpg"}]),
+            r"coco.json: images\[1\] has the id 1 of '1.jpg', and is 'a/3.jpg'. Fetch it anew",
+        ),
+        (
+            content({}, [], categories=[{"id": 1, "name": "fracture"}, {"id": 1, "name": "metal"}]),
+            r"coco.json: categories\[1\] has the id 1 of 'fracture', and is 'metal'. Fetch it anew",
+        ),
         (
             content({1: "1.jpg"}, [(2, 1)]),
             r"annotations\[0\] has image_id 2, which the file does not list. Fetch it anew",

@@ -6,6 +6,10 @@ from fracture.preparation.layouts import yolo
 
 BOX = "0.5 0.5 0.1 0.1"
 YAML = "train: ../train/images\nnc: 3\nnames: ['elbow positive', 'humerus', 'metal']\n"
+BOMB = "a: &a [x]\n" + "".join(  # of 10**9 names, were it written out
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 10)}]\n" for below, name in zip("abcdefghi", "bcdefghij", strict=True)
+)
+BOMB += "names: *j\n"
 FILES = {
     "set/data.yaml": YAML,
     "set/README.dataset.txt": "about",
@@ -89,7 +93,7 @@ def test_names_are_taken_as_they_are_written(tree, words):
     [
         ("data.yaml", "names: [a", r"set/data.yaml, line 1: not readable as YAML: .*Fetch it anew"),
         ("data.yaml", b"names: [\xf6]", r"set/data.yaml: not readable as YAML: 'utf-8' codec"),
-        ("data.yaml", "[" * 3000, r"set/data.yaml: not readable as YAML: "),
+        ("data.yaml", "[" * 3000 + "]" * 3000, r"set/data.yaml: not readable as YAML: "),
         ("data.yaml", "train: x", r"names of classes are taken from 'set/data.yaml': there are none"),
         (
             "data.yaml",
@@ -97,7 +101,13 @@ def test_names_are_taken_as_they_are_written(tree, words):
             r"data.yaml: names must be a list, names: \[fracture, metal\], and is 'fracture'",
         ),
         ("data.yaml", "names: {a: fracture}", r"data.yaml: names must be a list"),
-        ("data.yaml", "names: [[fracture]]", r"data.yaml: names must be a list"),
+        ("data.yaml", "names: [[fracture]]", r"data.yaml: names must be a list, .* and is a structure"),
+        ("data.yaml", "names: [fracture]\nnc: [1]", r"data.yaml: nc is no number, and names has 1: 'fracture'"),
+        (
+            "data.yaml",
+            BOMB,
+            r"set/data.yaml: has YAML aliases, such as \*name, which are not read. Write the names out",
+        ),
         ("data.yaml", "names: [fracture]\nnc: 2", r"data.yaml: nc is 2, and names has 1: 'fracture'. Correct it"),
         ("data.yaml", "names: [fracture]", r"/metal.txt, line 1: class 2 has no name; the names are of 0 to 0"),
         (
