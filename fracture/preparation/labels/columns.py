@@ -50,14 +50,24 @@ _ORIGIN_NAMES = (
     *("source", "origin", "site", "hospital", "institution", "institutionname", "centre", "center", "clinic"),
     *("collection", "herkunft", "quelle", "standort", "klinik", "krankenhaus", "haus", "hopital", "ospedale"),
 )
+_ORIGIN_NAMES_OF_PRIVATE = ("source", "origin")  # whose values are written: an institution's name shall not be
 _KNOWN_KEYS = {name for names in _KEY_NAMES.values() for name in names}
 _KNOWN = {*_LABEL_NAMES, *_KNOWN_KEYS, *_ORIGIN_NAMES}
-# What a column of such a name may hold. A column that --key names may hold any.
+# The usual name of a column of each kind, for messages.
+NAME_OF_KEY = {
+    "path": "path",
+    "instance": "SOPInstanceUID",
+    "study": "StudyInstanceUID",
+    "accession": "AccessionNumber",
+    "patient": "PatientID",
+}
+# What a column of such a name may hold. A column of another name, which --key names, may hold any.
 _MEANINGS_OF = {
     "path": ("path", "instance"),
     "instance": ("instance", "path"),
     "study": ("study", "accession"),
     "accession": ("accession", "study"),
+    "patient": ("patient",),
 }
 _MOST_COLUMNS = 12  # in a message
 _MOST_CHARACTERS = 60  # of a value in a message
@@ -126,7 +136,7 @@ def find_columns(header: Sequence[str], key: str | None, wording: Wording) -> Co
         keys=keys,
         patient=patient,
         study=accession if study is None else study,
-        origin=_find_first(names, _ORIGIN_NAMES),
+        origin=_find_first(names, _ORIGIN_NAMES_OF_PRIVATE if wording.private else _ORIGIN_NAMES),
     )
 
 
@@ -161,7 +171,7 @@ def _find_keys(header: Sequence[str], names: Sequence[str], wording: Wording) ->
     patients = columns.pop("patient")
     found = [(column, _MEANINGS_OF[kind]) for kind, listed in columns.items() for column in listed]
     if not found and patients:  # a patient may have fractured one bone only: the last that a label is taken to be of
-        return [(patients[0], ("patient",))]
+        return [(patients[0], _MEANINGS_OF["patient"])]
     if not found:
         near = _find_similar(_names_to_show(header, wording), _KNOWN_KEYS)
         fix = f"{near!r} may be it: name it with --key {near!r}." if near else "Name the column with --key COLUMN."
@@ -175,7 +185,9 @@ def _find_keys(header: Sequence[str], names: Sequence[str], wording: Wording) ->
 def _find_given_key(header: Sequence[str], key: str, wording: Wording) -> list[tuple[int, tuple[str, ...]]]:
     columns = _find_by_name(header, key)
     if len(columns) == 1:
-        return [(columns[0], tuple(MEANINGS))]
+        name = _simplify(header[columns[0]])
+        kind = next((kind for kind, names in _KEY_NAMES.items() if name in names), None)
+        return [(columns[0], _MEANINGS_OF[kind] if kind else tuple(MEANINGS))]
     if columns:
         raise UsageError(f"{wording.where}: --key {key!r} names two columns. Rename one of them.")
     near = _find_similar(_names_to_show(header, wording), [_simplify(key)], cutoff=0.6)

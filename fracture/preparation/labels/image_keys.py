@@ -75,8 +75,20 @@ class ImageKeys:
         return {key: paths for key, paths in found if paths}
 
     def _index_ids(self, meaning: str) -> dict[str, list[str]]:
-        ids = ((_unify(getattr(self._identities.get(path, FileIdentity()), meaning)), path) for path in self.paths)
+        ids = ((self._id_of(path, meaning), path) for path in self.paths)
         return _group((text, path) for text, path in ids if text)
+
+    def _id_of(self, path: str, meaning: str) -> str:
+        return _unify(getattr(self._identities.get(path, FileIdentity()), meaning))
+
+    def count_patients(self, paths: Iterable[str]) -> int:
+        """Return how many patients the headers of these images name."""
+        return len({patient for path in paths if (patient := self._id_of(path, "patient"))})
+
+    def select_patient(self, paths: Iterable[str], patient: str) -> list[str]:
+        """Return those of the paths whose header names this patient."""
+        index = _group((self._id_of(path, "patient"), path) for path in paths)
+        return index.get(_unify(patient)) or index.get(_WHOLE.sub(r"\1", _unify(patient)), [])
 
     def count_without_zeros(self, keys: Iterable[str], meaning: str) -> int:
         """Return how many ids name an image but for zeros at the start, which spreadsheets drop from numbers."""

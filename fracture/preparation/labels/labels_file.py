@@ -3,13 +3,14 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import NamedTuple
 
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES
 from fracture.preparation.labels.class_words import EXCLUDED, ClassWords
-from fracture.preparation.labels.columns import Columns, Wording, find_columns, names_columns, quote
+from fracture.preparation.labels.columns import NAME_OF_KEY, Columns, Wording, find_columns, names_columns, quote
 from fracture.preparation.labels.image_keys import MEANINGS, FileIdentity, ImageKeys
 from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.labels.spreadsheet import Row, Table, read_table
@@ -40,9 +41,10 @@ class _Key:
     tried: Sequence[str]  # meanings
     meaning: str  # by which most rows name an image
     paths: Mapping[str, list[str]]  # value -> images
+    shared: Mapping[Row, list[str]] = field(default_factory=dict)  # row whose value several patients have -> its images
 
     def paths_of(self, row: Row) -> list[str]:
-        return self.paths.get(row.raw_value(self.column), [])
+        return self.shared[row] if row in self.shared else self.paths.get(row.raw_value(self.column), [])
 
     def count_matches(self, rows: Iterable[Row]) -> int:
         return sum(bool(self.paths_of(row)) for row in rows)
@@ -80,14 +82,17 @@ def read_labels_file(
 
     Raises:
         UsageError: no table, a missing or ambiguous column, a value without a column, an unknown label, a name that
-            several files share, rows that contradict each other, or too many that name no image.
+            several files or a study that several patients share, rows that contradict each other, or too many that
+            name no image.
     """
     wording = Wording("--labels" if private else f"--labels {labels}", private)
     table = read_table(labels, wording.where, lambda values: names_columns(values, key))
     columns = find_columns(table.header.values, key, wording)
     _check_rows(table, wording)
     images = ImageKeys(paths, root, identities)
-    used = _find_key(table.rows, columns, images, max_unmatched)
+    used = _find_key(table.rows, columns, images, max_unmatched, wording)
+    if used.meaning in ("study", "accession"):
+        used = replace(used, shared=_find_shared(table.rows, used, columns.patient, images, wording))
     unmatched = _find_unmatched(table.rows, used, images, max_unmatched, wording)
     if used.meaning == "patient":  # a row's study is that of some of its images only
         columns = replace(columns, study=None)
@@ -124,17 +129,63 @@ def _check_rows(table: Table, wording: Wording) -> None:
                 )
 
 
-def _find_key(rows: Sequence[Row], columns: Columns, images: ImageKeys, max_unmatched: float) -> _Key:
-    """Return the first column and meaning by which enough rows name images, or else those by which most do."""
+def _find_key(rows: Sequence[Row], columns: Columns, images: ImageKeys, max_unmatched: float, wording: Wording) -> _Key:
+    """Return the first column and meaning by which enough rows name images, or else those by which most do.
+
+    Raises:
+        UsageError: the column has no known name, and enough rows name other images by another meaning.
+    """
     keys: list[_Key] = []
     for column, meanings in columns.keys:
         values = {row.raw_value(column) for row in rows}
-        for meaning in meanings:
-            key = _Key(column, columns.names[column], meanings, meaning, images.find(values, meaning))
-            if len(rows) - key.count_matches(rows) <= max_unmatched * len(rows):
-                return key
-            keys.append(key)
+        found = [_Key(column, columns.names[column], meanings, m, images.find(values, m)) for m in meanings]
+        enough = [key for key in found if len(rows) - key.count_matches(rows) <= max_unmatched * len(rows)]
+        if len(meanings) == len(MEANINGS):
+            _check_one_meaning(rows, enough, wording)
+        if enough:
+            return enough[0]
+        keys += found
     return max(keys, key=lambda key: key.count_matches(rows))
+
+
+def _check_one_meaning(rows: Sequence[Row], keys: Sequence[_Key], wording: Wording) -> None:
+    for first, other in combinations(keys, 2):
+        for row in rows:
+            one, two = first.paths_of(row), other.paths_of(row)
+            if one and two and one != two:
+                raise UsageError(
+                    f"{wording.where}, row {row.number}: the value of {quote(first.name)}"
+                    f"{wording.show(row.value(first.column))} names different images among "
+                    f"{MEANINGS[first.meaning]} and among {MEANINGS[other.meaning]}. Rename the column to "
+                    f"{NAME_OF_KEY[first.meaning]!r} or to {NAME_OF_KEY[other.meaning]!r}."
+                )
+
+
+def _find_shared(
+    rows: Iterable[Row], used: _Key, column: int | None, images: ImageKeys, wording: Wording
+) -> dict[Row, list[str]]:
+    """Return the images of each row whose value is in the headers of several patients: those of the row's own patient.
+
+    Args:
+        column: of patients; None if there is none.
+
+    Raises:
+        UsageError: the row names no patient.
+    """
+    count = {value: images.count_patients(paths) for value, paths in used.paths.items()}
+    shared: dict[Row, list[str]] = {}
+    for row in rows:
+        if count.get(row.raw_value(used.column), 0) < 2:
+            continue
+        if not row.value(column):
+            other = "'StudyInstanceUID'" if used.meaning == "accession" else "paths"
+            raise UsageError(
+                f"{wording.where}, row {row.number}: the value of {quote(used.name)}"
+                f"{wording.show(row.value(used.column))} is of images of {count[row.raw_value(used.column)]} patients. "
+                f"Give the row's patient in a column 'PatientID', or name the images by a column of {other}."
+            )
+        shared[row] = images.select_patient(used.paths_of(row), row.value(column))
+    return shared
 
 
 def _find_unmatched(
@@ -218,10 +269,10 @@ def _check_agreement(
     """Check that the rows which name one image say the same of it."""
     first = rows[0]
     for row in rows[1:]:
-        for field in _Facts._fields:
-            if getattr(facts[first], field) == getattr(facts[row], field):
+        for fact in _Facts._fields:
+            if getattr(facts[first], fact) == getattr(facts[row], fact):
                 continue
-            column = getattr(columns, field)
+            column = getattr(columns, fact)
             values = "" if wording.private else f", {quote(first.value(column))} and {quote(row.value(column))}"
             fix = "" if used.meaning in ("path", "instance") else ", or name a column of paths with --key COLUMN"
             raise UsageError(

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 from fracture.errors import UsageError
 from fracture.storage import StoragePath
 
+MOST_VALUES = 2**25  # of a sheet, empty ones among them: some hundred megabytes
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _MOST_BYTES = 2**29  # of the file, and of all that an .xlsx unfolds to; some millions of rows
 _MOST_ROWS = 2**20  # of a sheet, Excel's own limit; a damaged one may claim any number
+_MOST_COLUMNS = 256  # of a sheet; a cell in Excel's last column makes a row of 16,384
 _HEAD = 20  # rows among which the header stands; those above it are a title
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?[^\S\r\n]*(\r\n|\r|\n)', re.IGNORECASE)  # Excel's own first line
 _ESCAPES = re.compile("[\udc80-\udcff]+")
@@ -151,19 +153,26 @@ def _read_sheets(data: bytes, where: str) -> list[list[Row]]:
             raise UsageError(f"{where}: unfolds to {size:,} bytes, over the limit of {_MOST_BYTES:,}. Save it as CSV.")
         with warnings.catch_warnings(action="ignore"):  # of styles and rules that it does not know
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
-            return [list(_rows_of(sheet)) for sheet in book.worksheets if sheet.sheet_state == "visible"]
+            return [list(_rows_of(sheet, where)) for sheet in book.worksheets if sheet.sheet_state == "visible"]
     except UsageError:
         raise
     except Exception:  # on a damaged file openpyxl and its parsers raise errors of many types
         raise UsageError(f"{where}: not readable as .xlsx. Save it anew as .xlsx, or as CSV in UTF-8.") from None
 
 
-def _rows_of(sheet: Any) -> Iterator[Row]:
+def _rows_of(sheet: Any, where: str) -> Iterator[Row]:
     sheet.reset_dimensions()  # what the file claims may be wrong, and every row would be filled up to it
+    count = 0
     for number, cells in enumerate(sheet.iter_rows(max_row=_MOST_ROWS), start=1):
-        values = [_text_of(cell) for cell in cells]
+        values = [_text_of(cell) for cell in cells[:_MOST_COLUMNS]]
         while values and not values[-1].strip():
             values.pop()
+        count += len(values)
+        fault = f"the sheet has more than {MOST_VALUES:,} values" if count > MOST_VALUES else ""
+        if any(cell.value is not None for cell in cells[_MOST_COLUMNS:]):
+            fault = f"has a value beyond column {_MOST_COLUMNS}"
+        if fault:
+            raise UsageError(f"{where}, row {number}: {fault}. Keep only the columns of keys, labels and patients.")
         yield Row(number, tuple(values))
 
 

@@ -90,9 +90,8 @@ def _read_names(root: StoragePath, file: str) -> dict[int, str]:
     try:
         text = (root / file).read_bytes(most=_MOST_NAMES_BYTES).decode("utf-8-sig")
         has_alias = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.BaseLoader))
-        content = (
-            None if has_alias else yaml.BaseLoader(text).get_single_data()
-        )  # every value as it is written: a class may be called `no`
+        # Every value is read as it is written: a class may be called `no`.
+        content = None if has_alias else yaml.BaseLoader(text).get_single_data()
     except (OSError, UnicodeError, RecursionError, yaml.YAMLError) as error:
         fault = str(error).partition("\n")[0]
         line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
@@ -108,8 +107,9 @@ def _read_names(root: StoragePath, file: str) -> dict[int, str]:
         raise UsageError(f"{where}: names must be a list, names: [fracture, metal], and is {shown}.") from None
     count = content.get("nc") if classes else None
     if count is not None and count != str(len(classes)):
+        shown = count if isinstance(count, str) else "no number"
         raise UsageError(
-            f"{where}: nc is {count if isinstance(count, str) else 'no number'}, and names has {len(classes)}: {join_few(classes.values())}. Correct it."
+            f"{where}: nc is {shown}, and names has {len(classes)}: {join_few(classes.values())}. Correct it."
         )
     return classes
 

@@ -262,6 +262,80 @@ def test_keys_of_dicom_headers(read, content, options, key, labels):
     assert (result.key, labels_of(result)) == (key, labels)
 
 
+NUMBERED = {
+    "1.dcm": FileIdentity("1.1", "1", "A1", "2"),
+    "2.dcm": FileIdentity("1.2", "2", "A2", "1"),
+}
+
+
+@pytest.mark.parametrize("name", ["PatientID", "Patienten-Nr.", "MRN"])
+def test_a_key_column_of_a_known_name_is_what_its_name_says(read, name):
+    """Patient 1 is in 2.dcm, and 1.dcm is of patient 2."""
+    result = read(f"{name},label\n1,1\n2,0\n", list(NUMBERED), identities=NUMBERED, key=name)
+    assert (result.key, labels_of(result)) == ("patient", {"2.dcm": FRACTURE, "1.dcm": NORMAL})
+    result = read("file,label\n1,1\n2,0\n", list(NUMBERED), identities=NUMBERED, key="file")
+    assert (result.key, labels_of(result)) == ("path", {"1.dcm": FRACTURE, "2.dcm": NORMAL})
+
+
+def test_a_key_column_of_another_name_that_names_different_images(read):
+    with pytest.raises(
+        UsageError,
+        match=r"row 2: the value of 'Nummer' \('1'\) names different images among paths or file names and among "
+        r"patient ids. Rename the column to 'path' or to 'PatientID'\.$",
+    ):
+        read("Nummer,label\n1,1\n2,0\n", list(NUMBERED), identities=NUMBERED, key="Nummer")
+    same = {"1.dcm": FileIdentity(patient="1"), "2.dcm": FileIdentity(patient="2")}
+    assert labels_of(read("Nummer,label\n1,1\n", list(same), identities=same, key="Nummer")) == {"1.dcm": FRACTURE}
+
+
+SHARED = {  # two hospitals have given the number A1
+    "n.dcm": FileIdentity("1.1", "1", "A1", "7"),
+    "s.dcm": FileIdentity("2.1", "2", "A1", "S9"),
+    "x.dcm": FileIdentity("3.1", "3", "A1", ""),
+    "y.dcm": FileIdentity("4.1", "4", "A2", "7"),
+    "z.dcm": FileIdentity("4.2", "4", "A2", ""),
+}
+
+
+def test_an_accession_number_of_several_patients_labels_only_the_rows_own(read):
+    content = "Accession,PatientID,label\nA1,7.0,1\nA1,S9,0\nA2,,1\n"
+    result = read(content, list(SHARED), identities=SHARED)
+    assert labels_of(result) == {"n.dcm": FRACTURE, "s.dcm": NORMAL, "y.dcm": FRACTURE, "z.dcm": FRACTURE}
+    assert result.unlabelled == ["x.dcm"]
+    result = read("Accession,PatientID,label\nA1,S8,1\nA2,,1\n", list(SHARED), identities=SHARED, max_unmatched=0.5)
+    assert (sorted(labels_of(result)), result.unmatched_rows) == (["y.dcm", "z.dcm"], [2])
+
+
+@pytest.mark.parametrize(
+    ("content", "other"),
+    [
+        ("Accession,label\nA1,1\nA2,0\n", "'StudyInstanceUID'"),
+        ("Accession,PatientID,label\nA1,,1\nA2,7,0\n", "'StudyInstanceUID'"),
+        ("Study ID,label\n9,1\n", "paths"),
+    ],
+)
+def test_a_study_of_several_patients_in_a_row_without_one(read, content, other):
+    identities = SHARED | {"a.dcm": FileIdentity("9.1", "9", "", "1"), "b.dcm": FileIdentity("9.2", "9", "", "2")}
+    with pytest.raises(
+        UsageError,
+        match=r"row 2: the value of '.*' \('.*'\) is of images of 2 patients. Give the row's patient in a column "
+        rf"'PatientID', or name the images by a column of {other}\.$",
+    ):
+        read(content, list(identities), identities=identities)
+
+
+def test_the_institution_is_no_origin_of_a_private_export(read):
+    content = "path,label,Institution,Klinik,source\na.png,1,Nord,Köln,scanner 1\n"
+    result = read(content, private=True)
+    assert ([file.origin for file in result.labelling.files], result.ignored_columns) == (
+        ["scanner 1"],
+        ["Institution", "Klinik"],
+    )
+    content = content.replace("source", "comment")
+    assert [file.origin for file in read(content, private=True).labelling.files] == [""]
+    assert [file.origin for file in read(content).labelling.files] == ["Nord"]
+
+
 def test_a_uid_that_holds_a_zero_is_not_shortened(read):
     identities = {"a.png": FileIdentity(study="1.2.1"), "b.png": FileIdentity(study="1.5.7")}
     result = read("StudyInstanceUID,label\n1.2.0.1,1\n1.5.7,0\n", identities=identities, max_unmatched=0.5)
@@ -501,6 +575,20 @@ def test_private_messages_show_no_value_and_no_path(read, content, message):
     assert PRIVATE not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "key", "message"),
+    [
+        ("Accession,label\nMeier,1\n", None, r"^--labels, row 2: the value of 'Accession' is of images of 2 patients"),
+        ("Nr,label\nMeier,1\n", "Nr", r"^--labels, row 2: the value of 'Nr' names different images among paths or "),
+    ],
+)
+def test_private_messages_of_a_key_that_is_not_certain(read, content, key, message):
+    identities = {"Meier": FileIdentity(accession="Meier", patient="1"), "b": FileIdentity("", "", "Meier", "2")}
+    with pytest.raises(UsageError, match=message) as error:
+        read(content, list(identities), identities=identities, private=True, key=key)
+    assert PRIVATE not in str(error.value)
+
+
 def test_a_private_number_before_a_word_is_not_listed(read):
     content = "path,label\na.png,study4711 fracture\nb.png,fracture\n"
     assert read(content).labelling.words["fracture"] == ["fracture", "study4711 fracture"]
@@ -559,6 +647,27 @@ def test_a_workbook_that_unfolds_to_gigabytes_is_not_read(read):
     data[size : size + 4] = (2**30).to_bytes(4, "little")
     with pytest.raises(UsageError, match=r"unfolds to 1,0.* bytes, over the limit of 536,870,912. Save it as CSV"):
         read(bytes(data))
+
+
+@pytest.mark.parametrize("column", ["IW", "XFD"])
+def test_a_workbook_with_a_value_in_a_far_column(read, column):
+    """Each row of a small file with a cell in Excel's last column takes 150 KB when it is read."""
+    book = openpyxl.load_workbook(io.BytesIO(xlsx({"a": [["path", "label"], ["a.png", 1], ["b.png", 0]]})))
+    book.active[f"{column}3"].number_format = "0000"  # an empty cell, as formats of whole rows leave them
+    data = io.BytesIO()
+    book.save(data)
+    assert labels_of(read(data.getvalue())) == {"a.png": FRACTURE, "b.png": NORMAL}
+    book.active[f"{column}3"] = "x"
+    book.save(data := io.BytesIO())
+    with pytest.raises(UsageError, match=r"row 3: has a value beyond column 256. Keep only the columns of keys"):
+        read(data.getvalue())
+
+
+def test_a_sheet_of_more_values_than_memory_has(read, monkeypatch):
+    monkeypatch.setattr("fracture.preparation.labels.spreadsheet.MOST_VALUES", 5)
+    content = xlsx({"a": [["path", "label"], ["a.png", 1], ["b.png", 0]]})
+    with pytest.raises(UsageError, match=r"row 3: the sheet has more than 5 values. Keep only the columns of keys"):
+        read(content)
 
 
 def test_a_workbook_of_something_else(read):
