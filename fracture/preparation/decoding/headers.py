@@ -11,7 +11,7 @@ from fracture.storage import StoragePath
 
 _HEAD = 132  # bytes: the preamble and the word DICM
 _THREADS = 8  # a bucket takes some 50 ms for each file
-# Files of these names are opened when they are decoded, and refused there if they are DICOM under a false name.
+# In a bucket, files of these names are opened when they are decoded, and refused there if they are DICOM.
 _OTHER_FORMATS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "gif", "bmp", "dib", "webp", "tif", "tiff", "avif", "jp2", "j2k", "jpx"),
     *("pgm", "ppm", "pnm"),
@@ -24,17 +24,19 @@ _OF_NOBODY = DicomHeader(
 def read_headers(root: StoragePath, paths: Sequence[str], progress: Progress) -> dict[str, DicomHeader]:
     """Return the header of each DICOM file, found by content, in the order of the paths.
 
-    A file whose header is damaged counts as an image of nobody, and is rejected when it is decoded.
+    On a disk every file is opened, whatever its name. A file whose header is damaged counts as an image of nobody, and
+    is rejected when it is decoded. One that cannot be read is passed over, and is refused when it is decoded as DICOM
+    whose patient was not found.
     """
-    candidates = [path for path in paths if path.rsplit(".", 1)[-1].lower() not in _OTHER_FORMATS]
+    candidates = [path for path in paths if root.is_local or path.rsplit(".", 1)[-1].lower() not in _OTHER_FORMATS]
     headers: dict[str, DicomHeader] = {}
     with ThreadPoolExecutor(_THREADS) as threads:
         for start in range(0, len(candidates), _THREADS):
             some = candidates[start : start + _THREADS]
             # They are parsed in this thread: pydicom's warnings cannot be silenced in one thread alone.
             for path, content in zip(some, threads.map(partial(_find_dicom, root), some), strict=True):
-                if content is not None:
-                    headers[path] = _read_header(root / path, content)
+                if content is not None and (header := _read_header(root / path, content)):
+                    headers[path] = header
             progress("headers", start + len(some), len(candidates))
     return headers
 
@@ -51,11 +53,13 @@ def _find_dicom(root: StoragePath, path: str) -> bytes | None:
         return None
 
 
-def _read_header(file: StoragePath, content: bytes) -> DicomHeader:
+def _read_header(file: StoragePath, content: bytes) -> DicomHeader | None:
     try:
         if content:
             return read_header(content)
         with file.open() as stream:
             return read_header(stream)
-    except (Rejected, OSError):
+    except Rejected:
         return _OF_NOBODY
+    except OSError:
+        return None

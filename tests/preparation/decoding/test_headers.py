@@ -1,10 +1,13 @@
+import errno
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 
 from fracture.config import DataConfig
 from fracture.errors import UsageError
+from fracture.preparation.decoding import headers as headers_module
 from fracture.preparation.decoding.decode import Rejected
 from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.facts import scan_bytes
@@ -35,13 +38,24 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
 
 def test_dicom_is_found_by_content_on_a_disk_and_in_a_bucket(folder: StoragePath):
     files = {f"IM{number:04d}": dicom(f"p{number}") for number in range(10)}
-    files |= {"x.dcm": b"no dicom", "cut.dcm": dicom()[:200], "photo.png": dicom(), "sub/y.IMA": dicom("p11")}
+    files |= {"x.dcm": b"no dicom", "cut.dcm": dicom()[:200], "photo.png": dicom("p12"), "sub/y.IMA": dicom("p11")}
     steps: list[tuple[int, int]] = []
     headers = read_headers(write(folder, files), list(files), lambda name, done, total: steps.append((done, total)))
-    assert list(headers) == [*(f"IM{number:04d}" for number in range(10)), "cut.dcm", "sub/y.IMA"]
-    assert [header.patient for header in headers.values()] == [*(f"p{number}" for number in range(10)), "", "p11"]
+    patients = {f"IM{number:04d}": f"p{number}" for number in range(10)} | {"cut.dcm": ""}
+    patients |= ({"photo.png": "p12"} if folder.is_local else {}) | {"sub/y.IMA": "p11"}  # in a bucket it is not opened
+    assert {path: header.patient for path, header in headers.items()} == patients
+    assert list(headers) == list(patients)
     assert headers["cut.dcm"].kind == "image", "it is rejected when it is decoded"
-    assert steps[-1] == (13, 13), "photo.png is not opened"
+    assert steps[-1] == ((14, 14) if folder.is_local else (13, 13))
+
+
+def test_a_header_that_the_disk_does_not_give_is_not_of_an_image_of_nobody(tmp_path: Path, monkeypatch):
+    def fail(_: BinaryIO) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    folder = write(storage_path(tmp_path / "data"), {"IM1": dicom()})
+    monkeypatch.setattr(headers_module, "read_header", fail)
+    assert read_headers(folder, ["IM1"], lambda *_: None) == {}
 
 
 def test_dicom_under_the_name_of_another_format_is_refused_since_its_patient_is_not_known():
