@@ -67,13 +67,14 @@ _MODALITIES = {
     **{"SR": "a report", "PR": "a presentation state", "KO": "a key object", "DOC": "a document"},
     **{"XC": "a photograph", "ES": "a photograph", "ECG": "a waveform"},
 }
+_OWN_NAME = "fracture"  # manufacturer and model of the captures that this program writes
 _RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "IO", "PX"}  # Modality
 
 _HEADER = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "PatientID", "AccessionNumber"),
     *("Modality", "Manufacturer", "ManufacturerModelName", "DetectorType", "KVP", "BodyPartExamined", "ViewPosition"),
     *("ImageLaterality", "Laterality", "PatientAge", "PatientBirthDate", "StudyDate", "PatientSex"),
-    *("BurnedInAnnotation", "PresentationIntentType", "NumberOfFrames"),
+    *("BurnedInAnnotation", "PresentationIntentType", "NumberOfFrames", "SourceImageSequence"),
 )
 _DETECTORS = {"DIRECT", "SCINTILLATOR", "STORAGE", "FILM"}
 _VIEWS = {
@@ -142,6 +143,7 @@ def read_header(data: bytes | BinaryIO) -> DicomHeader:
 
     Raises:
         Rejected: damaged.
+        OSError: the stream cannot be read.
     """
     dataset = _read_dataset(
         io.BytesIO(data) if isinstance(data, bytes) else data, stop_before_pixels=True, specific_tags=list(_HEADER)
@@ -234,7 +236,9 @@ def _read_dataset(file: BinaryIO, **options: Any) -> "Dataset":
         raise
     except EOFError:
         raise Rejected("truncated") from None
-    except Exception:  # its text may repeat a value
+    except Exception as error:  # its text may repeat a value
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; pydicom's own have no number
+            raise
         raise Rejected("damaged: the DICOM header cannot be read") from None
 
 
@@ -290,13 +294,21 @@ def _name_kind(dataset: "Dataset") -> str:
     uid = _read_text(dataset, "SOPClassUID") or _read_text(dataset.file_meta, "MediaStorageSOPClassUID")
     modality = _read_text(dataset, "Modality").upper()
     if uid in _IMAGES:
-        secondary = uid.startswith(_SECONDARY_CAPTURE)
-        return _MODALITIES.get(modality, "image") if secondary else "image"
+        return _name_capture(dataset, modality) if uid.startswith(_SECONDARY_CAPTURE) else "image"
     known = UID(uid) if re.fullmatch(r"[0-9.]{1,64}", uid) else UID("")
     if not known.type:  # no name that is ours to repeat
         return "image" if modality in _RADIOGRAPHS else _MODALITIES.get(modality, "another object")
     kind = next((kind for word, kind in _KINDS.items() if word in known.name), "")
     return kind or f"another object ({known.name})"
+
+
+def _name_capture(dataset: "Dataset", modality: str) -> str:
+    """Name the kind of a secondary capture: a digitised film is an image, a picture of an image, as ours, is not."""
+    makers = {_read_text(dataset, keyword).lower() for keyword in ("Manufacturer", "ManufacturerModelName")}
+    has_source = _read_text(dataset, "SourceImageSequence")  # its first item as text
+    return _MODALITIES.get(modality) or (
+        "a picture made of another image" if has_source or _OWN_NAME in makers else "image"
+    )
 
 
 def _is_for_processing(dataset: "Dataset") -> bool:

@@ -1,5 +1,6 @@
 """DICOM made here, with known values: what the picture is, what is left out, and what is refused."""
 
+import errno
 import io
 import struct
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
@@ -31,6 +33,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from fracture.inference.dicom_answer.capture import build_capture
+from fracture.inference.dicom_answer.header import Algorithm
 from fracture.preparation.decoding import dicom as dicom_module
 from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.preparation.decoding.dicom import decode_dicom, is_dicom, read_header, render
@@ -329,6 +333,48 @@ def test_objects_are_named_by_their_class(sop_class: str, modality: str, kind: s
     if kind != "image":
         with pytest.raises(Rejected, match=r"no radiograph"):
             decode_dicom(data)
+
+
+@pytest.mark.parametrize("kept", [("SourceImageSequence",), ("Manufacturer",), ("ManufacturerModelName",)])
+def test_our_own_captures_are_no_radiographs(kept: tuple[str, ...]):
+    algorithm = Algorithm(version="1", fingerprint="ab", threshold=0.5)
+    source = dataset(RADIOGRAPH, SeriesInstanceUID="1.2.3.5", PatientID="P1")
+    capture = build_capture(source, np.dstack([SHOWN] * 3), algorithm, 1)
+    for keyword in {"SourceImageSequence", "Manufacturer", "ManufacturerModelName"} - {*kept}:
+        delattr(capture, keyword)
+    file = io.BytesIO()
+    capture.save_as(file, enforce_file_format=True)
+    assert read_header(file.getvalue()).kind == "a picture made of another image"
+    with pytest.raises(Rejected, match="a picture made of another image, no radiograph"):
+        decode_dicom(file.getvalue())
+
+
+@pytest.mark.parametrize("sop_class", [SECONDARY_CAPTURE, *(f"{SECONDARY_CAPTURE}.{number}" for number in range(1, 5))])
+def test_a_capture_of_a_film_is_an_image_and_one_of_another_image_is_not(sop_class: str):
+    film = dataset(RADIOGRAPH, SOPClassUID=sop_class, ImageType=["DERIVED", "SECONDARY"], Manufacturer="Acme")
+    film.SourceImageSequence = Sequence([])
+    assert read_header(encoded(film)).kind == "image"
+    film.SourceImageSequence = Sequence([reference := Dataset()])
+    reference.ReferencedSOPInstanceUID = "1.2.3.4"
+    for data in (encoded(film), encoded(film, ImplicitVRLittleEndian)):
+        assert read_header(data).kind == "a picture made of another image"
+
+
+def test_a_radiograph_may_have_a_source():
+    made = dataset(RADIOGRAPH, SourceImageSequence=Sequence([reference := Dataset()]))
+    reference.ReferencedSOPInstanceUID = "1.2.3.4"  # the raw image of the detector
+    assert read_header(encoded(made)).kind == "image"
+
+
+def test_a_stream_that_fails_is_not_called_damaged():
+    class FailingStream(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 200:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        read_header(FailingStream(encoded(dataset(RADIOGRAPH))))
 
 
 @pytest.mark.parametrize(
