@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFilter, ImageOps, UnidentifiedImageError
 
 from fracture.preparation.decoding.dicom import decode_dicom, is_dicom
 from fracture.preparation.decoding.grey import choose_range, count_values, look_up, scale_to_8_bits
@@ -38,7 +38,9 @@ _MOST_PAGES = 1000  # of a TIFF that are looked at
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream; 38 bytes later the depth of its first component
 _HEADS_OF_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_LEAST_RANGE = 4  # grey levels between the percentiles 1 and 99; a flat image has up to 3 with noise of ±1
+_LEAST_RANGE = 4  # grey levels between the percentiles 1 and 99 of the means; a flat image has 3 with noise of sigma 5
+_MEANS = 28  # of an image's side at least, so that its content remains
+_LONGEST_MEAN = 8  # pixels a side; the mean of 64 has an eighth of their noise
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,15 @@ def decode(data: bytes, size: int) -> DecodedImage:
 def is_blank(pixels: np.ndarray) -> bool:
     """Say whether an image has hardly any grey range, as a whole or within its border: it shows nothing.
 
-    A collimated radiograph is not blank, as long as what is exposed takes a hundredth of the image.
+    Means over 8 x 8 pixels count (fewer in images below 224 pixels), so noise does not. A collimated radiograph is not
+    blank, as long as what is exposed takes a hundredth of the image.
 
     Args:
         pixels: [H, W] uint8.
     """
-    return _measure_range(pixels) < _LEAST_RANGE or _measure_range(_crop_border(pixels)) < _LEAST_RANGE
+    side = min(_LONGEST_MEAN, max(1, min(pixels.shape) // _MEANS))
+    means = np.asarray(Image.fromarray(pixels).filter(ImageFilter.BoxBlur((side - 1) / 2)))
+    return _measure_range(means) < _LEAST_RANGE or _measure_range(_crop_border(means, side)) < _LEAST_RANGE
 
 
 def _measure_range(pixels: np.ndarray) -> int:
@@ -107,12 +112,18 @@ def _measure_range(pixels: np.ndarray) -> int:
     return int(high) - int(low)
 
 
-def _crop_border(pixels: np.ndarray) -> np.ndarray:
-    """Return the box of all that differs from the first corner, less a pixel, whose grey the border has mixed with."""
-    differs = np.abs(pixels.astype(np.int16) - pixels[0, 0]) >= _LEAST_RANGE
-    rows, columns = (np.flatnonzero(differs.any(axis)) for axis in (1, 0))
-    box = pixels[rows[0] + 1 : rows[-1], columns[0] + 1 : columns[-1]] if len(rows) else pixels
-    return box if box.size else pixels
+def _crop_border(means: np.ndarray, side: int) -> np.ndarray:
+    """Return the box of all that differs from the outermost pixels, less what the border has mixed with.
+
+    A single pixel of noise, whose grey is in `side` + 1 means of a row, is no content.
+    """
+    border = np.median(np.concatenate([means[0], means[-1], means[:, 0], means[:, -1]]))
+    differs = np.abs(means - border) >= _LEAST_RANGE
+    rows, columns = (np.flatnonzero(differs.sum(axis) > side + 1) for axis in (1, 0))
+    if not len(rows) or not len(columns):
+        return means
+    box = means[rows[0] + side : rows[-1] + 1 - side, columns[0] + side : columns[-1] + 1 - side]
+    return box if box.size else means
 
 
 def _decode_by_pillow(data: bytes, size: int) -> tuple[Image.Image, dict[str, Any]]:

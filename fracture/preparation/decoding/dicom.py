@@ -112,6 +112,9 @@ _COLOUR = {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 _SQUARE = 0.01  # relative difference of the spacings below which pixels count as square
 _LONGEST = 10  # sides of a pixel; more is no radiograph
+_LEAST_GREY = (
+    0.01  # of the pixels, neither black nor white by a window; less, and it is a placeholder or another image's
+)
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,10 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
 def render(dataset: "Dataset") -> np.ndarray:
     """Return the first frame of a dataset as a viewer shows it at first, [H, W] uint8 with square pixels.
 
-    Modality LUT or rescale; VOI LUT or the first window; without either, the range of `grey.choose_range`; MONOCHROME1
-    or the presentation LUT INVERSE turned, once where both are set, since they say the same (DICOM PS3.3 C.8.11.3);
-    padding black. Palette and colour become grey.
+    Modality LUT or rescale; VOI LUT or the first window; without either, or where the window leaves less than a
+    hundredth of the pixels grey, the range of `grey.choose_range`; MONOCHROME1 or the presentation LUT INVERSE turned,
+    once where both are set, since they say the same (DICOM PS3.3 C.8.11.3); padding black. Palette and colour become
+    grey.
 
     Raises:
         Rejected: an unknown compression, damaged, or over the limits.
@@ -533,14 +537,20 @@ def _make_table(dataset: "Dataset", values: np.ndarray, is_inverse: bool) -> np.
     if voi is not None:
         first, table, white = _read_lut(voi)
         grey = scale_to_8_bits(_apply_lut(levels, first, table), 0, white)
-    elif window is not None:
-        grey = np.round(_apply_window(levels, *window) * 255).astype(np.uint8)
     else:
-        counts = np.where(padding, 0, count_values(values))
-        grey = scale_to_8_bits(levels, *choose_range(levels, counts))
+        grey = _choose_grey(levels, np.where(padding, 0, count_values(values)), window)
     if is_inverse or _read_text(dataset, "PresentationLUTShape") == "INVERSE":
         grey = 255 - grey
     return np.where(padding, np.uint8(0), grey)
+
+
+def _choose_grey(levels: np.ndarray, counts: np.ndarray, window: tuple[float, float, str] | None) -> np.ndarray:
+    """Return the grey of each level by the window, or by `choose_range` where that leaves nearly no pixel grey."""
+    if window is not None:
+        grey = np.round(_apply_window(levels, *window) * 255).astype(np.uint8)
+        if counts[(grey > 0) & (grey < 255)].sum() >= _LEAST_GREY * counts.sum():
+            return grey
+    return scale_to_8_bits(levels, *choose_range(levels, counts))
 
 
 def _list_sources(dataset: "Dataset") -> list["Dataset"]:
@@ -631,10 +641,10 @@ def _apply_lut(levels: np.ndarray, first: int, table: np.ndarray) -> np.ndarray:
 
 
 def _find_window(sources: list["Dataset"]) -> tuple[float, float, str] | None:
-    """Return centre, width and function of the first window; None if there is none.
+    """Return centre, width and function of the first window; None if there is none, or one too narrow for its function.
 
     Raises:
-        Rejected: a window that no function takes.
+        Rejected: a window of an unknown function, or that is no number.
     """
     centre, width = (_find_numbers(sources, name) for name in ("WindowCenter", "WindowWidth"))
     if centre is None or width is None:
@@ -642,8 +652,8 @@ def _find_window(sources: list["Dataset"]) -> tuple[float, float, str] | None:
     function = next((text for source in sources if (text := _read_text(source, "VOILUTFunction"))), "LINEAR").upper()
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise Rejected("a DICOM window of an unknown function")
-    if width[0] <= 0 or (function == "LINEAR" and width[0] < 1):
-        raise Rejected(f"damaged: a window of width {width[0]:g}")
+    if width[0] <= 0 or (function == "LINEAR" and width[0] <= 1):
+        return None
     return centre[0], width[0], function
 
 

@@ -11,6 +11,7 @@ _STEPS = (257, 256, 64, 16, 4)
 _LEVELS_OF_A_PICTURE = 32  # fewer may be multiples of a step by chance
 _LOW, _HIGH = 0.005, 0.995  # percentiles that become black and white
 _DARKEST, _BRIGHTEST = 0.05, 0.75  # of the depth; values whose percentiles are outside fill it
+_FLATTEST = 1 / 50  # of the depth, 5 of 256 grey levels, between the percentiles; less is noise of an empty exposure
 
 
 def choose_range(levels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
@@ -24,7 +25,11 @@ def choose_range(levels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
        deeper file: the picture is that of the 8-bit file.
     2. Values that fill their depth, the smallest of 8, 10, 12, 14 and 16 bits that holds the largest, are grey values
        of that depth. Its ends are black and white, as in the same picture with 8 bits.
-    3. Other values are raw: a part of the range, or outliers far above the rest. The percentiles 0.5 and 99.5 are black
+    3. Values whose percentiles 0.5 and 99.5 are closer than 1/50 of the depth that holds the latter are flat, an
+       exposure of nothing. They are not stretched, which would make a picture of their noise: that depth's ends are
+       black and white. Values that are negative or no whole numbers are counted in steps, the smallest difference
+       between two of them.
+    4. Other values are raw: a part of the range, or outliers far above the rest. The percentiles 0.5 and 99.5 are black
        and white.
 
     Args:
@@ -41,10 +46,19 @@ def choose_range(levels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
     if values[0] >= 0 and top < 2**16 and np.all(values == np.floor(values)):
         if step := _find_8_bit_step(values.astype(np.int64)):
             return 0.0, 255.0 * step
-        white = float(1 if top <= 1 else next(2**bits - 1 for bits in _DEPTHS if top < 2**bits))
+        white = _find_white(top)
         if low <= _DARKEST * white and high >= _BRIGHTEST * white:
             return 0.0, white
-    return (low, high) if low < high else (float(values[0]), max(top, float(values[0]) + 1))
+        black, step = 0.0, 1.0
+    else:
+        black, step = low, float(np.diff(np.unique(values)).min()) if values[0] < top else 1.0
+    white = black + step * _find_white(min(max(abs(low), abs(high)) // step, 2**16 - 1))
+    return (low, high) if high - low >= _FLATTEST * (white - black) else (black, white)
+
+
+def _find_white(top: float) -> float:
+    """Return the largest value of the depth that holds a whole number below 2**16."""
+    return 1.0 if top <= 1 else float(next(2**bits - 1 for bits in _DEPTHS if top < 2**bits))
 
 
 def _find_8_bit_step(values: np.ndarray) -> int:

@@ -298,9 +298,64 @@ def test_a_flat_image_is_blank(grey: int):
     assert is_blank(marked)
 
 
+@pytest.mark.parametrize("sigma", [1, 2, 3, 5])
+def test_noise_on_a_flat_image_is_blank(sigma: int):
+    noise = np.random.default_rng(sigma).normal(0, sigma, (224, 224))
+    framed = np.pad(np.full((180, 180), 128.0), 22)
+    for plain in (np.full((224, 224), 100.0), framed):
+        assert is_blank(np.clip(plain + noise, 0, 255).round().astype(np.uint8))
+
+
+@pytest.mark.parametrize("side", [32, 64, 224])
+def test_a_pixel_in_the_corner_does_not_hide_a_blank_image(side: int):
+    flat, framed = np.full((side, side), 100, np.uint8), np.pad(np.full((side - 8, side - 8), 128, np.uint8), 4)
+    for image in (flat, framed):
+        for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+            marked = image.copy()
+            marked[row, column] = 255
+            assert is_blank(marked)
+
+
+@pytest.mark.parametrize("spread", [1, 3, 10])
+@pytest.mark.parametrize("is_normal", [False, True])
+def test_a_flat_exposure_of_more_than_8_bits_is_blank(spread: int, is_normal: bool):
+    generator = np.random.default_rng(spread)
+    noise = (
+        generator.normal(0, spread, (300, 300)) if is_normal else generator.integers(-spread, spread + 1, (300, 300))
+    )
+    values = np.round(2000 + noise).astype(np.uint16)
+    hot = values.copy()
+    hot[0, 0] = 65535
+    for flat in (values, values * 16, hot):
+        pixels = decode(encoded(Image.fromarray(flat)), 64).pixels
+        assert np.ptp(pixels[1:, 1:]) <= 5
+        assert is_blank(pixels)
+
+
 def test_a_radiograph_is_not_blank():
     collimated = np.zeros((224, 224), np.uint8)
     collimated[100:130, 100:130] = RAMP[:30, 17:47]  # 1.8 % of the image
     faint = np.tile(np.linspace(100, 110, 224).astype(np.uint8), (224, 1))
     for pixels in (RAMP, DARK, collimated, 255 - collimated, faint):
         assert not is_blank(pixels)
+
+
+@pytest.mark.parametrize("offset", range(100, 108))
+def test_a_hundredth_that_is_exposed_is_enough(offset: int):
+    pixels = np.full((224, 224), 255, np.uint8)
+    pixels[offset : offset + 23, offset : offset + 23] = RAMP[:23, 17:40]  # 1.05 % of the image
+    assert not is_blank(pixels)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("shape", [(32, 32), (40, 36)])
+def test_an_image_of_noise_of_full_range_is_not_blank(size: int, shape: tuple[int, int]):
+    for seed in range(20):
+        noise = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        assert not is_blank(decode(encoded(Image.fromarray(noise)), size).pixels)
+
+
+def test_raw_values_of_a_little_more_than_a_fiftieth_of_their_depth_are_stretched():
+    ramp = np.linspace(2000, 2090, 64).round().astype(np.uint16)  # 4095 / 50 = 82
+    pixels = decode(encoded(Image.fromarray(np.tile(ramp, (64, 1)))), 64).pixels
+    assert (pixels.min(), pixels.max()) == (0, 255)

@@ -38,6 +38,8 @@ from fracture.inference.dicom_answer.header import Algorithm
 from fracture.preparation.decoding import dicom as dicom_module
 from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.preparation.decoding.dicom import decode_dicom, is_dicom, read_header, render
+from fracture.preparation.facts import scan_bytes
+from fracture.preparation.source import ImageFile
 from tests.preparation.decoding.dicom_files import (
     CR,
     DX,
@@ -52,6 +54,7 @@ from tests.preparation.decoding.dicom_files import (
 RADIOGRAPH = radiograph(12)  # every 12-bit range is filled, so that white is 4095
 SHOWN = np.round(RADIOGRAPH * (255 / 4095)).astype(np.uint8)
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)  # each 12-bit value once
+EXACT = {"VOILUTFunction": "LINEAR_EXACT"}
 NAME = "Mustermann"
 
 
@@ -107,12 +110,33 @@ def test_a_dicom_file_is_decoded_as_any_image():
         ("LINEAR_EXACT", 2000, 1000, {1500: 0, 1700: 51, 2000: 128, 2500: 255}),  # 0.2 · 255
         ("SIGMOID", 2000, 1000, {1000: 5, 2000: 128, 3000: 250}),  # 255 / (1 + e⁴) = 4.6
         (None, 2000, 1001, {1499: 0, 2000: 128, 2499: 255}),
-        ("LINEAR", 2000, 1, {1999: 0, 2000: 255}),
     ],
 )
 def test_windows(function: str | None, centre: float, width: float, expected: dict[int, int]):
     picture = shown(RAMP, WindowCenter=centre, WindowWidth=width, **({"VOILUTFunction": function} if function else {}))
     assert {value: int(picture.ravel()[value]) for value in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("centre", "width"), [(0, 1), (2000, 1), (5, 0), (5, 0.5), (2000, -1000), (-3000, 400), (9000, 400), (2000, 10)]
+)
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_a_window_that_leaves_no_grey_counts_as_none(function: str, centre: float, width: float):
+    window = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
+    assert np.array_equal(shown(RADIOGRAPH, **window), SHOWN)
+    padded = np.vstack([RADIOGRAPH, np.full((64, 64), 2001, np.uint16)])  # of which the window would make grey
+    picture = shown(padded, **window, PixelPaddingValue=2001, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(picture[:64][RADIOGRAPH != 2001], 255 - SHOWN[RADIOGRAPH != 2001])
+
+
+def test_a_window_of_a_ct_makes_no_white_image_of_a_radiograph():
+    values = RADIOGRAPH // 2 + 500
+    assert np.array_equal(shown(values, WindowCenter=40, WindowWidth=400), shown(values))
+
+
+def test_a_window_of_fractions_counts():
+    picture = shown(RAMP, RescaleSlope=0.001, RescaleIntercept=0, WindowCenter=2, WindowWidth=1, **EXACT)
+    assert [int(picture.ravel()[value]) for value in (1500, 2000, 2500)] == [0, 128, 255]
 
 
 def test_the_first_of_several_windows_counts():
@@ -150,6 +174,19 @@ def test_without_a_window_the_percentiles_of_raw_values_become_black_and_white()
     assert (picture.min(), picture.max(), picture[-1, 0]) == (0, 255, 0)
     low, high = np.percentile(values, (0.5, 99.5), method="inverted_cdf")
     assert np.array_equal(picture, np.round(np.clip((values - low) / (high - low), 0, 1) * 255))
+
+
+@pytest.mark.parametrize(
+    ("slope", "intercept"),
+    [(1, 0), (2, -500), (1, -3000), (0.01, 0), (0.01, -30), (-1, 0)],  # rescaled, or not
+)
+def test_a_flat_exposure_without_a_window_is_blank(slope: float, intercept: float):
+    values = np.random.default_rng(0).integers(1990, 2011, (300, 300), np.uint16)
+    data = encoded(dataset(values, RescaleSlope=slope, RescaleIntercept=intercept))
+    with pytest.raises(Rejected, match="blank"):
+        scan_bytes(ImageFile("IM1", 0, "", 9, 0, is_dicom=True), data, 64)
+    picture = shown(RADIOGRAPH // 8 + 1000, RescaleSlope=slope, RescaleIntercept=intercept)
+    assert (picture.min(), picture.max()) == (0, 255)
 
 
 def test_values_that_fill_their_depth_are_not_stretched():
@@ -396,8 +433,6 @@ def test_raw_detector_images_are_refused(elements: dict[str, str]):
         ({"Rows": 65}, "truncated"),
         ({"Rows": 65535, "Columns": 65535}, "65535 x 65535 pixels, over the limit of 100,000,000"),
         ({"PhotometricInterpretation": NAME}, "an unknown photometric interpretation"),
-        ({"WindowCenter": 5, "WindowWidth": 0}, "a window of width 0"),
-        ({"WindowCenter": 5, "WindowWidth": 0.5}, "a window of width 0.5"),
         ({"WindowCenter": float("nan"), "WindowWidth": 5}, "WindowCenter is no number"),
         ({"WindowCenter": 5, "WindowWidth": 5, "VOILUTFunction": NAME}, "a DICOM window of an unknown function"),
         ({"RescaleSlope": 0, "RescaleIntercept": 0}, "a rescale slope of 0"),
