@@ -43,6 +43,8 @@ def show(dataset: Dataset) -> np.ndarray | None:
     if "WindowWidth" in dataset:
         low, high = apply_voi_lut(np.array([-1e9, 1e9]), dataset)
         shown = scale(apply_voi_lut(modality, dataset), low, high)
+        if np.mean((shown > 0) & (shown < 255)) < 0.01:  # the windows of three CT make all of them white
+            return None
         shown = 255 - shown if dataset.PhotometricInterpretation == "MONOCHROME1" else shown
         return np.where(values == dataset.get("PixelPaddingValue", 1e9), 0, shown)
     return values.astype(float) if values.dtype == np.uint8 and values.max() > 1 else None
