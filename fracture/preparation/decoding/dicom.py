@@ -67,6 +67,7 @@ _MODALITIES = {
     **{"SR": "a report", "PR": "a presentation state", "KO": "a key object", "DOC": "a document"},
     **{"XC": "a photograph", "ES": "a photograph", "ECG": "a waveform"},
 }
+_PREDECESSOR = "121320"  # purpose of a reference to the same image, not yet compressed: DICOM PS3.16, CID 7202
 _OWN_NAME = "fracture"  # manufacturer and model of the captures that this program writes
 _RADIOGRAPHS = {"CR", "DX", "DR", "RG", "RF", "XA", "IO", "PX"}  # Modality
 
@@ -309,10 +310,22 @@ def _name_kind(dataset: "Dataset") -> str:
 def _name_capture(dataset: "Dataset", modality: str) -> str:
     """Name the kind of a secondary capture: a digitised film is an image, a picture of an image, as ours, is not."""
     makers = {_read_text(dataset, keyword).lower() for keyword in ("Manufacturer", "ManufacturerModelName")}
-    has_source = _read_text(dataset, "SourceImageSequence")  # its first item as text
-    return _MODALITIES.get(modality) or (
-        "a picture made of another image" if has_source or _OWN_NAME in makers else "image"
-    )
+    is_made = _OWN_NAME in makers or _has_source(dataset)
+    return _MODALITIES.get(modality) or ("a picture made of another image" if is_made else "image")
+
+
+def _has_source(dataset: "Dataset") -> bool:
+    """Say whether the object names an image that it was made of, other than itself before it was compressed."""
+    try:
+        for source in dataset.get("SourceImageSequence") or []:
+            purposes = source.get("PurposeOfReferenceCodeSequence") or []
+            if _PREDECESSOR not in (_read_text(purpose, "CodeValue") for purpose in purposes):
+                return True
+    except MemoryError:
+        raise
+    except Exception:  # of damaged items; they are there
+        return True
+    return False
 
 
 def _is_for_processing(dataset: "Dataset") -> bool:

@@ -397,6 +397,15 @@ def test_a_capture_of_a_film_is_an_image_and_one_of_another_image_is_not(sop_cla
         assert read_header(data).kind == "a picture made of another image"
 
 
+def test_a_compressed_copy_of_a_capture_is_an_image():
+    film = dataset(RADIOGRAPH, SOPClassUID=SECONDARY_CAPTURE, SourceImageSequence=Sequence([Dataset()]))
+    [reference] = film.SourceImageSequence
+    reference.PurposeOfReferenceCodeSequence = Sequence([purpose := Dataset()])
+    for code, kind in (("121320", "image"), ("121322", "a picture made of another image")):
+        purpose.CodeValue = code
+        assert read_header(encoded(film)).kind == kind
+
+
 def test_a_radiograph_may_have_a_source():
     made = dataset(RADIOGRAPH, SourceImageSequence=Sequence([reference := Dataset()]))
     reference.ReferencedSOPInstanceUID = "1.2.3.4"  # the raw image of the detector
