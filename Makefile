@@ -101,8 +101,8 @@ TEST_NEEDS := setup $(VENV)/pennylane $(VENV)-s3/installed
 test: $(TEST_NEEDS) ## run the tests but the slow ones, on Ray a training on 1 and on 2 workers, a kill and a resume; minutes
 	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-ray: $(TEST_NEEDS) ## the other tests that run on Ray
-	@$(PY) -m pytest -m "ray and not smoke and not long"
+test-ray: $(TEST_NEEDS) ## the other tests: those that run on Ray, and slow ones
+	@$(PY) -m pytest -m "(slow or ray and not smoke) and not long"
 
 test-long: $(TEST_NEEDS) ## the longest tests: hosts that are taken away (root on Linux), schedules, retrainings that are killed
 	@$(PY) -m pytest -m long -rPs

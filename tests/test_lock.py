@@ -234,6 +234,7 @@ class Hurrying:
         time.sleep(seconds / 10)
 
 
+@pytest.mark.slow
 def test_one_of_many_threads_is_in_at_a_time(folder: StoragePath):
     inside = threading.Lock()
     entered = []
@@ -276,6 +277,7 @@ def test_a_claim_that_goes_while_it_is_read_is_not_there(folder: StoragePath, mo
     assert names(folder) == []
 
 
+@pytest.mark.slow
 def test_one_of_many_processes_is_in_at_a_time(folder: StoragePath, tmp_path: Path):
     command = [sys.executable, "-c", RACES, str(folder), str(tmp_path / "inside"), "40" if folder.is_local else "5"]
     racers = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -83,6 +83,7 @@ def test_weights_of_a_file_are_kept_with_the_run(drawn: keras.Model, tmp_path: P
         assert np.array_equal(kept, value)
 
 
+@pytest.mark.slow
 def test_weights_of_imagenet_come_from_the_cache_of_keras(drawn: keras.Model, tmp_path: Path):
     """No network is there: what stands in the cache under the file's name is taken.
 
@@ -109,6 +110,7 @@ def test_a_download_that_fails_says_what_else_can_be_done(tmp_path: Path, monkey
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused(drawn: keras.Model, tmp_path: Path):
     def keep(name: str) -> None:
         keep_backbone(

@@ -164,6 +164,7 @@ def nobody() -> list[str]:
     return NOBODY
 
 
+@pytest.mark.slow
 def test_a_user_without_a_name_and_a_home_leaves_no_files_in_the_current_folder(nobody: list[str], tmp_path: Path):
     code = (
         "from fracture.cli import main; code = main(['status', 'x']); import fracture.models; "

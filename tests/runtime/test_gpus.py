@@ -107,6 +107,7 @@ def test_a_library_is_missing_where_it_does_not_load():
     assert gpus.find_missing_libraries([here, "libfracture-has-none.so.1"]) == ["libfracture-has-none.so.1"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_should_have_a_gpu_says_why_it_has_none(tiny_config, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(

@@ -45,6 +45,7 @@ def test_no_proxy_is_asked_for_the_workers_and_for_what_the_user_has_exempted(en
     assert exempt_from_proxy(addresses, environment) == exempted
 
 
+@pytest.mark.slow
 def test_tensorflow_reaches_its_workers_past_a_proxy():
     """In a process of its own, with a proxy at which nothing listens: TensorFlow would wait for it for ever."""
     with socket.socket() as bound:

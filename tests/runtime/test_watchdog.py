@@ -35,6 +35,7 @@ def stacks(run: Path) -> str:
     return file.read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_without_progress_says_where_it_stands_and_is_killed(tmp_path):
     (tmp_path / "temporary").mkdir()
     work = "watchdog.step('in step 7 of epoch 2'); gets_stuck()"
@@ -46,6 +47,7 @@ def test_a_worker_without_progress_says_where_it_stands_and_is_killed(tmp_path):
     assert "in gets_stuck" in text
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_too(tmp_path):
     with run_worker(tmp_path, "watchdog.busy('loading'); print('up', flush=True); time.sleep(60)") as worker:
         worker.stdout.readline()
@@ -54,6 +56,7 @@ def test_a_stopped_worker_too(tmp_path):
     assert "worker-3 was loading" in stacks(tmp_path)
 
 
+@pytest.mark.slow
 def test_progress_and_waiting_for_others_are_left_alone(tmp_path):
     work = "[(watchdog.step('training'), time.sleep(0.3)) for _ in range(6)]; watchdog.rest('waiting'); time.sleep(2)"
     with run_worker(tmp_path, work + "; watchdog.close()") as worker:

@@ -96,6 +96,7 @@ def test_a_cluster_that_does_not_answer_is_reported_at_once():
     assert "unset RAY_ADDRESS" in found.fix
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_what_keeps_ray_from_starting(tmp_path: Path):
     """As a shell runs it, with few open files and a long name of the temporary folder, to a reader of ASCII alone."""
     folder = str(tmp_path / ("ö" * 60))
@@ -131,6 +132,7 @@ def test_credentials_in_the_address_of_a_bucket_are_not_repeated():
     assert "opensesame" not in str(found)
 
 
+@pytest.mark.slow
 def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As it is: the tests run on it, so only what a GPU needs may fail."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

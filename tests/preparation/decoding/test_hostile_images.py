@@ -102,6 +102,7 @@ READ: dict[str, tuple[Callable[[], bytes], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READ)
 def test_decoding_within_the_limits_takes_bounded_memory(tmp_path: Path, name: str):
     make, megabytes = READ[name]

@@ -60,6 +60,7 @@ def planted(radiographs):
     return np.array(originals), np.array(kinds), links_of(facts)
 
 
+@pytest.mark.slow
 def test_different_radiographs_are_never_linked(planted):
     originals, _, links = planted
     pairs = links.select(["first", "second"]).to_pandas()
@@ -67,6 +68,7 @@ def test_different_radiographs_are_never_linked(planted):
     assert wrong.sum() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EDITS)
 def test_copies_are_found(planted, kind):
     originals, kinds, links = planted
