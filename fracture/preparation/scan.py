@@ -76,7 +76,7 @@ def _check_readable(source: Source, facts: pa.Table) -> None:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(facts["reason"].to_pylist()).most_common(3))
         raise UsageError(
             f"--data {source.name}: not one of {len(facts)} files can be read ({reasons}; first: {facts['path'][0]}). "
-            "JPEG, PNG, GIF, BMP, WebP and TIFF can; convert others, such as DICOM, first."
+            "DICOM, JPEG, PNG, GIF, BMP, WebP, AVIF, JPEG 2000, PGM and TIFF can; convert others first."
         )
 
 
