@@ -252,7 +252,8 @@ def _add_key_file(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--key-file",
         metavar="FILE",
-        help="secret key that hides patients' ids, made on first use (default: patients.key beside what is written)",
+        help="secret key that hides patients' ids, made on first use (default: patients.key in --storage, beside the "
+        "registry or the model's runs, or in the current folder)",
     )
 
 
@@ -849,6 +850,7 @@ def _predict(args: argparse.Namespace) -> None:
       fracture predict --bundle runs/NAME/bundle --data DIR --out predictions.csv
       fracture predict --registry REGISTRY --data s3://BUCKET/DIR --out predictions.parquet    the champion
       fracture predict --bundle BUNDLE --data SHARDS --out predictions.csv                     every row of shards
+      fracture predict --bundle BUNDLE --data EXPORT --out studies.csv --by study              a row for each study
       python job/predict.py ...                                                                the same, from a clone
 
     DIR holds images in any layout, or is one file. Every file gets a row, except those that systems leave (Thumbs.db,
@@ -856,9 +858,10 @@ def _predict(args: argparse.Namespace) -> None:
     those of its evaluation.
 
     The ending of FILE says CSV or Parquet. Its columns: path, below --data (of several --data the whole path; of shards
-    their source column); probability of a fracture, calibrated; decision, fracture or normal; error, why a file cannot
-    be read, in which case the other columns are empty. Rows are sorted by path; those of shards keep their order. An
-    existing FILE is replaced when all is done.
+    their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id, a number
+    for each study of DICOM files; probability of a fracture, calibrated; decision, fracture or normal; error, why a
+    file cannot be read, in which case the other columns are empty. Rows are sorted by path; those of shards keep their
+    order. An existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.answer import AnswerArguments
@@ -890,7 +893,7 @@ def _predict(args: argparse.Namespace) -> None:
     lines.append(f"results    {result.out} ({result.written:,} rows)")
     if answers := result.answers:
         captures = f" and {answers.captures:,} captures" if args.secondary_capture else ""
-        lines.append(f"answers    {args.dicom_out}: {answers.studies:,} reports{captures}, for research only")
+        lines.append(f"answers    {args.dicom_out}: {answers.studies:,} reports{captures}, which name their patients")
         lines += [f"no answer  {count:,} studies: {why}" for why, count in answers.without.items()]
         lines += [f"sent       {line}" for line in answers.sent]
     _print(lines)

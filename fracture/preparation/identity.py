@@ -31,6 +31,7 @@ class PatientKey:
     def __init__(self, file: Path | None) -> None:
         """Take the key's file; None where nobody has named one and no folder on a disk suggests one."""
         self.file = file
+        self.state = ""  # how the key was come by, for people; "" while nothing is hidden
         self._data: list[Path] = []
 
     def keep_out_of(self, roots: Iterable[StoragePath]) -> None:
@@ -81,8 +82,10 @@ class PatientKey:
     def _key(self) -> bytes:
         self._check_folder()
         try:
+            self.state = f"{self._file}, found"
             if not self._file.exists():
                 _make_key(self._file)
+                self.state = f"{self._file}, made now: keep it, and keep it secret"
             if stat.S_IMODE(self._file.stat().st_mode) & 0o077:
                 raise UsageError(
                     f"--key-file {self._file}: may be read by others than its owner. Run: chmod 600 {self._file}"

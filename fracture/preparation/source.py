@@ -122,7 +122,7 @@ def find_source(
 def describe_source(source: Source) -> list[str]:
     """Return the lines that say where the radiographs are, how they are labelled and what was left out."""
     lines = [f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}"]
-    patients = len({patient for file in source.files for patient in file.patients})
+    patients = len({file.patients for file in source.files if file.patients})  # each may have several ids
     studies, origins = (len({getattr(f, name) for f in source.files} - {""}) for name in ("study", "origin"))
     if patients or studies or source.labels or source.layout != "folders":
         counts = ((patients, "patients"), (studies, "studies"), (origins, "sources"))
@@ -179,7 +179,7 @@ def _read_root(
         files=tuple(files),
         class_folders={name: sorted(found.labelling.words[name]) for name in CLASS_NAMES},
         synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in listed),
-        split_fault="a labels file names no splits" if labels else _find_split_fault(files),
+        split_fault="has its labels from a file, which names no splits" if labels else _find_split_fault(files),
         layout=found.layout,
         labels=labels,
         on_disk={name: path for path, name in shown.items() if name != path},

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,6 +90,8 @@ def write_answers(
     from fracture.inference.dicom_answer.header import Algorithm
 
     studies = _collect_studies(inputs, rows)
+    if out.is_local:  # the answers carry their patients' names
+        Path(out.path).mkdir(mode=0o700, parents=True, exist_ok=True)
     fingerprint = bundle.hash_weights()
     algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold)
     model = bundle.build_model() if arguments.secondary_capture else None

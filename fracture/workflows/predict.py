@@ -72,6 +72,8 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     version = f"version {facts['version']}, " if arguments.registry else ""
     report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")
+    if key.state:
+        report(f"key        {key.state}")
     started = time.monotonic()
     start_ray(arguments.verbose)
     with nullcontext() if arguments.verbose else silence_native_stderr(), ProgressBars() as bars:

@@ -95,6 +95,8 @@ def find_radiographs(
         source = find_source(roots, config.data, storage_path(labels) if labels else None, key, bars.show)
     for line in describe_source(source):
         report(line)
+    if key.state:
+        report(f"key        {key.state}")
     return source
 
 
