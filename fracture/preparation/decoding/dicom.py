@@ -308,7 +308,7 @@ def _name_kind(dataset: "Dataset") -> str:
 
 
 def _name_capture(dataset: "Dataset", modality: str) -> str:
-    """Name the kind of a secondary capture: a digitised film is an image, a picture of an image, as ours, is not."""
+    """Name the kind of a secondary capture: a digitised radiograph is an image, a picture of an image is not."""
     makers = {_read_text(dataset, keyword).lower() for keyword in ("Manufacturer", "ManufacturerModelName")}
     is_made = _OWN_NAME in makers or _has_source(dataset)
     return _MODALITIES.get(modality) or ("a picture made of another image" if is_made else "image")

@@ -388,22 +388,22 @@ def test_our_own_captures_are_no_radiographs(kept: tuple[str, ...]):
 
 @pytest.mark.parametrize("sop_class", [SECONDARY_CAPTURE, *(f"{SECONDARY_CAPTURE}.{number}" for number in range(1, 5))])
 def test_a_capture_of_a_film_is_an_image_and_one_of_another_image_is_not(sop_class: str):
-    film = dataset(RADIOGRAPH, SOPClassUID=sop_class, ImageType=["DERIVED", "SECONDARY"], Manufacturer="Acme")
-    film.SourceImageSequence = Sequence([])
-    assert read_header(encoded(film)).kind == "image"
-    film.SourceImageSequence = Sequence([reference := Dataset()])
+    digitised = dataset(RADIOGRAPH, SOPClassUID=sop_class, ImageType=["DERIVED", "SECONDARY"], Manufacturer="Acme")
+    digitised.SourceImageSequence = Sequence([])
+    assert read_header(encoded(digitised)).kind == "image"
+    digitised.SourceImageSequence = Sequence([reference := Dataset()])
     reference.ReferencedSOPInstanceUID = "1.2.3.4"
-    for data in (encoded(film), encoded(film, ImplicitVRLittleEndian)):
+    for data in (encoded(digitised), encoded(digitised, ImplicitVRLittleEndian)):
         assert read_header(data).kind == "a picture made of another image"
 
 
 def test_a_compressed_copy_of_a_capture_is_an_image():
-    film = dataset(RADIOGRAPH, SOPClassUID=SECONDARY_CAPTURE, SourceImageSequence=Sequence([Dataset()]))
-    [reference] = film.SourceImageSequence
+    digitised = dataset(RADIOGRAPH, SOPClassUID=SECONDARY_CAPTURE, SourceImageSequence=Sequence([Dataset()]))
+    [reference] = digitised.SourceImageSequence
     reference.PurposeOfReferenceCodeSequence = Sequence([purpose := Dataset()])
     for code, kind in (("121320", "image"), ("121322", "a picture made of another image")):
         purpose.CodeValue = code
-        assert read_header(encoded(film)).kind == kind
+        assert read_header(encoded(digitised)).kind == kind
 
 
 def test_a_radiograph_may_have_a_source():
