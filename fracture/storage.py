@@ -235,6 +235,18 @@ class StoragePath:
             raise OSError(f"{self} claims {rows:,} rows in {len(data):,} bytes")
         return pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
 
+    def parquet_columns(self) -> list[str]:
+        """Return the names of a table's columns.
+
+        Raises:
+            UsageError: the file is damaged.
+        """
+        try:
+            with self.open() as stream:
+                return pq.read_schema(stream).names
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(f"{self} cannot be read: {error}. Fetch or make it anew.") from None
+
     def parquet_batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """Yield some columns, a few rows at a time: a small file can claim a billion rows, which never are in memory.
 

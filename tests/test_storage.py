@@ -133,6 +133,10 @@ def test_a_table_by_a_few_rows_is_of_the_types_asked_for(tmp_path: Path):
     batches = list(table.parquet_batches(pa.schema([pa.field("group", pa.int64())])))
     assert [batch.num_rows for batch in batches] == [65536, 34464]
     assert batches[0].schema.names == ["group"]
+    assert table.parquet_columns() == ["group", "name"]
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"damaged.parquet cannot be read: .* Fetch or make it anew"):
+        storage_path(tmp_path / "damaged.parquet").parquet_columns()
     for wanted in ("group", "lost"):
         with pytest.raises(UsageError, match=rf"a.parquet cannot be read: column '{wanted}' is not string. Fetch or"):
             next(table.parquet_batches(pa.schema([pa.field(wanted, pa.string())])))

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fracture.dataset.format import Leak, Rejection
+from fracture.dataset.properties import COLUMNS, collect_properties
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
 from fracture.preparation.duplicates.grouping import COPY_KINDS, KINDS, first_of_each, number_groups
 
@@ -333,9 +334,9 @@ def _find_shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -
         return {"shortcuts": {}}
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     parts = list(splitter.split(labels, labels, groups))
-    features, traits = _collect_features(facts, distinct), _collect_traits(facts, distinct)
-    features |= {name: _encode_one_hot(values) for name, values in traits.items()}
-    features["all"] = np.concatenate(list(features.values()), axis=1)
+    features, traits = _collect_features(facts.select(COLUMNS.names).take(distinct))
+    # 0 where a property is not known, which is no value of it.
+    features["all"] = np.nan_to_num(np.concatenate(list(features.values()), axis=1))
     found = {name: _cross_validate(values, labels, groups, parts) for name, values in features.items()}
     shortcuts = {name: shortcut for name, shortcut in found.items() if shortcut is not None}
     alarming = [name for name in traits if name in shortcuts and shortcuts[name].is_alarming]
@@ -346,34 +347,27 @@ def _find_shortcuts(facts: pa.Table, distinct: np.ndarray, groups: np.ndarray) -
     return {"shortcuts": shortcuts, "matched_on": worst, "matched": matched}
 
 
-def _collect_traits(facts: pa.Table, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the traits of DICOM files that differ between some images: name -> [N] str."""
-    listed = [dict(traits) for traits in facts["traits"].take(rows).to_pylist()]
-    found = {}
-    for name in sorted({name for traits in listed for name in traits}):
-        values = [traits.get(name, "") for traits in listed]
-        common = dict(Counter(values).most_common(_MOST_CATEGORIES))
-        if len(common) > 1:
-            found[name] = np.array([value if value in common else "another" for value in values])
-    return found
+def _collect_features(files: pa.Table) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Collect the properties of some images.
 
-
-def _collect_features(facts: pa.Table, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return properties of some images other than the anatomy: name -> [N, D] float64."""
-    facts = facts.select(["origin", "bytes", "format", "width", "height", "mean", "border"]).take(rows)
-    width, height = facts["width"].to_numpy().astype(float), facts["height"].to_numpy().astype(float)
-    formats, origins = (np.array(facts[name].to_pylist()) for name in ("format", "origin"))
-    features = {
-        "size": np.stack([np.minimum(width, height), np.maximum(width, height)], axis=1),
-        "aspect": (width / height)[:, None],
-        "format": _encode_one_hot(formats),
-        "file size": facts["bytes"].to_numpy().astype(float)[:, None],
-        "border": facts["border"].to_numpy().astype(float)[:, None],
-        "mean grey": facts["mean"].to_numpy().astype(float)[:, None],
-    }
-    if len(np.unique(origins)) > 1:
-        features["origin"] = _encode_one_hot(origins)
-    return features
+    Returns:
+        All of them as a tree takes them: name -> [N, D] float64, NaN where unknown. And the traits of DICOM files that
+        differ between some images: name -> [N] str.
+    """
+    features, traits = {}, {}
+    for name, values in collect_properties(files).items():
+        if values.dtype.kind == "f":
+            features[name] = values[:, None]
+        elif name == "format":
+            features[name] = _encode_one_hot(values)
+        elif len(np.unique(values)) > 1:
+            if name != "origin":
+                common = [value for value, _ in Counter(values.tolist()).most_common(_MOST_CATEGORIES)]
+                traits[name] = values = np.where(np.isin(values, common), values, "another")
+            features[name] = _encode_one_hot(values)
+    sides = np.stack([files["width"].to_numpy(), files["height"].to_numpy()], axis=1).astype(float)
+    features["size"] = np.sort(sides, axis=1)  # a tree sees more in both sides than in their product
+    return features, traits
 
 
 def _count_groups(labels: np.ndarray, groups: np.ndarray) -> list[int]:
@@ -393,8 +387,9 @@ def _cross_validate(
 ) -> Shortcut | None:
     """Compute the AUC of a small decision tree on groups it was not fitted to; None if no part has both classes.
 
-    Each group has weight 1, shared by its images. Scores of different trees cannot be ranked together, so the AUC is
-    computed in each part, and averaged with the number of pairs of groups in it as weight.
+    Images whose values are not known are left out. Each group has weight 1, shared by its images. Scores of different
+    trees cannot be ranked together, so the AUC is computed in each part, and averaged with the number of pairs of
+    groups in it as weight.
 
     Args:
         strata: [N], or None; only images of one stratum are compared.
@@ -402,10 +397,13 @@ def _cross_validate(
     from sklearn.metrics import roc_auc_score
     from sklearn.tree import DecisionTreeClassifier
 
+    known = ~np.isnan(values).any(axis=1)
     _, position, size = np.unique(groups, return_inverse=True, return_counts=True)
     weights = 1 / size[position]
     aucs, pairs = [], []
-    for train, test in parts:
+    for train, test in ((train[known[train]], test[known[test]]) for train, test in parts):
+        if not len(train) or not len(test):
+            continue
         tree = DecisionTreeClassifier(max_depth=3, min_weight_fraction_leaf=0.02, random_state=0)
         tree.fit(values[train], labels[train], sample_weight=weights[train])
         scores = tree.predict_proba(values[test]) @ tree.classes_
@@ -417,7 +415,7 @@ def _cross_validate(
     if not aucs:
         return None
     auc = float(np.average(aucs, weights=pairs))
-    margin = _compute_auc_margin(auc, *_count_groups(labels, groups))
+    margin = _compute_auc_margin(auc, *_count_groups(labels[known], groups[known]))
     return Shortcut(auc=auc, low=max(0.0, auc - margin), high=min(1.0, auc + margin))
 
 

@@ -21,6 +21,9 @@ from fracture.preparation.source import ImageFile
 from fracture.storage import StoragePath
 
 UNOPENED = "cannot be opened"
+_LINES = 28  # rows, and columns, whose spectrum is measured; of 224 every eighth
+_BLOCK = 8  # pixels, the side of JPEG's blocks
+_MIDDLE = 512  # pixels, the side of the square in the middle whose blocks are looked at
 
 # Columns that are known before the file is opened.
 LISTED = pa.schema(
@@ -51,6 +54,8 @@ FACTS = pa.schema(
         pa.field("mean", pa.float32()),  # grey, in [0, 255]
         pa.field("deviation", pa.float32()),
         pa.field("border", pa.float32()),  # mean grey of the outermost 3 %
+        pa.field("sharpness", pa.float32()),  # of the image at the size of training, see `_measure_sharpness`
+        pa.field("compression", pa.float32()),  # traces of JPEG, see `_measure_compression`; null if unknown
         pa.field("traits", pa.map_(pa.string(), pa.string())),  # of a DICOM file: manufacturer, view, ...; else none
         # One view, the image as training sees it, or two: also the square in its middle, if the image is not square.
         pa.field("views", pa.list_(pa.binary(SIDE * SIDE))),  # uint8 [SIDE, SIDE]
@@ -87,7 +92,8 @@ def scan_bytes(file: ImageFile, data: bytes, size: int) -> tuple[dict[str, Any],
     row["sha256"] = hashlib.sha256(data).digest()
     row |= {name: getattr(image, name) for name in ("format", "mode", "width", "height")}
     row["traits"] = dict(read_header(data).traits) if image.format == "DICOM" else {}
-    return row | _measure_pixels(image.pixels) | _compute_views(image), image.pixels
+    row |= _measure_pixels(image.pixels) | {"compression": _measure_compression(image)}
+    return row | _compute_views(image), image.pixels
 
 
 def read_image_file(path: StoragePath, size: int = 0) -> bytes:
@@ -120,6 +126,7 @@ def _measure_pixels(pixels: np.ndarray) -> dict[str, Any]:
         "mean": mean,
         "deviation": deviation,
         "border": _measure_border(pixels),
+        "sharpness": _measure_sharpness(pixels),
     }
 
 
@@ -137,3 +144,42 @@ def _measure_border(pixels: np.ndarray) -> float:
     margin = max(1, round(0.03 * len(pixels)))
     inner = pixels[margin:-margin, margin:-margin]
     return (cv2.sumElems(pixels)[0] - cv2.sumElems(inner)[0]) / (pixels.size - inner.size)
+
+
+def _measure_sharpness(pixels: np.ndarray) -> float:
+    """Return the share of the spectral energy of rows and columns, without their means, beyond half of the frequencies.
+
+    By cosine transform, whose ends meet; a Fourier transform would take the step from one end to the other as detail.
+    """
+    half, step = len(pixels) // 2, max(1, len(pixels) // _LINES)
+    energy = detail = 0.0
+    for lines in (pixels[::step], pixels.T[::step]):
+        even = lines[:, : 2 * half].astype(np.float32, order="C")  # OpenCV transforms no odd number
+        spectrum = cv2.dct(even, flags=cv2.DCT_ROWS)
+        detail += cv2.norm(spectrum[:, half:]) ** 2
+        energy += cv2.norm(spectrum[:, 1:]) ** 2
+    return detail / energy if energy else 0.0
+
+
+def _measure_compression(image: DecodedImage) -> float | None:
+    """Return how much greater steps across the borders of JPEG's blocks are than those one pixel beside: 1 for none.
+
+    The mean absolute difference of neighbours across borders, divided by that of the pairs on either side. Any format
+    may show it, if the image was a JPEG before. Only the middle of a large image is looked at.
+
+    Returns:
+        None where it cannot be known: the image was reduced as it was decoded, or has no such steps.
+    """
+    if sorted(image.grey.size) != sorted((image.width, image.height)) or min(image.grey.size) < 2 * _BLOCK:
+        return None
+    # From a block's corner on; the grid begins at the image's.
+    left, top = (max(0, side - _MIDDLE) // 2 // _BLOCK * _BLOCK for side in image.grey.size)
+    width, height = (min(side, _MIDDLE) for side in image.grey.size)
+    pixels = np.asarray(image.grey.crop((left, top, left + width, top + height)))
+    border = beside = 0.0
+    for first, second, axis in ((pixels[:, :-1], pixels[:, 1:], 0), (pixels[:-1], pixels[1:], 1)):
+        steps = cv2.reduce(cv2.absdiff(first, second), axis, cv2.REDUCE_SUM, dtype=cv2.CV_32F).ravel()
+        count = (len(steps) - 1) // _BLOCK  # borders with a pair on either side
+        border += steps[_BLOCK - 1 :: _BLOCK][:count].sum()
+        beside += steps[_BLOCK - 2 :: _BLOCK][:count].sum() / 2 + steps[_BLOCK::_BLOCK][:count].sum() / 2
+    return float(border / beside) if beside else None

@@ -177,6 +177,30 @@ def test_a_shortcut_is_found_and_chance_is_not_one():
     assert list_alarms(fair) == []
 
 
+def test_sharpness_and_compression_are_shortcuts_too_and_the_unknown_is_left_out():
+    """Fractures are sharper. Compression is known of every other radiograph, and is higher in fractures."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(80):
+        label = number % 2
+        row = dict.fromkeys(FACTS.names) | {"path": f"{number}.jpg", "label": label, "split": "", "traits": []}
+        row |= {"origin": "", "bytes": 9000, "sha256": bytes([number] * 32), "pixels": bytes([number] * 16)}
+        row |= {"format": "JPEG", "mode": "L", "width": 200, "height": 200, "mean": 60.0, "deviation": 40.0}
+        row |= {"border": 9.0, "sharpness": 0.02 + 0.02 * label + generator.uniform(0, 0.01)}
+        rows.append(row | {"compression": 1.5 + label + generator.uniform(0, 0.1) if number % 4 < 2 else None})
+    audit = make_audit(pa.Table.from_pylist(rows, schema=FACTS), links_of())
+    assert audit.shortcuts["sharpness"].auc == 1
+    compression = audit.shortcuts["compression"]
+    assert (compression.auc, compression.is_alarming) == (1, True)
+    assert list_alarms(audit) == [
+        "Things beside the anatomy predict the label (AUC, chance is 0.50): sharpness 1.00, compression 1.00."
+    ]
+    unknown = [row | {"compression": None} for row in rows]
+    audit = make_audit(pa.Table.from_pylist(unknown, schema=FACTS), links_of())
+    assert "compression" not in audit.shortcuts
+    assert "sharpness 1.00" in "\n".join(format_audit(audit))
+
+
 def test_what_is_left_is_measured_between_images_of_one_detector():
     """Fractures are of detector B but for one in five, and B's images are larger; within a detector nothing differs."""
     generator = np.random.default_rng(0)
