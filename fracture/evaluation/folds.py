@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from fracture.dataset.format import Manifest
 from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.evaluation.report import NAMES, evaluate, format_figure, plot_scores
+from fracture.evaluation.report import NAMES, evaluate, format_figure, format_matched, plot_scores
 from fracture.evaluation.scores import write_predictions
 from fracture.page import png, render
 from fracture.storage import StoragePath
@@ -85,4 +85,4 @@ def format_folds(pooled: PooledFolds) -> list[str]:
             f"pooled     {m.counted}: AUC {format_figure(m.figures['auc'])}, "
             f"sensitivity {format_figure(m.figures['recall'])}, specificity {format_figure(m.figures['specificity'])}"
         )
-    return lines
+    return lines + format_matched(pooled.whole["radiograph"])

@@ -19,6 +19,14 @@ class Figure(BaseModel):
     high: float | None = None
 
 
+class MatchedFigure(Figure):
+    """The AUC over the pairs of a fracture and a normal that are alike in a property other than the anatomy."""
+
+    pairs: int  # that are alike
+    all_pairs: int  # of the radiographs whose property is known
+    plain: float | None  # AUC over all of them
+
+
 class Metrics(BaseModel):
     """The metrics of one split; fracture is the positive class."""
 
@@ -31,6 +39,7 @@ class Metrics(BaseModel):
     true_negatives: int
     false_negatives: int
     figures: dict[str, Figure]
+    matched: dict[str, MatchedFigure] = {}  # property -> its figure; of test per radiograph, where properties are known
 
     @property
     def counted(self) -> str:
@@ -150,6 +159,12 @@ def auc_within_folds(
     if value in (0, 1):
         interval = _exact_interval(value, min(len(np.unique(groups[labels == label])) for label in (0, 1)))
     return Figure(value=value, **interval)
+
+
+def rank_pairs(labels: np.ndarray, probabilities: np.ndarray, folds: np.ndarray) -> tuple[float | None, int]:
+    """Return the AUC of `auc_within_folds` without its interval, and the number of its pairs."""
+    cases, each_once = _Folds(labels, probabilities, folds), np.ones(len(labels))
+    return cases.auc(each_once), cases.count_pairs(each_once)
 
 
 def auc_differences(
@@ -289,6 +304,11 @@ class _Folds:
             in_order += np.trapezoid(found_true, found_false)
             pairs += found_true[-1] * found_false[-1]
         return round(float(in_order / pairs), 12) if pairs else None  # rounding of sums may miss 1 by a bit
+
+    def count_pairs(self, weights: np.ndarray) -> int:
+        """Return the number of pairs that `auc` ranks."""
+        ends = [cases.count_called(weights[rows]) for rows, cases in zip(self._rows, self._cases, strict=True)]
+        return int(sum(fractures[-1] * normals[-1] for fractures, normals in ends))
 
 
 _OPPOSITES = {"sensitivity": "specificity", "specificity": "sensitivity"}

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from fracture.dataset.format import Dataset, Manifest, images_of
 from fracture.evaluation.gallery import Gallery, select_most_confident
+from fracture.evaluation.matched import match_radiographs
 from fracture.evaluation.metrics import (
     Evaluation,
     Figure,
@@ -94,7 +95,7 @@ def _number_studies(scores: pa.Table, first: np.ndarray) -> np.ndarray:
 def evaluate_run(
     scores: pa.Table, dataset: Dataset, threshold: float, study_probability: str = "max"
 ) -> dict[str, Evaluation]:
-    """Evaluate validation and test; see `evaluate`.
+    """Evaluate validation and test; see `evaluate`. Test per radiograph has matched figures, too.
 
     Returns:
         "val" and "test" -> evaluation; also "test_from:ORIGIN" for each of several origins, "test_of:TRAIT: VALUE" for
@@ -102,6 +103,8 @@ def evaluate_run(
     """
     parts = {split: scores.filter(pc.equal(scores["split"], split)) for split in SPLITS[1:]}
     found = {split: evaluate(rows, threshold, study_probability) for split, rows in parts.items() if len(rows)}
+    if "test" in found:
+        found["test"]["radiograph"].matched = match_radiographs(parts["test"], dataset)
     origins = pc.unique(parts["test"]["origin"]).to_pylist()
     if len(origins) > 1:
         for origin in sorted(origins):
@@ -247,12 +250,25 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
             m = evaluation["radiograph"]
             auc = format_figure(m.figures["auc"])
             lines.append(f"  {name.partition(':')[2]:<8} {m.count:,} radiographs: AUC {auc}")
+    lines += format_matched(evaluations["test"]["radiograph"])
     if without_leaks := evaluations.get("test_without_leaks"):
         m = without_leaks["image"]
         lines.append(
             f"           on the {m.count} images that do not leak from training: AUC {format_figure(m.figures['auc'])}"
             f", accuracy {format_figure(m.figures['accuracy'])}"
         )
+    return lines
+
+
+def format_matched(metrics: Metrics) -> list[str]:
+    """Return a line for each matched figure that is defined."""
+    lines = []
+    for name, figure in metrics.matched.items():
+        if figure.value is not None:
+            lines.append(
+                f"  alike in {name}: AUC {format_figure(figure)} ({figure.plain:.3f} among all), {figure.pairs:,} of "
+                f"{figure.all_pairs:,} pairs"
+            )
     return lines
 
 

@@ -113,9 +113,11 @@ def train_folds(
         report(f"fold       {number} of {len(dataset.manifest.folds)}: {title} is test")
         train_run(config, dataset.fold(number), run / f"fold-{number}", verbose, report)
     from fracture.evaluation.folds import pool_folds, write_folds
+    from fracture.evaluation.matched import match_radiographs
     from fracture.evaluation.report import list_caveats
 
     pooled = pool_folds(run, dataset.manifest)
+    pooled.whole["radiograph"].matched = match_radiographs(pooled.scores, dataset)
     write_folds(run, dataset.manifest, pooled, list_caveats(dataset.manifest))
     return pooled
 

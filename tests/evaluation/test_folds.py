@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from fracture.evaluation.folds import format_folds, pool_folds, write_folds
+from fracture.evaluation.metrics import MatchedFigure
 from fracture.evaluation.scores import write_predictions
 from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
@@ -61,3 +62,22 @@ def test_studies_are_pooled_too(run, tmp_path):
     assert any(line.startswith("pooled     12 studies: AUC undefined") for line in format_folds(pooled))
     write_folds(run, manifest, pooled, [])
     assert "<th>per study</th>" in (run / "folds.html").read_bytes().decode()
+
+
+def test_matched_figures_stand_on_the_page_on_the_screen_and_in_the_file(run, tmp_path):
+    manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    pooled = pool_folds(run, manifest)
+    pooled.whole["radiograph"].matched = {
+        "size": MatchedFigure(value=0.55, low=0.5, high=0.6, pairs=1200, all_pairs=4800, plain=0.9),
+        "sharpness": MatchedFigure(value=None, pairs=3, all_pairs=4800, plain=0.9),
+    }
+    lines = format_folds(pooled)
+    assert lines[-1] == "  alike in size: AUC 0.550 [0.500, 0.600] (0.900 among all), 1,200 of 4,800 pairs"
+    assert not any("sharpness" in line for line in lines), "too few pairs"
+    write_folds(run, manifest, pooled, [])
+    saved = json.loads((tmp_path / "runs/x/folds.json").read_text())["pooled"]["radiograph"]["matched"]
+    assert saved["size"]["pairs"] == 1200
+    page = (run / "folds.html").read_bytes().decode()
+    assert "AUC among pairs alike in" in page
+    assert "<td>1,200 of 4,800</td>" in page
+    assert '<span class="soft">too few</span>' in page
