@@ -266,8 +266,8 @@ def format_matched(metrics: Metrics) -> list[str]:
     for name, figure in metrics.matched.items():
         if figure.value is not None:
             lines.append(
-                f"  alike in {name}: AUC {format_figure(figure)} ({figure.plain:.3f} among all), {figure.pairs:,} of "
-                f"{figure.all_pairs:,} pairs"
+                f"  radiographs alike in {name}: AUC {format_figure(figure)} ({figure.plain:.3f} among all), "
+                f"{figure.pairs:,} of {figure.all_pairs:,} pairs"
             )
     return lines
 

@@ -72,7 +72,7 @@ def test_matched_figures_stand_on_the_page_on_the_screen_and_in_the_file(run, tm
         "sharpness": MatchedFigure(value=None, pairs=3, all_pairs=4800, plain=0.9),
     }
     lines = format_folds(pooled)
-    assert lines[-1] == "  alike in size: AUC 0.550 [0.500, 0.600] (0.900 among all), 1,200 of 4,800 pairs"
+    assert lines[-1] == "  radiographs alike in size: AUC 0.550 [0.500, 0.600] (0.900 among all), 1,200 of 4,800 pairs"
     assert not any("sharpness" in line for line in lines), "too few pairs"
     write_folds(run, manifest, pooled, [])
     saved = json.loads((tmp_path / "runs/x/folds.json").read_text())["pooled"]["radiograph"]["matched"]

@@ -129,7 +129,7 @@ def test_the_figures_of_a_test_are_those_of_its_shortcuts_and_of_size_and_sharpn
     assert {figure.value for figure in found.matched.values()} == {0.5}
     assert {figure.plain for figure in found.matched.values()} == {0.75}
     assert format_matched(found)[2] == (
-        "  alike in size: AUC 0.500 [0.500, 0.500] (0.750 among all), 600 of 1,600 pairs"
+        "  radiographs alike in size: AUC 0.500 [0.500, 0.500] (0.750 among all), 600 of 1,600 pairs"
     )
     card = as_json({"test": {"radiograph": found}})["test"]["radiograph"]
     assert card["matched"]["size"] == {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -238,6 +239,10 @@ def test_a_job_stopped_by_any_signal_resumes_to_the_same_end(data, undisturbed, 
 def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
     shards = storage_path(tmp_path / "shards")
     write_shards(shards, {"fold-1": 24, "fold-2": 24, "fold-3": 24})
+    sides = pa.array([200] * 72, pa.int32())
+    paths = [f"fold-{fold}/{i}.png" for fold in (1, 2, 3) for i in range(24)]
+    files = (shards / "files.parquet").read_parquet().append_column("path", pa.array(paths))
+    (shards / "files.parquet").write_parquet(files.append_column("width", sides).append_column("height", sides))
     command = [sys.executable, "job/train.py", "--shards", str(shards), "--storage", str(tmp_path), "--run", "cv"]
     for assignment in (*TINY, "training.epochs=1", "compute.workers=1"):
         command += ["--set", assignment]
@@ -245,8 +250,10 @@ def test_folds_are_trained_one_after_the_other_and_pooled(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pooled     60 radiographs: AUC" in done.stdout
+    assert "  radiographs alike in size: AUC" in done.stdout
+    assert f"{3 * 12 * 8} of {3 * 12 * 8} pairs" in done.stdout, "all are of one size, and pairs of one fold"
     scores = pq.read_table(tmp_path / "runs/cv/predictions.parquet")
-    assert sorted(scores["source"].to_pylist()) == sorted(f"fold-{f}/{i}.png" for f in (1, 2, 3) for i in range(24))
+    assert sorted(scores["source"].to_pylist()) == sorted(paths)
     assert (tmp_path / "runs/cv/folds.html").exists()
 
 
