@@ -21,7 +21,15 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-Backbone = Literal["resnet50", "densenet121", "mobilenetv2", "efficientnetv2b0"]
+Backbone = Literal[
+    "resnet50",
+    "densenet121",
+    "mobilenetv2",
+    "efficientnetv2b0",
+    "efficientnetv2s",
+    "convnexttiny",
+    "convnextbase",
+]
 # The values of `model.name`, and the module of fracture.models whose `build` makes each.
 MODELS = {"cnn": "cnn"} | dict.fromkeys(get_args(Backbone), "transfer") | {"qnn": "quantum", "qnn_transfer": "transfer"}
 
@@ -187,6 +195,16 @@ class TransferConfig(Section, changes_recipe=True):
         description="Pretrained weights of the backbone: `imagenet` downloads them; `none` trains all layers from "
         "random weights; a path or URI ending in `.h5` names a file of weights without top, as keras.applications "
         "writes them.",
+    )
+    pixel_scaling: Literal["imagenet", "radimagenet"] = Field(
+        "imagenet",
+        description="Scaling of the pixels that the weights were trained with: that of each family's ImageNet weights, "
+        "or that of RadImageNet's.",
+    )
+    pooling: Literal["average", "maximum", "both"] = Field(
+        "average",
+        description="What the head takes of each channel of the backbone's last layer: its average over positions, its "
+        "maximum, or `both`, which is twice as many features.",
     )
     features: Literal["once", "augmented"] = Field(
         "once",
@@ -512,7 +530,7 @@ class Config(Settings):
         else:
             idle["model"] = {"filters", "block", "head", "dense", "batch_norm", "sync_batch_norm"}
             if not self.pretrained:
-                idle["transfer"] = {*TransferConfig.model_fields} - {"weights"}
+                idle["transfer"] = {*TransferConfig.model_fields} - {"weights", "pixel_scaling", "pooling"}
             elif not self.transfer.unfreeze:
                 idle |= {"transfer": {"learning_rate"}, "training": {"epochs"}}
                 if self.transfer.features == "once":

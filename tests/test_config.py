@@ -290,7 +290,11 @@ def test_flatten_names_each_leaf():
         ),
         (["model.name=resnet50", "transfer.features=augmented"], {"training.epochs"}, {"augment.zoom"}),
         (["model.name=resnet50", "transfer.unfreeze=3"], set(), {"training.epochs", "augment.zoom"}),
-        (["model.name=qnn_transfer", "transfer.weights=none"], {"transfer.unfreeze"}, {"quantum.backbone"}),
+        (
+            ["model.name=qnn_transfer", "transfer.weights=none"],
+            {"transfer.unfreeze"},
+            {"quantum.backbone", "transfer.pooling", "transfer.pixel_scaling"},
+        ),
     ],
 )
 def test_settings_that_a_model_does_not_ask_for(assignments: list[str], idle: set[str], active: set[str]):

@@ -1,4 +1,4 @@
-"""Transfer learning: a backbone of keras.applications, pretrained on photographs, under a head for fractures."""
+"""Transfer learning: a backbone of keras.applications, pretrained, under a head for fractures."""
 
 import warnings
 from collections.abc import Callable
@@ -10,12 +10,17 @@ import tensorflow as tf
 
 from fracture.config import Config
 from fracture.models.cnn import dropout, image_input, probability
+from fracture.models.convnext import convnext
 from fracture.models.quantum import circuit
 
 layers = keras.layers
 
+FEATURES = "features"  # name of the layer between backbone and head
+
 _MINUS_ONE_TO_ONE = (1 / 127.5, [-1.0] * 3)
 _CAFFE = (1.0, [-103.939, -116.779, -123.68])  # ImageNet's mean of blue, green, red, which are equal in a grey image
+# Of https://doi.org/10.1148/ryai.210315: in its code, Keras' `ImageDataGenerator` subtracts the mean and then rescales.
+_RADIMAGENET = (1 / 255, [mean / 255 for mean in _CAFFE[1]])
 # The mean and deviation of ImageNet that torchvision uses, of red, green, blue in [0, 1].
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STANDARDISED = (
@@ -31,6 +36,18 @@ _BACKBONES: dict[str, tuple[Callable[..., keras.Model], tuple[Any, Any]]] = {
         partial(keras.applications.EfficientNetV2B0, include_preprocessing=False),
         _STANDARDISED,
     ),
+    "efficientnetv2s": (
+        partial(keras.applications.EfficientNetV2S, include_preprocessing=False),
+        (1 / 128, [-1.0] * 3),
+    ),
+    "convnexttiny": (
+        partial(convnext, keras.applications.ConvNeXtTiny, "convnext_tiny", (3, 3, 9, 3), (96, 192, 384, 768)),
+        _STANDARDISED,
+    ),
+    "convnextbase": (
+        partial(convnext, keras.applications.ConvNeXtBase, "convnext_base", (3, 3, 27, 3), (128, 256, 512, 1024)),
+        _STANDARDISED,
+    ),
 }
 
 
@@ -41,12 +58,17 @@ def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[]
 
 
 def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
-    """Build the network from images [N, S, S, 1] in [0, 255] to features [N, F], the mean of each last channel.
+    """Build the network from images [N, S, S, 1] in [0, 255] to features [N, F]: the last channels, pooled.
+
+    F is the number of channels, or twice it where `transfer.pooling` is `both`, first the means and then the maxima.
 
     Args:
-        weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; None: random ones.
+        weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; a file of this disk, as
+            keras.applications writes them; None: random ones.
     """
     constructor, (scale, offset) = _BACKBONES[config.backbone]
+    if config.transfer.pixel_scaling == "radimagenet":
+        scale, offset = _RADIMAGENET
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
     x = layers.Rescaling(scale, offset, name="scale")(x)
@@ -58,12 +80,24 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
             layer.momentum = config.model.batch_norm_momentum
         elif isinstance(layer, layers.Dropout):
             layer.rate = 0.0  # EfficientNet's, whose random numbers would not repeat when a run is resumed
-    return keras.Model(images, layers.GlobalAveragePooling2D(name="features")(base.output), name=config.backbone)
+    return keras.Model(images, _pool(base.output, config), name=config.backbone)
+
+
+def _pool(channels: tf.Tensor, config: Config) -> tf.Tensor:
+    """Pool [N, H, W, C] over positions, to [N, C] or [N, 2C]; the names of all layers begin with `FEATURES`."""
+    pooling = config.transfer.pooling
+    if pooling == "average":
+        return layers.GlobalAveragePooling2D(name=FEATURES)(channels)
+    if pooling == "maximum":
+        return layers.GlobalMaxPooling2D(name=FEATURES)(channels)
+    average = layers.GlobalAveragePooling2D(name=f"{FEATURES}_average")(channels)
+    maximum = layers.GlobalMaxPooling2D(name=f"{FEATURES}_maximum")(channels)
+    return layers.Concatenate(name=FEATURES)([average, maximum])
 
 
 def build_head(config: Config, width: int, step: Callable[[], tf.Tensor]) -> keras.Model:
     """Build the head: features [N, width] float32 to probabilities [N, 1]. Its weights are the model's last."""
-    features = layers.Input((width,), name="features", dtype="float32")
+    features = layers.Input((width,), name=FEATURES, dtype="float32")
     return keras.Model(features, _head(features, config, step), name="head")
 
 

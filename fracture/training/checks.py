@@ -124,13 +124,23 @@ def check_weights_file(config: Config) -> None:
     """Check the setting `transfer.weights`.
 
     Raises:
-        UsageError: it names neither `imagenet` nor a file.
+        UsageError: it names neither `imagenet` nor a file, or `transfer.pixel_scaling` is that of other weights.
     """
-    weights = config.transfer.weights
+    weights, scaling = config.transfer.weights, config.transfer.pixel_scaling
+    if weights == "imagenet" and scaling == "radimagenet":
+        raise UsageError(
+            "transfer.pixel_scaling = 'radimagenet' does not belong to transfer.weights = 'imagenet'. Name a file of "
+            "RadImageNet's weights, or leave out transfer.pixel_scaling."
+        )
     if weights != "imagenet" and not (weights.endswith(".h5") and storage_path(weights).is_file()):
         raise UsageError(
             f"transfer.weights = {weights!r}: there is no such file, or it does not end in .h5. Name imagenet, none, "
             f"or a file of the weights of {config.backbone} without top, as keras.applications writes them."
+        )
+    if scaling == "imagenet" and "radimagenet" in storage_path(weights).name.lower():
+        raise UsageError(
+            f"transfer.weights = {weights!r} has RadImageNet in its name, whose weights were trained with another "
+            "scaling of the pixels. Add --set transfer.pixel_scaling=radimagenet; rename the file if it is another."
         )
 
 
@@ -144,7 +154,11 @@ def check_initial(config: Config, initial: "Bundle") -> None:
 
     wanted, there = weight_shapes(config), weight_shapes(initial.config)
     for which, shapes in ((config, wanted), (initial.config, there)):
-        shapes["quantum.circuit"] = which.quantum.circuit  # a circuit and its control have weights of one shape
+        # These change what the weights mean, and not their shapes.
+        shapes["quantum.circuit"] = which.quantum.circuit
+        if which.backbone:
+            shapes["transfer.pixel_scaling"] = which.transfer.pixel_scaling
+            shapes["transfer.pooling"] = which.transfer.pooling
     differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if differing:
         name = differing[0]

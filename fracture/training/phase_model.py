@@ -13,7 +13,7 @@ from fracture.dataset.augment import augment
 from fracture.dataset.format import Manifest
 from fracture.dataset.pipeline import WorkerRows
 from fracture.models import build_model
-from fracture.models.transfer import build_backbone, build_head
+from fracture.models.transfer import FEATURES, build_backbone, build_head
 from fracture.progress.events import FeaturesComputed
 from fracture.training.checkpoint import LoopState
 from fracture.training.features import compute_features, mean_and_variance
@@ -144,8 +144,8 @@ def _freeze(network: keras.Model, unfrozen: int | str) -> None:
 
     Batch norms stay frozen there too: the statistics of a few small batches would undo the pretraining.
     """
-    names = [layer.name for layer in network.layers]
-    backbone = network.layers[: names.index("features")]
+    pooled = next(number for number, layer in enumerate(network.layers) if layer.name.startswith(FEATURES))
+    backbone = network.layers[:pooled]
     first = 0 if unfrozen == "all" else max(len(backbone) - unfrozen, 0)
     for number, layer in enumerate(backbone):
         layer.trainable = number >= first and not isinstance(layer, layers.BatchNormalization)

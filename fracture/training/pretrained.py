@@ -15,6 +15,9 @@ from fracture.training.checkpoint import BACKBONE
 from fracture.training.checks import check_weights_file
 
 if TYPE_CHECKING:
+    import h5py
+    import keras
+
     from fracture.inference.bundle import Bundle
 
 
@@ -81,15 +84,45 @@ def _download(config: Config) -> list[np.ndarray]:
 def _read_file(config: Config) -> list[np.ndarray]:
     check_weights_file(config)
     file = storage_path(config.transfer.weights)
-    backbone = build_backbone(config)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / file.name  # its ending tells Keras the format: .weights.h5 or, older, .h5
         local.write_bytes(file.read_bytes())
         try:
-            backbone.load_weights(local)
+            backbone = build_backbone(config, str(local))
+            _check_layer_names(local, backbone)
         except (OSError, ValueError, KeyError) as error:  # no HDF5; other layers or shapes; no weights in it
+            setting = "quantum.backbone" if config.model.name == "qnn_transfer" else "model.name"
             raise UsageError(
                 f"transfer.weights = {str(file)!r} does not hold the weights of {config.backbone} without top: "
-                f"{str(error).splitlines()[0]} Name a file that does, or set model.name to the network of this file."
+                f"{str(error).splitlines()[0]} Name a file that does, or set {setting} to the network of this file."
             ) from None
     return backbone.get_weights()
+
+
+def _check_layer_names(file: Path, backbone: "keras.Model") -> None:
+    """Check the names of a file whose layers Keras took in their order, in which those of one shape may be exchanged.
+
+    Some may be unknown, since Keras numbers layers without a name; Keras 2 wrote / for _.
+
+    Raises:
+        ValueError: a layer stands in another's place, or all are unknown.
+    """
+    import h5py  # of Keras' own dependencies
+
+    with h5py.File(file) as content:
+        group = content.get("model_weights", content)  # of a whole model, or weights alone
+        names = [name for name in _read_names(group, "layer_names") if _read_names(group[name], "weight_names")]
+    ours = [layer.name for layer in backbone.layers if layer.weights]
+    theirs = [name.replace("/", "_") for name in names]
+    found, expected = [name for name in theirs if name in ours], [name for name in ours if name in theirs]
+    if theirs and not found:  # Keras 3's .weights.h5 has no such list, and is read by names
+        raise ValueError(f"its layers have other names, such as {theirs[0]!r} for {ours[0]!r}.")
+    for name, own in zip(found, expected, strict=True):
+        if name != own:
+            raise ValueError(f"its layer {name!r} stands where this network has {own!r}.")
+
+
+def _read_names(group: "h5py.Group", attribute: str) -> list[str]:
+    """Return a list of names, which Keras keeps in several attributes where it is long."""
+    keys = sorted((key for key in group.attrs if key.startswith(attribute)), key=lambda key: (len(key), key))
+    return [name.decode() if isinstance(name, bytes) else name for key in keys for name in group.attrs[key]]

@@ -11,11 +11,11 @@ layers = keras.layers
 CALLED, NORMAL = np.array([True]), np.array([False])
 
 
-def bright_supports_fracture(*, trainable: bool = True) -> keras.Model:
-    """Two channels of grey x, relu(x - 100) and relu(50 - x); logit: twice the mean of one minus that of the other."""
+def bright_supports_fracture(*, trainable: bool = True, pool: type = layers.GlobalAveragePooling2D) -> keras.Model:
+    """Two channels of grey x, relu(x - 100) and relu(50 - x); logit: twice the first, pooled, minus the other."""
     images = layers.Input((8, 8, 1), name="images")
     x = layers.Conv2D(2, 1, activation="relu", name="conv", trainable=trainable)(images)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = pool(name="pool")(x)
     logit = layers.Dense(1, name="logit", trainable=trainable)(x)
     model = keras.Model(images, layers.Activation("sigmoid", name="probability")(logit))
     model.set_weights([np.array([[[[1, -1]]]]), np.array([-100, 50]), np.array([[2], [-1]]), np.array([0])])
@@ -40,6 +40,13 @@ def test_evidence_in_one_corner_gives_a_map_of_that_corner(lit_corner, trainable
     assert values[0, 0] == pytest.approx(
         2 * 100 / 64
     )  # a logit's gradient by a channel's mean is spread over 64 places
+    assert values[7, 7] == pytest.approx(-50 / 64)
+
+
+def test_evidence_of_a_maximum_is_weighted_as_that_of_an_average(lit_corner):
+    """Its gradient is spread over the places of the maximum, and the mean over all places weights the channel."""
+    values = compute_evidence(bright_supports_fracture(pool=layers.GlobalMaxPooling2D), lit_corner, CALLED)[0]
+    assert values[0, 0] == pytest.approx(2 * 100 / 64)
     assert values[7, 7] == pytest.approx(-50 / 64)
 
 

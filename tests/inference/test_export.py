@@ -243,9 +243,11 @@ def test_variants_of_the_network_load_with_keras_alone(tiny_config, tmp_path, as
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["mobilenetv2", "resnet50", "densenet121", "efficientnetv2b0"])
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2", "resnet50", "densenet121", "efficientnetv2b0", "efficientnetv2s", "convnexttiny"]
+)
 def test_backbones_load_with_keras_alone(tiny_config, tmp_path, name: str):
-    config = tiny_config(f"model.name={name}", "transfer.weights=none")
+    config = tiny_config(f"model.name={name}", "transfer.weights=none", "transfer.pooling=both")
     assert_loads_with_keras_alone(set_random_weights(build_model(config, 90.0, 50.0)), tmp_path / "x.keras")
 
 
