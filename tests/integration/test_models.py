@@ -51,7 +51,6 @@ def settings(folder: Path, name: str, *changes: str) -> Config:
         ("qnn_transfer", ("quantum.circuit=classical",)),
         ("mobilenetv2", ("transfer.features=augmented",)),
         ("mobilenetv2", ("transfer.weights=none",)),
-        ("mobilenetv2", ("transfer.pooling=both",)),
         ("resnet50", ()),
         ("densenet121", ()),
         ("efficientnetv2b0", ()),

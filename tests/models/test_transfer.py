@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fracture.config import Config, load_config
+from fracture.config import Config, load_config, with_settings
 from fracture.errors import RunError, UsageError
 from fracture.models import build_model, weight_shapes
 from fracture.models.transfer import build_backbone, build_head
 from fracture.storage import storage_path
-from fracture.training.checks import check_weights_file
+from fracture.training.checks import check_initial, check_weights_file
 from fracture.training.phase_model import _freeze
 from fracture.training.phases import Phase, count_epochs, list_phases
 from fracture.training.pretrained import check_backbone, keep_backbone, read_backbone
@@ -295,9 +295,31 @@ def test_weights_that_do_not_fit_are_refused(drawn: keras.Model, tmp_path: Path)
 def test_a_bundle_of_a_backbone_is_rebuilt_without_the_file_it_began_with(tmp_path: Path):
     from fracture.inference.bundle import read_bundle
 
-    small = ["model.name=mobilenetv2", "data.image_size=32", "transfer.weights=/gone.h5"]
-    probabilities = read_bundle(storage_path(quick_bundle(tmp_path, *small))).build_model()(IMAGES)
-    assert probabilities.shape == (3, 1)
+    small = ["model.name=mobilenetv2", "data.image_size=32", "transfer.weights=/gone.h5", "transfer.pooling=both"]
+    model = read_bundle(storage_path(quick_bundle(tmp_path, *small))).build_model()
+    assert model(IMAGES).shape == (3, 1)
+    assert model.get_layer("logit").kernel.shape == (2560, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("transfer.pooling=maximum", "its network has average at 'transfer.pooling', and these settings maximum"),
+        (
+            "transfer.pixel_scaling=radimagenet",
+            "its network has imagenet at 'transfer.pixel_scaling', and these settings radimagenet",
+        ),
+    ],
+)
+def test_training_does_not_begin_with_weights_of_another_pooling_or_scaling(change: str, message: str, tmp_path: Path):
+    from fracture.inference.bundle import read_bundle
+
+    bundle = read_bundle(storage_path(quick_bundle(tmp_path, "model.name=mobilenetv2", "data.image_size=32")))
+    check_initial(bundle.config, bundle)
+    with pytest.raises(UsageError, match=message):
+        check_initial(
+            with_settings(bundle.config, {"transfer": dict([change.removeprefix("transfer.").split("=")])}), bundle
+        )
 
 
 def test_phases_of_each_way_to_train():
