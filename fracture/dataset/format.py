@@ -25,6 +25,7 @@ _READ_TOO = (4,)  # in which two settings have other names, and studies are not 
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 LEDGER = "ledger.parquet"  # beside it: the split of every file that was ever seen, also of one that is gone
+UNTESTED = "untested"  # where the folds are sources: the split of those that are no fold; it trains in every fold
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
 ROW_GROUP_ROWS = 64
 _MOST_MANIFEST = 2**26  # bytes; a shard takes 150 of them
@@ -91,6 +92,7 @@ class Manifest(BaseModel):
     split: str  # official: as found; group: made, no group in two splits; folds: the same, K times; test: all test
     split_reason: str
     folds: list[str]  # titles of the folds, in their order; empty where there are none
+    untested: list[str] = []  # where the folds are sources: a line for each that is no fold, with the reason
     parameters: dict[str, Any]
     class_folders: dict[str, list[str]]
     counts: dict[str, dict[str, int]]  # split -> class name -> images
@@ -122,6 +124,11 @@ class Manifest(BaseModel):
         return self.parameters["image_size"]
 
     @property
+    def folds_are_sources(self) -> bool:
+        """Return true if each fold is a source, which is tested by a model of the others."""
+        return bool(self.folds) and self.parameters.get("folds") == "source"
+
+    @property
     def pixel_mean(self) -> float:
         """Return the mean of the training images, in [0, 255]."""
         return self.pixels["train"].sum / self.pixels["train"].count
@@ -139,7 +146,8 @@ class Manifest(BaseModel):
     def fold(self, number: int) -> "Manifest":
         """Return the manifest in which that fold, counted from 1, is test.
 
-        The next fold validates and the others train; of folds by source, a part of each of the others validates.
+        The next fold validates and the others train. Of folds by source, a part of each of the others validates, and
+        `untested` trains.
         """
         count = len(self.folds)
         others = [f"fold-{n}" for n in range(1, count + 1) if n != number]
@@ -147,7 +155,7 @@ class Manifest(BaseModel):
             parts = {"test": [f"fold-{number}", f"fold-{number}-val"], "val": [f"{name}-val" for name in others]}
         else:
             parts = {"test": [f"fold-{number}"], "val": [f"fold-{number % count + 1}"]}
-        parts["train"] = [name for name in others if name not in parts["val"]]
+        parts["train"] = [name for name in (*others, UNTESTED) if name in self.shards and name not in parts["val"]]
         parts = {split: parts[split] for split in SPLITS}
 
         def summed(tables: dict[str, dict[str, int]], split: str) -> dict[str, int]:

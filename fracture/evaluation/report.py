@@ -220,6 +220,7 @@ def list_caveats(manifest: Manifest) -> list[str]:
         advice = " No other test image is left: split the data with --split group to get a test without leaks."
         whole = test is not None and test.leaking == test.images
         lines.append(f"LEAKAGE: {'; '.join(leaks)}.{advice if whole else ''}")
+    lines += [f"NOT TESTED: {line}." for line in manifest.untested]
     lines += manifest.notes
     if manifest.shortcuts:
         measures = [f"{name} (AUC {auc:.2f})" for name, auc in manifest.shortcuts.items()]

@@ -9,7 +9,16 @@ from pyarrow import csv, fs
 from pydantic import ValidationError
 
 from fracture.config import DataConfig
-from fracture.dataset.format import FILES, LEDGER, MANIFEST, SCHEMA_VERSION, Manifest, read_dataset, read_manifest
+from fracture.dataset.format import (
+    FILES,
+    LEDGER,
+    MANIFEST,
+    SCHEMA_VERSION,
+    UNTESTED,
+    Manifest,
+    read_dataset,
+    read_manifest,
+)
 from fracture.errors import UsageError
 from fracture.preparation.audit import Audit
 from fracture.preparation.audit_page import render_audit_page
@@ -24,7 +33,7 @@ INPUT = "input.json"  # hashes of the input of the shards, so that an unchanged 
 _LINKS, _AUDIT, _AUDIT_PAGE = "links.csv", "audit.json", "audit.html"
 _OTHER_FILES = (MANIFEST, INPUT, FILES, LEDGER, _LINKS, SCANNED, COMPARED, _AUDIT, _AUDIT_PAGE)
 _FORMER_FILES = ("examined.parquet",)  # of schema version 3; removed when its folder is preprocessed again
-_SHARD_PATTERN = r"(?:train|val|test|fold-\d+(?:-val)?)-\d{5}-[0-9a-f]{12}\.parquet"
+_SHARD_PATTERN = rf"(?:train|val|test|{UNTESTED}|fold-\d+(?:-val)?)-\d{{5}}-[0-9a-f]{{12}}\.parquet"
 
 
 def find_finished(

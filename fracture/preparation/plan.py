@@ -33,6 +33,7 @@ class SplitPlan:
     files: pa.Table  # facts of every file, radiograph_id, group_id, and split_used, which is "" for a file left out
     splits: tuple[str, ...]  # names
     folds: tuple[str, ...]  # titles of the folds; empty without folds
+    untested: tuple[str, ...]  # a line for each source that is no fold, see `Assignment`
     moved: list[str]  # groups that had to move, see `Assignment`
     left_out: dict[str, int]  # why -> readable images that are in no split
 
@@ -121,7 +122,7 @@ def _plan_found_split(scanned: ScannedSource, files: _Files, config: DataConfig)
     reason = (
         "as found: data.split = official" if config.split == "official" else "as found: no radiograph is in two splits"
     )
-    return SplitPlan("official", reason, files.list_with(split_used), SPLITS, (), [], {})
+    return SplitPlan("official", reason, files.list_with(split_used), SPLITS, (), (), [], {})
 
 
 def _plan_new_split(
@@ -141,18 +142,21 @@ def _plan_new_split(
             f"--data {scanned.source.name}: every radiograph has both labels, for example {first!r} and "
             f"{second!r}. Remove the wrong copies."
         )
-    assignment, folds = _assign_rows(files, rows, config, earlier)
+    assignment = _assign_rows(files, rows, config, earlier)
     split_used = np.full(len(files.facts), "", object)
     split_used[rows] = assignment.splits
     split_used[~kept] = ""
     if retired := int((split_used == RETIRED).sum()):
         left_out["it was test, and now belongs to a group that is not"] = retired
-    names = (
-        tuple(sorted(set(assignment.splits.tolist()))) if config.folds == "source" else tuple(compute_shares(config))
-    )
+    if config.folds == "source":
+        names, folds = tuple(sorted(set(assignment.splits.tolist()))), assignment.sources
+    else:
+        names = tuple(compute_shares(config))
+        folds = names if config.folds else ()
     kind = "test" if config.split == "test" else "folds" if config.folds else "group"
     reason = _explain_new_split(scanned, config, moved_test_files)
-    return SplitPlan(kind, reason, files.list_with(split_used), names, folds, assignment.moved, left_out)
+    listed = files.list_with(split_used)
+    return SplitPlan(kind, reason, listed, names, folds, assignment.untested, assignment.moved, left_out)
 
 
 def _find_conflicting(files: _Files) -> np.ndarray:
@@ -161,21 +165,14 @@ def _find_conflicting(files: _Files) -> np.ndarray:
     return np.isin(files.radiograph_ids, np.intersect1d(*ids))
 
 
-def _assign_rows(
-    files: _Files, rows: np.ndarray, config: DataConfig, earlier: dict[str, str]
-) -> tuple[Assignment, tuple[str, ...]]:
-    """Assign some files to splits or folds.
-
-    Returns:
-        The assignment, and the titles of the folds.
-    """
+def _assign_rows(files: _Files, rows: np.ndarray, config: DataConfig, earlier: dict[str, str]) -> Assignment:
+    """Assign some files to splits or folds."""
     groups, labels = files.group_ids[rows], files.labels[rows]
     hashes = [sha256.hex() for sha256 in files.facts["sha256"].take(rows).to_pylist()]
     if config.folds == "source":
         origins = files.facts["origin"].take(rows).to_pylist()
         return assign_by_source(groups, labels, hashes, origins, config, earlier)
-    shares = compute_shares(config)
-    return assign_groups(groups, labels, hashes, shares, config.seed, earlier), tuple(shares) if config.folds else ()
+    return assign_groups(groups, labels, hashes, compute_shares(config), config.seed, earlier)
 
 
 def _explain_new_split(scanned: ScannedSource, config: DataConfig, moved_test_files: list[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fracture.config import DataConfig
+from fracture.dataset.format import UNTESTED
 from fracture.errors import UsageError
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL, SPLITS
 from fracture.preparation.source import keyed_hash
@@ -22,6 +23,8 @@ class Assignment:
 
     splits: np.ndarray  # [files] str; may be `RETIRED`
     moved: list[str] = field(default_factory=list)  # groups of several earlier splits: "GROUP: test, val"
+    sources: tuple[str, ...] = ()  # where the folds are sources: their names, in the order of the folds
+    untested: tuple[str, ...] = ()  # a line for each source that is no fold, with the reason
 
 
 @dataclass(frozen=True)
@@ -89,32 +92,90 @@ def assign_by_source(
     origins: Sequence[str],
     config: DataConfig,
     previous: Mapping[str, str] | None = None,
-) -> tuple[Assignment, tuple[str, ...]]:
+) -> Assignment:
     """Make a fold of each origin, in two parts: `fold-N`, and `fold-N-val`, which validates when another fold is test.
 
-    A group with images of several origins belongs to the first of them by name.
-
-    Returns:
-        The assignment, and the origins' names in the order of their folds.
+    A group with images of several origins belongs to the first of them by name. An origin that lacks a class in one of
+    its parts is no fold: all of it is `UNTESTED`, also for validation, which would mistake the source for the class.
 
     Raises:
-        UsageError: fewer than two origins, files without one, or an origin that lacks a class.
+        UsageError: files without an origin, or fewer than two origins that can be tested.
     """
+    check_sources(origins, labels)
     origin_of_file = _find_origins(groups, origins)
-    names = tuple(np.unique(origin_of_file).tolist())
+    parts = {  # what was in no fold has no part to stay in
+        sha256: "-val" if split.endswith("-val") else ""
+        for sha256, split in (previous or {}).items()
+        if split != UNTESTED
+    }
+    splits, moved, tested = np.full(len(groups), UNTESTED, object), [], []
+    lacking, joined = [], []  # why the others are not tested
+    for name in sorted(set(origins)):
+        rows = np.flatnonzero(origin_of_file == name)
+        if not len(rows):
+            joined.append(f"source {name!r} has no radiograph or patient of its own")
+            continue
+        part = _assign_origin(groups[rows], labels[rows], [hashes[i] for i in rows], config, parts)
+        if part is None:
+            count = [len(np.unique(groups[rows][labels[rows] == label])) for label in (FRACTURE, NORMAL)]
+            lacking.append(
+                f"source {name!r} has {count[0]:,} separate fractured and {count[1]:,} normal radiographs or patients"
+            )
+            continue
+        tested.append(name)
+        splits[rows] = [f"fold-{len(tested)}{suffix}" for suffix in part.splits]
+        moved += part.moved
+    _check_tested(tested, [*lacking, *joined])
+    untested = [f"{line}, and needs two of each to be tested; it trains in every fold" for line in lacking]
+    untested += [f"{line}, and is tested with the others" for line in joined]
+    return Assignment(splits.astype(str), moved, tuple(tested), tuple(untested))
+
+
+def check_sources(origins: Sequence[str], labels: Sequence[int] | np.ndarray) -> None:
+    """Check that sources can be left out one at a time, as far as can be seen without decoding an image.
+
+    Args:
+        origins: [files]; "" where it is not known.
+        labels: [files], 0 or 1.
+
+    Raises:
+        UsageError: files without an origin, one origin only, or fewer than two with both classes.
+    """
+    if "" in origins and any(origins):
+        raise UsageError(
+            f"data.folds = source needs to know where each file is from, and {list(origins).count('')} of "
+            f"{len(origins)} have no source. Fill in the labels file's column, or leave those files out."
+        )
+    names = sorted(set(origins))
     if len(names) < 2:
         raise UsageError(
-            "data.folds = source needs images of two sources or more: name several --data folders, or give the labels "
-            "file a source column."
+            f"data.folds = source tests each source by a model of the others, and all {len(origins):,} images are of "
+            f"one source{f', {names[0]!r}' if any(names) else ''}. Name several --data folders, give the labels file a "
+            "source column, or use data.folds = 5."
         )
-    parts = {sha256: "-val" if split.endswith("-val") else "" for sha256, split in (previous or {}).items()}
-    splits, moved = np.empty(len(groups), object), []
-    for number, name in enumerate(names, 1):
-        rows = np.flatnonzero(origin_of_file == name)
-        part = _assign_origin(name, groups[rows], labels[rows], [hashes[i] for i in rows], config, parts)
-        splits[rows] = [f"fold-{number}{suffix}" for suffix in part.splits]
-        moved += part.moved
-    return Assignment(splits.astype(str), moved), names
+    counts = Counter(zip(origins, (int(label) for label in labels), strict=True))
+    lacking = [name for name in names if not (counts[name, FRACTURE] and counts[name, NORMAL])]
+    _check_tested(
+        [name for name in names if name not in lacking],
+        [
+            f"source {name!r} has {counts[name, FRACTURE]:,} fractured and {counts[name, NORMAL]:,} normal images"
+            for name in lacking
+        ],
+    )
+
+
+def _check_tested(tested: Sequence[str], untested: Sequence[str]) -> None:
+    """Check that every source that is tested leaves another to train on and to validate on."""
+    if not tested:
+        raise UsageError(
+            f"data.folds = source has nothing to test on: {'; '.join(untested)}. A model that only tells the sources "
+            "apart would seem to find fractures. Add images of the other class, to two sources or more."
+        )
+    if len(tested) == 1:
+        raise UsageError(
+            f"data.folds = source can test on {tested[0]!r} alone, and then has no other source with two of each "
+            f"class to validate on: {'; '.join(untested)}. Add images, or use data.folds = 5."
+        )
 
 
 def find_missing_class(splits: np.ndarray, labels: np.ndarray, names: Iterable[str]) -> tuple[str, int] | None:
@@ -184,33 +245,19 @@ def _retire_test(previous: str | None, split: str) -> str:
 
 def _find_origins(groups: np.ndarray, origins: Sequence[str]) -> np.ndarray:
     """Return the origin of each file's group: [files] str."""
-    if "" in origins and any(origins):
-        raise UsageError(
-            f"data.folds = source needs to know where each file is from, and {list(origins).count('')} of "
-            f"{len(origins)} have no source. Fill in the labels file's column, or leave those files out."
-        )
     pairs = sorted(zip(groups.tolist(), origins, strict=True), key=lambda pair: pair[1], reverse=True)
     first_origin = dict(pairs)  # the last of a group's pairs counts, which has the first name
     return np.array([first_origin[group] for group in groups.tolist()])
 
 
 def _assign_origin(
-    name: str,
-    groups: np.ndarray,
-    labels: np.ndarray,
-    hashes: Sequence[str],
-    config: DataConfig,
-    previous: Mapping[str, str],
-) -> Assignment:
+    groups: np.ndarray, labels: np.ndarray, hashes: Sequence[str], config: DataConfig, previous: Mapping[str, str]
+) -> Assignment | None:
+    """Return the parts of an origin's fold, or None where one would lack a class."""
     try:
         return assign_groups(groups, labels, hashes, compute_shares(config), config.seed, previous)
     except UsageError:
-        count = [len(np.unique(groups[labels == label])) for label in range(len(CLASS_NAMES))]
-        raise UsageError(
-            f"source {name!r} has {count[FRACTURE]} separate fractured and {count[NORMAL]} normal radiographs or "
-            "patients; data.folds = source needs two of each, to test on and to validate on. Leave it out, or "
-            "use data.folds = 5."
-        ) from None
+        return None
 
 
 def _check_classes(splits: np.ndarray, labels: np.ndarray, groups: np.ndarray, shares: Mapping[str, float]) -> None:

@@ -120,6 +120,7 @@ def summarize_split(manifest: Manifest) -> list[str]:
         groups = manifest.groups[split]
         classes = ", ".join(f"{counts[name]:,} {name} of {groups[name]:,} groups" for name in reversed(CLASS_NAMES))
         lines.append(f"  {split:<8} {sum(counts.values()):,} images: {classes}")
+    lines += [f"not tested {line}" for line in manifest.untested]
     lines += [f"left out   {n:,} images: {why}" for why, n in manifest.left_out.items() if n]
     lines += [
         f"moved      group {line}; its parts are one group now, and what was test is left out"
@@ -278,6 +279,7 @@ def _make_manifest(
         split=plan.kind,
         split_reason=plan.reason,
         folds=list(plan.folds),
+        untested=list(plan.untested),
         parameters=config.model_dump(mode="json"),
         class_folders=source.class_folders,
         counts=counts,

@@ -126,8 +126,11 @@ def prepare_dataset(
         read_audit,
     )
     from fracture.preparation.scan import scan_source
+    from fracture.preparation.split import check_sources
     from fracture.preparation.write import summarize_split, write_dataset
 
+    if config.data.folds == "source":
+        check_sources([file.origin for file in source.files], [file.label for file in source.files])
     manifest = find_finished(source, out, config.data, before)
     state = "unchanged since they were written"
     if manifest is None:

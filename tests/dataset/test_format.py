@@ -283,6 +283,19 @@ def test_a_fold_by_source_tests_all_of_one_source_and_validates_on_the_others(tm
     manifest = write_shards(storage_path(tmp_path), rows).model_copy(update={"folds": ["north", "south"]})
     fold = manifest.fold(1)
     assert {split: fold.rows(split) for split in ("train", "val", "test")} == {"train": 20, "val": 4, "test": 12}
+    assert not manifest.folds_are_sources, "by the parameters that the data set was made with"
+
+
+def test_a_source_that_is_no_fold_trains_in_each(tmp_path):
+    rows = {"fold-1": 10, "fold-1-val": 2, "fold-2": 20, "fold-2-val": 4, "untested": 7}
+    manifest = write_shards(storage_path(tmp_path), rows)
+    by_source = {"folds": ["north", "south"], "parameters": manifest.parameters | {"folds": "source"}}
+    manifest = manifest.model_copy(update=by_source)
+    for number, sizes in ((1, (27, 4, 12)), (2, (17, 2, 24))):
+        fold = manifest.fold(number)
+        assert tuple(fold.rows(split) for split in ("train", "val", "test")) == sizes
+        assert fold.counts["train"]["normal"] == (14, 9)[number - 1]
+    assert (manifest.folds_are_sources, fold.folds_are_sources) == (True, False)
 
 
 def test_the_index_is_read_without_images(shard_folder):

@@ -206,6 +206,11 @@ def test_synthetic_data_and_leaks_are_caveats(dataset):
     )
 
 
+def test_a_source_that_is_not_tested_is_a_caveat(dataset):
+    manifest = dataset().manifest.model_copy(update={"synthetic": False, "untested": ["source 'east' has ..."]})
+    assert list_caveats(manifest) == ["NOT TESTED: source 'east' has ...."]
+
+
 def test_shortcuts_are_caveats(dataset):
     manifest = dataset().manifest
     real = manifest.model_copy(update={"synthetic": False, "shortcuts": {"size": 0.926, "aspect": 0.85}})

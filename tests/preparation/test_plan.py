@@ -89,6 +89,20 @@ def test_a_split_of_the_ledger_is_kept():
     assert again.split_used.tolist() == first.split_used.tolist()
 
 
+def test_a_source_of_one_class_is_planned_as_training_alone():
+    """The facts' first split is north, the second south; of the third, east, only normals can be read."""
+    source = scanned(6)
+    origins = pa.array([("north", "south", "east")[min(row // 12, 2)] for row in range(37)])
+    facts = source.facts.set_column(source.facts.schema.get_field_index("origin"), "origin", origins)
+    readable = pa.array([None if row >= 30 else digest for row, digest in enumerate(facts["sha256"].to_pylist())])
+    facts = facts.set_column(facts.schema.get_field_index("sha256"), "sha256", readable.cast(pa.binary(32)))
+    planned = plan(ScannedSource(source.source, facts, source.links, source.audit, {}), DataConfig(folds="source"))
+    assert (planned.kind, planned.folds) == ("folds", ("north", "south"))
+    assert planned.splits == ("fold-1", "fold-1-val", "fold-2", "fold-2-val", "untested")
+    assert (planned.split_used == "untested").tolist() == [24 <= row < 30 for row in range(37)]
+    assert planned.untested[0].startswith("source 'east' has 0 separate fractured and 6 normal radiographs")
+
+
 def test_a_test_file_may_not_be_found_in_another_split():
     source = scanned(6)
     swapped = source.facts["split"].to_pylist()

@@ -401,6 +401,30 @@ def test_folds_by_source(image_folder, tmp_path):
     assert {split: south.rows(split) for split in ("train", "val")} == {"train": 20, "val": 4}
 
 
+def test_a_source_of_one_class_trains_in_each_fold(image_folder, tmp_path):
+    paths = {"a": official_paths(4), "b": official_paths(4), "c": ["normal/1.png", "normal/2.png", "normal/3.png"]}
+    for first, (name, names) in enumerate(paths.items()):
+        folder = image_folder(*names, root=name)
+        for number, file in enumerate(folder / path for path in names):
+            pixels = np.random.default_rng([first, number]).integers(0, 256, (40, 36), np.uint8)
+            file.write_bytes(encoded(pixels))
+    config, out = DataConfig(image_size=32, folds="source"), storage_path(tmp_path / "out")
+    source = find_source([storage_path(tmp_path / name) for name in paths], config)
+    manifest = write_dataset(scan_source(source, out, config), out, config)
+    assert (manifest.folds, manifest.counts["untested"]) == (["a", "b"], {"normal": 3, "fracture": 0})
+    line = (
+        "source 'c' has 0 separate fractured and 3 normal radiographs or patients, and needs two of each to be tested; "
+        "it trains in every fold"
+    )
+    assert manifest.untested == [line]
+    assert f"not tested {line}" in summarize_split(manifest)
+    for number, trains in ((1, "b"), (2, "a")):
+        fold = Dataset(out, manifest.fold(number))
+        assert set(fold.read("train", 0, 99)["origin"].to_pylist()) == {trains, "c"}
+        assert set(fold.read("val", 0, 99)["origin"].to_pylist()) == {trains}
+    assert write_dataset(scan_source(source, out, config), out, config) == manifest
+
+
 def splits_of(out: Path) -> dict[str, str]:
     files = pq.read_table(out / "files.parquet").to_pydict()
     return {path: split for path, split in zip(files["path"], files["split_used"], strict=True) if split}

@@ -6,7 +6,7 @@ import pytest
 from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import SPLITS
-from fracture.preparation.split import RETIRED, assign_by_source, assign_groups, compute_shares
+from fracture.preparation.split import RETIRED, Assignment, assign_by_source, assign_groups, compute_shares
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
@@ -127,8 +127,8 @@ def test_each_source_is_a_fold_with_a_part_that_validates():
     groups, hashes = families([2] * 60)
     origins = ["south" if group < 20 else "north" for group in groups]
     labels = groups % 2
-    assignment, names = assign_by_source(groups, labels, hashes, origins, DataConfig(folds="source"))
-    assert names == ("north", "south")
+    assignment = assign_by_source(groups, labels, hashes, origins, DataConfig(folds="source"))
+    assert (assignment.sources, assignment.untested) == (("north", "south"), ())
     split_of = splits_of(groups, assignment.splits)
     assert Counter(split_of[g] for g in range(20)) == {"fold-2": 18, "fold-2-val": 2}
     assert Counter(split_of[g] for g in range(20, 60)) == {"fold-1": 34, "fold-1-val": 6}
@@ -138,7 +138,7 @@ def test_a_group_of_two_sources_is_in_one_fold():
     groups, hashes = families([2] * 40)
     origins = ["south" if group < 20 else "north" for group in groups]
     origins[0] = "north"
-    assignment, _ = assign_by_source(groups, groups % 2, hashes, origins, DataConfig(folds="source"))
+    assignment = assign_by_source(groups, groups % 2, hashes, origins, DataConfig(folds="source"))
     assert {split[:6] for split in assignment.splits[:2]} == {"fold-1"}
 
 
@@ -147,26 +147,101 @@ def test_validation_parts_of_sources_stay_when_the_data_has_grown():
     groups, hashes = families([2] * 40)
     origins = ["south" if group % 4 < 2 else "north" for group in groups]
     config = DataConfig(folds="source")
-    few = assign_by_source(groups, groups % 2, hashes, origins, config)[0].splits
+    few = assign_by_source(groups, groups % 2, hashes, origins, config).splits
     more, more_hashes = families([2] * 40, first=40)
     everything, previous = np.r_[groups, more], dict(zip(hashes, few, strict=True))
     origins += ["east" if group % 4 < 2 else "south" for group in more]
-    many = assign_by_source(everything, everything % 2, hashes + more_hashes, origins, config, previous)[0].splits
+    many = assign_by_source(everything, everything % 2, hashes + more_hashes, origins, config, previous).splits
     assert [split.endswith("-val") for split in many[:80]] == [split.endswith("-val") for split in few]
     assert many[0] == few[0].replace("fold-2", "fold-3")
 
 
+def by_source(fractures: dict[str, int], normals: dict[str, int]) -> Assignment:
+    """Assign so many radiographs of each source and class, each a group of its own."""
+    counts = [(name, label, count) for label, each in ((1, fractures), (0, normals)) for name, count in each.items()]
+    origins = [name for name, _, count in counts for _ in range(count)]
+    labels = np.repeat([label for _, label, _ in counts], [count for *_, count in counts])
+    groups, hashes = families([1] * len(origins))
+    return assign_by_source(groups, labels, hashes, origins, DataConfig(folds="source"))
+
+
+def test_a_source_of_one_class_trains_and_is_no_fold():
+    """Of 20 radiographs of a class 3 validate; north, the first by name of the others, has the first fold."""
+    found = by_source({"north": 20, "south": 20}, {"east": 7, "north": 20, "south": 20})
+    assert found.sources == ("north", "south")
+    assert found.untested == (
+        "source 'east' has 0 separate fractured and 7 normal radiographs or patients, and needs two of each to be "
+        "tested; it trains in every fold",
+    )
+    assert Counter(found.splits.tolist()) == {
+        **{"fold-1": 34, "fold-1-val": 6, "fold-2": 34, "fold-2-val": 6},
+        "untested": 7,
+    }
+
+
+def test_a_source_with_one_radiograph_of_a_class_cannot_be_tested_and_validate():
+    found = by_source({"a": 10, "b": 10, "c": 1}, {"a": 10, "b": 10, "c": 10})
+    assert found.sources == ("a", "b")
+    assert found.untested[0].startswith("source 'c' has 1 separate fractured and 10 normal radiographs or patients")
+    assert Counter(found.splits.tolist())["untested"] == 11
+
+
+def test_a_source_that_got_its_second_class_becomes_a_fold():
+    """Its radiographs trained in every fold before, so none is kept out of its validation."""
+    groups, hashes = families([1] * 60)
+    origins = ["abc"[group // 20] for group in groups]
+    labels = groups % 2 * (groups < 40)
+    config = DataConfig(folds="source")
+    before = assign_by_source(groups, labels, hashes, origins, config)
+    assert before.sources == ("a", "b")
+    more, more_hashes = families([1] * 20, first=60)
+    everything, previous = np.r_[groups, more], dict(zip(hashes, before.splits, strict=True))
+    labels, origins = np.r_[labels, np.ones(20, int)], origins + ["c"] * 20
+    after = assign_by_source(everything, labels, hashes + more_hashes, origins, config, previous)
+    assert (after.sources, after.untested) == (("a", "b", "c"), ())
+    assert after.splits[:40].tolist() == before.splits[:40].tolist()
+    assert Counter(after.splits[40:].tolist()) == {"fold-3": 34, "fold-3-val": 6}
+    assert (after.splits[40:60] == "fold-3-val").sum() == 3, "of each class"
+
+
+def test_a_source_whose_radiographs_are_all_of_another_is_no_fold():
+    groups, hashes = families([2] * 40)
+    origins = ["c"] * 40 + ["a", "b"] * 10 + ["a"] * 20  # each of 10 groups of a has an image of b
+    assignment = assign_by_source(groups, groups % 2, hashes, origins, DataConfig(folds="source"))
+    assert assignment.sources == ("a", "c")
+    assert assignment.untested == ("source 'b' has no radiograph or patient of its own, and is tested with the others",)
+    assert "untested" not in assignment.splits
+    with pytest.raises(UsageError, match=r"can test on 'a' alone, .* source 'b' has no radiograph or patient of its"):
+        assign_by_source(groups, groups % 2, hashes, ["a", "b"] * 40, DataConfig(folds="source"))
+
+
 def test_folds_by_source_need_two_sources():
     groups, hashes = families([1] * 20)
-    with pytest.raises(UsageError, match=r"folds = source needs images of two sources or more: name several --data"):
-        assign_by_source(groups, groups % 2, hashes, [""] * 20, DataConfig(folds="source"))
+    for origin, named in (("", "one source"), ("north", "one source, 'north'")):
+        message = rf"tests each source by a model of the others, and all 20 images are of {named}\. Name several --data"
+        with pytest.raises(UsageError, match=message):
+            assign_by_source(groups, groups % 2, hashes, [origin] * 20, DataConfig(folds="source"))
 
 
-def test_folds_by_source_need_to_know_each_source_and_both_classes_there():
+def test_folds_by_source_need_to_know_each_source():
     groups, hashes = families([1] * 20)
-    config = DataConfig(folds="source")
     with pytest.raises(UsageError, match=r"needs to know where each file is from, and 5 of 20 have no source"):
-        assign_by_source(groups, groups % 2, hashes, ["a"] * 15 + [""] * 5, config)
-    labels = np.r_[groups[:10] % 2, np.zeros(10, int)]
-    with pytest.raises(UsageError, match=r"source 'b' has 0 separate fractured and 10 normal .*two of each"):
-        assign_by_source(groups, labels, hashes, ["a"] * 10 + ["b"] * 10, config)
+        assign_by_source(groups, groups % 2, hashes, ["a"] * 15 + [""] * 5, DataConfig(folds="source"))
+
+
+def test_folds_by_source_need_two_sources_with_both_classes():
+    """The images say so before they are decoded, the radiographs and patients afterwards."""
+    with pytest.raises(
+        UsageError,
+        match=r"nothing to test on: source 'a' has 9 fractured and 0 normal images; source 'b' has 0 fractured and 8 n",
+    ):
+        by_source({"a": 9}, {"b": 8})
+    alone = (
+        r"can test on 'a' alone, and then has no other source with two of each class to validate on: source 'b' has "
+    )
+    with pytest.raises(UsageError, match=alone + "0 fractured and 8 normal images"):
+        by_source({"a": 9}, {"a": 9, "b": 8})
+    with pytest.raises(UsageError, match=alone + "1 separate fractured and 8 normal radiographs or patients"):
+        by_source({"a": 9, "b": 1}, {"a": 9, "b": 8})
+    with pytest.raises(UsageError, match=r"nothing to test on: source 'a' has 1 separate fractured .*source 'b' has 1"):
+        by_source({"a": 1, "b": 1}, {"a": 9, "b": 8})

@@ -92,6 +92,35 @@ def test_shards_that_another_job_is_writing_are_left_alone(image_folder, tiny_co
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("roots", "message"),
+    [
+        ({"a": ("fractured", "not fractured")}, r"all 12 images are of one source\. Name several --data folders"),
+        (
+            {"a": ("fractured",), "b": ("not fractured",)},
+            r"nothing to test on: source 'a' has 6 fractured and 0 normal images; source 'b' has 0 fractured and 6 n",
+        ),
+        (
+            {"a": ("fractured", "not fractured"), "b": ("fractured",)},
+            r"can test on 'a' alone, and then has no other source .*: source 'b' has 6 fractured and 0 normal images",
+        ),
+    ],
+    ids=["one source", "two sources of one class", "one source with both classes"],
+)
+def test_sources_that_cannot_be_left_out_are_refused_before_the_scan(
+    image_folder, tiny_config, tmp_path, roots: dict[str, tuple[str, ...]], message: str
+):
+    config = tiny_config("data.folds=source")
+    folders = [
+        str(image_folder(*(path for path in official_paths() if path.split("/")[1] in classes), root=name))
+        for name, classes in roots.items()
+    ]
+    source = find_radiographs(folders, None, config, PatientKey(None), lambda line: None)
+    with pytest.raises(UsageError, match=message):
+        prepare_dataset(source, storage_path(tmp_path / "out"), config, refuse_to_start, lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_claims_of_a_killed_job_are_no_other_things(image_folder, tiny_config, tmp_path):
     out, claim = storage_path(tmp_path / "out"), uuid.uuid4().hex
     source = find_radiographs(
