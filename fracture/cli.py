@@ -229,7 +229,10 @@ def _add_labels_and_split(group: argparse._ArgumentGroup, folds: bool) -> None:
     group.add_argument("--split", choices=("auto", "official", "group"), help="data.split: which split to use")
     if folds:
         group.add_argument(
-            "--folds", metavar="K", type=_folds, help="data.folds: K grouped folds in place of a split; or: source"
+            "--folds",
+            metavar="K",
+            type=_folds,
+            help="data.folds: K grouped folds in place of a split; or: source, to hold out one source at a time",
         )
 
 
@@ -655,6 +658,7 @@ def _compare(args: argparse.Namespace) -> None:
       fracture compare --data DIR --run NAME          the contenders of fracture/configs/comparisons, 5 folds each
       fracture compare --run NAME                     the same on sample radiographs, with the quick recipe
       fracture compare --shards SHARDS --models FILE --only cnn qnn --run NAME    trains only these
+      fracture compare --data A --data B --folds source --run NAME                holds out one source at a time
       python job/compare.py ...                       the same, from a clone
 
     FILE is YAML: titles, and the settings in which each contender differs, such as `cnn: {}` and `wide: {model:

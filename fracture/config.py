@@ -95,8 +95,8 @@ class DataConfig(Section, changes_recipe=True):
     )
     folds: Annotated[int, Field(ge=0, le=20)] | Literal["source"] = Field(
         0,
-        description="Number of grouped folds, in place of train, val and test; 0 for none. `source` makes a fold of "
-        "each hospital or collection.",
+        description="Number of grouped folds, in place of train, val and test; 0 for none. `source` holds out each "
+        "hospital or collection in turn: a model of the others is tested on it.",
     )
     val_fraction: float = Field(
         0.15, gt=0, lt=0.5, description="Share of the groups that goes to validation, where a split is made."

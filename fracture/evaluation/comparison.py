@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from fracture.dataset.format import Manifest
-from fracture.evaluation.folds import PooledFolds
+from fracture.evaluation.falls import FIGURES
+from fracture.evaluation.folds import PooledFolds, falls_as_json
 from fracture.evaluation.metrics import (
     Figure,
     as_json,
@@ -19,7 +20,7 @@ from fracture.evaluation.metrics import (
     rate_differences,
 )
 from fracture.evaluation.plots import plot_rocs
-from fracture.evaluation.report import format_figure
+from fracture.evaluation.report import format_difference, format_figure
 from fracture.evaluation.scores import batch_size, describe_device, score
 from fracture.page import png, render
 from fracture.progress.history import read_history
@@ -178,8 +179,6 @@ def write_comparison(
         }
     )
     (run / "comparison.md").write_bytes("".join(f"{line}\n" for line in format_table(contenders)).encode())
-    labels = _average_radiographs(baseline.pooled).labels
-    curves = {contender.title: _average_radiographs(contender.pooled).probabilities for contender in contenders}
     page = render(
         "comparison.html",
         title=f"Comparison {run.name}",
@@ -190,9 +189,23 @@ def write_comparison(
         machine=machine,
         trained_alike=_were_trained_alike(contenders),
         pairs=sum(len(contender.differences) for contender in contenders),
-        roc=png(plot_rocs(labels, curves, "\n".join(caveats))) if len(np.unique(labels)) == 2 else "",
+        fall_names=FIGURES,
+        rocs=_plot_curves(contenders, "\n".join(caveats)),
     )
     (run / "comparison.html").write_bytes(page)
+
+
+def _plot_curves(contenders: Sequence[Contender], caption: str) -> dict[str, str]:
+    """Plot the ROC curves of each source that was held out; of other folds, of all together: name -> picture."""
+    radiographs = {contender.title: _average_radiographs(contender.pooled) for contender in contenders}
+    labels, folds = radiographs[contenders[0].title].labels, radiographs[contenders[0].title].folds
+    sources = list(contenders[0].pooled.falls)
+    parts = {title: folds == title for title in sources} or {"all folds": np.ones(len(labels), bool)}
+    return {
+        name: png(plot_rocs(labels[rows], {t: r.probabilities[rows] for t, r in radiographs.items()}, caption))
+        for name, rows in parts.items()
+        if len(np.unique(labels[rows])) == 2
+    }
 
 
 def _were_trained_alike(contenders: Sequence[Contender]) -> bool:
@@ -211,6 +224,7 @@ def _contender_as_json(contender: Contender) -> dict[str, Any]:
             for other, found in contender.differences.items()
         },
         "auc_mean_and_deviation": contender.pooled.spread("auc"),
+        **falls_as_json(contender.pooled),
         "costs": asdict(contender.costs),
     }
 
@@ -222,6 +236,9 @@ def format_comparison(contenders: Sequence[Contender]) -> list[str]:
         count = contender.pooled.whole["radiograph"].count
         figures = ", ".join(f"{word} {format_figure(contender.figures[name])}" for name, word in COMPARED.items())
         lines += [f"contender  {contender.title}", f"           {count:,} radiographs: {figures}"]
+        if contender.pooled.mean_fall is not None:
+            inside, outside, fall = _format_fall(contender)
+            lines.append(f"           mean over sources: AUC {inside} inside, {outside} outside, fall {fall}")
         for other, found in contender.differences.items():
             lines.append(f"           {contender.verdict(other)}: {_format_differences(found)}")
         c = contender.costs
@@ -234,8 +251,10 @@ def format_comparison(contenders: Sequence[Contender]) -> list[str]:
 
 def format_table(contenders: Sequence[Contender]) -> list[str]:
     """Return the lines of the comparison as a Markdown table."""
+    by_source = contenders[0].pooled.mean_fall is not None
     columns = [
-        *COMPARED.values(),
+        *(("inside AUC", "outside AUC", "fall") if by_source else ()),  # each source counts alike
+        *(COMPARED | ({"auc": "AUC within sources, by pairs"} if by_source else {})).values(),
         f"AUC minus that of {contenders[0].title}",
         "parameters",
         "training, min",
@@ -245,7 +264,8 @@ def format_table(contenders: Sequence[Contender]) -> list[str]:
     lines = [f"| per radiograph | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
     for contender in contenders:
         c = contender.costs
-        cells = [contender.title.replace("|", r"\|"), *(format_figure(contender.figures[name]) for name in COMPARED)]
+        cells = [contender.title.replace("|", r"\|"), *(_format_fall(contender) if by_source else ())]
+        cells += [format_figure(contender.figures[name]) for name in COMPARED]
         found = contender.differences.get(contenders[0].title)
         cells.append(format_difference(found["auc"]) if found else "")
         cells += [f"{c.parameters:,}", f"{c.training_seconds / 60:.1f}", f"{c.images_per_second:.0f}"]
@@ -257,13 +277,12 @@ def format_table(contenders: Sequence[Contender]) -> list[str]:
     return lines
 
 
+def _format_fall(contender: Contender) -> list[str]:
+    """Return the AUC inside, that outside and the fall, as means over sources."""
+    mean = contender.pooled.mean_fall
+    assert mean is not None
+    return [format_figure(mean.inside["auc"]), format_figure(mean.outside["auc"]), format_difference(mean.fall["auc"])]
+
+
 def _format_differences(found: Mapping[str, Figure]) -> str:
     return ", ".join(f"{word} {format_difference(found[name])}" for name, word in COMPARED.items())
-
-
-def format_difference(difference: Figure) -> str:
-    """Return a difference with its sign and interval."""
-    if difference.value is None:
-        return "undefined"
-    interval = "" if difference.low is None else f" [{difference.low:+.3f}, {difference.high:+.3f}]"
-    return f"{difference.value:+.3f}{interval}"

@@ -1,6 +1,7 @@
 """Metrics from labels and probabilities, with intervals by bootstrap over groups of dependent images."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,55 @@ def rate_differences(
             if total := weights @ cases:
                 found[name].append(float(weights[cases] @ advantage[cases] / total))
     return {name: np.array(values) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Radiographs that one model scored. All are [N]."""
+
+    labels: np.ndarray  # 0 or 1
+    probabilities: np.ndarray  # in [0, 1]
+    called: np.ndarray  # bool, true where the model calls a fracture
+    groups: np.ndarray  # int64
+    sources: np.ndarray  # str; pairs of the AUC are within a source
+
+
+def resample_figures(samples: Sequence[Sample], names: Sequence[str], resamples: int = RESAMPLES) -> np.ndarray:
+    """Compute figures of several samples on each of the same bootstrap resamples over groups.
+
+    Groups that are in the same samples are drawn among themselves. So each sample keeps its number of groups, samples
+    without a common group vary independently, and a group that is in several counts alike in all of them.
+
+    Args:
+        names: of figures of `compute_metrics`; "auc" is over pairs of a fracture and a normal of the same source.
+
+    Returns:
+        [1 + resamples, samples, names], first the samples as they are; NaN where a figure is undefined.
+    """
+    everything = np.unique(np.concatenate([sample.groups for sample in samples]))
+    members = np.stack([np.isin(everything, sample.groups) for sample in samples])
+    _, stratum = np.unique(members, axis=1, return_inverse=True)
+    strata = [np.flatnonzero(stratum.ravel() == number) for number in range(stratum.max() + 1)]
+    positions = [np.searchsorted(everything, sample.groups) for sample in samples]
+    cases = [_Cases(s.labels.astype(bool), s.called, s.probabilities.astype(np.float64)) for s in samples]
+    ranked = [_Folds(s.labels, s.probabilities, s.sources) for s in samples]
+
+    def compute(counts: np.ndarray) -> list[list[float | None]]:
+        found = []
+        for each, within, position in zip(cases, ranked, positions, strict=True):
+            weights = counts[position]
+            figures = each.figures(weights) | {"auc": within.auc(weights)}
+            found.append([figures[name] for name in names])
+        return found
+
+    generator, rows = np.random.default_rng(0), [compute(np.ones(len(everything)))]
+    for _ in range(resamples):
+        counts = np.empty(len(everything))
+        for alike in strata:
+            drawn = generator.integers(0, len(alike), len(alike))
+            counts[alike] = np.bincount(drawn, minlength=len(alike))
+        rows.append(compute(counts))
+    return np.array(rows, float)
 
 
 _CELLS = ("true_positives", "false_positives", "true_negatives", "false_negatives")

@@ -280,6 +280,14 @@ def format_figure(figure: Figure) -> str:
     return f"{figure.value:.3f}" + (f" [{figure.low:.3f}, {figure.high:.3f}]" if figure.low is not None else "")
 
 
+def format_difference(difference: Figure) -> str:
+    """Return a difference with its sign and interval."""
+    if difference.value is None:
+        return "undefined"
+    interval = "" if difference.low is None else f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{difference.value:+.3f}{interval}"
+
+
 def format_own_test_comparison(own: Evaluation, here: Evaluation) -> str:
     """Compare a model's AUC on its own test split with its AUC on another dataset, in one line."""
     before, now = (evaluation["radiograph"]["auc"] for evaluation in (own, here))

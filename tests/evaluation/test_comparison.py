@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 
@@ -26,6 +27,7 @@ from fracture.storage import StoragePath, storage_path
 from tests.conftest import write_shards
 
 RESAMPLES = 300
+SOURCES = ("east", "north", "south")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,7 @@ def trained(run: StoragePath, manifest: Manifest) -> Callable[..., PooledFolds]:
         label: int | None = None,
         workers: int = 2,
         scale: float = 1,
+        sources: bool = False,
     ) -> PooledFolds:
         for number in (1, 2, 3):
             fold, labels = run / name / f"fold-{number}", np.arange(8) % 2
@@ -58,10 +61,13 @@ def trained(run: StoragePath, manifest: Manifest) -> Callable[..., PooledFolds]:
                 "split": ["test"] * 8,
                 "radiograph_id": radiograph_ids,
                 "group_id": radiograph_ids,
+                "origin": ["x"] * 8,
                 "label": labels if label is None else np.full(8, label),
                 "probability": np.where(labels == (number not in wrong), 0.9, 0.1) * (scale if number == 3 else 1),
             }
-            write_predictions(fold, pa.table(table))
+            inside = table | {"split": ["val"] * 8, "group_id": radiograph_ids + 500, "label": np.arange(8) % 2}
+            inside |= {"radiograph_id": inside["group_id"], "probability": np.where(np.arange(8) % 2, 0.9, 0.1)}
+            write_predictions(fold, pa.concat_tables([pa.table(table), pa.table(inside)]))
             operating_point = {"temperature": 1.0, "offset": 0.0, "threshold": 0.5, "rule": "x"}
             trained_on = {"workers": workers, "precision": "float32"}
             config = {"evaluation": {"study_probability": "max"}}
@@ -70,7 +76,8 @@ def trained(run: StoragePath, manifest: Manifest) -> Callable[..., PooledFolds]:
             (fold / "bundle/weights.safetensors").write_bytes(bytes(2_000_000))
             epoch = {"seconds": 60.0, "memory_gb": 0.5 * number, "trained_parameters": 7}
             (fold / "metrics.jsonl").write_bytes(f"{json.dumps(epoch)}\n{json.dumps(epoch)}\n".encode())
-        return pool_folds(run / name, manifest)
+        by_source = {"folds": list(SOURCES), "parameters": manifest.parameters | {"folds": "source"}}
+        return pool_folds(run / name, manifest.model_copy(update=by_source) if sources else manifest)
 
     return write
 
@@ -168,6 +175,34 @@ def test_the_page_the_table_and_the_screen_say_which_is_better(trained, run, man
     assert written["baseline"] == "base"
     assert written["contenders"]["same"]["differences"]["base"]["auc"]["value"] == 0
     assert written["contenders"]["same"]["costs"]["training_seconds"] == 360
+
+
+def test_a_comparison_by_source_shows_each_contenders_fall(trained, run, manifest):
+    """In order inside; of the three sources outside none is reversed, or one, so the AUC falls by 0 or by a third."""
+    right, wrong = trained("right", sources=True), trained("wrong", wrong=(3,), sources=True)
+    contenders = [contender("right", right, run), contender("wrong", wrong, run, right, "right")]
+    write_comparison(run, manifest, contenders, [])
+    table = format_table(contenders)
+    assert table[0].startswith("| per radiograph | inside AUC | outside AUC | fall | AUC within sources, by pairs |")
+    interval = r" \[[-+.\d]+, [-+.\d]+\]"
+    row = rf"\| wrong \| 1\.000{interval} \| 0\.667{interval} \| \+0\.333{interval} \| 0\.667{interval} \|"
+    assert re.match(row, table[3])
+    line = (
+        rf"           mean over sources: AUC 1\.000{interval} inside, 0\.667{interval} outside, fall \+0\.333{interval}"
+    )
+    assert any(re.fullmatch(line, shown) for shown in format_comparison(contenders))
+    written = (run / "comparison.json").read_json()["contenders"]
+    assert written["wrong"]["sources"]["south"]["fall"]["auc"]["value"] == 1
+    assert written["right"]["mean_over_sources"]["fall"]["auc"]["value"] == 0
+    page = (run / "comparison.html").read_bytes().decode()
+    assert "From inside to outside" in page
+    assert page.count("data:image/png;base64,") == 3, "the curves of each source"
+    assert "The curves pool" not in page
+    plain = [contender("right", trained("right"), run)]
+    assert "inside" not in format_table(plain)[0]
+    write_comparison(run, manifest, plain, [])
+    assert not any(b in (run / "comparison.html").read_bytes() for b in (b"From inside", b"held out", b"outside"))
+    assert "sources" not in (run / "comparison.json").read_json()["contenders"]["right"]
 
 
 def test_the_worse_and_the_undefined_are_called_so(trained, run, manifest):

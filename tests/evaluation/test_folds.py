@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -46,9 +47,62 @@ def test_pooled_metrics_use_each_folds_own_threshold(run, tmp_path):
     assert "mean       AUC per radiograph 0.667, standard deviation over folds 0.577" in format_folds(pooled)
     write_folds(run, manifest, pooled, ["SYNTHETIC: x"])
     assert json.loads((tmp_path / "runs/x/folds.json").read_text())["folds"]["fold-3"]["image"]["count"] == 8
+    assert (pooled.falls, pooled.mean_fall) == ({}, None)
+    assert not {"sources", "mean_over_sources"} & (run / "folds.json").read_json().keys()
     page = (tmp_path / "runs/x/folds.html").read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "0.667 ± 0.577" in page
+    assert not any(words in page for words in ("inside", "held out", "mean over sources"))
+
+
+def test_folds_that_are_sources_show_the_fall_from_inside_to_outside(run, tmp_path):
+    """The validation radiographs are all in order; the third source's are the wrong way round."""
+    manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    by_source = {"folds": ["east", "north", "south"], "parameters": manifest.parameters | {"folds": "source"}}
+    manifest = manifest.model_copy(update=by_source)
+    for number in (1, 2, 3):
+        scores = (run / f"fold-{number}" / "predictions.parquet").read_parquet()
+        test = scores.slice(1)
+        ids, labels = pa.array(range(100 * number, 100 * number + 8)), test["label"].to_numpy()
+        inside = pa.table(
+            {
+                "row": test["row"],
+                "split": ["val"] * 8,
+                "radiograph_id": ids,
+                "group_id": ids,
+                "label": labels,
+                "probability": np.where(labels == 1, 0.9, 0.1),
+            }
+        )
+        both = pa.concat_tables([inside, test])
+        both = both.append_column("study_id", pa.array([10 * number + row // 2 for row in range(16)], pa.int64()))
+        write_predictions(run / f"fold-{number}", both.append_column("origin", pa.array(["x"] * 16)))
+    pooled = pool_folds(run, manifest)
+    assert [fall.fall["auc"].value for fall in pooled.falls.values()] == [0, 0, 1]
+    assert pooled.mean_fall.outside["auc"].value == pytest.approx(2 / 3)
+    lines = format_folds(pooled)
+    assert lines[14].split() == ["held", "out", "south:", "8", "radiographs"]
+    assert re.fullmatch(
+        r"  AUC +0\.000 \[0\.000, 0\.\d+\] +1\.000 \[0\.\d+, 1\.000\] +\+1\.000 \[\+0\.\d+, \+1\.000\]", lines[16]
+    )
+    assert lines[21] == "mean       over 3 sources"
+    assert re.match(r"  AUC +0\.667 \[0\.\d+, 0\.\d+\] +1\.000 \[0\.\d+, 1\.000\] +\+0\.333 \[", lines[23])
+    assert not any("pooled" in line for line in lines)
+    matched = MatchedFigure(value=0.55, low=0.5, high=0.6, pairs=1200, all_pairs=4800, plain=0.9)
+    pooled.whole["radiograph"].matched = {"size": matched}  # its pairs are of the same source
+    assert format_folds(pooled)[-1].startswith("  radiographs alike in size: AUC 0.550")
+    write_folds(run, manifest, pooled, ["NOT TESTED: source 'west' has no fractures."])
+    written = (run / "folds.json").read_json()
+    assert written["sources"]["south"]["fall"]["auc"]["value"] == 1
+    assert written["mean_over_sources"]["inside"]["auc"]["value"] == 1
+    page = (run / "folds.html").read_bytes().decode()
+    assert "From inside to outside" in page
+    assert "NOT TESTED: source &#39;west&#39; has no fractures." in page
+    assert page.count("data:image/png;base64,") == 15, "five of each source"
+    assert "Pooled test folds" not in page
+    assert "<th>AUC per study</th>" in page
+    assert "<td>1,200 of 4,800</td>" in page
+    assert '<a href="fold-3/report/report.html">south</a>' in page
 
 
 def test_studies_are_pooled_too(run, tmp_path):
