@@ -148,7 +148,8 @@ def imports(file: Path) -> set[str]:
         *("data/a.jpg", "shards/s.parquet", "runs/r/bundle.json", "audits/a.html", "schedule/crontab", "exports/m"),
         *("evaluations/e", "explanations/e", "build/lib/fracture/cli.py", "dist/fracture.whl", "bench.json"),
         *(".venv/bin/python", "fracture.egg-info/PKG-INFO", "fracture/__pycache__/cli.pyc"),
-        *("patients.key", "deep/patients.key", "patients.paths.csv", ".key-x1y2", ".paths-x1y2"),
+        *("patients.key", "deep/patients.key", "patients.paths.csv", "deep/patients.studies.csv"),
+        *(".key-x1y2", ".private-x1y2"),
     ],
 )
 def test_what_is_made_here_is_ignored(left_at_home: str, repository: Path):

@@ -30,7 +30,7 @@ from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decoding.decode import Rejected, check_file_size, decode, is_blank
 from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
-from fracture.preparation.identity import PatientKey, number_study
+from fracture.preparation.identity import PatientKey, number_study, show_id
 from fracture.preparation.layouts.clutter import is_clutter
 from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
@@ -158,6 +158,7 @@ def _name_files(
     if headers:
         names = {path: key.hide("path", hidden[path]) for path in listed}
         key.write_paths({names[path]: hidden[path] for path in listed})
+        key.write_studies((header.study, header.accession) for header in headers.values())
     else:
         names = name_files(listed, key, is_private=False)
     studies = {
@@ -504,15 +505,17 @@ def explain_error(error: BaseException) -> RunError | UsageError | None:
 
 
 def write_results(out: StoragePath, results: pa.Table, facts: Mapping[str, str]) -> None:
-    """Write the results atomically; in Parquet the facts are the schema's metadata.
+    """Write the results atomically; in Parquet the facts are the schema's metadata, in CSV `show_id` writes the ids.
 
     A path that begins like a formula is written unchanged, or it would not be the path; see `count_formula_paths`.
     """
     if out.name.lower().endswith(".parquet"):
         out.write_parquet(results.replace_schema_metadata(dict(facts)))
         return
+    ids = [None if number is None else show_id(number) for number in results["study_id"].to_pylist()]
+    column = results.column_names.index("study_id")
     sink = pa.BufferOutputStream()
-    csv.write_csv(results, sink)
+    csv.write_csv(results.set_column(column, "study_id", pa.array(ids, pa.string())), sink)
     out.write_bytes(sink.getvalue())
 
 

@@ -61,12 +61,25 @@ class PatientKey:
         Raises:
             UsageError: see `hide`; or the table cannot be read or written.
         """
-        file = self._file.with_name(f"{self._file.stem}.paths.csv")
+        return self._add_rows("paths", ("source", "path"), paths.items())
+
+    def write_studies(self, studies: Iterable[tuple[str, str]]) -> Path:
+        """Add studies to the private table of studies beside the key, and return its file; see `write_paths`.
+
+        Args:
+            studies: StudyInstanceUID and accession number. Studies without a UID are passed over.
+        """
+        numbers = ((number_study(self.hide("study", uid)), uid, accession) for uid, accession in {*studies})
+        rows = [(show_id(number), uid, accession) for number, uid, accession in numbers if number is not None]
+        return self._add_rows("studies", ("study_id", "StudyInstanceUID", "AccessionNumber"), rows)
+
+    def _add_rows(self, name: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Path:
+        file, new = self._file.with_name(f"{self._file.stem}.{name}.csv"), {*rows}
         with self._file.open("rb") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            known = dict(_read_pairs(file))
-            if not paths.items() <= known.items() or (known and stat.S_IMODE(file.stat().st_mode) & 0o077):
-                _write_privately(file, (known | dict(paths)).items())
+            known = _read_rows(file, header)
+            if not new <= known or (known and stat.S_IMODE(file.stat().st_mode) & 0o077):
+                _write_privately(file, header, known | new)
         return file
 
     @property
@@ -130,6 +143,15 @@ def number_study(study: str) -> int | None:
     return int.from_bytes(digest, "little", signed=True) if study else None
 
 
+def show_id(number: int) -> str:
+    """Return an int64 of a table as the text that stands for it in CSV: `s` and its 64 bits in hexadecimal.
+
+    A spreadsheet rounds whole numbers to 15 digits, and takes hexadecimal digits alone for a number now and then, as
+    `12e5`.
+    """
+    return f"s{number & (2**64 - 1):016x}"
+
+
 def _make_key(file: Path) -> None:
     """Write a new key, unless another job has written one meanwhile; nobody ever sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -147,23 +169,26 @@ def _make_key(file: Path) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-def _read_pairs(file: Path) -> list[tuple[str, str]]:
+def _read_rows(file: Path, header: tuple[str, ...]) -> set[tuple[str, ...]]:
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return [(row[0], row[1]) for row in list(csv.reader(stream))[1:]]
+            rows = {tuple(row) for row in list(csv.reader(stream))[1:]}
+        if any(len(row) != len(header) for row in rows):
+            raise csv.Error(f"a row has not {len(header)} values")
     except FileNotFoundError:
-        return []
-    except (OSError, csv.Error, IndexError) as error:
+        return set()
+    except (OSError, csv.Error) as error:
         raise UsageError(f"{file}: cannot be read: {error}. Move it away; the next run writes it anew.") from None
+    return rows
 
 
-def _write_privately(file: Path, pairs: object) -> None:
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".paths-")  # of mode 600
+def _write_privately(file: Path, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".private-")  # of mode 600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             writer = csv.writer(stream)
-            writer.writerow(["source", "path"])
-            writer.writerows(sorted(pairs))  # type: ignore[call-overload]
+            writer.writerow(header)
+            writer.writerows(sorted(rows))
         os.replace(name, file)
     except OSError as error:
         raise UsageError(f"{file}: cannot be written: {error}. Name another --key-file.") from None

@@ -173,6 +173,8 @@ def _read_root(
         ),
         key=lambda file: file.path,
     )
+    if headers:
+        key.write_studies((header.study, header.accession) for header in headers.values())
     left_out = passed_over + Counter(not_used.values()) + Counter(found.labelling.left_out)
     return Source(
         roots={"": root},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fracture.errors import UsageError
-from fracture.preparation.identity import PatientKey, number_study
+from fracture.preparation.identity import PatientKey, number_study, show_id
 from fracture.storage import storage_path
 from tests.conftest import ROOT
 
@@ -75,6 +75,24 @@ def test_paths_are_kept_beside_the_key_and_nothing_is_forgotten(tmp_path: Path):
         key.write_paths({"cc": "three"})
 
 
+def test_studies_are_kept_beside_the_key_under_the_ids_of_our_tables(tmp_path: Path):
+    (tmp_path / "patients.key").write_text("00" * 32)
+    (tmp_path / "patients.key").chmod(0o600)
+    key = PatientKey(tmp_path / "patients.key")
+    study = show_id(number_study(key.hide("study", "1.2.3")))
+    assert key.write_studies([("1.2.3", "A7")]) == tmp_path / "patients.studies.csv"
+    file = key.write_studies([("1.2.3", "A8"), ("", "A9")])
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text().splitlines() == [
+        "study_id,StudyInstanceUID,AccessionNumber",
+        f"{study},1.2.3,A7",
+        f"{study},1.2.3,A8",
+    ]
+    file.write_text("study_id,StudyInstanceUID\nx,1.2\n")
+    with pytest.raises(UsageError, match=r"patients.studies.csv: cannot be read: a row has not 3 values. Move it away"):
+        key.write_studies([("1.2.4", "")])
+
+
 def test_a_key_is_in_no_data_folder(tmp_path: Path):
     for name in ("data", "other"):
         (tmp_path / name).mkdir()
@@ -123,3 +141,17 @@ def test_a_table_that_others_may_read_is_closed_to_them(tmp_path: Path):
 def test_a_study_has_a_number():
     assert number_study("") is None
     assert number_study("a") == number_study("a") != number_study("b")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "s0000000000000000"),
+        (-1, "sffffffffffffffff"),
+        (2**63 - 1, "s7fffffffffffffff"),
+        (0x12E5, "s00000000000012e5"),
+    ],
+)
+def test_an_id_is_text_that_no_spreadsheet_takes_for_a_number(number: int, text: str):
+    assert show_id(number) == text
+    assert int.from_bytes(bytes.fromhex(text[1:]), "big", signed=True) == number

@@ -11,7 +11,7 @@ from fracture.preparation.decoding import headers as headers_module
 from fracture.preparation.decoding.decode import Rejected
 from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.facts import scan_bytes
-from fracture.preparation.identity import PatientKey
+from fracture.preparation.identity import PatientKey, number_study, show_id
 from fracture.preparation.sample_dicom import Stored, encode_dicom, make_uid
 from fracture.preparation.source import ImageFile, Source, find_source
 from fracture.storage import StoragePath, storage_path
@@ -86,6 +86,11 @@ def test_patient_study_and_object_of_a_file(tmp_path: Path):
         of["fracture/1"].instance == of["fracture/2"].instance == key.hide("instance", make_uid("image", "ann", "a", 0))
     )
     assert of["fracture/1"].path == key.hide("path", "fracture/1")
+    rows = [line.split(",") for line in (tmp_path / "patients.studies.csv").read_text().splitlines()]
+    assert {row[0]: row[1] for row in rows[1:]} == {
+        show_id(number_study(of[path].study)): make_uid("study", patient, name)
+        for path, patient, name in (("fracture/1", "ann", "a"), ("normal/3", "ann", "b"), ("normal/4", "ben", "a"))
+    }, "the ids of the shards"
 
 
 def test_what_is_left_out_and_what_is_noted(tmp_path: Path):
