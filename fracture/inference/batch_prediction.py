@@ -4,12 +4,13 @@ Blocks and batches are as large as in evaluation, and Ray Data keeps their order
 probabilities, some hundred bytes per file, and no image.
 """
 
+import hashlib
 import logging
 import os
 import tempfile
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,12 +26,13 @@ from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_da
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.devices import limit_devices
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
-from fracture.inference.bundle import Bundle
+from fracture.inference.bundle import Bundle, list_marks
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decoding.decode import Rejected, check_file_size, decode, is_blank
 from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
-from fracture.preparation.identity import PatientKey, number_study, show_id
+from fracture.preparation.facts import hash_pixels
+from fracture.preparation.identity import PatientKey, normalise_id, number_study, show_id
 from fracture.preparation.layouts.clutter import is_clutter
 from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
@@ -43,9 +45,14 @@ RESULTS = pa.schema(
         pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
+        # Whether training or validation had the file, its pixels, or its patient or study, as far as they are known; null
+        # if there is an error.
+        pa.field("seen", pa.bool_()),
         pa.field("error", pa.string()),  # why the file cannot be read; null if it can
     ]
 )
+# As `_Scorer` returns it: what marks each file, as in the bundle, in place of whether it was seen.
+_SCORED = RESULTS.set(RESULTS.get_field_index("seen"), pa.field("marks", pa.list_(pa.binary(32))))
 STUDIES = pa.schema(
     [
         pa.field("study_id", pa.int64()),  # null for an image whose study is not known
@@ -54,6 +61,7 @@ STUDIES = pa.schema(
         pa.field("unreadable", pa.int64()),  # of the images
         pa.field("probability", pa.float32()),  # null if no image can be read
         pa.field("decision", pa.string()),
+        pa.field("seen", pa.bool_()),  # whether one of the images was; null if no image can be read
     ]
 )
 _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
@@ -62,6 +70,7 @@ _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
         pa.field("paths", pa.list_(pa.binary())),  # as on the disk, where a name may be no UTF-8
         pa.field("names", pa.list_(pa.string())),  # as in the results
         pa.field("studies", pa.list_(pa.int64())),
+        pa.field("ids", pa.list_(pa.list_(pa.string()))),
         pa.field("sizes", pa.list_(pa.int64())),
         pa.field("split", pa.string()),  # "" for files
         pa.field("start", pa.int64()),
@@ -80,6 +89,7 @@ class InputFile(NamedTuple):
     name: str  # in the results
     size: int  # bytes
     study_id: int | None  # None where it is not known
+    ids: tuple[str, ...] = ()  # HMACs of its patient and study
 
 
 @dataclass(frozen=True)
@@ -161,12 +171,12 @@ def _name_files(
         key.write_studies((header.study, header.accession) for header in headers.values())
     else:
         names = name_files(listed, key, is_private=False)
-    studies = {
-        path: number_study(key.hide("study", header.study))
-        for path, header in headers.items()
-        if header.kind == "image"  # a report of a study is no image of it that could not be read
-    }
-    files = {path: InputFile(names[path], file.size, studies.get(path)) for path, file in listed.items()}
+    files: dict[str, InputFile] = {}
+    for path, file in listed.items():
+        study = patient = ""
+        if (header := headers.get(path)) and header.kind == "image":  # a report of a study is no image of it
+            study, patient = key.hide("study", header.study), key.hide("patient", normalise_id(header.patient))
+        files[path] = InputFile(names[path], file.size, number_study(study), tuple(filter(None, (patient, study))))
     return dict(sorted(files.items(), key=lambda item: item[1].name))
 
 
@@ -225,7 +235,7 @@ def predict(
     import ray
     import ray.data
 
-    total = sum(map(len, inputs))
+    total, trained_on = sum(map(len, inputs)), bundle.read_trained_on()
     blocks = list(plan_blocks(inputs, block_rows))
     # Every process gets a copy, so without the names of the files.
     slim = [Input(one.root, one.prefix, dataset=one.dataset) for one in inputs]
@@ -234,7 +244,7 @@ def predict(
         tables, done = [RESULTS.empty_table()], 0
         try:
             for table in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                tables.append(table.cast(RESULTS))
+                tables.append(find_seen(table, trained_on).cast(RESULTS))
                 done += len(table)
                 progress("predict", done, total)
         except Exception as error:
@@ -242,6 +252,12 @@ def predict(
     if done != total:
         raise RunError(f"{done:,} results for {total:,} files. Run the same command again")
     return pa.concat_tables(tables).combine_chunks()
+
+
+def find_seen(scored: pa.Table, trained_on: Collection[bytes]) -> pa.Table:
+    """Return rows with their marks as rows that say whether the file was seen, by the marks of what was trained on."""
+    seen = [None if marks is None else any(m in trained_on for m in marks) for marks in scored["marks"].to_pylist()]
+    return scored.set_column(scored.column_names.index("marks"), "seen", pa.array(seen, pa.bool_()))
 
 
 def _create_context(verbose: bool) -> Any:
@@ -267,9 +283,9 @@ def plan_blocks(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
         paths = list(one.files)
         for start in range(0, len(paths), block_rows):
             block = paths[start : start + block_rows]
-            names, sizes, studies = zip(*(one.files[path] for path in block), strict=True)
+            names, sizes, studies, ids = zip(*(one.files[path] for path in block), strict=True)
             columns = {"paths": [os.fsencode(path) for path in block], "names": names, "sizes": sizes}
-            yield _block(input=number, split="", start=start, studies=studies, **columns)
+            yield _block(input=number, split="", start=start, studies=studies, ids=ids, **columns)
 
 
 def _block(**columns: Any) -> pa.Table:
@@ -298,7 +314,7 @@ def _pipeline(
 
 
 class BlockReader:
-    """Reads and decodes a block: one row per image, with path, image (null if it cannot be read) and error."""
+    """Reads and decodes a block: one row per image, with path, image (null if it cannot be read), marks and error."""
 
     def __init__(self, inputs: list[Input], size: int, job: str) -> None:
         self._inputs, self._size, self._job = inputs, size, job
@@ -308,48 +324,58 @@ class BlockReader:
         one = self._inputs[block["input"]]
         if block["split"]:
             table = one.dataset.read(block["split"], block["start"], block["stop"])
-            names, studies = table["source"].to_pylist(), table["study_id"].to_pylist()
-            return self._table(one, names, studies, table["image"].combine_chunks(), [None] * len(table))
-        images, errors = self._decode(one.root, block)
-        return self._table(one, block["names"], block["studies"], pa.array(images, pa.binary(self._size**2)), errors)
-
-    def _table(
-        self, one: Input, names: list[str], studies: list[int | None], images: pa.Array, errors: list[str | None]
-    ) -> pa.Table:
+            images, hashes = table["image"].combine_chunks(), table["sha256"].to_pylist()
+            names, studies, errors = table["source"].to_pylist(), table["study_id"], [None] * len(table)
+            ids: list[list[str]] = [[]] * len(table)
+        else:
+            decoded, hashes, errors = self._decode(one.root, block)
+            images = pa.array(decoded, pa.binary(self._size**2))
+            names, studies, ids = block["names"], pa.array(block["studies"], pa.int64()), block["ids"]
         columns = {
             "path": pa.array([one.prefix + name for name in names], pa.string()),
-            "study_id": pa.array(studies, pa.int64()),
+            "study_id": studies,
             "image": images,
+            "marks": pa.array(map(_list_marks, images, hashes, ids), _SCORED.field("marks").type),
             "error": pa.array(errors, pa.string()),
         }
         return pa.table(columns)
 
-    def _decode(self, root: StoragePath, block: Mapping[str, Any]) -> tuple[list[bytes | None], list[str | None]]:
+    def _decode(
+        self, root: StoragePath, block: Mapping[str, Any]
+    ) -> tuple[list[bytes | None], list[bytes], list[str | None]]:
+        """Return the pixels of each file, its SHA-256, and why it has no pixels."""
         images: list[bytes | None] = []
+        hashes: list[bytes] = []
         errors: list[str | None] = []
         files = list(zip(map(os.fsdecode, block["paths"]), block["sizes"], strict=True))
         name = f"fracture-{self._job}-{block['input']}-{block['start']}"
         with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log, ThreadPoolExecutor(_READ_AHEAD) as threads:
             reader = _ReadAhead(root, files, threads)
             for number in range(len(files)):
-                image, reason = None, None
+                image, digest, reason = None, b"", None
                 try:
-                    image = self._decode_next(reader, number, crash_log)
+                    image, digest = self._decode_next(reader, number, crash_log)
                 except Rejected as error:
                     reason = str(error)
                 except MemoryError:
                     reason = "needs more memory than is free"
                 images.append(image)
+                hashes.append(digest)
                 errors.append(reason)
-        return images, errors
+        return images, hashes, errors
 
-    def _decode_next(self, reader: "_ReadAhead", number: int, crash_log: "_CrashLog") -> bytes:
+    def _decode_next(self, reader: "_ReadAhead", number: int, crash_log: "_CrashLog") -> tuple[bytes, bytes]:
         data = reader.read_next()  # first, since a file that is skipped has its turn too
         crash_log.begin(number)
         pixels = decode(data, self._size).pixels
         if is_blank(pixels):
             raise Rejected("blank: hardly any range of grey")
-        return pixels.tobytes()
+        return pixels.tobytes(), hashlib.sha256(data).digest()
+
+
+def _list_marks(image: pa.Scalar, sha256: bytes, ids: Sequence[str]) -> list[bytes] | None:
+    """Return what marks a file, as in the bundle's table of what it was trained on; None if it cannot be read."""
+    return [sha256, *list_marks(hash_pixels(image.as_py()), ids, "")] if image.is_valid else None
 
 
 def read_file(root: StoragePath, path: str, size: int) -> bytes:
@@ -425,7 +451,7 @@ class _CrashLog:
 
 
 class _Scorer:
-    """Scores a block, or without a reader a table of images; returns rows of `RESULTS`."""
+    """Scores a block, or without a reader a table of images; returns rows of `_SCORED`."""
 
     def __init__(self, bundle: Bundle, reader: BlockReader | None) -> None:
         self._bundle, self._reader = bundle, reader
@@ -451,9 +477,10 @@ class _Scorer:
             "study_id": images["study_id"],
             "probability": pa.array(probabilities, pa.float32(), mask=missing),
             "decision": pa.array(decisions, pa.string(), mask=missing),
+            "marks": images["marks"],
             "error": images["error"],
         }
-        return pa.table(columns, schema=RESULTS)
+        return pa.table(columns, schema=_SCORED)
 
 
 def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
@@ -488,6 +515,7 @@ def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[
         "path": readable[int(values.argmax())]["path"],
         "probability": float(probability),
         "decision": CLASS_NAMES[FRACTURE if probability >= threshold else 1 - FRACTURE],
+        "seen": any(row["seen"] for row in readable),
     }
 
 
@@ -529,6 +557,11 @@ def summarize(results: pa.Table, threshold: float) -> list[str]:
     called = Counter(results["decision"].to_pylist())
     counts = ", ".join(f"{called[name]:,} {name}" for name in reversed(CLASS_NAMES))
     lines = [f"called     {counts}; a fracture from a probability of {threshold:.3g} on"]
+    if seen := pc.sum(results["seen"]).as_py():
+        lines.append(
+            f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "
+            "study; how it does on these says nothing about new ones"
+        )
     reasons = Counter(reason.partition(":")[0] for reason in results["error"].drop_null().to_pylist())
     if reasons:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))

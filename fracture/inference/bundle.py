@@ -253,11 +253,14 @@ def _read_marks(dataset: Dataset) -> Iterator[tuple[int, list[bytes]]]:
     for batch in dataset.find_files().parquet_batches(pa.schema(fields)):
         for sha256, group, *ids in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             if sha256 is not None:
-                yield group, [sha256, *(_marks_of(*ids) if ids else ())]
+                yield group, [sha256, *(list_marks(*ids) if ids else ())]
 
 
-def _marks_of(pixels: bytes, patients: Sequence[str], study: str) -> list[bytes]:
-    """Return the marks of a file's pixels and ids. A public set's own ids mark nothing: another set may have them."""
+def list_marks(pixels: bytes, patients: Sequence[str], study: str) -> list[bytes]:
+    """Return the marks of a file's pixels, by their `hash_pixels`, and of its ids.
+
+    A public set's own ids mark nothing: another set may have them.
+    """
     hidden = (value for value in (*patients, study) if len(value) == _HIDDEN)
     return [hashlib.sha256(b"pixels" + pixels).digest(), *map(bytes.fromhex, hidden)]
 

@@ -26,23 +26,30 @@ from fracture.inference.batch_prediction import (
     count_formula_paths,
     explain_error,
     find_inputs,
+    find_seen,
     join_by_study,
     plan_blocks,
     read_file,
     summarize,
     write_results,
 )
+from fracture.inference.bundle import list_marks
 from fracture.preparation.decoding import limits
 from fracture.preparation.decoding.decode import Rejected, decode
+from fracture.preparation.facts import scan_bytes
+from fracture.preparation.source import ImageFile
 from fracture.storage import storage_path
 from tests.conftest import ROOT, without_rights_to
 
 ROWS = [
-    {"path": "a.png", "study_id": 7, "probability": np.float32(0.1), "decision": "normal", "error": None},
-    {"path": 'b, "c"\n.png', "study_id": 7, "probability": np.float32(1 / 3), "decision": "normal", "error": None},
-    {"path": "=cmd.png", "study_id": 7, "probability": None, "decision": None, "error": "damaged: broken data, line 3"},
-    {"path": "ü.png", "study_id": None, "probability": np.float32(0.99999994), "decision": "fracture", "error": None},
-    {"path": "z.txt", "study_id": None, "probability": None, "decision": None, "error": "not an image"},
+    dict(zip(RESULTS.names, values, strict=True))
+    for values in (
+        ("a.png", 7, np.float32(0.1), "normal", True, None),
+        ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", True, None),
+        ("=cmd.png", 7, None, None, None, "damaged: broken data, line 3"),
+        ("ü.png", None, np.float32(0.99999994), "fracture", False, None),
+        ("z.txt", None, None, None, None, "not an image"),
+    )
 ]
 RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
 
@@ -264,6 +271,28 @@ def test_unreadable_files_of_every_kind_keep_their_rows(image_folder, monkeypatc
     assert images["image"].null_count == 5
 
 
+def test_a_file_was_seen_if_its_bytes_pixels_patient_or_study_were(image_folder):
+    """By the marks that a bundle keeps of the files that were scanned for its training."""
+    folder = image_folder("0.png", "1.png", "2.png")
+    (folder / "cut.png").write_bytes((folder / "1.png").read_bytes()[:600])
+    Image.open(folder / "1.png").save(folder / "again.png", compress_level=0)
+    scanned = [scan_bytes(ImageFile("x", 0, "", 9, 0), (folder / f"{n}.png").read_bytes(), 32)[0] for n in range(2)]
+    of_bytes, of_pixels, of_patient = {scanned[0]["sha256"]}, {*list_marks(scanned[1]["pixels"], (), "")}, bytes(32)
+    read, block = reader(folder, "0.png", "1.png", "again.png", "2.png", "cut.png")
+    table = read(block)
+
+    def seen(trained_on: set[bytes]) -> list[bool | None]:
+        return find_seen(table, trained_on)["seen"].to_pylist()
+
+    assert seen(of_bytes) == [True, False, False, False, None]
+    assert seen(of_pixels) == [False, True, True, False, None]
+    files = {"2.png": InputFile("2.png", 9, None, ids=(of_patient.hex(),))}
+    [block] = plan_blocks([Input(storage_path(folder), "", files)], 64)
+    table = read(block)
+    assert seen({of_patient}) == [True]
+    assert seen({bytes(31) + b"1"}) == [False]
+
+
 def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypatch):
     def greedy(data: bytes, size: int):
         raise MemoryError
@@ -363,10 +392,11 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
         "unreadable": 1,
         "probability": pytest.approx(1 / 3),
         "decision": "fracture",
+        "seen": True,
     }
     assert (second["path"], second["images"], second["decision"]) == ("ü.png", 1, "fracture")
     assert third == {"study_id": None, "path": "z.txt", "images": 1, "unreadable": 1} | dict.fromkeys(
-        ["probability", "decision"]
+        ["probability", "decision", "seen"]
     )
     mean = join_by_study(RESULT, 0.3, "mean").to_pylist()[0]
     assert (mean["probability"], mean["decision"]) == (pytest.approx((0.1 + 1 / 3) / 2), "normal")
@@ -384,6 +414,8 @@ def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
 def test_the_summary_counts_everything():
     assert summarize(RESULT, 0.5) == [
         "called     1 fracture, 2 normal; a fracture from a probability of 0.5 on",
+        "seen       2 files: the model was trained or validated on them, or on images of their patient or study; how "
+        "it does on these says nothing about new ones",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
-    assert len(summarize(RESULT.slice(0, 2), 0.5)) == 1
+    assert len(summarize(RESULT.slice(3, 1), 0.5)) == 1
