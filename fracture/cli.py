@@ -865,8 +865,8 @@ def _predict(args: argparse.Namespace) -> None:
     their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id of DICOM
     files, which patients.studies.csv explains; probability of a fracture, calibrated; decision, fracture or normal;
     seen, whether the model was trained or validated on the file, or on images of its patient or study; error, why a
-    file cannot be read, in which case the other columns are empty. Rows are sorted by path; those of shards keep their
-    order. An existing FILE is replaced when all is done.
+    file is left out or cannot be read, in which case the other columns are empty. Rows are sorted by path; those of
+    shards keep their order. An existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.answer import AnswerArguments

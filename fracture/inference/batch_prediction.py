@@ -33,7 +33,7 @@ from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.facts import hash_pixels
 from fracture.preparation.identity import PatientKey, normalise_id, number_study, show_id
-from fracture.preparation.layouts.clutter import is_clutter
+from fracture.preparation.layouts.clutter import find_reason, is_clutter
 from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
 from fracture.storage import StoragePath
@@ -45,10 +45,10 @@ RESULTS = pa.schema(
         pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
-        # Whether training or validation had the file, its pixels, or its patient or study, as far as they are known; null
-        # if there is an error.
+        # Whether training or validation had the file, its pixels, or its patient or study, as far as known; null if
+        # there is an error.
         pa.field("seen", pa.bool_()),
-        pa.field("error", pa.string()),  # why the file cannot be read; null if it can
+        pa.field("error", pa.string()),  # why the file is left out ("left out: ...") or cannot be read; else null
     ]
 )
 # As `_Scorer` returns it: what marks each file, as in the bundle, in place of whether it was seen.
@@ -57,13 +57,15 @@ STUDIES = pa.schema(
     [
         pa.field("study_id", pa.int64()),  # null for an image whose study is not known
         pa.field("path", pa.string()),  # of the image with the largest probability
-        pa.field("images", pa.int64()),
+        pa.field("images", pa.int64()),  # without what is left out
         pa.field("unreadable", pa.int64()),  # of the images
         pa.field("probability", pa.float32()),  # null if no image can be read
         pa.field("decision", pa.string()),
         pa.field("seen", pa.bool_()),  # whether one of the images was; null if no image can be read
+        pa.field("error", pa.string()),  # why no image can be read, or there is none; else null
     ]
 )
+LEFT_OUT = "left out: "  # begins the error of what is no radiograph
 _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
     [
         pa.field("input", pa.int64()),
@@ -72,6 +74,7 @@ _BLOCKS = pa.schema(  # one row is one block of files, or of rows of shards
         pa.field("studies", pa.list_(pa.int64())),
         pa.field("ids", pa.list_(pa.list_(pa.string()))),
         pa.field("sizes", pa.list_(pa.int64())),
+        pa.field("left_out", pa.list_(pa.string())),
         pa.field("split", pa.string()),  # "" for files
         pa.field("start", pa.int64()),
         pa.field("stop", pa.int64()),
@@ -90,6 +93,7 @@ class InputFile(NamedTuple):
     size: int  # bytes
     study_id: int | None  # None where it is not known
     ids: tuple[str, ...] = ()  # HMACs of its patient and study
+    left_out: str = ""  # why it is no radiograph; "" if it may be one
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,9 @@ def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: P
         listed = {path.name: ListedFile(path.filesystem.get_file_info(path.path).size, 0)}
         headers = read_headers(folder, [path.name], progress)
         if headers:  # its folder may be called like its patient
-            named = _name_files(listed, headers, {path.name: str(path)}, key)
+            named = _name_files(listed, {}, headers, {path.name: str(path)}, key)
             return Input(folder, "", named, is_single_file=True)
-        return Input(folder, f"{folder}/" if several else "", _name_files(listed, {}, {}, key), is_single_file=True)
+        return Input(folder, f"{folder}/" if several else "", _name_files(listed, {}, {}, {}, key), is_single_file=True)
     prefix = f"{str(path).rstrip('/')}/" if several else ""
     if all((path / name).is_file() for name in (MANIFEST, FILES)):
         dataset = read_dataset(path)
@@ -153,16 +157,22 @@ def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: P
             )
         return Input(path, prefix, dataset=dataset)
     listed = {name: file for name, file in list_files(path, _ADVICE).items() if not is_clutter(name)}
-    headers = read_headers(path, list(listed), progress)
-    return Input(path, prefix, _name_files(listed, headers, {name: name for name in listed}, key))
+    reasons = {name: reason for name in listed if (reason := find_reason(name))}
+    headers = read_headers(path, [name for name in listed if name not in reasons], progress)
+    return Input(path, prefix, _name_files(listed, reasons, headers, {name: name for name in listed}, key))
 
 
 def _name_files(
-    listed: Mapping[str, ListedFile], headers: Mapping[str, DicomHeader], hidden: Mapping[str, str], key: PatientKey
+    listed: Mapping[str, ListedFile],
+    left_out: Mapping[str, str],
+    headers: Mapping[str, DicomHeader],
+    hidden: Mapping[str, str],
+    key: PatientKey,
 ) -> dict[str, InputFile]:
-    """Name the files for the results, and number their studies; in order of the names.
+    """Name the files for the results, number their studies, and say which are no radiographs; in order of the names.
 
     Args:
+        left_out: path -> why its name says that it is no radiograph.
         hidden: path -> what is hidden and kept in the private table, where there are DICOM files.
     """
     if headers:
@@ -173,10 +183,12 @@ def _name_files(
         names = name_files(listed, key, is_private=False)
     files: dict[str, InputFile] = {}
     for path, file in listed.items():
-        study = patient = ""
-        if (header := headers.get(path)) and header.kind == "image":  # a report of a study is no image of it
-            study, patient = key.hide("study", header.study), key.hide("patient", normalise_id(header.patient))
-        files[path] = InputFile(names[path], file.size, number_study(study), tuple(filter(None, (patient, study))))
+        if header := headers.get(path):
+            patient, study = key.hide("patient", normalise_id(header.patient)), key.hide("study", header.study)
+            ids = tuple(filter(None, (patient, study)))
+            files[path] = InputFile(names[path], file.size, number_study(study), ids, header.why_left_out)
+        else:
+            files[path] = InputFile(names[path], file.size, None, left_out=left_out.get(path, ""))
     return dict(sorted(files.items(), key=lambda item: item[1].name))
 
 
@@ -283,9 +295,9 @@ def plan_blocks(inputs: Sequence[Input], block_rows: int) -> Iterator[pa.Table]:
         paths = list(one.files)
         for start in range(0, len(paths), block_rows):
             block = paths[start : start + block_rows]
-            names, sizes, studies, ids = zip(*(one.files[path] for path in block), strict=True)
-            columns = {"paths": [os.fsencode(path) for path in block], "names": names, "sizes": sizes}
-            yield _block(input=number, split="", start=start, studies=studies, ids=ids, **columns)
+            names, sizes, studies, ids, left_out = zip(*(one.files[path] for path in block), strict=True)
+            columns = {"names": names, "sizes": sizes, "studies": studies, "ids": ids, "left_out": left_out}
+            yield _block(input=number, split="", start=start, paths=[os.fsencode(path) for path in block], **columns)
 
 
 def _block(**columns: Any) -> pa.Table:
@@ -347,14 +359,17 @@ class BlockReader:
         images: list[bytes | None] = []
         hashes: list[bytes] = []
         errors: list[str | None] = []
-        files = list(zip(map(os.fsdecode, block["paths"]), block["sizes"], strict=True))
+        files = list(zip(map(os.fsdecode, block["paths"]), block["sizes"], block["left_out"], strict=True))
         name = f"fracture-{self._job}-{block['input']}-{block['start']}"
         with _CrashLog(Path(tempfile.gettempdir(), name)) as crash_log, ThreadPoolExecutor(_READ_AHEAD) as threads:
-            reader = _ReadAhead(root, files, threads)
-            for number in range(len(files)):
+            reader = _ReadAhead(root, [(path, size) for path, size, left_out in files if not left_out], threads)
+            for number, (_, _, left_out) in enumerate(files):
                 image, digest, reason = None, b"", None
                 try:
-                    image, digest = self._decode_next(reader, number, crash_log)
+                    if left_out:
+                        reason = f"{LEFT_OUT}{left_out}"
+                    else:
+                        image, digest = self._decode_next(reader, number, crash_log)
                 except Rejected as error:
                     reason = str(error)
                 except MemoryError:
@@ -486,6 +501,8 @@ class _Scorer:
 def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
     """Join rows of `RESULTS` to one row a study, `STUDIES`, in the order in which the studies come.
 
+    An image whose study is not known has a row of its own. What is left out has none, unless it is all of a study.
+
     Args:
         rule: "max" or "mean", how the probabilities of a study's images are joined.
 
@@ -498,17 +515,21 @@ def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
         )
     studies: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for row in results.to_pylist():
-        known = row["study_id"] is not None
-        studies.setdefault(("study", row["study_id"]) if known else ("image", row["path"]), []).append(row)
+        if row["study_id"] is not None:
+            studies.setdefault(("study", row["study_id"]), []).append(row)
+        elif not _is_left_out(row):
+            studies["image", row["path"]] = [row]
     return pa.Table.from_pylist([join_study(rows, threshold, rule) for rows in studies.values()], schema=STUDIES)
 
 
 def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[str, Any]:
-    """Join the rows of one study's images to a row of `STUDIES`; see `join_by_study`."""
-    readable = [row for row in rows if row["error"] is None]
-    joined = {"study_id": rows[0]["study_id"], "images": len(rows), "unreadable": len(rows) - len(readable)}
+    """Join the rows of one study to a row of `STUDIES`; see `join_by_study`."""
+    images = [row for row in rows if not _is_left_out(row)]
+    readable = [row for row in images if row["error"] is None]
+    joined = {"study_id": rows[0]["study_id"], "images": len(images), "unreadable": len(images) - len(readable)}
     if not readable:
-        return joined | {"path": rows[0]["path"]}
+        first = (images or rows)[0]
+        return joined | {"path": first["path"], "error": first["error"]}
     values = np.array([row["probability"] for row in readable], np.float32)
     probability = values.max() if rule == "max" else values.mean()
     return joined | {
@@ -517,6 +538,10 @@ def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[
         "decision": CLASS_NAMES[FRACTURE if probability >= threshold else 1 - FRACTURE],
         "seen": any(row["seen"] for row in readable),
     }
+
+
+def _is_left_out(row: Mapping[str, Any]) -> bool:
+    return (row["error"] or "").startswith(LEFT_OUT)
 
 
 def explain_error(error: BaseException) -> RunError | UsageError | None:
@@ -562,7 +587,10 @@ def summarize(results: pa.Table, threshold: float) -> list[str]:
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "
             "study; how it does on these says nothing about new ones"
         )
-    reasons = Counter(reason.partition(":")[0] for reason in results["error"].drop_null().to_pylist())
+    errors = results["error"].drop_null().to_pylist()
+    left_out = Counter(error.removeprefix(LEFT_OUT) for error in errors if error.startswith(LEFT_OUT))
+    lines += [f"left out   {count:,} files: {why}" for why, count in left_out.most_common()]
+    reasons = Counter(error.partition(":")[0] for error in errors if not error.startswith(LEFT_OUT))
     if reasons:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
         more = f", {len(reasons) - 3} more reasons" if len(reasons) > 3 else ""

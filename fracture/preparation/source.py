@@ -262,13 +262,9 @@ def _find_labels_file(root: StoragePath, listed: Iterable[str]) -> StoragePath:
 
 
 def _why_not_used(header: DicomHeader, config: DataConfig) -> str:
-    if header.kind != "image":
-        return f"DICOM, but no radiograph: {header.kind}"
-    if header.for_processing:
-        return "raw detector image (FOR PROCESSING), unlike what the model will see"
-    if header.burned_in and config.exclude_burned_in:
+    if not header.why_left_out and header.burned_in and config.exclude_burned_in:
         return "burnt-in annotations (data.exclude_burned_in)"
-    return ""
+    return header.why_left_out
 
 
 def _describe_headers(headers: Iterable[DicomHeader]) -> list[str]:

@@ -115,7 +115,7 @@ def write_answers(
 def _collect_studies(inputs: Sequence[Input], rows: Table) -> list[list[_Predicted]]:
     """Collect the files of each study, in the order of the results, which is that of the inputs' files."""
     named = ((one, path, file) for one in inputs for path, file in one.files.items())
-    listed = [one.root / path if file.study_id is not None else None for one, path, file in named]
+    listed = [one.root / path if file.study_id is not None and not file.left_out else None for one, path, file in named]
     studies: dict[int, list[_Predicted]] = {}
     for file, row in zip(listed, rows.to_pylist(), strict=True):
         if file is not None:
@@ -128,7 +128,7 @@ def _check_inputs(inputs: Sequence[Input], out: StoragePath) -> None:
 
     if any(one.dataset for one in inputs):
         raise UsageError("--dicom-out: shards hold no DICOM files to answer. Name the folder that they were made from.")
-    if all(file.study_id is None for one in inputs for file in one.files.values()):
+    if all(file.study_id is None or file.left_out for one in inputs for file in one.files.values()):
         raise UsageError("--dicom-out: no file is a DICOM image of a study that can be answered. Leave the flag out.")
     check_outside("--dicom-out", out, inputs)
 

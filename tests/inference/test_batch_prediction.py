@@ -13,8 +13,10 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydicom.uid import CTImageStorage
 from ray.exceptions import RayTaskError
 
+from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
 from fracture.inference import batch_prediction
 from fracture.inference.batch_prediction import (
@@ -37,7 +39,9 @@ from fracture.inference.bundle import list_marks
 from fracture.preparation.decoding import limits
 from fracture.preparation.decoding.decode import Rejected, decode
 from fracture.preparation.facts import scan_bytes
-from fracture.preparation.source import ImageFile
+from fracture.preparation.identity import PatientKey, number_study
+from fracture.preparation.sample_dicom import Stored, encode_dicom, make_uid
+from fracture.preparation.source import ImageFile, find_source
 from fracture.storage import storage_path
 from tests.conftest import ROOT, without_rights_to
 
@@ -48,7 +52,10 @@ ROWS = [
         ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", True, None),
         ("=cmd.png", 7, None, None, None, "damaged: broken data, line 3"),
         ("ü.png", None, np.float32(0.99999994), "fracture", False, None),
-        ("z.txt", None, None, None, None, "not an image"),
+        ("z.txt", None, None, None, None, "left out: document or table"),
+        ("y.png", None, None, None, None, "not an image"),
+        ("ct", 9, None, None, None, "left out: DICOM, but no radiograph: CT"),
+        ("report", 7, None, None, None, "left out: DICOM, but no radiograph: a report"),
     )
 ]
 RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
@@ -293,6 +300,46 @@ def test_a_file_was_seen_if_its_bytes_pixels_patient_or_study_were(image_folder)
     assert seen({bytes(31) + b"1"}) == [False]
 
 
+PIXELS = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8)
+
+
+def test_what_is_no_radiograph_is_left_out_as_in_the_audit(tmp_path: Path):
+    """By its name or its DICOM header; nothing of it is decoded, and its study is known."""
+    names, uid = DataConfig(fracture_labels=("a",), normal_labels=("b",)), make_uid("study", "p", "s")
+    files = {
+        "a/1": encode_dicom(PIXELS, "p", "s", 0, Stored()),
+        "a/2": encode_dicom(PIXELS, "p", "s", 1, Stored(), SOPClassUID=CTImageStorage),
+        "b/3": encode_dicom(PIXELS, "q", "s", 2, Stored(), PresentationIntentType="FOR PROCESSING"),
+        "b/4": encode_dicom(PIXELS, "q", "s", 3, Stored()),
+        "b/4_mask.png": b"x",
+        "b/5.pdf": b"x",
+    }
+    for name, data in files.items():
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_bytes(data)
+    folder, key = storage_path(tmp_path / "data"), PatientKey(tmp_path / "patients.key")
+    [one] = find_inputs([folder], 32, key)
+    left_out = {path: file.left_out for path, file in one.files.items() if file.left_out}
+    assert left_out == {
+        "a/2": "DICOM, but no radiograph: CT",
+        "b/3": "raw detector image (FOR PROCESSING), unlike what the model will see",
+        "b/4_mask.png": "mask or annotation",
+        "b/5.pdf": "document or table",
+    }
+    assert find_source([folder], names, key=key).left_out == dict.fromkeys(left_out.values(), 1)
+    study = number_study(key.hide("study", uid))
+    assert {one.files[path].study_id for path in ("a/1", "a/2")} == {study}
+    [block] = plan_blocks([one], 64)
+    read = BlockReader([one], 32, "job")(block)
+    found = dict(zip(one.files, read["error"].to_pylist(), strict=True))
+    assert found == {path: f"left out: {why}" for path, why in left_out.items()} | {"a/1": None, "b/4": None}
+
+
+def test_a_file_that_is_named_by_itself_is_not_judged_by_its_name(image_folder):
+    [one] = find_inputs([storage_path(image_folder("1_mask.png") / "1_mask.png")], 32)
+    assert one.files["1_mask.png"].left_out == ""
+
+
 def test_memory_that_is_not_there_is_an_error_of_the_file(image_folder, monkeypatch):
     def greedy(data: bytes, size: int):
         raise MemoryError
@@ -377,14 +424,15 @@ def test_csv_and_parquet_say_the_same(tmp_path):
     as_csv = pacsv.read_csv(tmp_path / "new/x.csv", convert_options=options, parse_options=parse)
     as_parquet = pq.read_table(tmp_path / "new/x.parquet")
     assert as_csv.drop_columns("study_id").equals(as_parquet.drop_columns("study_id")), "floats to their last bit"
-    assert as_csv["study_id"].to_pylist() == [*["s0000000000000007"] * 3, None, None]
+    seven, nine = "s0000000000000007", "s0000000000000009"
+    assert as_csv["study_id"].to_pylist() == [seven, seven, seven, None, None, None, nine, seven]
     assert as_parquet.to_pylist() == ROWS
     assert as_parquet.schema.metadata[b"threshold"] == b"0.5"
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["x.csv", "x.parquet"]
 
 
 def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
-    first, second, third = join_by_study(RESULT, 0.3, "max").to_pylist()
+    first, second, unread, of_ct = join_by_study(RESULT, 0.3, "max").to_pylist()
     assert first == {
         "study_id": 7,
         "path": 'b, "c"\n.png',
@@ -393,18 +441,22 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
         "probability": pytest.approx(1 / 3),
         "decision": "fracture",
         "seen": True,
-    }
+        "error": None,
+    }, "a report is no image of it"
     assert (second["path"], second["images"], second["decision"]) == ("ü.png", 1, "fracture")
-    assert third == {"study_id": None, "path": "z.txt", "images": 1, "unreadable": 1} | dict.fromkeys(
-        ["probability", "decision", "seen"]
-    )
+    nothing = dict.fromkeys(["probability", "decision", "seen"])
+    counts = {"images": 1, "unreadable": 1}
+    assert unread == {"study_id": None, "path": "y.png", **counts, **nothing, "error": "not an image"}
+    counts = {"images": 0, "unreadable": 0}
+    why = "left out: DICOM, but no radiograph: CT"
+    assert of_ct == {"study_id": 9, "path": "ct", **counts, **nothing, "error": why}, "a study without a radiograph"
     mean = join_by_study(RESULT, 0.3, "mean").to_pylist()[0]
     assert (mean["probability"], mean["decision"]) == (pytest.approx((0.1 + 1 / 3) / 2), "normal")
 
 
 def test_studies_that_nothing_names_are_not_joined():
     with pytest.raises(UsageError, match=r"--by study: nothing says which study an image is of. .* leave it out"):
-        join_by_study(RESULT.slice(3), 0.5, "max")
+        join_by_study(RESULT.slice(3, 2), 0.5, "max")
 
 
 def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
@@ -416,6 +468,9 @@ def test_the_summary_counts_everything():
         "called     1 fracture, 2 normal; a fracture from a probability of 0.5 on",
         "seen       2 files: the model was trained or validated on them, or on images of their patient or study; how "
         "it does on these says nothing about new ones",
+        "left out   1 files: document or table",
+        "left out   1 files: DICOM, but no radiograph: CT",
+        "left out   1 files: DICOM, but no radiograph: a report",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
     assert len(summarize(RESULT.slice(3, 1), 0.5)) == 1

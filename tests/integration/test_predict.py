@@ -23,7 +23,11 @@ from tests.conftest import TINY, official_paths, quick_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-FAULTS = {"train/cut.png": "truncated", "train/empty.png": "empty file", "val/README.txt": "not an image"}
+FAULTS = {
+    "train/cut.png": "truncated",
+    "train/empty.png": "empty file",
+    "val/README.txt": "left out: document or table",
+}
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ def assert_printed(result: Result, bundle: str) -> None:
         f"model      {bundle}, threshold {result.threshold:.3f}",
         f"data       {result.folder}, {result.shards}, {result.bucket}: 124 files",
         f"called     {called.count('fracture')} fracture, {called.count('normal')} normal; a fracture from",
-        "unreadable 4 files, named with an error each: 2 not an image, 1 truncated, 1 empty file",
+        "left out   2 files: document or table",
+        "unreadable 2 files, named with an error each: 1 truncated, 1 empty file",
         "CAVEAT     SYNTHETIC MODEL",
         f"results    {result.out} (124 rows)",
     ):

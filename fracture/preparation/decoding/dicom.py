@@ -133,6 +133,15 @@ class DicomHeader:
     frames: int
     transfer_syntax: str  # UID
 
+    @property
+    def why_left_out(self) -> str:
+        """Why the object is nothing that a model shall see; "" for a radiograph."""
+        if self.kind != "image":
+            return f"DICOM, but no radiograph: {self.kind}"
+        if self.for_processing:
+            return "raw detector image (FOR PROCESSING), unlike what the model will see"
+        return ""
+
 
 def is_dicom(head: bytes) -> bool:
     """Say whether the first 132 bytes or more are those of DICOM; a file without the preamble is not guessed."""

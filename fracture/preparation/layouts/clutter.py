@@ -54,15 +54,7 @@ _CLUTTER_LOWER = {name.lower() for name in _CLUTTER_NAMES}
 
 def is_clutter(path: str) -> bool:
     """Return whether a file is certainly no radiograph: hidden, left by a machine or a program, or our marker."""
-    return _find_reason(path) == CLUTTER
-
-
-def is_annotation(path: str) -> bool:
-    """Return whether a file says something about radiographs and is none: a mask, an annotation, a document, a table.
-
-    Clutter is none.
-    """
-    return _find_reason(path) in (ANNOTATION, DOCUMENT)
+    return find_reason(path) == CLUTTER
 
 
 def sort_out(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
@@ -70,14 +62,15 @@ def sort_out(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
     kept: list[str] = []
     left_out: Counter[str] = Counter()
     for path in paths:
-        if reason := _find_reason(path):
+        if reason := find_reason(path):
             left_out[reason] += 1
         else:
             kept.append(path)
     return kept, left_out
 
 
-def _find_reason(path: str) -> str | None:
+def find_reason(path: str) -> str | None:
+    """Return why a file is no radiograph, by its path: `CLUTTER`, `ANNOTATION` or `DOCUMENT`; None if it may be one."""
     folder, _, name = path.rpartition("/")
     name = name.lower()
     stem, dot, extension = name.rpartition(".")

@@ -1,6 +1,6 @@
 import pytest
 
-from fracture.preparation.layouts.clutter import ANNOTATION, CLUTTER, DOCUMENT, is_annotation, is_clutter, sort_out
+from fracture.preparation.layouts.clutter import ANNOTATION, CLUTTER, DOCUMENT, find_reason, is_clutter, sort_out
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,6 @@ from fracture.preparation.layouts.clutter import ANNOTATION, CLUTTER, DOCUMENT, 
 )
 def test_what_machines_leave_is_clutter(path: str):
     assert is_clutter(path)
-    assert not is_annotation(path)
     assert sort_out([path]) == ([], {CLUTTER: 1})
 
 
@@ -64,7 +63,7 @@ def test_what_machines_leave_is_clutter(path: str):
 def test_what_may_be_a_radiograph_is_kept(path: str):
     assert sort_out([path]) == ([path], {})
     assert not is_clutter(path)
-    assert not is_annotation(path)
+    assert find_reason(path) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_what_may_be_a_radiograph_is_kept(path: str):
     ],
 )
 def test_annotations_and_documents_beside_images_are_passed_over(path: str, reason: str):
-    assert is_annotation(path)
+    assert find_reason(path) == reason
     assert not is_clutter(path)
     assert sort_out([path]) == ([], {reason: 1})
 
