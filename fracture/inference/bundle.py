@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,7 @@ _FILES = pa.schema([pa.field("sha256", pa.binary(32)), pa.field("group_id", pa.i
 _IDS = (  # since schema version 5 of datasets
     *(pa.field("pixels", pa.binary(16)), pa.field("patients", pa.list_(pa.string())), pa.field("study", pa.string())),
 )
+_ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # for a screen, of a bundle that may come from anyone
 _HIDDEN = 64  # letters of an HMAC
 _MAX_CARD_BYTES = 2**24  # a usual bundle.json has some 20,000
 _MAX_WEIGHTS_BYTES = 2**32  # a billion weights; the reference network has 27 million
@@ -104,12 +105,16 @@ def write_bundle(
     operating_point: OperatingPoint,
     evaluations: Mapping[str, Evaluation],
     initial: "Bundle | None" = None,
+    caveats: Sequence[str] = (),
+    map_similarity: Sequence[float] = (),
 ) -> None:
     """Add `bundle.json` to an exported model, and the hashes of the files that it was trained on.
 
     Args:
         run: name, epochs trained, best epoch, workers, precision and initial weights of the training.
         initial: the bundle that the training started from; the model was trained on its files, too.
+        caveats: what every report on the dataset has to say.
+        map_similarity: of Grad-CAM maps to those of networks with random weights; none where it was not measured.
     """
     manifest = dataset.manifest
     content = {
@@ -125,6 +130,8 @@ def write_bundle(
         "output": "probability of a fracture, calibrated",
         "operating_point": operating_point.model_dump(),
         "metrics": as_json(evaluations),
+        "caveats": list(caveats),
+        "map_similarity": list(map_similarity),
         "dataset": {
             "fingerprint": manifest.fingerprint,
             "counts": manifest.counts,
@@ -165,6 +172,8 @@ class _Card(BaseModel):
     operating_point: OperatingPoint
     metrics: dict[str, Evaluation]
     config: Config
+    caveats: tuple[Annotated[str, Field(pattern=_ONE_LINE)], ...] = ()  # younger than the format, as what follows
+    map_similarity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_Card":
@@ -190,6 +199,8 @@ class Bundle:
     synthetic: bool  # trained on generated sample radiographs
     operating_point: OperatingPoint
     evaluations: dict[str, Evaluation]
+    caveats: tuple[str, ...]  # what every report on the dataset that it was trained on has to say
+    map_similarity: tuple[float, ...]  # of its Grad-CAM maps to those of random networks; none: not measured
 
     @property
     def image_size(self) -> int:
@@ -345,4 +356,6 @@ def read_bundle(folder: StoragePath) -> Bundle:
         synthetic=card.synthetic,
         operating_point=card.operating_point,
         evaluations=card.metrics,
+        caveats=card.caveats,
+        map_similarity=card.map_similarity,
     )

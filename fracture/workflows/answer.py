@@ -47,12 +47,15 @@ class AnswerArguments:
         if not self.out and (given := next((flag for flag, value in flags.items() if value), None)):
             raise UsageError(f"{given} is about answers in DICOM: name a folder for them with --dicom-out DIR")
 
-    def check(self, inputs: Sequence[Input]) -> None:
-        """Check addresses, folder and inputs before the prediction.
+    def check(self, inputs: Sequence[Input], bundle: Bundle) -> None:
+        """Check addresses, folder, inputs and the model's maps before the prediction.
 
         Raises:
-            UsageError: an address is wrong, a library is missing, nothing is DICOM, or the folder is inside the data.
+            UsageError: an address is wrong, a library is missing, nothing is DICOM, the folder is inside the data, or
+                captures would show maps that failed the sanity check.
         """
+        if self.secondary_capture:
+            _check_maps(bundle)
         if self.out:
             _check_inputs(inputs, storage_path(self.out))
             from fracture.inference.dicom_answer.send import find_web_service, parse_peer
@@ -93,7 +96,7 @@ def write_answers(
     if out.is_local:  # the answers carry their patients' names
         Path(out.path).mkdir(mode=0o700, parents=True, exist_ok=True)
     fingerprint = bundle.hash_weights()
-    algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold)
+    algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold, bundle.synthetic)
     model = bundle.build_model() if arguments.secondary_capture else None
     files: list[StoragePath] = []
     without = Counter[str]()
@@ -131,6 +134,17 @@ def _check_inputs(inputs: Sequence[Input], out: StoragePath) -> None:
     if all(file.study_id is None or file.left_out for one in inputs for file in one.files.values()):
         raise UsageError("--dicom-out: no file is a DICOM image of a study that can be answered. Leave the flag out.")
     check_outside("--dicom-out", out, inputs)
+
+
+def _check_maps(bundle: Bundle) -> None:
+    from fracture.evaluation.gallery import MAX_SIMILARITY
+
+    if (most := max(bundle.map_similarity, default=0.0)) >= MAX_SIMILARITY:
+        raise UsageError(
+            f"--secondary-capture: the Grad-CAM maps of {bundle.folder} failed their sanity check after training. They "
+            f"are like those of networks of random weights (similarity {most:.2f}, the limit is {MAX_SIMILARITY}) and "
+            "may show the image and not what the model has learned. Leave the flag out: the reports need no maps."
+        )
 
 
 def _answer_study(

@@ -63,6 +63,7 @@ def finish_run(
     }
     facts = {f"run.{key}": value for key, value in training.items()} | {"dataset": dataset.manifest.fingerprint}
     facts |= versions() | dict(flatten(config.model_dump(mode="json", exclude={"tune"})))
+    caveats = list_caveats(dataset.manifest)
     report = Report(
         f"Run {run.name}",
         dataset,
@@ -71,12 +72,12 @@ def finish_run(
         outcome.history,
         outcome.best_epoch,
         facts,
-        list_caveats(dataset.manifest),
+        caveats,
         study_probability=config.evaluation.study_probability,
         gallery=gallery,
     )
     write_report(run / "report", report, scores)
-    write_bundle(bundle, config, dataset, training, operating_point, evaluations, initial)
+    write_bundle(bundle, config, dataset, training, operating_point, evaluations, initial, caveats, gallery.similarity)
     for temporary in (BEST, BACKBONE):  # all of it is in the bundle
         (run / temporary).delete()
     return evaluations

@@ -68,7 +68,7 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     with ProgressBars() as bars:
         inputs = find_inputs([storage_path(data) for data in arguments.data], bundle.image_size, key, bars.show)
     check_output(out, inputs)
-    arguments.answers.check(inputs)
+    arguments.answers.check(inputs, bundle)
     version = f"version {facts['version']}, " if arguments.registry else ""
     report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")

@@ -143,6 +143,8 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("operating_point.threshold", float("nan"), "operating_point.threshold is nan, not in 0 to 1"),
         ("metrics", {"val": {}}, "metrics.test.image has no AUC"),
         ("metrics.test.image", {"unit": "image"}, "at 'metrics.test.image.count': Field required"),
+        ("caveats", ["a\x1b[2Jb"], "at 'caveats.0': String should match pattern"),
+        ("map_similarity", [0.2, 1.5], "at 'map_similarity.1': Input should be less than or equal to 1"),
         ("format_version", 99, "has bundle format 99, and this program reads formats 6 to 8"),
         ("format_version", "9" * 999, "has bundle format '9999999999999999999, and this program reads formats 6 to 8"),
     ],

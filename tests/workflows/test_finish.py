@@ -7,6 +7,8 @@ import pytest
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset
+from fracture.evaluation.gallery import Gallery
+from fracture.evaluation.report import list_caveats
 from fracture.evaluation.scores import score_blocks, write_scores
 from fracture.inference.bundle import is_bundle, read_bundle
 from fracture.models import build_model
@@ -56,6 +58,11 @@ def test_a_run_is_finished_once_it_has_its_bundle_also_after_a_kill(
     bundle = read_bundle(run / "bundle")
     assert evaluations["test"]["image"].count == dataset.rows("test")
     assert bundle.evaluations["test"]["image"].count == dataset.rows("test")
+    assert bundle.caveats == tuple(list_caveats(dataset.manifest))
+    assert bundle.caveats[0].startswith("SYNTHETIC: generated sample radiographs")
+    assert len(bundle.map_similarity) == 5
+    gallery = Gallery.model_validate_json((run / "gallery.json").read_bytes())
+    assert list(bundle.map_similarity) == pytest.approx(gallery.similarity)
     assert {path.name for path in (tmp_path / "runs/x").iterdir()} == {
         "bundle",
         "gallery.json",

@@ -11,6 +11,7 @@ from pydicom.sr.codedict import codes
 from fracture.inference.dicom_answer.header import (
     NAME,
     RESEARCH_USE,
+    SYNTHETIC_MODEL,
     Algorithm,
     check_source,
     complete,
@@ -52,7 +53,7 @@ def build_capture(source: Dataset, overlay: np.ndarray, algorithm: Algorithm, nu
         study_instance_uid=study,
         series_instance_uid=derive_uid(algorithm, "captures", study),
         series_number=SERIES_NUMBER,
-        series_description=f"{NAME}: Grad-CAM. {RESEARCH_USE}",
+        series_description=f"{NAME}: Grad-CAM. {algorithm.warning}",
         sop_instance_uid=derive_uid(algorithm, "capture", study, str(source.SOPInstanceUID)),
         instance_number=number,
         **describe_equipment(algorithm),
@@ -62,8 +63,10 @@ def build_capture(source: Dataset, overlay: np.ndarray, algorithm: Algorithm, nu
     _copy_image_properties(capture, source)
     capture.ConversionType = ConversionTypeValues.WSD.value
     capture.SourceImageSequence = [_refer(source)]
+    synthetic = f" {SYNTHETIC_MODEL}." if algorithm.is_synthetic else ""
     capture.DerivationDescription = (
-        f"Grad-CAM: where the radiograph supports the class that {NAME} {algorithm.version} predicts. {RESEARCH_USE}."
+        f"Grad-CAM: where the radiograph supports the class that {NAME} {algorithm.version} predicts. "
+        f"{RESEARCH_USE}.{synthetic}"
     )
     if aspect := _find_pixel_aspect(source, *overlay.shape[:2]):
         capture.PixelAspectRatio = aspect

@@ -24,6 +24,7 @@ from fracture.storage import StoragePath
 
 NAME = "fracture"
 RESEARCH_USE = "Research use only, not for diagnosis"
+SYNTHETIC_MODEL = "SYNTHETIC MODEL: its answers mean nothing"
 # A UUID as a UID needs no registered root: PS3.5, B.2.
 _NAMESPACE = uuid.UUID("6d0f6a0e-3c3f-4c58-9c0e-5b8f3a1f7a52")
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
@@ -44,6 +45,12 @@ class Algorithm:
     version: str  # of the program, at most 64 characters
     fingerprint: str  # of the bundle, such as the SHA-256 of its weights
     threshold: float  # of the operating point
+    is_synthetic: bool = False  # trained on generated radiographs
+
+    @property
+    def warning(self) -> str:
+        """What the name of a series says of the use of its objects, at most 43 characters."""
+        return SYNTHETIC_MODEL if self.is_synthetic else RESEARCH_USE
 
 
 def derive_uid(algorithm: Algorithm, kind: str, *sources: str) -> UID:

@@ -14,6 +14,7 @@ from fracture.errors import UsageError
 from fracture.inference.dicom_answer.header import (
     NAME,
     RESEARCH_USE,
+    SYNTHETIC_MODEL,
     Algorithm,
     check_source,
     complete,
@@ -77,7 +78,7 @@ def build_report(
         content=_create_content(groups, algorithm, len(images), unread),
         series_instance_uid=derive_uid(algorithm, "reports", study_uid),
         series_number=SERIES_NUMBER,
-        series_description=f"{NAME}: report. {RESEARCH_USE}",
+        series_description=f"{NAME}: report. {algorithm.warning}",
         sop_instance_uid=derive_uid(algorithm, "report", study_uid, study_rule, str(unread), *uids),
         instance_number=1,
         is_complete=True,
@@ -125,6 +126,8 @@ def _create_content(groups: Sequence[_Group], algorithm: Algorithm, read: int, u
         imaging_measurements=groups,
     )[0]
     comments = [f"{RESEARCH_USE}."]
+    if algorithm.is_synthetic:
+        comments.append(f"{SYNTHETIC_MODEL}. It was trained on generated radiographs, not on real ones.")
     if unread:
         comments.append(f"{unread} of {read + unread} images of the study could not be read and are left out.")
     for comment in comments:

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,8 +41,15 @@ def test_the_capture_is_derived_from_the_radiograph_in_its_study():
         "Grad-CAM: where the radiograph supports the class that fracture 0.1.0 predicts. "
         "Research use only, not for diagnosis."
     )
+    assert capture.SeriesDescription == "fracture: Grad-CAM. Research use only, not for diagnosis"
     assert capture.InstanceNumber == 2
     assert (capture.ContentDate, capture.ContentTime) == ("20240102", "101112")
+
+
+def test_the_capture_of_a_synthetic_model_says_so():
+    capture = build_capture(radiograph(), overlay(), replace(ALGORITHM, is_synthetic=True), 1)
+    assert capture.SeriesDescription == "fracture: Grad-CAM. SYNTHETIC MODEL: its answers mean nothing"
+    assert capture.DerivationDescription.endswith("diagnosis. SYNTHETIC MODEL: its answers mean nothing.")
 
 
 def test_the_captures_of_a_study_are_one_series_of_an_image_each():

@@ -79,6 +79,15 @@ def test_the_report_names_the_model_the_device_and_the_use():
     assert report.CodingSchemeIdentificationSequence[0].CodingSchemeDesignator == "99FRACTURE"
 
 
+def test_the_report_of_a_synthetic_model_says_so():
+    report = build_report(answers(), WHOLE, replace(ALGORITHM, is_synthetic=True))
+    assert report.SeriesDescription == "fracture: report. SYNTHETIC MODEL: its answers mean nothing"
+    assert texts(read_back(report), codes.DCM.Comment) == [
+        "Research use only, not for diagnosis.",
+        "SYNTHETIC MODEL: its answers mean nothing. It was trained on generated radiographs, not on real ones.",
+    ]
+
+
 def test_the_report_lies_in_the_study_and_names_its_images_as_evidence():
     report = read_back(build_report(answers(**PATIENT), WHOLE, ALGORITHM))
     assert report.StudyInstanceUID == STUDY
