@@ -52,6 +52,7 @@ NAMES = {  # figure -> its name on pages, in their order
 ORIGIN, TRAIT = "test_from:", "test_of:"  # begin the names of parts of test
 _PART_TRAITS = ("body part", "view")  # of DICOM files, by whose values test is taken apart
 _FEWEST = 10  # radiographs of each class in a part that is shown
+_FEW_GROUPS = 10  # of a class in test, below which a caveat says so
 _MISTAKES = 6  # of each kind on the page
 
 
@@ -227,6 +228,15 @@ def list_caveats(manifest: Manifest) -> list[str]:
         verb, pronoun = ("predicts", "it") if len(measures) == 1 else ("predict", "them")
         lines.append(
             f"SHORTCUTS: in this data, {', '.join(measures)} alone {verb} the class; a model may use {pronoun} too."
+        )
+    # Of folds, every one is test once.
+    tested = [groups for split, groups in manifest.groups.items() if split == "test" or manifest.folds]
+    counts = {name: sum(groups[name] for groups in tested) for name in reversed(CLASS_NAMES)}
+    if tested and min(counts.values()) < _FEW_GROUPS:
+        listed = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+        lines.append(
+            f"FEW: the test has groups (patients, or radiographs that belong together) of {listed}, fewer than "
+            f"{_FEW_GROUPS} of a class: its figures are rough, and their intervals too."
         )
     return lines
 

@@ -86,9 +86,14 @@ class Audit(BaseModel):
     shortcuts: dict[str, Shortcut]  # "size", ..., "all"
     matched_on: str = ""  # the trait of DICOM files that tells the label best
     matched: Shortcut | None = None  # all properties, between a fracture and a normal that are alike in that trait
+    constant_traits: list[str] = []  # of DICOM files: the same in all that have it
+    absent_traits: list[str] = []  # of DICOM files: none has it
     # From the listing of the files:
+    labelled: str = ""  # where the labels came from, how many patients and studies are known
     left_out: dict[str, int] = {}  # why -> files that are no radiographs, or that the user excludes
     unmatched_rows: list[int] = []  # of the labels file, as a spreadsheet numbers them
+    repeated_rows: list[int] = []  # of the labels file, which say what an earlier one says
+    ignored_columns: list[str] = []  # of the labels file, by name, or by number where that is private
     unlabelled: list[str] = []  # paths of images that the labels file does not name
     notes: list[str] = []  # what every report on this data has to say
     examples: list[Pair]  # of leakage, some of each kind of link
@@ -125,6 +130,7 @@ def make_audit(facts: pa.Table, links: pa.Table) -> Audit:
         conflicts=_list_conflicts(radiograph_ids, labels, readable, facts["path"].to_pylist()),
         inverted=_list_inverted(facts, distinct),
         **_find_shortcuts(facts, distinct, groups),
+        **_list_untried_traits(facts),
         examples=_choose_examples(facts["path"].to_pylist(), found, groups, links),
     )
 
@@ -218,8 +224,16 @@ def format_audit(audit: Audit) -> list[str]:
             f"matched    AUC of the label from all of these {audit.matched.auc:.2f} between images of one "
             f"{audit.matched_on}"
         )
+    if untried := describe_untried_traits(audit):
+        lines.append(f"not tried  {untried}")
     lines.append(f"supports   {describe_support(audit)}")
     return lines + [f"ALARM      {line}" for line in list_alarms(audit)]
+
+
+def describe_untried_traits(audit: Audit) -> str:
+    """Name the traits of DICOM files that cannot predict a label here; "" if there are none."""
+    parts = ((audit.constant_traits, "the same in all images"), (audit.absent_traits, "in no image"))
+    return "; ".join(f"{what}: {', '.join(names)}" for names, what in parts if names)
 
 
 def _format_files(audit: Audit) -> list[str]:
@@ -299,6 +313,18 @@ def _get_extension(path: str) -> str:
 def _list_rejections(facts: pa.Table) -> list[Rejection]:
     rows = facts.select(["path", "split", "reason"]).to_pylist()
     return [Rejection(**row) for row in rows if row["reason"] is not None]
+
+
+def _list_untried_traits(facts: pa.Table) -> dict[str, list[str]]:
+    """List the traits that are the same in all DICOM files or in none, as fields of the audit."""
+    values: dict[str, set[str]] = {}
+    for traits in facts["traits"].to_pylist():
+        for name, value in traits or ():
+            values.setdefault(name, set()).add(value)
+    return {
+        "constant_traits": sorted(name for name, found in values.items() if len(found) == 1 and found != {""}),
+        "absent_traits": sorted(name for name, found in values.items() if found == {""}),
+    }
 
 
 def _list_conflicts(

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from fracture.labels import CLASS_NAMES
 from fracture.page import picture, render
-from fracture.preparation.audit import Audit, Pair, describe_support, list_alarms
+from fracture.preparation.audit import Audit, Pair, describe_support, describe_untried_traits, list_alarms
 from fracture.preparation.duplicates.grouping import KINDS
 from fracture.preparation.duplicates.signature import SIDE
 from fracture.preparation.source import Source
@@ -32,6 +32,7 @@ def render_audit_page(source: Source, facts: pa.Table, audit: Audit) -> bytes:
         audit=audit,
         alarms=list_alarms(audit),
         support=describe_support(audit),
+        untried_traits=describe_untried_traits(audit),
         kinds=KINDS,
         classes=list(reversed(CLASS_NAMES)),
         pairs=[_describe_pair(pair, images) for pair in audit.examples],

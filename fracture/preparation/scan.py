@@ -18,7 +18,7 @@ from fracture.preparation.facts import FACTS, hash_pixels, scan_file
 from fracture.preparation.parallel import map_in_order, map_unordered, share
 from fracture.preparation.pending import PendingPixels, name_pending_file, remove_pending, write_pending
 from fracture.preparation.scan_cache import ScanCache
-from fracture.preparation.source import ImageFile, Source
+from fracture.preparation.source import ImageFile, Source, describe_labels
 from fracture.progress import Progress
 from fracture.storage import StoragePath
 
@@ -63,8 +63,11 @@ def scan_source(
     links = find_links(facts, config, comparer)
     cache.write_similarities(comparer.used)
     listing = {
+        "labelled": describe_labels(source),
         "left_out": source.left_out,
         "unmatched_rows": list(source.unmatched_rows),
+        "repeated_rows": list(source.repeated_rows),
+        "ignored_columns": list(source.ignored_columns),
         "unlabelled": list(source.unlabelled),
         "notes": list(source.notes),
     }

@@ -20,6 +20,7 @@ from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
 from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
 from fracture.preparation.layouts.layout import read_layout
+from fracture.preparation.layouts.paths import join_few
 from fracture.preparation.listing import ListedFile, list_files, name_files
 from fracture.progress import Progress
 from fracture.storage import StoragePath
@@ -59,6 +60,8 @@ class Source:
     left_out: dict[str, int] = field(default_factory=dict)  # why -> files that are listed nowhere
     unmatched_rows: tuple[int, ...] = ()  # of the labels file
     unlabelled: tuple[str, ...] = ()  # paths of images that the labels file does not name
+    ignored_columns: tuple[str, ...] = ()  # of the labels file, by name, or by number where that is private
+    repeated_rows: tuple[int, ...] = ()  # of the labels file, which say what an earlier one says of the same image
     notes: tuple[str, ...] = ()  # what every report on this data has to say
     is_private: bool = False  # a DICOM export: paths, patients and studies are HMACs
 
@@ -122,19 +125,36 @@ def find_source(
 def describe_source(source: Source) -> list[str]:
     """Return the lines that say where the radiographs are, how they are labelled and what was left out."""
     lines = [f"data       {source.name}{' (SYNTHETIC)' if source.synthetic else ''}"]
-    patients = len({file.patients for file in source.files if file.patients})  # each may have several ids
-    studies, origins = (len({getattr(f, name) for f in source.files} - {""}) for name in ("study", "origin"))
-    if patients or studies or source.labels or source.layout != "folders":
-        counts = ((patients, "patients"), (studies, "studies"), (origins, "sources"))
-        known = ", ".join(f"{count:,} {name}" for count, name in counts if count) or "patients not known"
-        lines.append(f"labels     {len(source.files):,} files by {source.layout}: {known}")
-    if source.unmatched_rows:
-        rows = ", ".join(map(str, source.unmatched_rows[:5]))
-        lines.append(f"no image   {len(source.unmatched_rows):,} rows of the labels file; first: row {rows}")
+    lines.append(f"labels     {describe_labels(source)}")
+    for numbers, name, what in (
+        (source.unmatched_rows, "no image", "rows of the labels file"),
+        (source.repeated_rows, "repeated", "rows of the labels file say what an earlier one says"),
+    ):
+        if numbers:
+            rows = ", ".join(map(str, numbers[:5]))
+            lines.append(f"{name:<10} {len(numbers):,} {what}; first: row {rows}")
+    if source.ignored_columns:
+        names = join_few(source.ignored_columns)
+        lines.append(f"not read   {len(source.ignored_columns):,} columns of the labels file: {names}")
     if source.unlabelled:
         lines.append(f"no label   {len(source.unlabelled):,} images in the folder, which are not used")
     lines += [f"left out   {count:,} files: {why}" for why, count in source.left_out.items()]
     return [*lines, *(f"note       {note}" for note in source.notes)]
+
+
+def describe_labels(source: Source) -> str:
+    """Return where the labels came from, by which words, and how many patients and studies are known."""
+    patients = len({file.patients for file in source.files if file.patients})  # each may have several ids
+    studies, origins = (len({getattr(f, name) for f in source.files} - {""}) for name in ("study", "origin"))
+    words = ", ".join(f"{name} is {join_few(source.class_folders[name], 3)}" for name in reversed(CLASS_NAMES))
+    known = ", ".join(
+        [
+            f"{patients:,} patients" if patients else "patients not known",
+            f"{studies:,} studies" if studies else "studies not known",
+            *([f"{origins:,} sources"] if origins else []),
+        ]
+    )
+    return f"{len(source.files):,} files by {source.layout}: {words}; {known}"
 
 
 def _check_names(roots: Sequence[StoragePath]) -> None:
@@ -188,6 +208,8 @@ def _read_root(
         left_out=dict(left_out.most_common()),
         unmatched_rows=tuple(found.unmatched_rows),
         unlabelled=tuple(sorted(shown[path] for path in found.unlabelled)),
+        ignored_columns=tuple(found.ignored_columns),
+        repeated_rows=tuple(found.repeated_rows),
         notes=(*found.labelling.notes, *_describe_headers(headers[path] for path in images if path in headers)),
         is_private=bool(headers),
     )
@@ -201,6 +223,8 @@ class _Labels:
     layout: str
     unmatched_rows: Sequence[int] = ()
     unlabelled: Sequence[str] = ()
+    ignored_columns: Sequence[str] = ()
+    repeated_rows: Sequence[int] = ()
 
 
 def _read_labels(
@@ -233,7 +257,14 @@ def _read_labels(
             f"({share:.1%}), more than data.max_unlabelled_fraction = {config.max_unlabelled_fraction}. Add their "
             "rows, or raise the limit if they are not to be used."
         )
-    return _Labels(found.labelling, f"labels file, by {found.key}", found.unmatched_rows, found.unlabelled)
+    return _Labels(
+        found.labelling,
+        f"labels file, by {found.key}",
+        found.unmatched_rows,
+        found.unlabelled,
+        found.ignored_columns,
+        found.repeated_rows,
+    )
 
 
 def _read_folders(

@@ -151,6 +151,7 @@ def test_the_report_is_one_page_with_its_plots(dataset, tmp_path):
     assert "Not a medical device" in page
     assert "test was read once" in page
     assert "What the network looks at" not in page
+    assert f"<code>{data.folder / 'audit.html'}</code>" in page
 
 
 def test_names_of_files_origins_and_runs_are_escaped_in_html(dataset, tmp_path):
@@ -195,7 +196,7 @@ def test_synthetic_data_and_leaks_are_caveats(dataset):
         "val": Leak(images=16, by_kind={"bytes": 0, "copy": 3}),
         "test": Leak(images=16, by_kind={"bytes": 9, "copy": 1}),
     }
-    real = manifest.model_copy(update={"synthetic": False, "leakage": leakage})
+    real = manifest.model_copy(update={"synthetic": False, "leakage": leakage, "groups": {}})
     assert list_caveats(real) == [
         "LEAKAGE: 10 of 16 test images (9 byte for byte) show a radiograph or patient that training has too; 3 of 16 "
         "val images (0 byte for byte) show a radiograph or patient that training has too."
@@ -213,14 +214,29 @@ def test_a_source_that_is_not_tested_is_a_caveat(dataset):
 
 def test_shortcuts_are_caveats(dataset):
     manifest = dataset().manifest
-    real = manifest.model_copy(update={"synthetic": False, "shortcuts": {"size": 0.926, "aspect": 0.85}})
+    real = manifest.model_copy(update={"synthetic": False, "groups": {}, "shortcuts": {"size": 0.926, "aspect": 0.85}})
     assert list_caveats(real) == [
         "SHORTCUTS: in this data, size (AUC 0.93), aspect (AUC 0.85) alone predict the class; a model may use them too."
     ]
-    one = manifest.model_copy(update={"synthetic": False, "shortcuts": {"file size": 0.65}})
+    one = real.model_copy(update={"shortcuts": {"file size": 0.65}})
     assert list_caveats(one) == [
         "SHORTCUTS: in this data, file size (AUC 0.65) alone predicts the class; a model may use it too."
     ]
+
+
+def test_a_test_of_few_groups_is_a_caveat(dataset):
+    def caveats(groups: dict[str, dict[str, int]], folds: list[str]) -> list[str]:
+        return list_caveats(manifest.model_copy(update={"synthetic": False, "groups": groups, "folds": folds}))
+
+    manifest, many, few = dataset().manifest, {"fracture": 10, "normal": 10}, {"fracture": 9, "normal": 1200}
+    assert caveats({"train": few, "test": many}, []) == []
+    assert caveats({"train": many, "test": few}, []) == [
+        "FEW: the test has groups (patients, or radiographs that belong together) of 9 fracture and 1,200 normal, "
+        "fewer than 10 of a class: its figures are rough, and their intervals too."
+    ]
+    five = {"fracture": 5, "normal": 5}
+    assert caveats({"fold-1": five, "fold-2": five}, ["1", "2"]) == [], "each group is tested once"
+    assert len(caveats({"fold-1": five, "fold-2": few | {"fracture": 4}}, ["1", "2"])) == 1
 
 
 def test_the_result_lines_say_what_was_found_and_missed(dataset):

@@ -295,3 +295,19 @@ def test_a_damaged_audit_is_named_with_what_to_do(tmp_path: Path, text: str, mes
         UsageError, match=rf"{message}. Delete .*/input.json, and run the same command again: it writes"
     ):
         read_audit(storage_path(tmp_path))
+
+
+def test_what_the_labels_file_left_and_traits_that_tell_nothing_are_named(facts, tmp_path):
+    traits = [{"view": "AP", "sex": "", "kvp": "60"}, {"view": "AP", "sex": "", "kvp": "65"}]
+    columns = pa.array([list(traits[row % 2].items()) for row in range(len(facts))], facts.schema.field("traits").type)
+    facts = facts.set_column(facts.column_names.index("traits"), "traits", columns)
+    audit = make_audit(facts, links_of())
+    assert (audit.constant_traits, audit.absent_traits) == (["view"], ["sex"])
+    assert "not tried  the same in all images: view; in no image: sex" in format_audit(audit)
+    listing = {"labelled": "9 files by <b>", "repeated_rows": [7], "ignored_columns": ["<i>"]}
+    source = Source({"": storage_path(tmp_path)}, (), {}, False, "")
+    page = render_audit_page(source, facts, audit.model_copy(update=listing)).decode()
+    assert "<p>Labels: 9 files by &lt;b&gt;.</p>" in page
+    assert "1 rows of the labels file that say what an earlier one says" in page
+    assert "Columns of the labels file that were not read: &lt;i&gt;." in page
+    assert "it: the same in all images: view; in no image: sex." in page

@@ -146,6 +146,23 @@ def test_what_a_labels_file_does_not_name_is_listed_up_to_a_share(image_folder, 
     assert "no label   4 images in the folder, which are not used" in describe_source(source)
 
 
+def test_the_listing_says_where_the_labels_came_from(image_folder, key):
+    text = "path,label,patient,comment\na.png,Fracture,p1,x\nb.png,0,p1,y\nb.png,0,p1,z\n"
+    source = labelled(image_folder("a.png", "b.png"), text, key)
+    assert describe_source(source)[1:] == [
+        "labels     2 files by labels file, by path: fracture is 'Fracture', normal is '0'; 1 patients, studies not "
+        "known",
+        "repeated   1 rows of the labels file say what an earlier one says; first: row 4",
+        "not read   1 columns of the labels file: 'comment'",
+        "left out   1 files: document or table",
+    ]
+    folders = found(image_folder(*official_paths(), root="folders"))
+    assert describe_source(folders)[1] == (
+        "labels     12 files by folders: fracture is 'fractured', normal is 'not fractured'; patients not known, "
+        "studies not known"
+    )
+
+
 def test_a_labels_file_needs_both_classes(image_folder, key):
     with pytest.raises(UsageError, match=r"no image of class 'normal'; both classes are needed"):
         labelled(image_folder("a.png", "b.png"), "path,label\na.png,1\nb.png,1\n", key)

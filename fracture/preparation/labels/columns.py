@@ -96,10 +96,11 @@ class Columns:
     study: int | None
     origin: int | None
 
-    def list_ignored(self, key: int) -> list[str]:
-        """Return the names of the columns that are not read where this one names the images."""
+    def list_ignored(self, key: int, *, show_names: bool) -> list[str]:
+        """Return the columns that are not read where this one names the images: their names, or numbers from 1."""
         read = {self.label, key, self.patient, self.study, self.origin}
-        return [name for column, name in enumerate(self.names) if name and column not in read]
+        ignored = [(column, name) for column, name in enumerate(self.names, 1) if name and column - 1 not in read]
+        return [name if show_names else str(column) for column, name in ignored]
 
 
 def names_columns(values: Sequence[str], key: str | None) -> bool:

@@ -27,7 +27,7 @@ class LabelsFile:
     labelling: Labelling
     unmatched_rows: list[int]  # rows that name no image
     unlabelled: list[str]  # paths that no row names
-    ignored_columns: list[str]
+    ignored_columns: list[str]  # names, or numbers where messages show no value of the file
     key: str  # what the values that name the images are: one of MEANINGS
     repeated_rows: list[int]  # rows that say again what an earlier one says of the same image
 
@@ -105,7 +105,7 @@ def read_labels_file(
         labelling=_label_images(rows_of, facts, columns, wording),
         unmatched_rows=[row.number for row in unmatched],
         unlabelled=[path for path in images.paths if path not in rows_of and f"{root}/{path}" != str(labels)],
-        ignored_columns=columns.list_ignored(used.column),
+        ignored_columns=columns.list_ignored(used.column, show_names=not private),
         key=used.meaning,
         repeated_rows=sorted({row.number for rows in rows_of.values() for row in rows[1:]}),
     )

@@ -329,7 +329,7 @@ def test_the_institution_is_no_origin_of_a_private_export(read):
     result = read(content, private=True)
     assert ([file.origin for file in result.labelling.files], result.ignored_columns) == (
         ["scanner 1"],
-        ["Institution", "Klinik"],
+        ["3", "4"],
     )
     content = content.replace("source", "comment")
     assert [file.origin for file in read(content, private=True).labelling.files] == [""]
