@@ -19,6 +19,7 @@ from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
 from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
+from fracture.preparation.layouts.folders import names_classes
 from fracture.preparation.layouts.layout import read_layout
 from fracture.preparation.layouts.paths import join_few
 from fracture.preparation.listing import ListedFile, list_files, name_files
@@ -270,15 +271,20 @@ def _read_labels(
 def _read_folders(
     root: StoragePath, paths: Sequence[str], config: DataConfig, words: ClassWords, is_private: bool
 ) -> _Labels:
+    refusal = UsageError(  # without names of folders, and so perhaps of patients
+        f"--data {root}: its DICOM files are not in folders that name both classes; one alone may be somebody's name. "
+        "Give a table of their labels with --labels FILE, by path, file name, SOPInstanceUID, StudyInstanceUID, "
+        "accession number or patient, or say which names are classes with --set 'data.fracture_labels=[NAME]' and "
+        "--set 'data.normal_labels=[NAME]'."
+    )
     try:
         layout, labelling = read_layout(config.layout, root, paths, words)
     except UsageError:
         if not is_private:
             raise
-        raise UsageError(  # whose text would have names of folders, and so perhaps of patients
-            f"--data {root}: its DICOM files are not in folders that name a class. Give a table of their labels with "
-            "--labels FILE, by path, file name, SOPInstanceUID, StudyInstanceUID, accession number or patient."
-        ) from None
+        raise refusal from None
+    if is_private and layout == "folders" and not names_classes(labelling, words):
+        raise refusal
     return _Labels(labelling, layout)
 
 

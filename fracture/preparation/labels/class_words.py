@@ -50,6 +50,16 @@ _BESIDE = {
     *("rechte", "rechter", "rechtes", "quer", "quere", "schräg", "schräge", "spiralförmig", "spiralförmige"),
     *("Grünholz", "Trümmer", "Abriss", "Haarriss", "impaktiert", "impaktierte", "längs"),
 }
+# A word of a folder's name that casts doubt on its class. No surname: `Zweifel` is one.
+_DOUBT_WORDS = (
+    *("uncertain", "unsure", "unclear", "doubtful", "doubt", "questionable", "equivocal", "indeterminate"),
+    *("inconclusive", "borderline", "suspected", "suspicious", "possible", "maybe", "variant", "variants"),
+    *("unsicher", "unklar", "fraglich", "zweifelhaft", "verdacht", "verdächtig", "möglich", "Normvariante"),
+    *("Normvarianten", "Normalvariante", "Normalvarianten", "Variante", "Varianten"),
+    *("incertain", "incertaine", "douteux", "douteuse", "suspect", "suspecte", "variante", "variantes", "dudoso"),
+    *("dudosa", "incierto", "incierta", "sospecha", "incerto", "incerta", "dubbio", "dubbia", "sospetto", "duvidoso"),
+    *("twijfel", "onzeker", "verdenking", "osäker", "usikker", "niepewny", "сомнительный", "неясно", "疑い", "可疑"),
+)
 _PLAIN = re.compile(r"\w([\w .\-]*\w)?")  # names that YAML reads as they are
 
 
@@ -86,6 +96,7 @@ class ClassWords:
                     )
                 self._named[word] = label
         self._beside = {f"{normalise_word(word)}{end}" for word in _BESIDE for end in ("", "s")}
+        self._doubt = {*map(normalise_word, _DOUBT_WORDS)}
         self._of_folder = known | _known({FRACTURE: _YES, NORMAL: _NO}) | self._named
         self._of_value = self._of_folder | {**_known(_VALUES), **self._named}
 
@@ -96,6 +107,17 @@ class ClassWords:
         fracture: `0_fracture` means nothing that is certain.
         """
         return _find(self._of_folder, name, bare_number=True)
+
+    def is_doubtful(self, name: str) -> bool:
+        """Return whether a folder's name casts doubt on the class of what is in it, as `uncertain` does.
+
+        A name that has a meaning, by the settings too, casts none.
+        """
+        return not self._doubt.isdisjoint(normalise_word(name).split(" ")) and self.of_folder(name) is None
+
+    def is_set(self, name: str) -> bool:
+        """Return whether the settings give a folder's name its meaning, so that it is nobody's surname."""
+        return _find(self._named, name, bare_number=True) is not None
 
     def of_value(self, text: str) -> int | None:
         """Return the label that a value of a labels file means, `EXCLUDED`, or None.

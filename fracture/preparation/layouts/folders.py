@@ -7,7 +7,7 @@ from functools import cache
 from posixpath import commonpath
 
 from fracture.errors import UsageError
-from fracture.labels import FRACTURE, NORMAL
+from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.preparation.labels.class_words import EXCLUDED, KNOWN_WORDS, ClassWords, without_number
 from fracture.preparation.labels.labelling import LabelledFile, Labelling
 from fracture.preparation.layouts.builder import OF_EXCLUDED, LabellingBuilder
@@ -15,6 +15,8 @@ from fracture.preparation.layouts.clutter import sort_out
 from fracture.preparation.layouts.paths import find_split, folder_of, join_few
 from fracture.storage import StoragePath
 
+_OUTSIDE = "outside the class folders"
+OF_DOUBT = "in folders that cast doubt on their class, such as 'uncertain'"
 EXPECTED = "folders that name a class, alone or in train/, val/ and test/"
 _MOST_CANDIDATES = 20
 
@@ -43,8 +45,9 @@ def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labellin
     """Label files by the names of the folders that they are in.
 
     Raises:
-        UsageError: no folder names a class; one beside the class folders names none; two folders of a path contradict
-            each other; a class is above its split; class folders are inside and beside splits, or those of two sets.
+        UsageError: no folder names a class, or one class alone is named among other folders; one beside the class
+            folders names none; two folders of a path contradict each other; a class is above its split; class folders
+            are inside and beside splits, or those of two sets.
     """
     kept, left_out = sort_out(paths)
     folders = Counter(map(folder_of, kept))
@@ -58,11 +61,34 @@ def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labellin
     _check_splits(root, labelled.values())
     builder = LabellingBuilder(left_out)
     for folder in folders.keys() - labelled.keys():
-        builder.leave_out(OF_EXCLUDED if folder in positions else "outside the class folders", folders[folder])
+        builder.leave_out(OF_EXCLUDED if folder in positions else _OUTSIDE, folders[folder])
+    common = _count_common(folders)
+    for folder in [folder for folder in labelled if any(map(words.is_doubtful, folder.split("/")[common:]))]:
+        builder.leave_out(OF_DOUBT, folders[folder])
+        del labelled[folder]
     for path in kept:
         if position := labelled.get(folder_of(path)):
             builder.add(LabelledFile(path, position.label, position.split), [position.word])
-    return builder.build()
+    labelling = builder.build()
+    if _OUTSIDE in labelling.left_out and not names_classes(labelling, words):
+        (label, names) = next(
+            (label, names) for label, names in enumerate(map(labelling.words.get, CLASS_NAMES)) if names
+        )
+        raise UsageError(
+            f"--data {root}: {join_few(names)} alone names a class, {CLASS_NAMES[label]}, and "
+            f"{labelling.left_out[_OUTSIDE]:,} images are in other folders: it may be somebody's name. If it is the "
+            f"class, say so with {words.format_setting(label, *names)}; otherwise use --labels FILE."
+        )
+    return labelling
+
+
+def names_classes(labelling: Labelling, words: ClassWords) -> bool:
+    """Return False where folders name one class alone, and the settings do not name it.
+
+    `Bruch`, `Frisk` and `No` are surnames, too.
+    """
+    found = [names for names in labelling.words.values() if names]
+    return len(found) != 1 or all(map(words.is_set, found[0]))
 
 
 def _find_named_folders(folders: Collection[str], words: ClassWords) -> dict[str, _Named]:

@@ -116,7 +116,25 @@ def test_what_is_left_out_and_what_is_noted(tmp_path: Path):
 def test_without_labels_no_folder_is_named(tmp_path: Path):
     folder = write(storage_path(tmp_path / "data"), {"MUELLER^HANS/1": dicom(), "MUELLER^EVA/2": dicom("b")})
     with pytest.raises(
-        UsageError, match=r"its DICOM files are not in folders that name a class. Give a table"
+        UsageError, match=r"its DICOM files are not in folders that name both classes; .* Give a table"
     ) as error:
         found(folder, tmp_path)
     assert "MUELLER" not in str(error.value)
+
+
+def test_a_surname_alone_is_no_class(tmp_path: Path):
+    """Two folders, since one alone would be refused for the class that is not there."""
+    roots = [
+        write(storage_path(tmp_path / name), {path: dicom(name)}) for name, path in (("a", "Bruch/1"), ("b", "ok/2"))
+    ]
+
+    def find(**settings) -> Source:
+        key = PatientKey(tmp_path / "patients.key")
+        return find_source(roots, DataConfig(normal_labels=("ok",), **settings), key=key)
+
+    with pytest.raises(
+        UsageError, match=r"--data .*/a: .* name both classes; one alone may be somebody's name"
+    ) as error:
+        find()
+    assert "Bruch" not in str(error.value)
+    assert [file.label for file in find(fracture_labels=("Bruch",)).files] == [1, 0]

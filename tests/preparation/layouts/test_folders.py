@@ -104,6 +104,33 @@ def test_excluded_folders_are_left_out_wherever_they_are(words):
     assert labelling.left_out == {"named by data.excluded_labels": 3}
 
 
+def test_what_is_uncertain_in_a_class_folder_is_left_out():
+    paths = ("fracture/1.png", "fracture/uncertain/2.png", "normal/03 Normal Variant/3.png", "normal/ann/4.png")
+    labelling = read_paths(*paths, "Unklar/normal/5.png", "fracture/ben/fraglich/6.png", "fracture/Zweifel/7.png")
+    assert [file.path for file in labelling.files] == ["fracture/1.png", "fracture/Zweifel/7.png", "normal/ann/4.png"]
+    assert labelling.left_out == {"in folders that cast doubt on their class, such as 'uncertain'": 4}
+    assert read_paths("fracture/uncertain/1.png", "2.png").files == ()
+    assert len(read_paths("possible set/fracture/1.png", "possible set/normal/2.png").files) == 2, (
+        "the name of the whole"
+    )
+
+
+def test_what_is_uncertain_is_of_the_class_that_the_settings_say(words):
+    paths = ("fracture/1.png", "fracture/uncertain/2.png", "normal/normal variant/3.png")
+    named = words("data.fracture_labels=uncertain", "data.normal_labels=normal variant")
+    assert labels(*paths, words=named) == dict(zip(paths, (1, 1, 0), strict=True))
+
+
+def test_one_class_word_among_other_folders_may_be_a_surname(words):
+    paths = ("A-M/Bruch/1.png", "A-M/Bruch/2.png", "N-Z/Nowak/3.png")
+    with pytest.raises(
+        UsageError, match=r"'Bruch' alone names a class, fracture, and 1 images are in other .*--labels"
+    ):
+        read_paths(*paths)
+    assert len(read_paths(*paths, words=words("data.fracture_labels=Bruch")).files) == 2
+    assert len(read_paths("fracture/1.png", "fracture/2.png").files) == 2, "its other class is in another --data"
+
+
 def test_names_that_are_no_utf8_are_read_as_others():
     assert labels("fracture/R\udcf6ntgen.png", "B\udcf6sch/normal/1.png") == {
         "fracture/R\udcf6ntgen.png": FRACTURE,
