@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from fracture.config import Config, load_config
 from fracture.dataset.format import MANIFEST, SCHEMA_VERSION, Dataset, Leak, Manifest, Pixels, Shard, encode_shard
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.storage import StoragePath, storage_path
+from tests.web_hook import Hook
 
 TINY = (
     "data.image_size=32",
@@ -273,3 +275,13 @@ def ray_cluster() -> Iterator[None]:
     start_ray(verbose=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def hook() -> Iterator[Hook]:
+    with Hook() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -156,7 +156,7 @@ def _find_input(path: StoragePath, image_size: int, key: PatientKey, progress: P
                 f"{dataset.image_size}. Name the radiographs that they were made from instead."
             )
         return Input(path, prefix, dataset=dataset)
-    listed = {name: file for name, file in list_files(path, _ADVICE).items() if not is_clutter(name)}
+    listed = {name: file for name, file in list_files(path, key, _ADVICE).items() if not is_clutter(name)}
     reasons = {name: reason for name in listed if (reason := find_reason(name))}
     headers = read_headers(path, [name for name in listed if name not in reasons], progress)
     return Input(path, prefix, _name_files(listed, reasons, headers, {name: name for name in listed}, key))

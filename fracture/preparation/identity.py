@@ -34,6 +34,11 @@ class PatientKey:
         self.state = ""  # how the key was come by, for people; "" while nothing is hidden
         self._data: list[Path] = []
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the key's file is there: patients were hidden before."""
+        return self.file is not None and self.file.exists()
+
     def keep_out_of(self, roots: Iterable[StoragePath]) -> None:
         """Name data folders, in which nothing is ever written."""
         self._data += [Path(root.path).resolve() for root in roots if root.is_local and root.is_dir()]

@@ -174,7 +174,7 @@ def _read_root(
     key: PatientKey,
     progress: Progress,
 ) -> Source:
-    listed = list_files(root)
+    listed = list_files(root, key)
     kept, passed_over = sort_out(listed)
     headers = read_headers(root, kept, progress)
     not_used = {path: why for path, header in headers.items() if (why := _why_not_used(header, config))}

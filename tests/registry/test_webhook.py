@@ -1,47 +1,12 @@
-import json
 import logging
 import socket
 import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from fracture.errors import UsageError
 from fracture.registry.webhook import check_url, post_to_webhook
-
-
-class Hook(HTTPServer):
-    """A server that answers with the given codes, then with 200, and keeps what it accepts."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.codes: list[int] = []
-        self.accepted: list[dict] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/secret-token"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        code = self.server.codes.pop(0) if self.server.codes else 200
-        if code == 200:
-            self.server.accepted.append(json.loads(body))
-        self.send_response(code)
-        self.end_headers()
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hook() -> Iterator[Hook]:
-    with Hook() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from tests.web_hook import Hook
 
 
 def test_a_message_is_posted_as_json(hook: Hook):

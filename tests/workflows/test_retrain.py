@@ -17,6 +17,7 @@ from fracture.storage import storage_path
 from fracture.workflows.preprocess import find_radiographs
 from fracture.workflows.retrain import find_decided_tick, name_tick
 from tests.conftest import ROOT, official_paths
+from tests.web_hook import Hook
 
 NOW = datetime(2026, 11, 24, 17, 5, tzinfo=UTC)
 FLAGS = ["retrain", "--data", "radiographs", "--registry", "registry"]
@@ -121,6 +122,19 @@ def test_shards_that_another_job_is_writing_are_not_another_retraining(tmp_path:
     printed = capsys.readouterr()
     assert "is held by fracture preprocess on " in printed.err
     assert "busy" not in printed.out
+
+
+def test_a_failure_is_posted_without_a_path_of_a_patient(tmp_path: Path, hook: Hook, capsys):
+    (tmp_path / "data/MUELLER^HANS").mkdir(parents=True)
+    (tmp_path / "data/MUELLER^HANS/1").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "data/MUELLER^HANS/2").symlink_to("/etc/passwd")
+    flags = ["--data", str(tmp_path / "data"), "--registry", str(tmp_path / "registry"), "--notify", hook.url]
+    assert main(["retrain", *flags]) == 2
+    [event] = hook.accepted
+    assert event["event"] == "failed"
+    assert " is a link to a file outside, and such links are not followed." in event["reason"]
+    assert "MUELLER" not in str(event) + capsys.readouterr().err
+    assert "MUELLER^HANS/2" in (tmp_path / "patients.paths.csv").read_text()
 
 
 def test_the_registry_may_not_lie_in_the_data(tmp_path: Path, image_folder, monkeypatch, capsys):

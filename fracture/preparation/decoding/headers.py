@@ -1,6 +1,6 @@
 """Read the headers of the DICOM files among the files of a folder. No pixel is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -39,6 +39,11 @@ def read_headers(root: StoragePath, paths: Sequence[str], progress: Progress) ->
                     headers[path] = header
             progress("headers", start + len(some), len(candidates))
     return headers
+
+
+def holds_dicom(root: StoragePath, paths: Iterable[str]) -> bool:
+    """Return whether one of the files is DICOM, whatever it is called."""
+    return any(_find_dicom(root, path) is not None for path in paths)
 
 
 def _find_dicom(root: StoragePath, path: str) -> bytes | None:
