@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.preparation.decoding.decode import DecodedImage, Rejected, check_file_size, decode, is_blank
-from fracture.preparation.decoding.dicom import read_header
 from fracture.preparation.duplicates.alignment import SCALES
 from fracture.preparation.duplicates.signature import (
     RING_LENGTH,
@@ -91,7 +90,7 @@ def scan_bytes(file: ImageFile, data: bytes, size: int) -> tuple[dict[str, Any],
     row = dict.fromkeys(FACTS.names) | make_listed_row(file)
     row["sha256"] = hashlib.sha256(data).digest()
     row |= {name: getattr(image, name) for name in ("format", "mode", "width", "height")}
-    row["traits"] = dict(read_header(data).traits) if image.format == "DICOM" else {}
+    row["traits"] = dict(image.traits)
     row |= _measure_pixels(image.pixels) | {"compression": _measure_compression(image)}
     return row | _compute_views(image), image.pixels
 

@@ -2,9 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class DecodedImage:
     mode: str  # Pillow's mode: L, RGB, I;16, ...
     width: int  # as stored, before EXIF orientation
     height: int
+    traits: Mapping[str, str] = field(default_factory=dict)  # of a DICOM file: manufacturer, view, ...; else none
 
     def crop_centre(self) -> np.ndarray | None:
         """Return the square in the middle, resized to the shape of `pixels`; None if the whole image is nearly square.
@@ -88,8 +89,8 @@ def decode(data: bytes, size: int) -> DecodedImage:
         raise Rejected("empty file")
     check_file_size(len(data))
     if is_dicom(data[:132]):
-        grey, mode, width, height = decode_dicom(data)
-        stored = {"format": "DICOM", "mode": mode, "width": width, "height": height}
+        grey, mode, width, height, traits = decode_dicom(data)
+        stored = {"format": "DICOM", "mode": mode, "width": width, "height": height, "traits": traits}
     else:
         grey, stored = _decode_by_pillow(data, size)
     return DecodedImage(grey, np.asarray(grey.resize((size, size), Image.Resampling.BILINEAR)), **stored)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -143,6 +143,16 @@ class DicomHeader:
         return ""
 
 
+class DecodedDicom(NamedTuple):
+    """A decoded DICOM file, and how it was stored."""
+
+    grey: Image.Image  # of mode L, with square pixels
+    mode: str  # "MONOCHROME1 12 bit"
+    width: int  # columns as stored
+    height: int  # rows as stored
+    traits: Mapping[str, str]  # as in its header
+
+
 def is_dicom(head: bytes) -> bool:
     """Say whether the first 132 bytes or more are those of DICOM; a file without the preamble is not guessed."""
     return head[_PREAMBLE : _PREAMBLE + len(_MAGIC)] == _MAGIC
@@ -178,11 +188,8 @@ def read_header(data: bytes | BinaryIO) -> DicomHeader:
         )
 
 
-def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
+def decode_dicom(data: bytes) -> DecodedDicom:
     """Decode the radiograph of a DICOM file; see `render`.
-
-    Returns:
-        The image in mode L with square pixels, how it was stored ("MONOCHROME1 12 bit"), columns and rows as stored.
 
     Raises:
         Rejected: no radiograph, raw values of the detector, an unknown compression, damaged, or over the limits.
@@ -198,7 +205,9 @@ def decode_dicom(data: bytes) -> tuple[Image.Image, str, int, int]:
             raise Rejected("raw detector image, FOR PROCESSING: export the images that are FOR PRESENTATION")
     grey = render(dataset)  # which has read all that follows
     stored = f"{dataset.PhotometricInterpretation} {dataset.BitsStored} bit"
-    return Image.fromarray(grey), stored, int(dataset.Columns), int(dataset.Rows)
+    with _quiet():
+        traits = _read_traits(dataset)
+    return DecodedDicom(Image.fromarray(grey), stored, int(dataset.Columns), int(dataset.Rows), traits)
 
 
 def render(dataset: "Dataset") -> np.ndarray:

@@ -1,20 +1,17 @@
 """FracAtlas as it is downloaded: `dataset.csv` beside `images/Fractured/` and `images/Non_fractured/`."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import Labelling
-from fracture.preparation.layouts.tables import ImageRow, find_tables, read_labels
+from fracture.preparation.layouts.tables import ImageRow, has_table, read_labels
 from fracture.storage import StoragePath
 
 EXPECTED = "dataset.csv with the columns image_id and fractured"
 _COLUMNS = ("image_id", "fractured")
 _NOTE = "FracAtlas names no patients: views of one patient may be in two splits."
-
-
-def fits(root: StoragePath, paths: Sequence[str]) -> bool:
-    """Return whether there is a dataset.csv with the set's columns."""
-    return bool(find_tables(root, paths, _COLUMNS))
+fits = partial(has_table, columns=_COLUMNS)
 
 
 def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labelling:

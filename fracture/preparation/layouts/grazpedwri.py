@@ -1,21 +1,18 @@
 """GRAZPEDWRI-DX as it is downloaded: `dataset.csv`, and 16-bit PNG in `images_part1/` and so on."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from fracture.labels import NORMAL
 from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import Labelling
-from fracture.preparation.layouts.tables import ImageRow, find_tables, read_labels
+from fracture.preparation.layouts.tables import ImageRow, has_table, read_labels
 from fracture.storage import StoragePath
 
 EXPECTED = "dataset.csv with the columns filestem, fracture_visible and patient_id"
 _COLUMNS = ("filestem", "fracture_visible", "patient_id")
 _NOTE = "GRAZPEDWRI-DX is of children's wrists; normal means that no fracture is visible, not that nothing is found."
-
-
-def fits(root: StoragePath, paths: Sequence[str]) -> bool:
-    """Return whether there is a dataset.csv with the set's columns."""
-    return bool(find_tables(root, paths, _COLUMNS))
+fits = partial(has_table, columns=_COLUMNS)
 
 
 def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labelling:

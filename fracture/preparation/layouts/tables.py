@@ -27,7 +27,12 @@ class ImageRow(NamedTuple):
     study: str = ""
 
 
-def find_tables(root: StoragePath, paths: Sequence[str], columns: Sequence[str]) -> list[str]:
+def has_table(root: StoragePath, paths: Sequence[str], columns: Sequence[str]) -> bool:
+    """Return whether there is a file of the table's name that has these columns."""
+    return bool(_find_tables(root, paths, columns))
+
+
+def _find_tables(root: StoragePath, paths: Sequence[str], columns: Sequence[str]) -> list[str]:
     """Return the files of the table's name that have these columns. Only their first lines are read."""
     found = (path for path in paths if path.rpartition("/")[2].lower() == TABLE and not is_clutter(path))
     return [path for path in found if {*columns} <= {*_read_header(root / path)}]
@@ -54,7 +59,7 @@ def read_labels(
     Raises:
         UsageError: several tables; one that is damaged; a label that means nothing; an image in two rows.
     """
-    tables = find_tables(root, paths, columns)
+    tables = _find_tables(root, paths, columns)
     if len(tables) > 1:
         raise UsageError(f"--data {root}: holds {len(tables)} data sets, {join_few(tables)}. Name the folder of one.")
     (table,) = tables

@@ -324,6 +324,7 @@ def test_the_header():
         **{"manufacturer": "7798", "model": "2192", "detector": "DIRECT", "kvp": "50", "body part": "WRIST"},
         **{"view": "PA", "laterality": "L", "age": "60-69", "sex": "F"},
     }
+    assert decode_dicom(encoded(made)).traits == header.traits, "read with the pixels"
 
 
 def test_a_header_without_anything():
