@@ -13,7 +13,8 @@ _SECONDS = 60  # between two lines in a file
 class ProgressBars:
     """One progress bar after another on a terminal's stderr, each gone when the next begins.
 
-    Where stderr is no terminal, stdout gets a line a minute instead, whatever FORCE_COLOR says.
+    Where stderr is no terminal, stdout gets a line at the end of each instead, and one a minute until then, whatever
+    FORCE_COLOR says.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,7 @@ class ProgressBars:
         self._task: TaskID | None = None
         self._what = ""
         self._last_line = 0.0
+        self._line = ""  # that is not written yet
 
     def __enter__(self) -> Self:
         if self._progress is not None:
@@ -42,14 +44,24 @@ class ProgressBars:
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:
             self._progress.stop()
+        self._write_line()
 
     def show(self, what: str, done: int, total: int | None) -> None:
         """Show that so many of the total are done, in the bar that is called `what`; a new name begins a new bar."""
         if self._progress is not None:
             self._draw(self._progress, what, done, total)
-        elif what != self._what or time.monotonic() - self._last_line > _SECONDS:
-            print(f"{what:<10} {done:,}{f' of {total:,}' if total else ''}", flush=True)
+            return
+        if what != self._what:
+            self._write_line()
             self._what, self._last_line = what, time.monotonic()
+        self._line = f"{what:<10} {done:,}{f' of {total:,}' if total else ''}"
+        if time.monotonic() - self._last_line > _SECONDS:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        if self._line:
+            print(self._line, flush=True)
+            self._line, self._last_line = "", time.monotonic()
 
     def _draw(self, progress: Progress, what: str, done: int, total: int | None) -> None:
         if what != self._what or self._task is None:
