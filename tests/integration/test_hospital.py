@@ -12,6 +12,7 @@ from pydicom import dcmread
 
 from fracture.cli import main
 from fracture.dataset.format import read_dataset
+from fracture.preparation.identity import show_id
 from fracture.preparation.output import read_audit
 from fracture.preparation.sample_dicom import make_uid
 from fracture.storage import storage_path
@@ -33,6 +34,9 @@ def test_from_an_export_to_a_report_and_back_without_an_id(tmp_path: Path, monke
     assert main(["explain", *labels, "--bundle", "runs/first/bundle", "--out", "explanations"]) == 0
     answers = ["--dicom-out", str(tmp_path / "answers"), "--secondary-capture"]
     predict = ["predict", "--bundle", "runs/first/bundle", *data]
+    set_map_similarity(0.6)
+    assert main([*predict, "--out", "refused.csv", *answers]) == 2
+    set_map_similarity(0.4)
     assert main([*predict, "--out", "studies.csv", "--by", "study", *answers]) == 0
     assert main([*predict, "--out", "images.parquet"]) == 0
     printed = capfd.readouterr()
@@ -42,9 +46,26 @@ def test_from_an_export_to_a_report_and_back_without_an_id(tmp_path: Path, monke
     card = json.loads((tmp_path / "out/runs/first/bundle/bundle.json").read_text())
     assert card["metrics"]["test"]["study"]["count"] < card["metrics"]["test"]["radiograph"]["count"]
     assert "studies: AUC" in printed.out
+    assert "runs/first/bundle failed their sanity check after training." in printed.err
+    for line in (
+        "labels     150 files by labels file, by accession: fracture is 'Fraktur', normal is 'unauffällig'; 30",
+        "not read   1 columns of the labels file: '3'",
+        "left out   2 files: DICOM, but no radiograph: CT",
+        "CAVEAT     SHORTCUTS: in this data, ",
+        f"studies.csv ({STUDIES} rows)",
+    ):
+        assert line in printed.out
     check_predictions(tmp_path / "out", shards)
     check_answers(tmp_path / "answers")
     check_that_nobody_is_named(tmp_path / "out", printed.out + printed.err)
+
+
+def set_map_similarity(value: float) -> None:
+    """A tiny network's maps may pass the sanity check or not."""
+    card = Path("runs/first/bundle/bundle.json")
+    content = json.loads(card.read_text())
+    assert len(content["map_similarity"]) > 0
+    card.write_text(json.dumps(content | {"map_similarity": [value]}))
 
 
 def check_dataset(shards: Path) -> None:
@@ -72,17 +93,28 @@ def check_dataset(shards: Path) -> None:
 
 def check_predictions(out: Path, shards: Path) -> None:
     studies = pacsv.read_csv(out / "studies.csv").to_pylist()
-    assert len(studies) == STUDIES + 5, "and the files that are no images of a study"
+    assert len(studies) == STUDIES, "and no row of what is left out"
     images = pq.read_table(out / "images.parquet").to_pylist()
     assert len(images) == 155
-    largest: dict[int, float] = {}
+    largest: dict[str, float] = {}
     for row in images:
         if row["probability"] is not None:
-            largest[row["study_id"]] = max(row["probability"], largest.get(row["study_id"], 0.0))
-    found = {row["study_id"]: row["probability"] for row in studies if row["probability"] is not None}
-    assert found == pytest.approx(largest)
-    shown = set(pq.read_table(shards / "files.parquet")["path"].to_pylist())
-    assert shown < {row["path"] for row in images}, "the same key hides a path alike"
+            study = show_id(row["study_id"])
+            largest[study] = max(row["probability"], largest.get(study, 0.0))
+    assert {row["study_id"]: row["probability"] for row in studies} == pytest.approx(largest)
+    files = pq.read_table(shards / "files.parquet").to_pylist()
+    assert {file["path"] for file in files} < {row["path"] for row in images}, "the same key hides a path alike"
+    left_out = [row for row in images if row["error"]]
+    assert len(left_out) == 5
+    assert all(row["error"].startswith("left out: ") and row["seen"] is None for row in left_out)
+    trained_on = {file["group_id"] for file in files if file["split_used"] in ("train", "val")}
+    seen = {row["path"] for row in images if row["seen"]}
+    assert seen == {file["path"] for file in files if file["group_id"] in trained_on}
+    assert len(seen) < len(files), "and the test's are new"
+    table = pacsv.read_csv(out / "patients.studies.csv").to_pylist()
+    accessions = {row["study_id"]: row["AccessionNumber"] for row in table}
+    assert accessions.keys() == largest.keys(), "the hospital finds its studies again"
+    assert set(accessions.values()) == {f"{PLANTED[:6]}{study:06d}" for study in range(STUDIES)}
 
 
 def check_answers(answers: Path) -> None:
@@ -97,13 +129,14 @@ def check_answers(answers: Path) -> None:
 
 
 def check_that_nobody_is_named(out: Path, printed: str) -> None:
-    """Search every byte that was written but the private table beside the key; and Ray's logs, and the screen."""
+    """Search every byte that was written but the private tables beside the key; and Ray's logs, and the screen."""
     uids = [str(make_uid(kind, f"{PLANTED}00000", "study 0", *more)) for kind, more in (("study", ()), ("image", (0,)))]
     words = [PLANTED[:6], "19010203", *uids]
     logs = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", ray.get_runtime_context().get_session_name(), "logs")
+    private = [out / f"patients.{name}.csv" for name in ("paths", "studies")]
     searched = 0
     for file in [*out.rglob("*"), *logs.rglob("*")]:
-        if file.is_file() and file.name != "patients.paths.csv":
+        if file.is_file() and file not in private:
             content = file.read_bytes()
             if file.suffix == ".parquet":  # compressed
                 content += repr(pq.read_table(file).drop_columns(_images(file)).to_pydict()).encode()
@@ -111,9 +144,10 @@ def check_that_nobody_is_named(out: Path, printed: str) -> None:
             assert [word for word in words if word.encode() in content or word in file.name] == [], file
     assert [word for word in words if word in printed] == []
     assert searched > 40
-    private = out / "patients.paths.csv"
-    assert PLANTED in private.read_text(), "the search would find it"
-    assert private.stat().st_mode & 0o077 == 0
+    for file in private:
+        assert words[0] in file.read_text(), "the search would find it"
+        assert file.stat().st_mode & 0o077 == 0
+    assert uids[0] in private[1].read_text()
 
 
 def _images(file: Path) -> list[str]:
