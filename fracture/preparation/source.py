@@ -147,7 +147,10 @@ def describe_labels(source: Source) -> str:
     """Return where the labels came from, by which words, and how many patients and studies are known."""
     patients = len({file.patients for file in source.files if file.patients})  # each may have several ids
     studies, origins = (len({getattr(f, name) for f in source.files} - {""}) for name in ("study", "origin"))
-    words = ", ".join(f"{name} is {join_few(source.class_folders[name], 3)}" for name in reversed(CLASS_NAMES))
+    listed = ((name, source.class_folders[name]) for name in reversed(CLASS_NAMES))
+    words = ", ".join(
+        f"{name} is {join_few(found, 3)}" for name, found in listed if found
+    )  # none where all are private
     known = ", ".join(
         [
             f"{patients:,} patients" if patients else "patients not known",
@@ -155,7 +158,7 @@ def describe_labels(source: Source) -> str:
             *([f"{origins:,} sources"] if origins else []),
         ]
     )
-    return f"{len(source.files):,} files by {source.layout}: {words}; {known}"
+    return f"{len(source.files):,} files by {source.layout}: {'; '.join(filter(None, (words, known)))}"
 
 
 def _check_names(roots: Sequence[StoragePath]) -> None:

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from fracture.config import DataConfig
 from fracture.errors import UsageError
 from fracture.labels import FRACTURE, NORMAL
 from fracture.preparation.identity import PatientKey
-from fracture.preparation.source import Source, describe_source, find_source, keyed_hash
+from fracture.preparation.source import Source, describe_labels, describe_source, find_source, keyed_hash
 from fracture.storage import storage_path
 from tests.conftest import official_paths
 
@@ -156,6 +157,8 @@ def test_the_listing_says_where_the_labels_came_from(image_folder, key):
         "not read   1 columns of the labels file: 'comment'",
         "left out   1 files: document or table",
     ]
+    no_words = replace(source, class_folders={"fracture": [], "normal": []})  # each holds a number, which may be an id
+    assert describe_labels(no_words) == "2 files by labels file, by path: 1 patients, studies not known"
     folders = found(image_folder(*official_paths(), root="folders"))
     assert describe_source(folders)[1] == (
         "labels     12 files by folders: fracture is 'fractured', normal is 'not fractured'; patients not known, "
