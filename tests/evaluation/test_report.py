@@ -208,8 +208,8 @@ def test_synthetic_data_and_leaks_are_caveats(dataset):
 
 
 def test_a_source_that_is_not_tested_is_a_caveat(dataset):
-    manifest = dataset().manifest.model_copy(update={"synthetic": False, "untested": ["source 'east' has ..."]})
-    assert list_caveats(manifest) == ["NOT TESTED: source 'east' has ...."]
+    update = {"synthetic": False, "groups": {}, "untested": ["source 'east' has ..."]}
+    assert list_caveats(dataset().manifest.model_copy(update=update)) == ["NOT TESTED: source 'east' has ...."]
 
 
 def test_shortcuts_are_caveats(dataset):
