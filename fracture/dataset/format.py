@@ -24,6 +24,8 @@ SCHEMA_VERSION = 5
 _READ_TOO = (4,)  # in which two settings have other names, and studies are not known
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
+# In `files.parquet`: x0, y0, x1, y1 of each box, shares of the decoded image's width and height, before it is resized.
+BOXES = pa.list_(pa.list_(pa.float32(), 4))
 LEDGER = "ledger.parquet"  # beside it: the split of every file that was ever seen, also of one that is gone
 UNTESTED = "untested"  # where the folds are sources: the split of those that are no fold; it trains in every fold
 # 64 images of 224×224 are 3.2 MB: large enough to read at disk speed, small enough to share out to many workers.
@@ -102,6 +104,7 @@ class Manifest(BaseModel):
     alarms: list[str]  # of the audit
     notes: list[str] = []  # what every report on this data has to say
     traits: list[str] = []  # of DICOM files, in `files.parquet`: manufacturer, body part, ...
+    boxed: int = 0  # files that have boxes around fractures, in `files.parquet`
     shortcuts: dict[str, float]  # property of the file that predicts the label -> its AUC
     moved: list[str]  # groups that new images have moved to training
     left_out: dict[str, int]  # reason -> readable images that are in no shard
@@ -301,6 +304,18 @@ class Dataset:
         batches = self.find_files().parquet_batches(columns)
         rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch), strict=True))
         return {path: dict(traits) for path, traits in rows if traits}
+
+    def read_boxes(self) -> dict[str, np.ndarray]:
+        """Return the boxes around fractures of each file that has any, by its path: [boxes, 4] as in `BOXES`.
+
+        None are known where shards were copied without `files.parquet`.
+        """
+        if not self.manifest.boxed or not (self.folder / FILES).is_file():
+            return {}
+        columns = pa.schema([pa.field("path", pa.string()), pa.field("boxes", BOXES)])
+        batches = self.find_files().parquet_batches(columns)
+        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch), strict=True))
+        return {path: np.array(boxes) for path, boxes in rows if boxes}
 
     def read_seen(self, column: str) -> pa.ChunkedArray:
         """Read one column of every row of training and validation."""

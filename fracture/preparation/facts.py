@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from fracture.dataset.format import BOXES
 from fracture.preparation.decoding.decode import DecodedImage, Rejected, check_file_size, decode, is_blank
 from fracture.preparation.duplicates.alignment import SCALES
 from fracture.preparation.duplicates.signature import (
@@ -37,6 +38,7 @@ LISTED = pa.schema(
         pa.field("origin", pa.string()),  # hospital, scanner or collection; "" if unknown
         pa.field("bytes", pa.int64()),
         pa.field("modified", pa.int64()),  # nanoseconds since the epoch
+        pa.field("boxes", BOXES),  # drawn around its fractures; null if there are none
     ]
 )
 # One row a file. All columns after `reason` are null for a file that cannot be read.
@@ -115,7 +117,8 @@ def hash_pixels(pixels: np.ndarray | bytes) -> bytes:
 
 def make_listed_row(file: ImageFile) -> dict[str, Any]:
     """Return a row of `LISTED`."""
-    return {name: getattr(file, "size" if name == "bytes" else name) for name in LISTED.names}
+    row = {name: getattr(file, "size" if name == "bytes" else name) for name in LISTED.names}
+    return row | {"boxes": file.boxes or None}
 
 
 def _measure_pixels(pixels: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fracture.preparation.decoding.dicom import DicomHeader
 from fracture.preparation.decoding.headers import read_headers
 from fracture.preparation.identity import PatientKey, normalise_id
 from fracture.preparation.labels.class_words import ClassWords
-from fracture.preparation.labels.labelling import LabelledFile, Labelling
+from fracture.preparation.labels.labelling import Box, LabelledFile, Labelling
 from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
 from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
 from fracture.preparation.layouts.folders import names_classes
@@ -44,6 +44,7 @@ class ImageFile:
     instance: str = ""  # of a DICOM file: files that share it are one object
     origin: str = ""  # hospital, scanner or collection; "" if unknown
     is_dicom: bool = False  # its header was read
+    boxes: tuple[Box, ...] = ()  # drawn around its fractures
 
 
 @dataclass(frozen=True)
@@ -362,6 +363,7 @@ def _make_file(
         instance=hide("instance", header.instance) if header else "",
         origin=file.origin,
         is_dicom=header is not None,
+        boxes=file.boxes,
     )
 
 

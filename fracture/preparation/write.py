@@ -289,6 +289,7 @@ def _make_manifest(
         alarms=list_alarms(audit),
         notes=list(source.notes),
         traits=sorted({name for traits in scanned.facts["traits"].to_pylist() for name, _ in traits or ()}),
+        boxed=len(scanned.facts) - scanned.facts["boxes"].null_count,
         shortcuts={name: shortcut.auc for name, shortcut in list_alarming_shortcuts(audit)},
         moved=plan.moved,
         left_out=plan.left_out,

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fracture.dataset.format import (
+    BOXES,
     FILES,
     MANIFEST,
     ROW_GROUP_ROWS,
@@ -304,6 +305,18 @@ def test_the_index_is_read_without_images(shard_folder):
     assert index.column_names == ["radiograph_id", "label"]
     assert index["radiograph_id"].to_pylist()[10:] == list(range(10, 130))
     assert index["label"].to_pylist() == [n % 2 for n in range(130)]
+
+
+def test_boxes_are_read_where_there_are_any(shard_folder):
+    folder, manifest = shard_folder()
+    assert Dataset(folder, manifest).read_boxes() == {}, "an earlier version has no such column"
+    columns = {"path": ["a", "b"], "boxes": pa.array([[(0.25, 0.5, 0.75, 1.0), (0, 0, 0.5, 0.5)], None], BOXES)}
+    (folder / FILES).write_parquet(pa.table(columns))
+    with_boxes = Dataset(folder, manifest.model_copy(update={"boxed": 1}))
+    (path,), (boxes,) = zip(*with_boxes.read_boxes().items(), strict=True)
+    assert (path, boxes.tolist()) == ("a", [[0.25, 0.5, 0.75, 1.0], [0, 0, 0.5, 0.5]])
+    (folder / FILES).delete()
+    assert with_boxes.read_boxes() == {}, "the shards alone were copied"
 
 
 def test_the_traits_of_dicom_files_are_read_where_there_are_any(shard_folder):

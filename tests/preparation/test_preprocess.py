@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from pathlib import Path
@@ -61,6 +62,26 @@ def test_every_image_is_in_a_shard_with_its_pixels_label_and_source(image_folder
     all_pixels = images_of(table, 32).astype(float)
     assert manifest.pixel_mean == pytest.approx(all_pixels.mean())
     assert manifest.pixel_std == pytest.approx(all_pixels.std())
+
+
+def test_boxes_of_yolo_and_of_coco_arrive_in_the_table_of_files(image_folder, tmp_path):
+    """Two folders of one set each, boxes in either; images are 36 pixels wide and 40 high."""
+    names = [f"images/{name}{i}.png" for name in "fn" for i in range(6)]
+    yolo, coco = (image_folder(*names, root=root) for root in ("yolo", "coco"))
+    (yolo / "labels").mkdir()
+    for name in names:
+        text = "0 0.5 0.5 0.5 0.25\n" if "/f" in name else ""
+        (yolo / name.replace("images", "labels").replace("png", "txt")).write_text(text)
+    (yolo / "data.yaml").write_text("names: [fracture]")
+    listed = [{"id": i, "file_name": name, "width": 36, "height": 40} for i, name in enumerate(names)]
+    boxes = [{"image_id": i, "category_id": 1, "bbox": [9, 10, 9, 20]} for i in range(6)]
+    content = {"images": listed, "annotations": boxes, "categories": [{"id": 1, "name": "fracture"}]}
+    (coco / "coco.json").write_text(json.dumps(content))
+    for folder, box in ((yolo, [0.25, 0.375, 0.75, 0.625]), (coco, [0.25, 0.25, 0.5, 0.75])):
+        out = tmp_path / f"{folder.name}-out"
+        assert run(folder, out).boxed == 6
+        found = read_dataset(storage_path(out)).read_boxes()
+        assert {path: boxes.tolist() for path, boxes in found.items()} == {name: [box] for name in names[:6]}
 
 
 def test_the_same_input_gives_the_same_bytes_anywhere(image_folder, tmp_path):

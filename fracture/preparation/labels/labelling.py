@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1: shares, in [0, 1], of the decoded image's width and height
+
 
 @dataclass(frozen=True)
 class LabelledFile:
@@ -14,6 +16,7 @@ class LabelledFile:
     patient: str = ""  # "" if unknown
     study: str = ""  # "" if unknown
     origin: str = ""  # hospital, scanner or collection; "" if unknown
+    boxes: tuple[Box, ...] = ()  # drawn around its fractures; none where nobody drew any
 
 
 @dataclass(frozen=True)

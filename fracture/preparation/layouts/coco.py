@@ -4,12 +4,13 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from fracture.errors import UsageError
 from fracture.preparation.labels.class_words import ClassWords
-from fracture.preparation.labels.labelling import Labelling
-from fracture.preparation.layouts.boxes import BoxedImage, label_boxed
+from fracture.preparation.labels.labelling import Box, Labelling
+from fracture.preparation.layouts.boxes import BoxedImage, ClassBox, clip_box, label_boxed, list_fracture_boxes
 from fracture.preparation.layouts.builder import LabellingBuilder
 from fracture.preparation.layouts.clutter import is_clutter, sort_out
 from fracture.preparation.layouts.paths import find_split, folder_of, join_few, stem_of
@@ -21,6 +22,7 @@ _KEY = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 _USUAL_NAME = re.compile(r"coco[^/]*$|(^|/)instances_[^/]*$", re.IGNORECASE)
 _PEEK_BYTES = 2**16  # from either end: the images of a large file are longer than that
 _MOST_BYTES = 2**29
+_MOST_PIXELS = 2**31  # of a side
 _MOST_FILES = 50  # more are of single images, as LabelMe writes them
 _REPAIR = "Fetch it anew, or export it again."
 
@@ -39,23 +41,49 @@ def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labellin
     """
     files = _find_files(root, paths)
     kept, left_out = sort_out(path for path in paths if path not in files)
-    builder, by_name = LabellingBuilder(left_out), _group_by_name(kept)
-    names: set[str] = set()  # of all categories
-    classes: defaultdict[str, set[str]] = defaultdict(set)  # image -> names of its categories
-    splits: dict[str, str] = {}
+    builder = LabellingBuilder(left_out)
+    found = _match_images(root, files, kept)
+    builder.leave_out("in a JSON file, but not in the folder", found.missing)
+    builder.leave_out("in no JSON file", len(kept) - len(found.boxes))
+    boxed = (BoxedImage(path, found.splits[path], boxes) for path, boxes in found.boxes.items())
+    return label_boxed(f"--data {root}: {join_few(files)}", sorted(found.names), boxed, words, builder)
+
+
+def read_fracture_boxes(root: StoragePath, paths: Sequence[str], words: ClassWords) -> dict[str, tuple[Box, ...]]:
+    """Return the boxes of fractures of each image, by its path, of a set whose labels are elsewhere.
+
+    Raises:
+        UsageError: as of `read`, but for the names of the classes.
+    """
+    files = _find_files(root, paths)
+    kept, _ = sort_out(path for path in paths if path not in files)
+    found = _match_images(root, files, kept)
+    return {path: list_fracture_boxes(boxes, words) for path, boxes in found.boxes.items()}
+
+
+@dataclass
+class _MatchedImages:
+    """What JSON files have of the images in the folder."""
+
+    names: set[str]  # of all categories
+    boxes: defaultdict[str, set[ClassBox]]  # path of an image -> its boxes
+    splits: dict[str, str]  # path of an image -> its split
+    missing: int  # images that are in a file alone
+
+
+def _match_images(root: StoragePath, files: Iterable[str], kept: Sequence[str]) -> _MatchedImages:
+    by_name, matched = _group_by_name(kept), _MatchedImages(set(), defaultdict(set), {}, 0)
     for file in files:
         split = find_split([*folder_of(file).split("/"), *re.split(r"[_. -]", stem_of(file))])
         categories, images = _read_file(root, file)
-        names.update(categories)
-        for name, found in images.items():
+        matched.names.update(categories)
+        for name, boxes in images.items():
             if path := _find_image(root, file, name, split, by_name):
-                classes[path] |= found
-                splits[path] = find_split(folder_of(path).split("/")) or split
+                matched.boxes[path] |= boxes
+                matched.splits[path] = find_split(folder_of(path).split("/")) or split
             else:
-                builder.leave_out("in a JSON file, but not in the folder")
-    builder.leave_out("in no JSON file", len(kept) - len(classes))
-    boxed = (BoxedImage(path, splits[path], found) for path, found in classes.items())
-    return label_boxed(f"--data {root}: {join_few(files)}", sorted(names), boxed, words, builder)
+                matched.missing += 1
+    return matched
 
 
 def _find_files(root: StoragePath, paths: Sequence[str]) -> dict[str, None]:
@@ -102,21 +130,33 @@ def _find_image(
     return None
 
 
-def _read_file(root: StoragePath, file: str) -> tuple[set[str], dict[str, set[str]]]:
-    """Return the names of all categories, and those of each image by its `file_name`."""
+def _read_file(root: StoragePath, file: str) -> tuple[set[str], dict[str, set[ClassBox]]]:
+    """Return the names of all categories, and the boxes of each image by its `file_name`."""
     where = f"--data {root}: {file}"
     content = _read_content(root, file)
     categories = _read_names(where, content, "categories", "name")
     images = _read_names(where, content, "images", "file_name")
-    found: dict[str, set[str]] = {name: set() for name in images.values()}  # a name may have several ids
+    sizes = {item["id"]: (item.get("width"), item.get("height")) for item in content["images"]}
+    found: dict[str, set[ClassBox]] = {name: set() for name in images.values()}  # a name may have several ids
     annotations = _read_list(where, content, "annotations", image_id=_ID, category_id=_ID)
     for number, item in enumerate(annotations):
         image, category = item["image_id"], item["category_id"]
         if image not in images or category not in categories:
             what = f"image_id {image!r}" if image not in images else f"category_id {category!r}"
             raise UsageError(f"{where}: annotations[{number}] has {what}, which the file does not list. {_REPAIR}")
-        found[images[image]].add(categories[category])
+        found[images[image]].add(ClassBox(categories[category], _find_box(item.get("bbox"), *sizes[image])))
     return {*categories.values()}, found
+
+
+def _find_box(bbox: Any, width: Any, height: Any) -> Box | None:
+    """Return the box of `bbox`, [X, Y, WIDTH, HEIGHT] in pixels of an image of that size; None where it is none."""
+    pixels = [*(bbox if isinstance(bbox, list) else []), width, height]
+    if len(pixels) != 6 or not all(isinstance(n, int | float) and abs(n) < _MOST_PIXELS for n in pixels):
+        return None
+    x, y, *sides = pixels
+    if min(sides) <= 0:
+        return None
+    return clip_box(x / width, y / height, (x + sides[0]) / width, (y + sides[1]) / height)
 
 
 def _read_names(where: str, content: Mapping[str, Any], key: str, name: str) -> dict[int | str, str]:

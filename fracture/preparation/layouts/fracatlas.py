@@ -1,10 +1,12 @@
-"""FracAtlas as it is downloaded: `dataset.csv` beside `images/Fractured/` and `images/Non_fractured/`."""
+"""FracAtlas as downloaded: `dataset.csv` beside `images/Fractured/` and `images/Non_fractured/`; boxes as COCO."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import Labelling
+from fracture.preparation.layouts.coco import read_fracture_boxes
 from fracture.preparation.layouts.tables import ImageRow, has_table, read_labels
 from fracture.storage import StoragePath
 
@@ -15,10 +17,10 @@ fits = partial(has_table, columns=_COLUMNS)
 
 
 def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labelling:
-    """Label images by the column `fractured`; the folders, which say the same, are not asked.
+    """Label images by the column `fractured`; the folders, which say the same, are not asked. Boxes are those of COCO.
 
     Raises:
-        UsageError: the table is damaged, or there are two.
+        UsageError: the table is damaged, or there are two; a COCO file is damaged.
     """
 
     def read_row(values: Mapping[str, str]) -> ImageRow | None:
@@ -26,4 +28,5 @@ def read(root: StoragePath, paths: Sequence[str], words: ClassWords) -> Labellin
         label = words.of_value(word)
         return None if label is None else ImageRow(label, word)
 
-    return read_labels(root, paths, _COLUMNS, read_row, [_NOTE])
+    labelling, boxes = read_labels(root, paths, _COLUMNS, read_row, [_NOTE]), read_fracture_boxes(root, paths, words)
+    return replace(labelling, files=tuple(replace(f, boxes=boxes.get(f.path, ())) for f in labelling.files))

@@ -8,8 +8,8 @@ import yaml
 
 from fracture.errors import UsageError
 from fracture.preparation.labels.class_words import ClassWords
-from fracture.preparation.labels.labelling import Labelling
-from fracture.preparation.layouts.boxes import BoxedImage, label_boxed
+from fracture.preparation.labels.labelling import Box, Labelling
+from fracture.preparation.layouts.boxes import BoxedImage, ClassBox, clip_box, label_boxed
 from fracture.preparation.layouts.builder import LabellingBuilder
 from fracture.preparation.layouts.clutter import is_clutter, sort_out
 from fracture.preparation.layouts.paths import find_split, folder_of, join_few, stem_of
@@ -132,13 +132,13 @@ def _read_images(
             yield from threads.map(read, pairs[start : start + _FILES_AT_A_TIME])
 
 
-def _read_boxes(root: StoragePath, file: str, classes: Mapping[int, str]) -> frozenset[str]:
-    """Return the classes in a text file, each line a box, CLASS X Y WIDTH HEIGHT, or an outline, CLASS X Y X Y ..."""
+def _read_boxes(root: StoragePath, file: str, classes: Mapping[int, str]) -> frozenset[ClassBox]:
+    """Return what is in a text file, each line a box, CLASS X Y WIDTH HEIGHT, or an outline, CLASS X Y X Y ..."""
     try:
         lines = (root / file).read_bytes(most=_MOST_LABEL_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--data {root}: {file} cannot be read as text: {error}. Fetch it anew.") from None
-    found: set[str] = set()
+    found: set[ClassBox] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -154,5 +154,13 @@ def _read_boxes(root: StoragePath, file: str, classes: Mapping[int, str]) -> fro
                 f"{where}: class {label:.0f} has no name; the names are of {min(classes)} to {max(classes)}. Correct "
                 "the line, or the names in data.yaml."
             )
-        found.add(classes[int(label)])
+        found.add(ClassBox(classes[int(label)], _find_box(rest)))
     return frozenset(found)
+
+
+def _find_box(numbers: Sequence[float]) -> Box | None:
+    """Return the box of a line's numbers, or the one around its outline, which has three points or more."""
+    if len(numbers) >= 6 and len(numbers) % 2 == 0:
+        return clip_box(min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2]))
+    x, y, width, height = numbers[:4]  # the centre and the sides; a confidence may follow
+    return clip_box(x - width / 2, y - height / 2, x + width / 2, y + height / 2)

@@ -47,6 +47,21 @@ def test_files_beside_their_images(tree, words):
     }
 
 
+def test_boxes_of_fractures_are_kept_as_shares_of_the_image(tree, words):
+    labelling = coco.read(*tree(texts=ROBOFLOW), words("data.normal_labels=[humerus]"))
+    boxes = {file.path: file.boxes for file in labelling.files}
+    assert boxes["train/1.jpg"] == (pytest.approx((1 / 9, 1 / 9, 3 / 9, 3 / 9)),), "not that of the humerus"
+    assert boxes["train/3.jpg"] == ()
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "4"], [1, 2, 0, 4], [10, 2, 3, 4], [10**400, 1, 1, 1]])
+def test_a_box_without_a_position_is_a_fracture_all_the_same(tree, words, bbox):
+    annotations = [{"image_id": 1, "category_id": 1, "bbox": bbox}]
+    root, paths = tree("1.png", texts={"a.json": content({1: "1.png"}, [], annotations=annotations)})
+    (file,) = coco.read(root, paths, words()).files
+    assert (file.label, file.boxes) == (FRACTURE, ())
+
+
 def test_settings_say_what_other_boxes_mean(tree, words):
     labelling = coco.read(*tree(texts=ROBOFLOW), words("data.normal_labels=[humerus]"))
     assert {file.path: file.label for file in labelling.files}["train/3.jpg"] == NORMAL

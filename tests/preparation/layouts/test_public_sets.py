@@ -1,5 +1,7 @@
 """MURA, FracAtlas and GRAZPEDWRI-DX, made in their layouts."""
 
+import json
+
 import pytest
 
 from fracture.errors import UsageError
@@ -77,6 +79,17 @@ def test_fracatlas_is_labelled_by_its_table(tree, words):
         "no row in dataset.csv": 1,
     }
     assert "no patients" in labelling.notes[0]
+
+
+def test_fracatlas_has_the_boxes_of_its_coco_file(tree, words):
+    boxes = {
+        "images": [{"id": 7, "file_name": "IMG0000001.jpg", "width": 200, "height": 100}],
+        "annotations": [{"image_id": 7, "category_id": 0, "bbox": [20, 10, 40, 30]}],
+        "categories": [{"id": 0, "name": "fractured"}],
+    }
+    texts = FRACATLAS | {"FracAtlas/Annotations/COCO JSON/COCO_fracture_masks.json": json.dumps(boxes)}
+    files = fracatlas.read(*tree(texts=texts), words()).files
+    assert [file.boxes for file in files] == [((0.1, 0.1, 0.3, 0.4),), ()]
 
 
 COLUMNS = "filestem,patient_id,study_number,timehash,gender,age,projection,fracture_visible,metal\n"

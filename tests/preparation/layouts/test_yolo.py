@@ -54,6 +54,22 @@ def test_boxes_of_fractures_empty_files_and_no_files(tree, words):
     assert labelling.notes[0].startswith("An image without any box counts as normal.")
 
 
+def test_boxes_of_fractures_are_kept_outlines_as_the_box_around_them(tree, words):
+    """In shares of the image, without those of other classes and the parts outside; one without area is none."""
+    lines = [
+        "1 0.2 0.2 0.1 0.1",
+        "0 0.5 0.4 0.2 0.1",
+        "0 0.5 0.4 0.2 0.1",
+        "0 0.95 0.5 0.2 1.5 0.9",
+        "0 1.5 0.5 0.1 0.1",
+    ]
+    root, paths = tree(texts=FILES | {"set/train/labels/fracture.txt": "\n".join(lines)})
+    boxes = {file.path.rpartition("/")[2]: file.boxes for file in yolo.read(root, paths, words()).files}
+    assert boxes["outline.jpg"] == ((0.1, 0.1, 0.2, 0.2),)
+    assert boxes["fracture.jpg"] == (pytest.approx((0.4, 0.35, 0.6, 0.45)), pytest.approx((0.85, 0, 1, 1)))
+    assert boxes["empty.jpg"] == ()
+
+
 def test_settings_say_what_other_boxes_mean(tree, words):
     root, paths = tree(texts=FILES)
     labelling = yolo.read(root, paths, words("data.normal_labels=humerus"))
