@@ -830,6 +830,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         lines.append(f"ensemble   of {result.models} models; threshold {point.threshold:.3f}, {point.rule}")
     lines += format_results(result.evaluations)
     lines += [format_own_test_comparison(result.own, result.evaluations["test"])] if result.own else []
+    lines += [f"boxes      {result.pointing.summary}"] if result.pointing else []
     _print([*lines, *_caveat_lines(result.caveats), f"report     {result.page}"])
 
 
@@ -966,6 +967,7 @@ def _explain(args: argparse.Namespace) -> None:
         [
             f"shown      {groups}",
             f"maps       {result.gallery.sanity_check}",
+            *([f"boxes      {pointing.summary}"] if (pointing := result.gallery.pointing) else []),
             *_caveat_lines(result.caveats),
             f"page       {result.page}",
         ]

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fracture.dataset.format import Dataset, images_of
+from fracture.evaluation.pointing import PointingGame, map_to_square, play_pointing_game
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.page import picture
 from fracture.storage import StoragePath
@@ -26,6 +27,7 @@ _NETWORKS = 5  # with random weights; the channels of a single one often cancel 
 # the trained default network, 0.55 to 0.79 for a map of the image's brightness alone; maps of different images: 0.25.
 # Maps of 2 × 2 positions, which backbones have at 64 pixels, come near the limit by chance: there the page warns early.
 MAX_SIMILARITY = 0.5
+_BOX_COLOUR = (255, 220, 0)
 _OPACITY = 0.6  # of the map where it is 1
 
 
@@ -35,7 +37,7 @@ class Example(BaseModel):
     path: str
     label: str
     probability: float  # of a fracture, calibrated
-    radiograph: str  # data URL
+    radiograph: str  # data URL; boxes that a person drew around fractures are outlined
     explained: str  # data URL of the radiograph under its map
 
 
@@ -44,6 +46,7 @@ class Gallery(BaseModel):
 
     groups: dict[str, list[Example]]  # name of GROUPS -> examples, the most confident first
     similarity: list[float]  # of the maps to those of each network with random weights
+    pointing: PointingGame | None = None  # where enough test fractures have boxes
 
     @property
     def passes_sanity_check(self) -> bool:
@@ -87,7 +90,7 @@ def make_gallery(
     count: int = 3,
     each: Callable[[], None] = lambda: None,
 ) -> Gallery:
-    """Explain the most confident test radiographs with Grad-CAM, and check the maps.
+    """Explain the most confident test radiographs with Grad-CAM, and check the maps; against boxes where there are any.
 
     Args:
         test: calibrated scores of test rows, by this model.
@@ -107,18 +110,39 @@ def make_gallery(
     for value in measure_similarity_to_random(model, images, fracture, _NETWORKS):
         similarity.append(value)
         each()
+    boxes = dataset.read_boxes()
+    if pointing := play_pointing_game(model, test, dataset, boxes):
+        each()
     examples = iter(
         Example(
             path=row["source"],
             label=CLASS_NAMES[row["label"]],
             probability=row["probability"],
-            radiograph=picture(image),
+            radiograph=picture(outline(image, boxes.get(row["source"]))),
             explained=picture(overlay(image, heat_map)),
         )
         for row, image, heat_map in zip(rows, images[..., 0], maps, strict=True)
     )
     groups = {name: [next(examples) for _ in group] for name, group in chosen.items()}
-    return Gallery(groups=groups, similarity=similarity)
+    return Gallery(groups=groups, similarity=similarity, pointing=pointing)
+
+
+def outline(image: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
+    """Draw the outlines of boxes, if there are any.
+
+    Args:
+        image: [S, S] uint8.
+        boxes: [B, 4] as shares of the decoded image.
+
+    Returns:
+        [S, S, 3] uint8, or the image itself.
+    """
+    if boxes is None:
+        return image
+    coloured = np.stack([image] * 3, axis=-1)
+    for x0, y0, x1, y1 in (map_to_square(boxes) * len(image)).astype(int).tolist():
+        cv2.rectangle(coloured, (x0, y0), (x1, y1), _BOX_COLOUR)
+    return coloured
 
 
 def overlay(image: np.ndarray, heat_map: np.ndarray) -> np.ndarray:

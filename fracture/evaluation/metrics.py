@@ -271,6 +271,20 @@ def resample_figures(samples: Sequence[Sample], names: Sequence[str], resamples:
     return np.array(rows, float)
 
 
+def mean_with_interval(values: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES) -> Figure:
+    """Compute a mean with its percentile interval by bootstrap over groups; resamples are the same for the same groups.
+
+    Args:
+        values: [N], bool for a proportion, whose interval is exact where resampling cannot vary it.
+        groups: [N] int64.
+    """
+    value = float(values.mean())
+    if values.dtype == bool and value in (0, 1):
+        return Figure(value=value, **_exact_interval(value, len(np.unique(groups))))
+    weights = _bootstrap_weights(groups, resamples)
+    return Figure(value=value, **_percentile_interval([float(w @ values / w.sum()) for w in weights]))
+
+
 _CELLS = ("true_positives", "false_positives", "true_negatives", "false_negatives")
 
 

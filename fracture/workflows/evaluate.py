@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from fracture.evaluation.metrics import Evaluation
     from fracture.evaluation.operating_point import OperatingPoint
+    from fracture.evaluation.pointing import PointingGame
     from fracture.inference.bundle import Bundle
 
 
@@ -65,6 +66,7 @@ class EvaluateResult:
     models: int
     left_out: int  # images that a model was trained on, or that share a radiograph or patient with one
     caveats: list[str]
+    pointing: PointingGame | None  # where a single model was scored, and enough fractures have boxes
     page: StoragePath  # report.html
 
 
@@ -107,7 +109,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
         own = bundles[0].evaluations["test"]
         gallery = make_gallery(bundles[0].build_model(), scores, dataset, operating_point.threshold)
-    page = EvaluationReport(
+    content = EvaluationReport(
         _title(arguments),
         dataset,
         operating_point,
@@ -121,11 +123,14 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         models=len(bundles),
         gallery=gallery,
     )
-    write_report(out, page, scores)
+    write_report(out, content, scores)
     write_predictions(out, scores)
-    (out / "metrics.json").write_json(as_json(evaluations))
+    pointing = gallery.pointing if gallery else None
+    figures = as_json(evaluations) | ({"pointing_game": pointing.model_dump()} if pointing else {})
+    (out / "metrics.json").write_json(figures)
     left_out = int((~is_new).sum())
-    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, page=out / "report.html")
+    page = out / "report.html"
+    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, pointing, page)
 
 
 def _title(arguments: EvaluateArguments) -> str:

@@ -8,6 +8,7 @@ from fracture.evaluation.gallery import (
     Example,
     Gallery,
     make_gallery,
+    outline,
     overlay,
     select_most_confident,
     write_gallery,
@@ -89,6 +90,16 @@ def test_a_page_has_the_four_groups_and_names_as_text():
         "Sanity check passed: 2 copies of the network with random weights give other maps: the mean absolute rank "
         "correlation over these 1 images is 0.10 to 0.30 (0: unrelated, 1: the same positions), below the limit of 0.5."
     ) in page
+
+
+def test_boxes_are_outlined_on_the_radiograph():
+    image = np.full((8, 8), 100, np.uint8)
+    shown = outline(image, np.array([[0.25, 0.25, 0.75, 0.5]]))
+    drawn = (shown != 100).any(-1)
+    assert drawn[2, 2:7].all()
+    assert drawn[4, 2:7].all()
+    assert drawn.sum() == 12, "two rows of five, and one more on either side"
+    assert outline(image, None) is image
 
 
 def test_where_the_map_is_0_the_radiograph_is_as_it_was():
