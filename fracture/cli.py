@@ -945,7 +945,8 @@ def _explain(args: argparse.Namespace) -> None:
     DIR is laid out as for `fracture preprocess`. Images that the model was trained on are shown too, and counted.
     Leaves in OUT: explanations.html, with the most confident true and false positives and negatives, each beside its
     Grad-CAM map of the regions that spoke for the decision, and a sanity check: networks with random weights have to
-    give other maps. And the shards, if DIR was named.
+    give other maps. Where 10 or more fractures of test have boxes, also how often the maximum of the map lies inside
+    one. And the shards, if DIR was named.
     """
     from fracture.workflows.explain import ExplainArguments, explain
 
