@@ -1,9 +1,14 @@
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from fracture.cli import main
+from fracture.dataset.format import BOXES, FILES, MANIFEST
 from fracture.errors import UsageError
 from fracture.inference.bundle import Bundle, read_bundle
+from fracture.labels import SPLITS
 from fracture.storage import storage_path
 from fracture.workflows.evaluate import ScoringArguments, prepare_test_data
 from tests.conftest import TINY, quick_bundle
@@ -25,6 +30,29 @@ def test_a_model_counts_once(bundle: Bundle, tmp_path: Path):
     arguments = ScoringArguments(shards="shards", out=str(tmp_path / "out"))
     with pytest.raises(UsageError, match=r"--bundle .* is named twice, and would count double. Name it once"):
         prepare_test_data(arguments, [bundle, bundle])
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_boxes_are_compared_with_the_maps_in_the_lines_the_page_and_the_figures(
+    shard_folder, bundle: Bundle, tmp_path: Path, capsys, command: str
+):
+    folder, manifest = shard_folder(test=24, hash_byte=1)  # the bundle's files have 0
+    names = [f"{split}/{row}.png" for split in SPLITS for row in range(manifest.rows(split))]
+    left = pa.array([[(0.0, 0.0, 0.5, 1.0)] if name.startswith("test/") else None for name in names], BOXES)
+    table = (folder / FILES).read_parquet().append_column("path", pa.array(names)).append_column("boxes", left)
+    (folder / FILES).write_parquet(table)
+    (folder / MANIFEST).write_bytes(manifest.model_copy(update={"boxed": 24}).model_dump_json().encode())
+    out = tmp_path / "out"
+    assert main([command, "--bundle", str(bundle.folder), "--shards", str(folder), "--out", str(out)]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("boxes "))
+    assert "maximum of the map inside a box: model " in line
+    assert " of 12 " in line, "normals have a box here too, and are not counted"
+    assert "chance 0.500 [0.500, 0.500]" in line
+    (page,) = out.glob("*.html")
+    assert "chance: the share of the image that boxes cover" in page.read_text()
+    if command == "evaluate":
+        game = json.loads((out / "metrics.json").read_text())["pointing_game"]
+        assert (game["radiographs"], game["pointers"]["chance"]["share"]["value"]) == (12, 0.5)
 
 
 @pytest.mark.parametrize("given", [{}, {"data": ("a",), "shards": "b"}])
