@@ -206,6 +206,14 @@ class TransferConfig(Section, changes_recipe=True):
         description="What the head takes of each channel of the backbone's last layer: its average over positions, its "
         "maximum, or `both`, which is twice as many features.",
     )
+    reductions: tuple[Annotated[int, Field(ge=1, le=16, strict=True)], ...] = Field(
+        (1,),
+        min_length=1,
+        max_length=5,
+        strict=False,
+        description="Factors by which the image is reduced before the backbone, ascending; the features of all are "
+        "joined. What is reduced below 224 pixels is enlarged again, so that only its detail is lost.",
+    )
     features: Literal["once", "augmented"] = Field(
         "once",
         description="Features that the head is trained on: computed once for each image and its mirror image "
@@ -541,6 +549,8 @@ class Config(Settings):
     def _check_together(self) -> "Config":
         if self.backbone is None:
             self._check_filters()
+        else:
+            self._check_reductions()
         if self.model.name.startswith("qnn") and self.quantum.circuit == "quantum":
             self._check_circuit()
         if self.training.xla == "always" and self.model.sync_batch_norm:
@@ -572,6 +582,18 @@ class Config(Settings):
                 f"quantum.qubits: {qubits} qubits in {layers} layers take {needed / 2**30:,.1f} GB for a worker's "
                 f"{each} images of a step, over the limit of {_MOST_STATES / 2**30:.0f}; use fewer{smaller}"
             )
+
+    def _check_reductions(self) -> None:
+        reductions, size = self.transfer.reductions, self.data.image_size
+        if list(reductions) != sorted(set(reductions)):
+            raise ValueError(
+                f"transfer.reductions: {list(reductions)} do not ascend; name each factor once, the smallest first"
+            )
+        for reduction in reductions:
+            if size % reduction:
+                raise ValueError(
+                    f"transfer.reductions: {reduction} does not divide data.image_size, {size}; use factors that do"
+                )
 
     def _check_filters(self) -> None:
         smallest = 2 ** len(self.model.filters)

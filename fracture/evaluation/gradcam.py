@@ -92,7 +92,9 @@ def measure_similarity_to_random(
     own = compute_evidence(model, images, fracture)
     for seed in range(networks):
         keras.utils.set_random_seed(seed)
-        random_model = keras.models.clone_model(model)  # all layers are newly initialised, pretrained ones included
+        # All layers are newly initialised, pretrained ones included. `clone_model` would not keep the order in which a
+        # shared layer is used, and so not the layer's output.
+        random_model = type(model).from_config(model.get_config())
         yield float(np.abs(rank_correlation(own, compute_evidence(random_model, images, fracture))).mean())
 
 

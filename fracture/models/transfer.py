@@ -17,6 +17,7 @@ layers = keras.layers
 
 FEATURES = "features"  # name of the layer between backbone and head
 
+_IMAGENET_SIDE = 224  # pixels, of the images that the weights were trained on
 _MINUS_ONE_TO_ONE = (1 / 127.5, [-1.0] * 3)
 _CAFFE = (1.0, [-103.939, -116.779, -123.68])  # ImageNet's mean of blue, green, red, which are equal in a grey image
 # Of https://doi.org/10.1148/ryai.210315: in its code, Keras' `ImageDataGenerator` subtracts the mean and then rescales.
@@ -60,7 +61,8 @@ def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[]
 def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
     """Build the network from images [N, S, S, 1] in [0, 255] to features [N, F]: the last channels, pooled.
 
-    F is the number of channels, or twice it where `transfer.pooling` is `both`, first the means and then the maxima.
+    Each of `transfer.reductions` adds the number of channels to F, or twice it where `transfer.pooling` is `both`,
+    first the means and then the maxima. One backbone, with one set of weights, sees all of them.
 
     Args:
         weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; a file of this disk, as
@@ -72,27 +74,44 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
     x = layers.Rescaling(scale, offset, name="scale")(x)
+    first, *others = [_reduce(x, reduction, config.data.image_size) for reduction in config.transfer.reductions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MobileNetV2 warns of sizes that it was not trained on, but takes any
-        base = constructor(include_top=False, weights=weights, input_tensor=x)
+        base = constructor(include_top=False, weights=weights, input_tensor=first)
     for layer in base.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = config.model.batch_norm_momentum
         elif isinstance(layer, layers.Dropout):
             layer.rate = 0.0  # EfficientNet's, whose random numbers would not repeat when a run is resumed
-    return keras.Model(images, _pool(base.output, config), name=config.backbone)
+    # `call` is applied to a symbolic tensor, so that the graph stays flat and the layers are shared. A layer's `output`
+    # is that of its first use, at the least reduction: Grad-CAM shows that one.
+    channels = [base.output, *(keras.Model(first, base.output).call(other) for other in others)]
+    return keras.Model(images, _pool(channels, config), name=config.backbone)
 
 
-def _pool(channels: tf.Tensor, config: Config) -> tf.Tensor:
-    """Pool [N, H, W, C] over positions, to [N, C] or [N, 2C]; the names of all layers begin with `FEATURES`."""
-    pooling = config.transfer.pooling
-    if pooling == "average":
-        return layers.GlobalAveragePooling2D(name=FEATURES)(channels)
-    if pooling == "maximum":
-        return layers.GlobalMaxPooling2D(name=FEATURES)(channels)
-    average = layers.GlobalAveragePooling2D(name=f"{FEATURES}_average")(channels)
-    maximum = layers.GlobalMaxPooling2D(name=f"{FEATURES}_maximum")(channels)
-    return layers.Concatenate(name=FEATURES)([average, maximum])
+def _reduce(images: tf.Tensor, reduction: int, size: int) -> tf.Tensor:
+    """Reduce images of side `size` by the mean over squares, and enlarge them again to what is left of 224 pixels."""
+    if reduction == 1:
+        return images
+    reduced = layers.AveragePooling2D(reduction, name=f"reduce_{reduction}")(images)
+    enlargement = reduction // max(1, size // _IMAGENET_SIDE)
+    if enlargement <= 1:
+        return reduced
+    return layers.UpSampling2D(enlargement, interpolation="bilinear", name=f"enlarge_{reduction}")(reduced)
+
+
+def _pool(channels: list[tf.Tensor], config: Config) -> tf.Tensor:
+    """Pool each [N, H, W, C] over positions, and join them; the names of all layers begin with `FEATURES`."""
+    poolings = {"average": layers.GlobalAveragePooling2D, "maximum": layers.GlobalMaxPooling2D}
+    names = [*poolings] if config.transfer.pooling == "both" else [config.transfer.pooling]
+    if len(names) == len(channels) == 1:
+        return poolings[names[0]](name=FEATURES)(channels[0])
+    pooled = [
+        poolings[name](name=f"{FEATURES}_{name}{f'_{number}' if number else ''}")(each)
+        for number, each in enumerate(channels)
+        for name in names
+    ]
+    return layers.Concatenate(name=FEATURES)(pooled)
 
 
 def build_head(config: Config, width: int, step: Callable[[], tf.Tensor]) -> keras.Model:
