@@ -21,6 +21,7 @@ class RidgeFit:
     bias: float
     penalty: float  # one of `aucs`
     aucs: Mapping[float, float]  # penalty -> AUC of the cases by heads that were fitted without their fold
+    logits: np.ndarray  # [N] float64, of each row by the head that was fitted without its fold
 
 
 def fit_ridge(
@@ -60,7 +61,8 @@ def fit_ridge(
     best = max(range(len(ordered)), key=lambda number: (aucs[ordered[number]], number))
     temperature, offset = fit_calibration(labels[first], expit(averages[best]), np.arange(len(first)))
     [(kernel, bias)] = _solve(features, labels, weights, [ordered[best]])
-    return RidgeFit(kernel / temperature, bias / temperature + offset, ordered[best], aucs)
+    logits = scores[best] / temperature + offset
+    return RidgeFit(kernel / temperature, bias / temperature + offset, ordered[best], aucs, logits)
 
 
 def assign_folds(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:

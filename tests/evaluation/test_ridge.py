@@ -49,6 +49,8 @@ def test_the_scores_are_logits():
     assert expit(logits).mean() == pytest.approx(1 / 3, abs=0.01)
     losses = {slope: log_loss(labels, expit(slope * logits)) for slope in (0.8, 1.0, 1.25)}
     assert min(losses, key=losses.__getitem__) == 1.0
+    assert found.logits == pytest.approx(logits, abs=0.2)  # out of fold, of nearly the same head
+    assert not np.array_equal(found.logits, logits)
 
 
 def test_the_penalty_is_chosen_by_what_the_folds_have_not_seen():
@@ -57,6 +59,7 @@ def test_the_penalty_is_chosen_by_what_the_folds_have_not_seen():
     found = fit_ridge(features, labels, np.ones(60), np.arange(60))
     assert roc_auc_score(labels, features @ found.kernel) == 1
     assert found.aucs[found.penalty] == max(found.aucs.values()) < 0.9
+    assert roc_auc_score(labels, found.logits) < 0.9
 
 
 def test_of_penalties_as_good_the_strongest_is_taken():
