@@ -214,6 +214,16 @@ class TransferConfig(Section, changes_recipe=True):
         description="Factors by which the image is reduced before the backbone, ascending; the features of all are "
         "joined. What is reduced below 224 pixels is enlarged again, so that only its detail is lost.",
     )
+    standardise: Literal["all", "source"] = Field(
+        "all",
+        description="Mean and variance that features are standardised by in head training: of all training images, or "
+        "of those of each `source` (hospital, collection), so that the head cannot tell the label by the source.",
+    )
+    head: Literal["logistic", "ridge"] = Field(
+        "logistic",
+        description="Head training: logistic regression in steps, or ridge regression (`ridge`) in closed form, its "
+        "penalty chosen by grouped folds on training.",
+    )
     features: Literal["once", "augmented"] = Field(
         "once",
         description="Features that the head is trained on: computed once for each image and its mirror image "
@@ -274,9 +284,10 @@ class TrainingConfig(Section, changes_recipe=True):
 
     epochs: Positive = Field(8, description="Most epochs.")
     batch_size: Positive = Field(32, description="Global batch size, which is divided among the workers.")
-    sampling: Literal["radiograph", "image"] = Field(
+    sampling: Literal["source", "radiograph", "image"] = Field(
         "radiograph",
-        description="What is seen equally often in training: each radiograph of a class (`radiograph`), or each image.",
+        description="What is seen equally often in training: each class of each source, and its radiographs "
+        "(`source`); each class and its radiographs (`radiograph`); or each image.",
     )
     learning_rate: float = Field(1e-3, gt=0, description="Highest learning rate of Adam.")
     schedule: Literal["constant", "cosine"] = Field(
@@ -541,6 +552,12 @@ class Config(Settings):
                 idle["transfer"] = {*TransferConfig.model_fields} - {"weights", "pixel_scaling", "pooling"}
             elif not self.transfer.unfreeze:
                 idle |= {"transfer": {"learning_rate"}, "training": {"epochs"}}
+                if self.transfer.head == "ridge":
+                    stepwise = {"learning_rate", "schedule", "weight_decay", "label_smoothing", "patience"}
+                    idle["training"] |= stepwise
+                    idle["model"] |= {"dropout"}
+                if self.transfer.head == "ridge":
+                    idle["transfer"] |= {"head_epochs"}
                 if self.transfer.features == "once":
                     idle["augment"] = {*AugmentConfig.model_fields} - {"horizontal_flip"}
         return {f"{section}.{name}" for section, names in idle.items() for name in names}
@@ -550,7 +567,7 @@ class Config(Settings):
         if self.backbone is None:
             self._check_filters()
         else:
-            self._check_reductions()
+            self._check_transfer()
         if self.model.name.startswith("qnn") and self.quantum.circuit == "quantum":
             self._check_circuit()
         if self.training.xla == "always" and self.model.sync_batch_norm:
@@ -583,7 +600,16 @@ class Config(Settings):
                 f"{each} images of a step, over the limit of {_MOST_STATES / 2**30:.0f}; use fewer{smaller}"
             )
 
-    def _check_reductions(self) -> None:
+    def _check_transfer(self) -> None:
+        transfer = self.transfer
+        for name, value in (("head", "ridge"), ("standardise", "source")):
+            if getattr(transfer, name) == value and (transfer.features == "augmented" or not self.pretrained):
+                raise ValueError(
+                    f"transfer.{name}: {value} needs the features of a pretrained backbone, computed once; use "
+                    "transfer.features = once and transfer.weights other than none"
+                )
+        if transfer.head == "ridge" and self.model.name == "qnn_transfer":
+            raise ValueError("transfer.head: ridge cannot train a circuit; use logistic with model.name = qnn_transfer")
         reductions, size = self.transfer.reductions, self.data.image_size
         if list(reductions) != sorted(set(reductions)):
             raise ValueError(

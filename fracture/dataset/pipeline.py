@@ -78,7 +78,7 @@ def load_worker_rows(
     memory: int,
     each_block: Callable[[], None] = lambda: None,
 ) -> WorkerRows:
-    """Read every row that this worker needs in so many epochs: one stretch, a little longer than its slots.
+    """Read every row that this worker needs in so many epochs, and those of its slots: one stretch, a little longer.
 
     Args:
         memory: bytes of images to hold in memory. If there are more, they go to a file on this machine's disk, which
@@ -89,8 +89,8 @@ def load_worker_rows(
         RunError: neither the memory nor the disk has room for them.
     """
     sampled = [sampler.rows(epoch)[batches.start : batches.stop] for epoch in range(epochs)]
-    first = min((int(rows[0]) for rows in sampled if len(rows)), default=0)
-    stop = max((int(rows[-1]) + 1 for rows in sampled if len(rows)), default=0)
+    first = min([batches.start, *(int(rows[0]) for rows in sampled if len(rows))])
+    stop = max([batches.stop, *(int(rows[-1]) + 1 for rows in sampled if len(rows))])
     shape = (stop - first, dataset.image_size, dataset.image_size, 1)
     labels: list[np.ndarray] = []
 

@@ -8,20 +8,21 @@ import numpy as np
 class BalancedSampler:
     """The rows of the training split for each epoch: plain arithmetic, the same on every worker.
 
-    With `image`, each row is sampled once an epoch. With `radiograph`, each class gets half of the samples; within a
-    class each radiograph gets as many as any other, and so does each row of a radiograph: exactly, over the epochs,
-    and to within one sample at any time. An epoch has as many samples as the split has rows.
+    With `image`, each row is sampled once an epoch. With `radiograph` and `source`, each class gets as many samples as
+    any other; within a class each radiograph gets as many as any other, and so does each row of a radiograph: exactly,
+    over the epochs, and to within one sample at any time. An epoch has as many samples as the split has rows.
     """
 
     def __init__(self, radiograph_ids: np.ndarray, labels: np.ndarray, sampling: str, seed: int) -> None:
         """
         Args:
-            radiograph_ids, labels: [rows], of the training split, in row order.
-            sampling: `image` or `radiograph`.
+            radiograph_ids, labels: [rows], of the training split, in row order. For `source` the labels are those of
+                `label_by_source`.
+            sampling: `image`, `radiograph` or `source`.
             seed: of the order of radiographs, and of their rows.
         """
         self.count = len(radiograph_ids)  # samples in an epoch
-        self._classes = list(self._by_class(radiograph_ids, labels, seed)) if sampling == "radiograph" else []
+        self._classes = list(self._by_class(radiograph_ids, labels, seed)) if sampling != "image" else []
 
     def _by_class(
         self, radiograph_ids: np.ndarray, labels: np.ndarray, seed: int
@@ -50,6 +51,17 @@ class BalancedSampler:
             after = ((epoch + 1) * share + number) // len(members)
             sampled += [rows[np.arange(b, a) % len(rows)] for rows, b, a in zip(members, before, after, strict=True)]
         return np.sort(np.concatenate(sampled))
+
+
+def label_by_source(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Return a number for each pair of source and label: [rows] int64. Each is a class of its own to the sampler.
+
+    Args:
+        labels: [rows] of 0 and 1.
+        sources: [rows] str.
+    """
+    _, number = np.unique(sources, return_inverse=True)
+    return 2 * number + labels.astype(np.int64)
 
 
 def row_weights(radiograph_ids: np.ndarray, labels: np.ndarray, sampling: str) -> np.ndarray:

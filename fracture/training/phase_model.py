@@ -16,8 +16,9 @@ from fracture.models import build_model
 from fracture.models.transfer import FEATURES, build_backbone, build_head
 from fracture.progress.events import FeaturesComputed
 from fracture.training.checkpoint import LoopState
-from fracture.training.features import compute_features, mean_and_variance
+from fracture.training.features import Moments, compute_features, match_sources, mean_and_variance
 from fracture.training.phases import Phase
+from fracture.training.ridge_head import solve_head
 from fracture.training.setup import Worker
 from fracture.training.step import Replica
 from fracture.training.strategy import adder
@@ -68,11 +69,14 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         width = pretrained.output_shape[-1]
         mirrored = phase.on_frozen_features and augmentation.horizontal_flip
         features = compute_features(pretrained, train, mirrored, each_part)
-        if is_new:
+        if phase.on_frozen_features:
+            val = compute_features(pretrained, val, False, each_part)
+        if config.transfer.standardise == "source":
+            features, val, moments = _match_sources(worker, features, val)
+        elif is_new or phase.in_closed_form:
             moments = mean_and_variance(features, adder(strategy, width))
         if phase.on_frozen_features:
             train, augmentation = features, _only_mirroring(augmentation)
-            val = compute_features(pretrained, val, False, each_part)
             val = replace(val, images=val.images[:, 0])
     keras.utils.set_random_seed(config.training.seed)
     with strategy.scope():
@@ -83,6 +87,9 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         if not phase.on_frozen_features:
             network.set_weights([*backbone, *network.get_weights()[len(backbone) :]])
         network.get_layer("standardise").set_weights(moments)
+    if phase.in_closed_form:  # also of a model whose training goes on from another's weights
+        network.get_layer("standardise").set_weights(moments)
+        network.get_layer("logit").set_weights(solve_head(worker, features, moments))
     if state.optimizer:
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):
             variable.assign(value)
@@ -99,6 +106,15 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         config.uses_xla,
     )
     return PhaseModel(network, replica, train, val, augmentation)
+
+
+def _match_sources(worker: Worker, train: WorkerRows, val: WorkerRows) -> tuple[WorkerRows, WorkerRows, Moments]:
+    """Bring the features of all sources to one mean and variance, those of the average source, and return these too."""
+    sources, add = worker.indices["train"].sources, adder(worker.strategy, train.images.shape[-1])
+    moments = {name: mean_and_variance(train, add, sources == name) for name in np.unique(sources).tolist()}
+    common = tuple(np.mean(each, axis=0) for each in zip(*moments.values(), strict=True))
+    val = match_sources(val, worker.indices["val"].sources, moments, common)
+    return match_sources(train, sources, moments, common), val, common
 
 
 def _report_features(worker: Worker, done: int, count: int) -> None:

@@ -15,6 +15,7 @@ class Phase:
     learning_rate: float  # at its highest
     rate_setting: str  # the setting that it comes from
     on_frozen_features: bool = False  # on features that are computed once, in place of images
+    in_closed_form: bool = False  # solved as it begins: its one epoch, at a learning rate of 0, only measures
 
 
 def list_phases(config: Config) -> tuple[Phase, ...]:
@@ -23,7 +24,10 @@ def list_phases(config: Config) -> tuple[Phase, ...]:
     if not config.pretrained:
         return (Phase("all", training.epochs, training.learning_rate, "training.learning_rate"),)
     once = transfer.features == "once"
-    head = Phase("head", transfer.head_epochs, training.learning_rate, "training.learning_rate", once)
+    if transfer.head == "ridge":
+        head = Phase("head", 1, 0.0, "transfer.head", once, in_closed_form=True)
+    else:
+        head = Phase("head", transfer.head_epochs, training.learning_rate, "training.learning_rate", once)
     if not transfer.unfreeze:
         return (head,)
     return head, Phase("fine-tuning", training.epochs, transfer.learning_rate, "transfer.learning_rate")

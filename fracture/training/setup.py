@@ -7,6 +7,7 @@ import numpy as np
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset
+from fracture.dataset.sampler import label_by_source
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
 from fracture.progress.events import DamagedCheckpoint
@@ -31,6 +32,20 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class RowIndex:
+    """Columns of all rows of a split, over all workers: [rows] each."""
+
+    radiograph_ids: np.ndarray  # int64
+    group_ids: np.ndarray  # int64
+    labels: np.ndarray  # 0 or 1
+    sources: np.ndarray  # str
+
+    def classes(self, sampling: str) -> np.ndarray:
+        """Return what is sampled alike: the labels, or the labels of each source."""
+        return label_by_source(self.labels, self.sources) if sampling == "source" else self.labels
+
+
+@dataclass(frozen=True)
 class Worker:
     """What a worker has in all phases."""
 
@@ -41,6 +56,7 @@ class Worker:
     strategy: Any
     train: Any  # WorkerRows, of images
     val: Any
+    indices: dict[str, RowIndex]  # of train and val
     val_weights: np.ndarray  # of each row of validation, over all workers
     backbone: Arrays  # pretrained weights as the run began; none where it began from scratch
     free_memory: int  # bytes of the GPU's memory before the training; 0 on CPUs
@@ -65,10 +81,11 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
     from fracture.dataset.sampler import row_weights
     from fracture.training.precision import choose_precision
 
-    radiograph_ids = {split: _read_radiograph_ids(assignment, split) for split in ("train", "val")}
-    train, val = _load_shares(assignment, radiograph_ids, rank, workers, watchdog)
+    indices = {split: _read_index(assignment.dataset, split) for split in ("train", "val")}
+    train, val = _load_shares(assignment, indices, rank, workers, watchdog)
     # What stops the training must count as the training does, or one radiograph's hundred copies decide.
-    val_weights = row_weights(*radiograph_ids["val"], config.training.sampling)
+    sampling = config.training.sampling
+    val_weights = row_weights(indices["val"].radiograph_ids, indices["val"].classes(sampling), sampling)
 
     # 1. Go on from the run's newest checkpoint that is whole; 2. else from the weights of a finished model, if one was
     # named; 3. else from a backbone's that knows something; 4. else start from scratch.
@@ -78,7 +95,7 @@ def set_up(assignment: Assignment, watchdog: Watchdog) -> tuple[Worker, LoopStat
         if assignment.initial is not None:
             state.weights = assignment.initial.load_weights()
     watchdog.busy("reading the backbone's weights")
-    rows, backbone = (train, val, val_weights), _backbone(assignment)
+    rows, backbone = (train, val, indices, val_weights), _backbone(assignment)
     return Worker(assignment, rank, workers, watchdog, strategy, *rows, backbone, free_memory), state
 
 
@@ -91,15 +108,15 @@ def _backbone(assignment: Assignment) -> Arrays:
     return read_backbone(assignment.search or assignment.run, assignment.config)
 
 
-def _read_radiograph_ids(assignment: Assignment, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the radiograph and the label of each row."""
-    index = assignment.dataset.read_columns(split, ["radiograph_id", "label"])
-    return index["radiograph_id"].to_numpy(), index["label"].to_numpy()
+def _read_index(dataset: Dataset, split: str) -> RowIndex:
+    index = dataset.read_columns(split, ["radiograph_id", "group_id", "label", "origin"])
+    radiograph_ids, group_ids, labels = (index[name].to_numpy() for name in ("radiograph_id", "group_id", "label"))
+    return RowIndex(radiograph_ids, group_ids, labels, np.array(index["origin"].to_pylist(), str))
 
 
 def _load_shares(
     assignment: Assignment,
-    radiograph_ids: dict[str, tuple[np.ndarray, np.ndarray]],
+    indices: dict[str, RowIndex],
     rank: int,
     workers: int,
     watchdog: Watchdog,
@@ -109,13 +126,13 @@ def _load_shares(
     from fracture.dataset.sampler import BalancedSampler
 
     config, dataset = assignment.config, assignment.dataset
-    training, seen = config.training, sum(dataset.rows(split) for split in radiograph_ids)
+    training, seen = config.training, sum(dataset.rows(split) for split in indices)
     return [
         load_worker_rows(
             dataset,
             split,
             ShardedBatches(dataset.rows(split), training.batch_size, rank, workers),
-            BalancedSampler(*radiograph_ids[split], sampling, training.seed),
+            BalancedSampler(indices[split].radiograph_ids, indices[split].classes(sampling), sampling, training.seed),
             epochs,
             memory=int(config.compute.image_memory_gb * 1e9 * dataset.rows(split) / seen),
             each_block=lambda: watchdog.busy("loading images"),

@@ -1,0 +1,64 @@
+"""The head in closed form: ridge regression on the frozen features of radiographs."""
+
+import numpy as np
+
+from fracture.dataset.pipeline import WorkerRows
+from fracture.evaluation.ridge import fit_ridge
+from fracture.training.checkpoint import Arrays
+from fracture.training.features import Moments, average_cases
+from fracture.training.setup import Worker
+from fracture.training.strategy import adder
+
+_MOST_CASES = 20_000  # radiographs, which take 300 MB of 3,840 features; of more, as many are chosen at random
+_AT_ONCE = 64  # radiographs whose features the workers add up in one collective
+_EPSILON = 1e-3  # of the network's standardisation
+
+
+def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays:
+    """Return the kernel [F, 1] and bias [1] of the layer `logit`, the same on every worker.
+
+    A case is a radiograph: the mean of the features of its images and their mirror images. Radiographs weigh as
+    `training.sampling` says. Rank 0 solves, since other machines may round differently.
+
+    Args:
+        features: of training, [N, K, F].
+        moments: that the network standardises by.
+    """
+    config, index, strategy = worker.assignment.config.training, worker.indices["train"], worker.strategy
+    cases, rows = _choose_cases(index.radiograph_ids, index.labels, config.seed)
+    width = features.images.shape[-1]
+    averages = average_cases(features, cases, adder(strategy, _AT_ONCE * width), _AT_ONCE)
+    solution = np.zeros(width + 1)
+    if worker.rank == 0:
+        worker.watchdog.busy("solving the head", more=600)
+        mean, variance = moments
+        standardised = (averages - mean) / np.sqrt(variance + _EPSILON)
+        weights = _weigh(index.classes(config.sampling)[rows])
+        fit = fit_ridge(standardised, index.labels[rows], weights, index.group_ids[rows])
+        solution[:width], solution[width] = fit.kernel, fit.bias
+    else:
+        worker.watchdog.rest("waiting for rank 0 to solve the head")
+    solution = np.array(adder(strategy, width + 1)(solution.tolist()), np.float32)
+    return [solution[:width, np.newaxis], solution[width:]]
+
+
+def _choose_cases(radiograph_ids: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the case of each row, [rows] int64, -1 for none, and the first row of each case, [cases] int64.
+
+    A radiograph that has images under both labels is two cases.
+    """
+    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])
+    _, first, case = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    case = case.ravel()
+    if len(first) <= _MOST_CASES:
+        return case, first
+    chosen = np.sort(np.random.default_rng([seed, 3]).permutation(len(first))[:_MOST_CASES])
+    number = np.full(len(first), -1)
+    number[chosen] = np.arange(_MOST_CASES)
+    return number[case], first[chosen]
+
+
+def _weigh(classes: np.ndarray) -> np.ndarray:
+    """Return the weight of each case, [cases] float64, of mean 1: all classes weigh alike."""
+    _, position, count = np.unique(classes, return_inverse=True, return_counts=True)
+    return len(classes) / len(count) / count[position]
