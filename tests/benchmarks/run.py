@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     copies,
+    external,
     gpu,
     leaks,
     predicting,
@@ -33,6 +34,7 @@ PARTS = {
     "recipes": recipes.run,
     "predicting": predicting.run,
     "gpu": gpu.run,
+    "external": external.run,
 }
 
 if __name__ == "__main__":

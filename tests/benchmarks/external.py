@@ -1,0 +1,303 @@
+"""The trial of recipes for other hospitals: heads on frozen features, each tested on the collection it never saw.
+
+  fracture preprocess --data A --data B --set data.folds=source --out SHARDS
+  make bench ONLY=external DATA=SHARDS WEIGHTS=FILE.h5
+
+One image of each radiograph, and its mirror image; features of the backbone with `model.name=mobilenetv2`. A trial is a
+set of features and a head. Trained on one collection, it is tested on the other: as it is, and aligned, with the
+features standardised by the other collection's own mean and deviation, for which no label is needed. Ten minutes on 2
+CPU cores for 2,000 radiographs.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+
+from fracture.config import Config, load_config
+from fracture.dataset.format import Dataset, images_of, read_dataset
+from fracture.evaluation.metrics import Figure, auc_within_folds
+from fracture.evaluation.report import format_figure
+from fracture.evaluation.ridge import assign_folds, fit_ridge
+from fracture.storage import storage_path
+from tests.benchmarks.measure import Part
+
+REDUCTIONS = (1, 2, 4)
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Collection:
+    """One image of each radiograph of a source."""
+
+    name: str
+    images: np.ndarray  # [N, S, S, 1] uint8
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+Features = dict[str, np.ndarray]  # name of a collection -> [N, F]
+Head = Callable[[np.ndarray, np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
+
+
+def run(data: str | None) -> Part:
+    if not data:
+        return Part(["needs DATA=DIR, shards of several sources"])
+    dataset = read_dataset(storage_path(data))
+    collections = [_read_collection(dataset, number, name) for number, name in enumerate(dataset.manifest.folds, 1)]
+    lines = [
+        "| " + " | ".join(f"{each.name}: {len(each.labels):,} radiographs" for each in collections) + " |",
+        "",
+        "| features | head | trained on | inside | outside | outside, aligned |",
+        "|---|---|---|---|---|---|",
+    ]
+    found: dict[str, list[float]] = {}
+    for features_name, head_name, features, extra, head in _list_trials(collections):
+        for source in collections:
+            for other in collections:
+                if other is source:
+                    continue
+                inside, outside, aligned = _judge(features, extra, source, other, head)
+                lines.append(
+                    f"| {features_name} | {head_name} | {source.name} | {format_figure(inside)} | "
+                    f"{format_figure(outside)} | {format_figure(aligned)} |"
+                )
+                found[f"{features_name}, {head_name}, {source.name}"] = [inside.value, outside.value, aligned.value]
+                print(lines[-1], flush=True)
+    shares = _vary_shares(collections)
+    return Part([*lines, "", *shares], found)
+
+
+def _read_collection(dataset: Dataset, number: int, name: str) -> Collection:
+    """Read the first image of each radiograph of a fold by source."""
+    tables = [dataset.read(split, 0, dataset.rows(split)) for split in (f"fold-{number}", f"fold-{number}-val")]
+    parts = []
+    for table in tables:
+        _, rows = np.unique(table["radiograph_id"].to_numpy(), return_index=True)
+        rows = np.sort(rows)
+        images = images_of(table.take(rows), dataset.image_size)
+        parts.append((images, table["label"].to_numpy()[rows], table["group_id"].to_numpy()[rows]))
+    images, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return Collection(name, images, labels, groups)
+
+
+def _list_trials(collections: list[Collection]):
+    """Yield the name of the features, that of the head, the features, further features to train on, and the head."""
+    whole = {reduction: _compute(collections, reduction) for reduction in REDUCTIONS}
+    joined = _join(whole[reduction] for reduction in REDUCTIONS)
+    yield "1", "logistic", whole[1], None, logistic
+    for reduction in REDUCTIONS:
+        yield f"{reduction}", "ridge", whole[reduction], None, ridge
+    yield "1, 2", "ridge", _join((whole[1], whole[2])), None, ridge
+    yield "1, 2, 4", "logistic", joined, None, logistic
+    yield "1, 2, 4", "ridge", joined, None, ridge
+    both = _join([joined, *(_compute(collections, reduction, pooling="maximum") for reduction in REDUCTIONS)])
+    yield "1, 2, 4, also the maximum", "ridge", both, None, ridge
+    for name, change in CHANGES.items():
+        changed = _join(_compute(collections, reduction, change) for reduction in REDUCTIONS)
+        if change in (_clahe, _equalise):
+            yield f"1, 2, 4 of {name}", "ridge", changed, None, ridge
+        else:
+            yield f"1, 2, 4, trained on {name} too", "ridge", joined, changed, ridge
+
+
+def _judge(
+    features: Features, extra: Features | None, source: Collection, other: Collection, head: Head
+) -> tuple[Figure, Figure, Figure]:
+    """Return the AUC per radiograph by grouped folds of the source, on the other as it is, and aligned."""
+    own, outer = features[source.name], features[other.name]
+    folds = assign_folds(source.labels, source.groups)
+    scores = np.empty(len(own))
+    for fold in np.unique(folds):
+        rest = folds != fold
+        scores[~rest] = _fit(own, extra and extra[source.name], source, rest, head)(own[~rest])
+    inside = auc_within_folds(source.labels, _rank(scores), source.groups, folds)
+    predict = _fit(own, extra and extra[source.name], source, np.ones(len(own), bool), head)
+    mean, deviation = own.mean(0), own.std(0)
+    aligned = (outer - outer.mean(0)) / (outer.std(0) + _SMALL) * deviation + mean
+    nowhere = np.zeros(len(outer))
+    outside, after = (
+        auc_within_folds(other.labels, _rank(predict(each)), other.groups, nowhere) for each in (outer, aligned)
+    )
+    return inside, outside, after
+
+
+def _fit(
+    features: np.ndarray, extra: np.ndarray | None, source: Collection, rows: np.ndarray, head: Head
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit a head on some rows, and on their changed images too; return what scores features."""
+    mean, deviation = features[rows].mean(0), features[rows].std(0) + _SMALL
+    parts = [features[rows]] if extra is None else [features[rows], extra[rows]]
+    labels, groups = (np.tile(each[rows], len(parts)) for each in (source.labels, source.groups))
+    scorer = head((np.concatenate(parts) - mean) / deviation, labels, groups)
+    return lambda outer: scorer((outer - mean) / deviation)
+
+
+_SMALL = 1e-6
+
+
+def ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    fit = fit_ridge(features, labels, np.ones(len(labels)), groups)
+    return lambda outer: outer @ fit.kernel + fit.bias
+
+
+def logistic(features: np.ndarray, labels: np.ndarray, _: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    return LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(features, labels).decision_function
+
+
+def _rank(scores: np.ndarray) -> np.ndarray:
+    """Return the ranks of scores as numbers in [0, 1]."""
+    return np.argsort(np.argsort(scores, kind="stable"), kind="stable") / max(len(scores) - 1, 1)
+
+
+def _compute(
+    collections: list[Collection], reduction: int, change: Callable[..., np.ndarray] | None = None, **others: str
+) -> Features:
+    """Return the features of each collection at one reduction, the mean of each image's and its mirror image's."""
+    settings = [f"transfer.{name}={value}" for name, value in others.items()]
+    size = collections[0].images.shape[1]
+    config = load_config(
+        None, ["model.name=mobilenetv2", f"data.image_size={size}", f"transfer.reductions=[{reduction}]", *settings]
+    )
+    forward, found = _backbone(config), {}
+    for collection in collections:
+        generator = np.random.default_rng(0)
+        images = collection.images
+        if change is not None:
+            images = np.stack([change(image[..., 0], generator) for image in images])[..., np.newaxis]
+        parts = []
+        for at in range(0, len(images), _BATCH):
+            batch = images[at : at + _BATCH]
+            parts.append((forward(batch) + forward(batch[:, :, ::-1])) / 2)
+        found[collection.name] = np.concatenate(parts)
+    return found
+
+
+def _backbone(config: Config) -> Callable[[np.ndarray], np.ndarray]:
+    from fracture.models.transfer import build_backbone  # first: it keeps TensorFlow quiet as it loads
+
+    import tensorflow as tf  # isort: skip
+
+    network = build_backbone(config, os.environ.get("WEIGHTS") or "imagenet")
+    forward = tf.function(lambda images: network(images, training=False), reduce_retracing=True)
+    return lambda images: forward(tf.constant(images)).numpy()
+
+
+def _join(features) -> Features:
+    several = list(features)
+    return {name: np.concatenate([each[name] for each in several], axis=1) for name in several[0]}
+
+
+def _clahe(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return cv2.createCLAHE(2.0, (8, 8)).apply(image)
+
+
+def _equalise(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return cv2.equalizeHist(image)
+
+
+def _resample(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    side = round(len(image) / generator.uniform(1, 4))
+    reduced = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    return cv2.resize(reduced, image.shape, interpolation=cv2.INTER_LINEAR)
+
+
+def _compress(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=int(generator.integers(10, 70)))
+    return np.asarray(Image.open(buffer))
+
+
+def _sharpen(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    blurred = cv2.GaussianBlur(image, (0, 0), generator.uniform(0.5, 2)).astype(np.float32)
+    return np.clip(image + generator.uniform(-1, 1) * (image - blurred), 0, 255).astype(np.uint8)
+
+
+def _add_noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return np.clip(image + generator.normal(0, generator.uniform(0, 20), image.shape), 0, 255).astype(np.uint8)
+
+
+def _expose(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    values = (image / 255) ** np.exp(generator.uniform(-0.7, 0.7)) - 0.5
+    return np.clip(255 * (values * generator.uniform(0.6, 1.4) + 0.5), 0, 255).astype(np.uint8)
+
+
+def _invert(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return 255 - image if generator.random() < 0.5 else image
+
+
+def _erase(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Blacken the border and two corners, where the markers are."""
+    erased, side = image.copy(), len(image)
+    margin = round(generator.uniform(0, 0.08) * side)
+    erased[:margin] = erased[side - margin :] = 0
+    erased[:, :margin] = erased[:, side - margin :] = 0
+    for _ in range(2):
+        height, width = (generator.uniform(0.05, 0.25, 2) * side).astype(int)
+        top, left = generator.integers(0, 2, 2) * (side - np.array([height, width]))
+        erased[top : top + height, left : left + width] = 0
+    return erased
+
+
+CHANGES = {
+    "images equalised by CLAHE": _clahe,
+    "images of equalised histogram": _equalise,
+    "resampled images": _resample,
+    "compressed images": _compress,
+    "blurred and sharpened images": _sharpen,
+    "noisy images": _add_noise,
+    "images of other gamma and contrast": _expose,
+    "inverted images": _invert,
+    "images with erased borders and corners": _erase,
+}
+
+
+def _vary_shares(collections: list[Collection], draws: int = 20) -> list[str]:
+    """Return a table: what aligning does where the class shares of the other collection differ."""
+    features = _join(_compute(collections, reduction) for reduction in REDUCTIONS)
+    lines = [
+        "| trained on | fractures in the other | AUC | AUC, aligned | called | called, aligned |",
+        "|---|---|---|---|---|---|",
+    ]
+    for source in collections:
+        for other in collections:
+            if other is source:
+                continue
+            own, outer = features[source.name], features[other.name]
+            predict = _fit(own, None, source, np.ones(len(own), bool), ridge)
+            for share in (0.1, 0.5, 0.9):
+                found = [_draw_share(own, outer, other, predict, share, seed) for seed in range(draws)]
+                values = " | ".join(f"{value:.2f}" for value in np.mean(found, axis=0))
+                lines.append(f"| {source.name} | {share:.0%} | {values} |")
+    return lines
+
+
+def _draw_share(
+    own: np.ndarray, outer: np.ndarray, other: Collection, predict: Callable[..., np.ndarray], share: float, seed: int
+) -> list[float]:
+    """Draw as many radiographs as there are at this share of fractures; return AUCs, and shares called fractures."""
+    generator = np.random.default_rng(seed)
+    fractures, normals = np.flatnonzero(other.labels == 1), np.flatnonzero(other.labels == 0)
+    count = min(len(fractures) / share, len(normals) / (1 - share))
+    rows = np.concatenate(
+        [
+            generator.permutation(fractures)[: int(count * share)],
+            generator.permutation(normals)[: int(count * (1 - share))],
+        ]
+    )
+    chosen, labels = outer[rows], other.labels[rows]
+    aligned = (chosen - chosen.mean(0)) / (chosen.std(0) + _SMALL) * own.std(0) + own.mean(0)
+    scores = [predict(chosen), predict(aligned)]
+    aucs = [
+        float(
+            (labels[np.argsort(each)] @ np.arange(len(each)) - labels.sum() * (labels.sum() - 1) / 2)
+            / (labels.sum() * (len(labels) - labels.sum()))
+        )
+        for each in scores
+    ]
+    return [*aucs, *(float((each > 0).mean()) for each in scores)]
