@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fracture.dataset.sampler import BalancedSampler, row_weights
+from fracture.dataset.sampler import BalancedSampler, label_by_source, row_weights
 
 SIZES = [40, 1, 1, 3, 5, 2, 1, 7]  # rows of each group; the first four are normal
 GROUPS = np.repeat(np.arange(8), SIZES)
@@ -68,3 +68,14 @@ def test_weights_are_the_mean_samples_of_a_row():
 def test_a_radiograph_under_both_labels_weighs_in_both_classes():
     weights = row_weights(np.array([7, 7, 7, 8]), np.array([0, 1, 1, 1]), "radiograph")
     assert weights.tolist() == [2, 0.5, 0.5, 1]
+
+
+def test_by_source_each_class_of_each_source_is_alike():
+    """Hospital a has 50 radiographs, b has 10: each class of each gets a quarter of the samples."""
+    sources = np.array(["a"] * 50 + ["b"] * 10)
+    labels = np.array([1] * 40 + [0] * 10 + [1] * 5 + [0] * 5)
+    classes = label_by_source(labels, sources)
+    assert classes.tolist() == [1] * 40 + [0] * 10 + [3] * 5 + [2] * 5
+    rows = BalancedSampler(np.arange(60), classes, "source", 0).rows(0)
+    assert Counter(classes[rows].tolist()) == {0: 15, 1: 15, 2: 15, 3: 15}
+    assert row_weights(np.arange(60), classes, "source")[[0, 45, 50, 59]].tolist() == [15 / 40, 1.5, 3, 3]

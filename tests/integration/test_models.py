@@ -162,3 +162,22 @@ def test_a_warm_start_goes_on_from_the_whole_of_a_finished_model(folder: Path, d
     weights = [load_file(tmp_path / f"{name}/bundle/weights.safetensors") for name in ("first", "second")]
     assert np.array_equal(weights[0]["Conv_1/kernel"], weights[1]["Conv_1/kernel"])
     assert not np.array_equal(weights[0]["logit/kernel"], weights[1]["logit/kernel"])
+
+
+def test_a_ridge_head_is_the_same_on_one_worker_and_on_two(folder: Path, data, tmp_path: Path):
+    """Of features at two reductions, standardised by source; the one epoch changes nothing."""
+    changes = ("transfer.head=ridge", "transfer.standardise=source", "training.sampling=source")
+    heads = []
+    for workers in (1, 2):
+        reductions = ("transfer.reductions=[1, 2]", f"compute.workers={workers}")
+        config = settings(folder, "mobilenetv2", *changes, *reductions)
+        listener, run = Meddler(), tmp_path / str(workers)
+        start(config, data, run, listener)
+        [epoch] = listener.of(EpochDone)
+        assert epoch.record["learning_rate"] == 0
+        state = LoopState.load(next(path for path in run.glob("checkpoint_*") if path.is_dir()))
+        kernel, bias = state.weights[-2:]
+        assert kernel.shape == (2560, 1)
+        heads.append(np.concatenate([kernel[:, 0], bias]))
+        assert np.abs(kernel).max() > 0
+    np.testing.assert_allclose(heads[0], heads[1], rtol=1e-3, atol=1e-3 * np.abs(heads[0]).max())

@@ -357,3 +357,53 @@ def test_image_sizes_and_names_that_no_backbone_takes_are_refused():
         settings("resnet")
     with pytest.raises(UsageError, match=r"'transfer.unfreeze' = -1 is not possible"):
         settings("mobilenetv2", "transfer.unfreeze=-1")
+
+
+def test_features_of_reductions_are_those_of_reduced_images_side_by_side():
+    """At 64 pixels, which are fewer than 224: an image reduced to 32 is enlarged to 64 again."""
+    config = settings("mobilenetv2", "data.image_size=64", "transfer.reductions=[1, 2]")
+    joined = build_backbone(config)
+    single = build_backbone(with_settings(config, {"transfer.reductions": [1]}))
+    assert [weight.path for weight in joined.weights] == [weight.path for weight in single.weights]
+    assert joined.output_shape == (None, 2 * 1280)
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 1)).astype(np.float32)
+    reduced = images.reshape(2, 32, 2, 32, 2, 1).mean((2, 4))
+    enlarged = keras.layers.UpSampling2D(2, interpolation="bilinear")(reduced)
+    joined.set_weights(single.get_weights())
+    found, expected = joined(images).numpy(), np.concatenate([single(images), single(enlarged)], axis=1)
+    scale = np.abs(expected).max()  # random weights make very small features
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+    whole, half = expected[:, :1280], expected[:, 1280:]
+    assert np.abs(whole - half).max() / scale > 1e-2, "the reduced image has features of its own"
+
+
+def test_an_image_of_448_pixels_is_not_enlarged_at_half_its_size():
+    network = build_backbone(settings("mobilenetv2", "data.image_size=448", "transfer.reductions=[2, 4]"))
+    assert network.get_layer("reduce_2").output.shape == (None, 224, 224, 3)
+    assert network.get_layer("enlarge_4").output.shape == (None, 224, 224, 3)
+    assert "enlarge_2" not in [layer.name for layer in network.layers]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("transfer.reductions=[2, 1]",), r"transfer.reductions: \[2, 1\] do not ascend; name each factor once"),
+        (("transfer.reductions=[1, 3]",), r"transfer.reductions: 3 does not divide data.image_size, 32; use factors"),
+        (("transfer.head=ridge", "transfer.weights=none"), r"transfer.head: ridge needs the features of a pretrained"),
+        (
+            ("transfer.standardise=source", "transfer.features=augmented"),
+            r"transfer.standardise: source needs the feat",
+        ),
+        (("transfer.head=ridge", "model.name=qnn_transfer"), r"ridge cannot train a circuit; use logistic"),
+    ],
+)
+def test_settings_of_a_transfer_that_cannot_be(changes: tuple[str, ...], message: str):
+    with pytest.raises(UsageError, match=message):
+        settings("mobilenetv2", *changes)
+
+
+def test_a_ridge_head_is_one_epoch_that_only_measures():
+    [phase] = list_phases(settings("mobilenetv2", "transfer.head=ridge"))
+    assert (phase.epochs, phase.learning_rate, phase.in_closed_form) == (1, 0.0, True)
+    idle = settings("mobilenetv2", "transfer.head=ridge").without_effect
+    assert {"transfer.head_epochs", "training.learning_rate", "model.dropout"} <= idle

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fracture.dataset.pipeline import WorkerRows
+from fracture.dataset.sampler import BalancedSampler
+from fracture.dataset.sharding import ShardedBatches
+from fracture.training.features import average_cases, match_sources, mean_and_variance
+from fracture.training.ridge_head import _choose_cases, _weigh
+from tests.training.test_features import on_workers
+
+FEATURES = np.random.default_rng(0).normal(3, 2, (7, 2, 4)).astype(np.float32)
+CASES = np.array([0, 2, 1, 0, -1, 2, 2])
+
+
+def make_rows(rank: int = 0, workers: int = 1, first: int = 0, stop: int = 7) -> WorkerRows:
+    labels = np.array([1, 1, 1, 1, 0, 0, 0])
+    sampler = BalancedSampler(np.arange(7), labels, "radiograph", seed=0)
+    batches = ShardedBatches(7, 3, rank, workers)
+    return WorkerRows(batches, sampler, first, FEATURES[first:stop], tf.constant(labels[first:stop], tf.float32))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_case_is_the_mean_of_its_rows_and_views_however_many_workers_hold_them(workers: int, at_once: int):
+    """Two workers hold rows 0 to 4 and 1 to 6: what both hold counts once."""
+    held = [(0, 7)] if workers == 1 else [(0, 5), (1, 7)]
+    found = on_workers(
+        workers, lambda rank, add: average_cases(make_rows(rank, workers, *held[rank]), CASES, add, at_once)
+    )
+    expected = [FEATURES[np.equal(CASES, case)].mean((0, 1)) for case in range(3)]
+    for averages in found:
+        np.testing.assert_allclose(averages, expected, rtol=1e-6)
+
+
+def test_sources_get_one_mean_and_variance():
+    sources = np.array(["a", "b", "a", "b", "c", "a", "b"])
+    rows = make_rows()
+
+    def add(own: list[float]) -> list[float]:
+        return own
+
+    common = (np.full(4, 10.0), np.full(4, 4.0))
+    moments = {name: mean_and_variance(rows, add, sources == name) for name in ("a", "b")}
+    matched = match_sources(rows, sources, moments, common)
+    for name in ("a", "b"):
+        mean, variance = mean_and_variance(matched, add, sources == name)
+        np.testing.assert_allclose(mean, common[0], rtol=1e-5)
+        np.testing.assert_allclose(variance, common[1], rtol=2e-3)
+    np.testing.assert_array_equal(matched.images[4], FEATURES[4], err_msg="of a source without moments")
+    np.testing.assert_array_equal(rows.images, FEATURES, err_msg="the rows themselves stay")
+
+
+def test_a_radiograph_under_both_labels_is_two_cases():
+    cases, first = _choose_cases(np.array([5, 3, 5, 5, 3]), np.array([1, 0, 0, 1, 0]), seed=0)
+    assert (cases.tolist(), first.tolist()) == ([2, 0, 1, 2, 0], [1, 2, 0])
+
+
+def test_of_many_radiographs_some_are_chosen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fracture.training.ridge_head._MOST_CASES", 3)
+    ids = np.repeat(np.arange(10), 2)
+    cases, first = _choose_cases(ids, ids % 2, seed=0)
+    assert sorted(set(cases.tolist())) == [-1, 0, 1, 2]
+    assert [cases[row] for row in first] == [0, 1, 2]
+    assert np.count_nonzero(cases >= 0) == 6, "both rows of each"
+    assert not np.array_equal(first, _choose_cases(ids, ids % 2, seed=1)[1])
+
+
+def test_classes_weigh_alike():
+    assert _weigh(np.array([0, 0, 0, 1])).tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
