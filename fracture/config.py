@@ -105,8 +105,8 @@ class DataConfig(Section, changes_recipe=True):
         0.15, gt=0, lt=0.5, description="Share of the groups that goes to test, where a split is made."
     )
     copy_suffix: str = Field(
-        r"(-rotated\d+| - Copy| ?\(\d+\))+$",
-        description="Regular expression for what copies add to a file's name. Files of one name without it are "
+        r"(-rotated\d+| - Copy| ?\(\d+\)|\.rf\.[0-9a-f]{32})+$",
+        description="Regular expression for what copies, such as those of Roboflow, add to a file's name. Files of one name without it are "
         "compared less strictly.",
     )
     group_pattern: str = Field(
