@@ -74,12 +74,14 @@ def run(data: str | None) -> Part:
 
 
 def _read_collection(dataset: Dataset, number: int, name: str) -> Collection:
-    """Read the first image of each radiograph of a fold by source."""
-    tables = [dataset.read(split, 0, dataset.rows(split)) for split in (f"fold-{number}", f"fold-{number}-val")]
+    """Read one image of each radiograph of a fold by source: that of the shortest name, since copies add to a name."""
     parts = []
-    for table in tables:
-        _, rows = np.unique(table["radiograph_id"].to_numpy(), return_index=True)
-        rows = np.sort(rows)
+    for split in (f"fold-{number}", f"fold-{number}-val"):
+        table = dataset.read(split, 0, dataset.rows(split))
+        lengths = np.array([len(source) for source in table["source"].to_pylist()])
+        order = np.lexsort((lengths, table["radiograph_id"].to_numpy()))
+        _, first = np.unique(table["radiograph_id"].to_numpy()[order], return_index=True)
+        rows = np.sort(order[first])
         images = images_of(table.take(rows), dataset.image_size)
         parts.append((images, table["label"].to_numpy()[rows], table["group_id"].to_numpy()[rows]))
     images, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))
