@@ -17,15 +17,19 @@ _EPSILON = 1e-3  # of the network's standardisation
 def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays:
     """Return the kernel [F, 1] and bias [1] of the layer `logit`, the same on every worker.
 
-    A case is a radiograph: the mean of the features of its images and their mirror images. Radiographs weigh as
-    `training.sampling` says. Rank 0 solves, since other machines may round differently.
+    A case is a radiograph: the mean of the features of one image and its mirror image. It is the image of the shortest
+    name, since copies add to a name: families of rotated copies are of one class more often than of the other, and
+    their black corners would tell the class. Radiographs weigh as `training.sampling` says. Rank 0 solves, since other
+    machines may round differently.
 
     Args:
         features: of training, [N, K, F].
         moments: that the network standardises by.
     """
     config, index, strategy = worker.assignment.config.training, worker.indices["train"], worker.strategy
-    cases, rows = _choose_cases(index.radiograph_ids, index.labels, config.seed)
+    rows = _choose_cases(index.radiograph_ids, index.labels, index.name_lengths, config.seed)
+    cases = np.full(len(index.labels), -1)
+    cases[rows] = np.arange(len(rows))
     width = features.images.shape[-1]
     averages = average_cases(features, cases, adder(strategy, _AT_ONCE * width), _AT_ONCE)
     solution = np.zeros(width + 1)
@@ -42,20 +46,17 @@ def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays
     return [solution[:width, np.newaxis], solution[width:]]
 
 
-def _choose_cases(radiograph_ids: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the case of each row, [rows] int64, -1 for none, and the first row of each case, [cases] int64.
+def _choose_cases(radiograph_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, seed: int) -> np.ndarray:
+    """Return the row of the shortest name of each radiograph, ascending: [cases] int64.
 
     A radiograph that has images under both labels is two cases.
     """
-    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])
-    _, first, case = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
-    case = case.ravel()
-    if len(first) <= _MOST_CASES:
-        return case, first
-    chosen = np.sort(np.random.default_rng([seed, 3]).permutation(len(first))[:_MOST_CASES])
-    number = np.full(len(first), -1)
-    number[chosen] = np.arange(_MOST_CASES)
-    return number[case], first[chosen]
+    order = np.lexsort((lengths, labels, radiograph_ids))  # stable: of equal names the first
+    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])[:, order]
+    _, first = np.unique(pairs, axis=1, return_index=True)
+    if len(first) > _MOST_CASES:
+        first = np.random.default_rng([seed, 3]).permutation(first)[:_MOST_CASES]
+    return np.sort(order[first])
 
 
 def _weigh(classes: np.ndarray) -> np.ndarray:

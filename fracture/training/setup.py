@@ -39,6 +39,7 @@ class RowIndex:
     group_ids: np.ndarray  # int64
     labels: np.ndarray  # 0 or 1
     sources: np.ndarray  # str
+    name_lengths: np.ndarray  # letters of the file's name
 
     def classes(self, sampling: str) -> np.ndarray:
         """Return what is sampled alike: the labels, or the labels of each source."""
@@ -109,9 +110,10 @@ def _backbone(assignment: Assignment) -> Arrays:
 
 
 def _read_index(dataset: Dataset, split: str) -> RowIndex:
-    index = dataset.read_columns(split, ["radiograph_id", "group_id", "label", "origin"])
+    index = dataset.read_columns(split, ["radiograph_id", "group_id", "label", "origin", "source"])
     radiograph_ids, group_ids, labels = (index[name].to_numpy() for name in ("radiograph_id", "group_id", "label"))
-    return RowIndex(radiograph_ids, group_ids, labels, np.array(index["origin"].to_pylist(), str))
+    lengths = np.array([len(path.rpartition("/")[2]) for path in index["source"].to_pylist()], np.int32)
+    return RowIndex(radiograph_ids, group_ids, labels, np.array(index["origin"].to_pylist(), str), lengths)
 
 
 def _load_shares(
