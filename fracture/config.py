@@ -106,8 +106,8 @@ class DataConfig(Section, changes_recipe=True):
     )
     copy_suffix: str = Field(
         r"(-rotated\d+| - Copy| ?\(\d+\)|\.rf\.[0-9a-f]{32})+$",
-        description="Regular expression for what copies, those of Roboflow too, add to a file's name. Files of one name "
-        "without it are compared less strictly.",
+        description="Regular expression for what copies, those of Roboflow too, add to a file's name. Files of one "
+        "name without it are compared less strictly.",
     )
     group_pattern: str = Field(
         "",
