@@ -865,9 +865,9 @@ def _predict(args: argparse.Namespace) -> None:
     The ending of FILE says CSV or Parquet. Its columns: path, below --data (of several --data the whole path; of shards
     their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id of DICOM
     files, which patients.studies.csv explains; probability of a fracture, calibrated; decision, fracture or normal;
-    seen, whether the model was trained or validated on the file, or on images of its patient or study; error, why a
-    file is left out or cannot be read, in which case the other columns are empty. Rows are sorted by path; those of
-    shards keep their order. An existing FILE is replaced when all is done.
+    outcome, fracture, doubt or none; seen, whether the model was trained or validated on the file, or on images of its
+    patient or study; error, why a file is left out or cannot be read, in which case the other columns are empty. Rows
+    are sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.answer import AnswerArguments
@@ -889,7 +889,7 @@ def _predict(args: argparse.Namespace) -> None:
         )
     )
     rows, seconds = result.rows, result.seconds
-    lines = summarize(rows, result.bundle.operating_point.threshold)
+    lines = summarize(rows, result.bundle.operating_point)
     lines.append(f"speed      {len(rows) / seconds:.3g} files/s, {seconds:.0f} s in all, including Ray's start")
     lines += [_SYNTHETIC] if result.bundle.synthetic else _caveat_lines(result.bundle.caveats)
     if args.secondary_capture and not result.bundle.map_similarity:

@@ -324,6 +324,13 @@ class EvaluationConfig(Section, changes_recipe=True):
     min_sensitivity: float = Field(
         0.95, gt=0, le=1, description="Least sensitivity on validation, for the rule `sensitivity`."
     )
+    min_specificity: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Least specificity on validation from which the outcome is `fracture`; between the threshold and "
+        "that it is `doubt`.",
+    )
     threshold: float = Field(0.5, gt=0, lt=1, description="The threshold, for the rule `given`.")
     study_probability: Literal["max", "mean"] = Field(
         "max", description="A study's probability: the largest of its radiographs', or their mean."

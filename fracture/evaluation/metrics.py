@@ -28,6 +28,16 @@ class MatchedFigure(Figure):
     plain: float | None  # AUC over all of them
 
 
+class Outcomes(BaseModel):
+    """How many radiographs of each class have which outcome: fracture, doubt or none."""
+
+    counts: dict[str, dict[str, int]]  # class -> outcome -> units
+    doubt: float  # share of all
+    sensitivity: float | None  # among the fractures that are not in doubt; None without any
+    specificity: float | None  # among the normals that are not in doubt
+    unlike: float | None  # share of all that are unlike the training images; None where it is not known
+
+
 class Metrics(BaseModel):
     """The metrics of one split; fracture is the positive class."""
 
@@ -41,6 +51,7 @@ class Metrics(BaseModel):
     false_negatives: int
     figures: dict[str, Figure]
     matched: dict[str, MatchedFigure] = {}  # property -> its figure; of test per radiograph, where properties are known
+    outcomes: Outcomes | None = None  # of validation and test
 
     @property
     def counted(self) -> str:

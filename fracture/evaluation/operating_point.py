@@ -18,6 +18,8 @@ class OperatingPoint(BaseModel):
     offset: float
     threshold: float  # a calibrated probability
     rule: str  # that chose the threshold, in words
+    # A calibrated probability, not below `threshold`: from it on the outcome is "fracture", between the two "doubt".
+    fracture_threshold: float | None = None  # None: of an earlier version, without doubt
 
     def calibrate(self, probabilities: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities, float32; calibration keeps their order."""
@@ -29,18 +31,36 @@ def choose_operating_point(scores: pa.Table, config: EvaluationConfig) -> Operat
     labels, radiograph_ids = scores["label"].to_numpy(), scores["radiograph_id"].to_numpy()
     raw = scores["probability"].to_numpy()
     temperature, offset = fit_calibration(labels, raw, radiograph_ids)
-    threshold, rule = choose_threshold(labels, calibrate(raw, temperature, offset), radiograph_ids, config)
-    return OperatingPoint(temperature=temperature, offset=offset, threshold=threshold, rule=rule)
+    calibrated = calibrate(raw, temperature, offset)
+    threshold, rule = choose_threshold(labels, calibrated, radiograph_ids, config)
+    specific = choose_fracture_threshold(labels, calibrated, radiograph_ids, config.min_specificity)
+    return OperatingPoint(
+        temperature=temperature,
+        offset=offset,
+        threshold=threshold,
+        rule=rule,
+        fracture_threshold=max(threshold, specific),
+    )
 
 
 def mean_operating_point(operating_points: Sequence[OperatingPoint]) -> OperatingPoint:
-    """Return the operating point for the mean of calibrated probabilities: the mean of the models' thresholds."""
+    """Return the operating point for the mean of calibrated probabilities: the mean of the models' thresholds.
+
+    Without doubt where one of the models has none.
+    """
     if len(operating_points) == 1:
         return operating_points[0]
     thresholds = [operating_point.threshold for operating_point in operating_points]
     listed = ", ".join(f"{threshold:.3f}" for threshold in thresholds)
     rule = f"the mean of the {len(thresholds)} models' own: {listed}"
-    return OperatingPoint(temperature=1.0, offset=0.0, threshold=float(np.mean(thresholds)), rule=rule)
+    surely = [operating_point.fracture_threshold for operating_point in operating_points]
+    return OperatingPoint(
+        temperature=1.0,
+        offset=0.0,
+        threshold=float(np.mean(thresholds)),
+        rule=rule,
+        fracture_threshold=None if None in surely else float(np.mean(surely)),
+    )
 
 
 def radiograph_weights(radiograph_ids: np.ndarray) -> np.ndarray:
@@ -86,16 +106,30 @@ def choose_threshold(
     """Return (threshold, rule in words) by the configured rule; each radiograph counts once."""
     if config.threshold_rule == "given":
         return config.threshold, f"given: {config.threshold:g}"
-    from sklearn.metrics import roc_curve
-
-    false_rate, true_rate, thresholds = roc_curve(
-        labels, probabilities, sample_weight=radiograph_weights(radiograph_ids), drop_intermediate=False
-    )
-    finite = np.isfinite(thresholds)
-    false_rate, true_rate, thresholds = false_rate[finite], true_rate[finite], thresholds[finite]
+    false_rate, true_rate, thresholds = _compute_rates(labels, probabilities, radiograph_ids)
     if config.threshold_rule == "youden":
         # Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3
         best = int(np.argmax(true_rate - false_rate))
         return float(thresholds[best]), "highest sensitivity + specificity on validation (Youden)"
     first = int(np.argmax(true_rate >= config.min_sensitivity - 1e-12))
     return float(thresholds[first]), f"highest with a sensitivity of at least {config.min_sensitivity:g} on validation"
+
+
+def choose_fracture_threshold(
+    labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray, min_specificity: float
+) -> float:
+    """Return the lowest threshold with that specificity on validation, or the highest if none has it."""
+    false_rate, _, thresholds = _compute_rates(labels, probabilities, radiograph_ids)
+    reach = thresholds[false_rate <= 1 - min_specificity + 1e-12]
+    return float(reach[-1] if len(reach) else thresholds[0])
+
+
+def _compute_rates(
+    labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the false positive rate and the sensitivity at each threshold, the highest threshold first."""
+    from sklearn.metrics import roc_curve
+
+    rates = roc_curve(labels, probabilities, sample_weight=radiograph_weights(radiograph_ids), drop_intermediate=False)
+    finite = np.isfinite(rates[-1])
+    return tuple(each[finite] for each in rates)

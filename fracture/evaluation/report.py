@@ -15,11 +15,13 @@ from fracture.evaluation.metrics import (
     Evaluation,
     Figure,
     Metrics,
+    Outcomes,
     average_by_radiograph,
     compute_metrics,
     join_studies,
 )
 from fracture.evaluation.operating_point import OperatingPoint
+from fracture.evaluation.outcomes import OUTCOMES, count_outcomes, join_outcomes, name_outcomes
 from fracture.evaluation.plots import (
     plot_confusion_matrix,
     plot_curves,
@@ -124,6 +126,42 @@ def evaluate_run(
     return found
 
 
+def add_outcomes(
+    evaluations: Mapping[str, Evaluation], scores: pa.Table, operating_point: OperatingPoint, study_probability: str
+) -> None:
+    """Add the outcomes to the evaluations of validation and test.
+
+    Args:
+        scores: calibrated, as `evaluate_run` takes them.
+        study_probability: as the setting.
+    """
+    for split in SPLITS[1:]:
+        if split in evaluations:
+            rows = scores.filter(pc.equal(scores["split"], split))
+            for unit, outcomes in _count_by_unit(rows, operating_point, study_probability).items():
+                if unit in evaluations[split]:
+                    evaluations[split][unit].outcomes = outcomes
+
+
+def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str) -> dict[str, Outcomes]:
+    labels, probabilities, radiograph_ids = (
+        scores[name].to_numpy() for name in ("label", "probability", "radiograph_id")
+    )
+    first, (means,) = average_by_radiograph(labels, radiograph_ids, probabilities)
+    found = {}
+    for unit, truth, values in (("image", labels, probabilities), ("radiograph", labels[first], means)):
+        is_unlike = np.zeros(len(values), bool)
+        outcomes = name_outcomes(values, operating_point, is_unlike)
+        found[unit] = count_outcomes(truth, outcomes, None)
+    studies = _number_studies(scores, first)
+    _, of_study, (joined,) = join_studies(labels[first], studies, rule, means)
+    by_study = [
+        join_outcomes(outcomes[studies == number], joined[number], operating_point, False, rule)
+        for number in range(len(joined))
+    ]
+    return found | {"study": count_outcomes(of_study, np.array(by_study), None)}
+
+
 def _split_by_trait(test: pa.Table, dataset: Dataset) -> Iterator[tuple[str, pa.Table]]:
     """Yield the part of test that has each value of a trait, with its name, where a trait has several values."""
     traits = dataset.read_traits()
@@ -170,6 +208,7 @@ def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
         report=report,
         caveats=report.caveats,
         names=NAMES,
+        outcomes=OUTCOMES,
         classes=list(reversed(CLASS_NAMES)),
         origins={n.removeprefix(ORIGIN): e for n, e in report.evaluations.items() if n.startswith(ORIGIN)},
         traits={n.removeprefix(TRAIT): e for n, e in report.evaluations.items() if n.startswith(TRAIT)},
@@ -256,6 +295,7 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
         f"{m.true_positives} fractures found, {m.false_negatives} missed · {m.true_negatives} normals cleared, "
         f"{m.false_positives} called fractures"
     )
+    lines += format_outcomes(evaluations["test"])
     for name, evaluation in evaluations.items():
         if name.startswith((ORIGIN, TRAIT)):
             m = evaluation["radiograph"]
@@ -269,6 +309,16 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
             f", accuracy {format_figure(m.figures['accuracy'])}"
         )
     return lines
+
+
+def format_outcomes(test: Evaluation) -> list[str]:
+    """Return the line about the outcomes of studies, or of radiographs where studies are not known."""
+    m = test.get("study", test["radiograph"])
+    if m.outcomes is None:
+        return []
+    rates = {"sensitivity": m.outcomes.sensitivity, "specificity": m.outcomes.specificity}
+    listed = ", ".join(f"{name} {'undefined' if rate is None else f'{rate:.3f}'}" for name, rate in rates.items())
+    return [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
 
 
 def format_matched(metrics: Metrics) -> list[str]:

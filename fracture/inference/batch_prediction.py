@@ -25,6 +25,8 @@ from pyarrow import csv
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.devices import limit_devices
+from fracture.evaluation.operating_point import OperatingPoint
+from fracture.evaluation.outcomes import OUTCOMES, join_outcomes, name_outcomes
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
 from fracture.inference.bundle import Bundle, list_marks
 from fracture.labels import CLASS_NAMES, FRACTURE
@@ -45,6 +47,7 @@ RESULTS = pa.schema(
         pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
+        pa.field("outcome", pa.string()),  # fracture, doubt or none, by both thresholds; null if there is an error
         # Whether training or validation had the file, its pixels, or its patient or study, as far as known; null if
         # there is an error.
         pa.field("seen", pa.bool_()),
@@ -61,6 +64,7 @@ STUDIES = pa.schema(
         pa.field("unreadable", pa.int64()),  # of the images
         pa.field("probability", pa.float32()),  # null if no image can be read
         pa.field("decision", pa.string()),
+        pa.field("outcome", pa.string()),  # see `join_outcomes`
         pa.field("seen", pa.bool_()),  # whether one of the images was; null if no image can be read
         pa.field("error", pa.string()),  # why no image can be read, or there is none; else null
     ]
@@ -484,7 +488,9 @@ class _Scorer:
         if pc.any(readable).as_py():
             pixels = images_of(images.filter(readable), self._bundle.image_size)
             probabilities[readable.to_numpy()] = score(self._model, pixels)
-        fractured = probabilities >= self._bundle.operating_point.threshold  # in float32, as evaluation compares
+        operating_point, is_unlike = self._bundle.operating_point, np.zeros(len(images), bool)
+        fractured = probabilities >= operating_point.threshold  # in float32, as evaluation compares
+        outcomes = name_outcomes(probabilities, operating_point, is_unlike)
         decisions = [CLASS_NAMES[FRACTURE if called else 1 - FRACTURE] for called in fractured]
         missing = pc.invert(readable).to_numpy()
         columns = {
@@ -492,13 +498,14 @@ class _Scorer:
             "study_id": images["study_id"],
             "probability": pa.array(probabilities, pa.float32(), mask=missing),
             "decision": pa.array(decisions, pa.string(), mask=missing),
+            "outcome": pa.array(outcomes.tolist(), pa.string(), mask=missing),
             "marks": images["marks"],
             "error": images["error"],
         }
         return pa.table(columns, schema=_SCORED)
 
 
-def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
+def join_by_study(results: pa.Table, operating_point: OperatingPoint, rule: str) -> pa.Table:
     """Join rows of `RESULTS` to one row a study, `STUDIES`, in the order in which the studies come.
 
     An image whose study is not known has a row of its own. What is left out has none, unless it is all of a study.
@@ -519,10 +526,11 @@ def join_by_study(results: pa.Table, threshold: float, rule: str) -> pa.Table:
             studies.setdefault(("study", row["study_id"]), []).append(row)
         elif not _is_left_out(row):
             studies["image", row["path"]] = [row]
-    return pa.Table.from_pylist([join_study(rows, threshold, rule) for rows in studies.values()], schema=STUDIES)
+    joined = [join_study(rows, operating_point, rule) for rows in studies.values()]
+    return pa.Table.from_pylist(joined, schema=STUDIES)
 
 
-def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[str, Any]:
+def join_study(rows: list[dict[str, Any]], operating_point: OperatingPoint, rule: str) -> dict[str, Any]:
     """Join the rows of one study to a row of `STUDIES`; see `join_by_study`."""
     images = [row for row in rows if not _is_left_out(row)]
     readable = [row for row in images if row["error"] is None]
@@ -532,10 +540,12 @@ def join_study(rows: list[dict[str, Any]], threshold: float, rule: str) -> dict[
         return joined | {"path": first["path"], "error": first["error"]}
     values = np.array([row["probability"] for row in readable], np.float32)
     probability = values.max() if rule == "max" else values.mean()
+    outcomes = [row["outcome"] for row in readable]
     return joined | {
         "path": readable[int(values.argmax())]["path"],
         "probability": float(probability),
-        "decision": CLASS_NAMES[FRACTURE if probability >= threshold else 1 - FRACTURE],
+        "decision": CLASS_NAMES[FRACTURE if probability >= operating_point.threshold else 1 - FRACTURE],
+        "outcome": join_outcomes(outcomes, probability, operating_point, False, rule),
         "seen": any(row["seen"] for row in readable),
     }
 
@@ -577,11 +587,16 @@ def count_formula_paths(results: pa.Table) -> int:
     return sum(path.startswith(_FORMULA) for path in results["path"].to_pylist())
 
 
-def summarize(results: pa.Table, threshold: float) -> list[str]:
+def summarize(results: pa.Table, operating_point: OperatingPoint) -> list[str]:
     """Return the lines that summarize the results on the screen."""
     called = Counter(results["decision"].to_pylist())
     counts = ", ".join(f"{called[name]:,} {name}" for name in reversed(CLASS_NAMES))
-    lines = [f"called     {counts}; a fracture from a probability of {threshold:.3g} on"]
+    lines = [f"called     {counts}; a fracture from a probability of {operating_point.threshold:.3g} on"]
+    outcomes = Counter(results["outcome"].to_pylist())
+    counts = ", ".join(f"{outcomes[name]:,} {name}" for name in OUTCOMES)
+    surely = operating_point.fracture_threshold
+    why = "the bundle is of an earlier version, without doubt" if surely is None else f"no doubt from {surely:.3g} on"
+    lines.append(f"outcome    {counts}; {why}")
     if seen := pc.sum(results["seen"]).as_py():
         lines.append(
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "

@@ -182,6 +182,9 @@ class _Card(BaseModel):
             raise ValueError(f"input.shape is {self.input.shape}, but config.data.image_size is {size}")
         if not 0 <= self.operating_point.threshold <= 1:
             raise ValueError(f"operating_point.threshold is {self.operating_point.threshold}, not in 0 to 1")
+        surely = self.operating_point.fracture_threshold
+        if surely is not None and not self.operating_point.threshold <= surely <= 1:
+            raise ValueError(f"operating_point.fracture_threshold is {surely}, not from the threshold to 1")
         for unit in ("image", "radiograph"):
             if unit not in self.metrics.get("test", {}) or "auc" not in self.metrics["test"][unit].figures:
                 raise ValueError(f"metrics.test.{unit} has no AUC")

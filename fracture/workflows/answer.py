@@ -154,11 +154,11 @@ def _answer_study(
     from fracture.inference.dicom_answer.header import write_dicom
     from fracture.inference.dicom_answer.report import Answer, build_report
 
-    rule, threshold = bundle.config.evaluation.study_probability, bundle.operating_point.threshold
+    rule = bundle.config.evaluation.study_probability
     readable = [image for image in images if image.row["error"] is None]
     if not readable:
         return []
-    joined = join_study([image.row for image in images], threshold, rule)
+    joined = join_study([image.row for image in images], bundle.operating_point, rule)
     sources = [_read_source(image.file) for image in readable]
     answers = [Answer(image.row["probability"], image.row["decision"] == "fracture") for image in readable]
     study = Answer(joined["probability"], joined["decision"] == "fracture")

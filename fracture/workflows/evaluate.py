@@ -82,7 +82,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.operating_point import mean_operating_point
     from fracture.evaluation.report import Report as EvaluationReport
-    from fracture.evaluation.report import evaluate_run, list_caveats, write_report
+    from fracture.evaluation.report import add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import write_predictions
     from fracture.inference.bundle import read_bundle, versions
     from fracture.inference.scoring import score_rows
@@ -103,6 +103,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
     study_probability = bundles[0].config.evaluation.study_probability
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
+    add_outcomes(evaluations, scores, operating_point, study_probability)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
     own, gallery = None, None

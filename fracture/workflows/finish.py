@@ -37,7 +37,7 @@ def finish_run(
     from fracture.evaluation.devices import hide_gpus
     from fracture.evaluation.gallery import make_gallery, write_gallery
     from fracture.evaluation.operating_point import choose_operating_point
-    from fracture.evaluation.report import Report, evaluate_run, list_caveats, write_report
+    from fracture.evaluation.report import Report, add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import calibrate_scores, gather_scores, read_scores
     from fracture.inference.bundle import build_final_model, export_model, versions, write_bundle
 
@@ -53,6 +53,7 @@ def finish_run(
 
     scores = gather_scores(run, dataset, workers, operating_point)
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, config.evaluation.study_probability)
+    add_outcomes(evaluations, scores, operating_point, config.evaluation.study_probability)
     training = {
         "name": run.name,
         "epochs": len(outcome.history),

@@ -81,7 +81,7 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     written = rows
     if arguments.by == "study":
         rule = bundle.config.evaluation.study_probability
-        written = join_by_study(rows, bundle.operating_point.threshold, rule)
+        written = join_by_study(rows, bundle.operating_point, rule)
     write_results(out, written, facts)
     answers = None
     if arguments.answers.out:

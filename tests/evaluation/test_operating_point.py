@@ -7,6 +7,7 @@ from fracture.config import EvaluationConfig
 from fracture.evaluation.operating_point import (
     OperatingPoint,
     calibrate,
+    choose_fracture_threshold,
     choose_operating_point,
     choose_threshold,
     fit_calibration,
@@ -80,6 +81,26 @@ def test_the_threshold_is_of_the_calibrated_probability():
     assert ((calibrated >= operating_point.threshold) & (LABELS == 1)).sum() == 5
 
 
+@pytest.mark.parametrize(
+    ("min_specificity", "threshold"), [(0.8, 0.55), (0.9, 0.6), (0.5, 0.35), (1.0, 0.6), (0.01, 0.2)]
+)
+def test_the_fracture_threshold_is_the_lowest_of_that_specificity(min_specificity: float, threshold: float):
+    found = choose_fracture_threshold(LABELS, PROBABILITIES, EACH_ALONE, min_specificity)
+    assert found == pytest.approx(threshold)
+
+
+def test_the_fracture_threshold_where_a_normal_has_the_highest_probability():
+    assert choose_fracture_threshold(np.array([0, 1]), np.array([0.9, 0.4]), np.arange(2), 0.9) == 0.9
+
+
+def test_there_is_no_doubt_where_the_threshold_has_the_specificity_already():
+    scores = pa.table({"label": LABELS, "radiograph_id": EACH_ALONE, "probability": PROBABILITIES.astype(np.float32)})
+    for specificity, rows in ((0.4, (5, 5)), (0.9, (5, 6))):
+        found = choose_operating_point(scores, EvaluationConfig(min_specificity=specificity))
+        calibrated = found.calibrate(PROBABILITIES)
+        assert (found.threshold, found.fracture_threshold) == pytest.approx(tuple(calibrated[list(rows)]), rel=1e-5)
+
+
 def test_averaged_models_use_the_mean_of_their_thresholds():
     one, other = (OperatingPoint(temperature=2.0, offset=0.1, threshold=t, rule="x") for t in (0.2, 0.5))
     joint = mean_operating_point([one, other])
@@ -87,3 +108,7 @@ def test_averaged_models_use_the_mean_of_their_thresholds():
     assert joint.rule == "the mean of the 2 models' own: 0.200, 0.500"
     assert joint.calibrate(np.array([0.3, 0.9])) == pytest.approx([0.3, 0.9]), "they are calibrated already"
     assert mean_operating_point([one]) == one
+    assert joint.fracture_threshold is None
+    sure, surer = one.model_copy(update={"fracture_threshold": 0.6}), other.model_copy(update={"fracture_threshold": 1})
+    assert mean_operating_point([sure, surer]).fracture_threshold == pytest.approx(0.8)
+    assert mean_operating_point([one, surer]).fracture_threshold is None, "of an earlier version"

@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference import batch_prediction
 from fracture.inference.batch_prediction import (
     RESULTS,
@@ -48,17 +49,18 @@ from tests.conftest import ROOT, without_rights_to
 ROWS = [
     dict(zip(RESULTS.names, values, strict=True))
     for values in (
-        ("a.png", 7, np.float32(0.1), "normal", True, None),
-        ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", True, None),
-        ("=cmd.png", 7, None, None, None, "damaged: broken data, line 3"),
-        ("ü.png", None, np.float32(0.99999994), "fracture", False, None),
-        ("z.txt", None, None, None, None, "left out: document or table"),
-        ("y.png", None, None, None, None, "not an image"),
-        ("ct", 9, None, None, None, "left out: DICOM, but no radiograph: CT"),
-        ("report", 7, None, None, None, "left out: DICOM, but no radiograph: a report"),
+        ("a.png", 7, np.float32(0.1), "normal", "none", True, None),
+        ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", "doubt", True, None),
+        ("=cmd.png", 7, None, None, None, None, "damaged: broken data, line 3"),
+        ("ü.png", None, np.float32(0.99999994), "fracture", "fracture", False, None),
+        ("z.txt", None, None, None, None, None, "left out: document or table"),
+        ("y.png", None, None, None, None, None, "not an image"),
+        ("ct", 9, None, None, None, None, "left out: DICOM, but no radiograph: CT"),
+        ("report", 7, None, None, None, None, "left out: DICOM, but no radiograph: a report"),
     )
 ]
 RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
+AT_03 = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.3, rule="given: 0.3", fracture_threshold=0.5)
 
 
 def paths(*folders: Path) -> list[str]:
@@ -367,6 +369,7 @@ def test_large_files_are_not_all_read_ahead(tmp_path):
 DIES = """
 import os, sys
 from pathlib import Path
+from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference import batch_prediction
 from fracture.inference.batch_prediction import BlockReader, Input, InputFile, plan_blocks
 from fracture.storage import storage_path
@@ -432,7 +435,7 @@ def test_csv_and_parquet_say_the_same(tmp_path):
 
 
 def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
-    first, second, unread, of_ct = join_by_study(RESULT, 0.3, "max").to_pylist()
+    first, second, unread, of_ct = join_by_study(RESULT, AT_03, "max").to_pylist()
     assert first == {
         "study_id": 7,
         "path": 'b, "c"\n.png',
@@ -440,23 +443,25 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
         "unreadable": 1,
         "probability": pytest.approx(1 / 3),
         "decision": "fracture",
+        "outcome": "doubt",
         "seen": True,
         "error": None,
     }, "a report is no image of it"
     assert (second["path"], second["images"], second["decision"]) == ("ü.png", 1, "fracture")
-    nothing = dict.fromkeys(["probability", "decision", "seen"])
+    nothing = dict.fromkeys(["probability", "decision", "outcome", "seen"])
     counts = {"images": 1, "unreadable": 1}
     assert unread == {"study_id": None, "path": "y.png", **counts, **nothing, "error": "not an image"}
     counts = {"images": 0, "unreadable": 0}
     why = "left out: DICOM, but no radiograph: CT"
     assert of_ct == {"study_id": 9, "path": "ct", **counts, **nothing, "error": why}, "a study without a radiograph"
-    mean = join_by_study(RESULT, 0.3, "mean").to_pylist()[0]
+    mean = join_by_study(RESULT, AT_03, "mean").to_pylist()[0]
     assert (mean["probability"], mean["decision"]) == (pytest.approx((0.1 + 1 / 3) / 2), "normal")
+    assert mean["outcome"] == "none", "by the mean"
 
 
 def test_studies_that_nothing_names_are_not_joined():
     with pytest.raises(UsageError, match=r"--by study: nothing says which study an image is of. .* leave it out"):
-        join_by_study(RESULT.slice(3, 2), 0.5, "max")
+        join_by_study(RESULT.slice(3, 2), AT_03, "max")
 
 
 def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
@@ -464,8 +469,9 @@ def test_paths_that_a_spreadsheet_would_run_are_kept_and_counted():
 
 
 def test_the_summary_counts_everything():
-    assert summarize(RESULT, 0.5) == [
-        "called     1 fracture, 2 normal; a fracture from a probability of 0.5 on",
+    assert summarize(RESULT, AT_03) == [
+        "called     1 fracture, 2 normal; a fracture from a probability of 0.3 on",
+        "outcome    1 fracture, 1 doubt, 1 none; no doubt from 0.5 on",
         "seen       2 files: the model was trained or validated on them, or on images of their patient or study; how "
         "it does on these says nothing about new ones",
         "left out   1 files: document or table",
@@ -473,4 +479,7 @@ def test_the_summary_counts_everything():
         "left out   1 files: DICOM, but no radiograph: a report",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
-    assert len(summarize(RESULT.slice(3, 1), 0.5)) == 1
+    of_earlier = AT_03.model_copy(update={"fracture_threshold": None})
+    assert summarize(RESULT.slice(3, 1), of_earlier)[1:] == [
+        "outcome    1 fracture, 0 doubt, 0 none; the bundle is of an earlier version, without doubt"
+    ]

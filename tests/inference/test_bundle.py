@@ -141,6 +141,8 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("input.pixel_std", float("nan"), "at 'input.pixel_std'"),
         ("input.pixel_mean", -1e300, "at 'input.pixel_mean'"),
         ("operating_point.threshold", float("nan"), "operating_point.threshold is nan, not in 0 to 1"),
+        ("operating_point.fracture_threshold", 0.39, "fracture_threshold is 0.39, not from the threshold to 1"),
+        ("operating_point.fracture_threshold", 1.5, "fracture_threshold is 1.5, not from the threshold to 1"),
         ("metrics", {"val": {}}, "metrics.test.image has no AUC"),
         ("metrics.test.image", {"unit": "image"}, "at 'metrics.test.image.count': Field required"),
         ("caveats", ["a\x1b[2Jb"], "at 'caveats.0': String should match pattern"),

@@ -58,6 +58,9 @@ def test_a_run_is_finished_once_it_has_its_bundle_also_after_a_kill(
     bundle = read_bundle(run / "bundle")
     assert evaluations["test"]["image"].count == dataset.rows("test")
     assert bundle.evaluations["test"]["image"].count == dataset.rows("test")
+    point, outcomes = bundle.operating_point, bundle.evaluations["test"]["radiograph"].outcomes
+    assert point.fracture_threshold >= point.threshold
+    assert sum(sum(counts.values()) for counts in outcomes.counts.values()) == 12, "radiographs"
     assert bundle.caveats == tuple(list_caveats(dataset.manifest))
     assert bundle.caveats[0].startswith("SYNTHETIC: generated sample radiographs")
     assert len(bundle.map_similarity) == 5

@@ -1,0 +1,66 @@
+"""The three outcomes of an image, a radiograph or a study: fracture, doubt and none.
+
+They come of two thresholds, so that a person looks at what the model is not sure of. What is unlike the training images
+is in doubt, whatever its probability.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fracture.evaluation.metrics import Outcomes
+from fracture.evaluation.operating_point import OperatingPoint
+from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
+
+FRACTURED, DOUBT, NONE = OUTCOMES = ("fracture", "doubt", "none")  # the one that needs a look most comes first
+
+
+def name_outcomes(probabilities: np.ndarray, operating_point: OperatingPoint, is_unlike: np.ndarray) -> np.ndarray:
+    """Return the outcomes, [N] str, of calibrated probabilities.
+
+    Args:
+        is_unlike: [N] bool, true where an image is unlike the training images.
+    """
+    surely = operating_point.fracture_threshold
+    surely = operating_point.threshold if surely is None else surely
+    called = np.where(probabilities >= operating_point.threshold, DOUBT, NONE)
+    return np.where(is_unlike, DOUBT, np.where(probabilities >= surely, FRACTURED, called))
+
+
+def join_outcomes(
+    outcomes: Sequence[str], probability: float, operating_point: OperatingPoint, is_unlike: bool, rule: str
+) -> str:
+    """Return the outcome of a study from those of its images or radiographs.
+
+    By the rule "max" the study is a fracture if one of them is, else in doubt if one is. By "mean" the mean of the
+    probabilities decides, unless one of them is unlike the training images, which makes that mean doubtful.
+
+    Args:
+        probability: of the study, joined by the rule.
+        is_unlike: whether one of them is.
+    """
+    if rule == "max":
+        return min(outcomes, key=OUTCOMES.index)
+    return str(name_outcomes(np.array([probability]), operating_point, np.array([is_unlike]))[0])
+
+
+def count_outcomes(labels: np.ndarray, outcomes: np.ndarray, is_unlike: np.ndarray | None) -> Outcomes:
+    """Count the outcomes of each class.
+
+    Args:
+        labels: [N] of 0 and 1.
+        outcomes: [N] of `OUTCOMES`.
+        is_unlike: [N] bool; None where it is not known.
+    """
+    counts = {
+        CLASS_NAMES[label]: {name: int(((labels == label) & (outcomes == name)).sum()) for name in OUTCOMES}
+        for label in (FRACTURE, NORMAL)
+    }
+    (found, _, missed), (called, _, cleared) = (tuple(of_class.values()) for of_class in counts.values())
+    return Outcomes(
+        counts=counts,
+        doubt=float((outcomes == DOUBT).mean()),
+        sensitivity=found / (found + missed) if found + missed else None,
+        specificity=cleared / (cleared + called) if cleared + called else None,
+        unlike=None if is_unlike is None else float(is_unlike.mean()),
+    )

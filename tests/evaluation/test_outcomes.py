@@ -1,0 +1,78 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from fracture.evaluation.operating_point import OperatingPoint
+from fracture.evaluation.outcomes import count_outcomes, join_outcomes, name_outcomes
+from fracture.evaluation.report import Report, add_outcomes, evaluate_run, format_outcomes, write_report
+from fracture.storage import storage_path
+from tests.evaluation.test_report import SCORES
+
+POINT = OperatingPoint(temperature=1.0, offset=0.0, threshold=0.3, rule="given: 0.3", fracture_threshold=0.6)
+EARLIER = POINT.model_copy(update={"fracture_threshold": None})
+PROBABILITIES = np.array([0.29, 0.3, 0.59, 0.6, 0.9])
+ALIKE = np.zeros(5, bool)
+
+
+def test_between_the_thresholds_is_doubt():
+    assert name_outcomes(PROBABILITIES, POINT, ALIKE).tolist() == ["none", "doubt", "doubt", "fracture", "fracture"]
+    assert name_outcomes(PROBABILITIES, EARLIER, ALIKE).tolist() == ["none", *["fracture"] * 4]
+    equal = POINT.model_copy(update={"fracture_threshold": 0.3})
+    assert "doubt" not in name_outcomes(PROBABILITIES, equal, ALIKE)
+
+
+def test_what_is_unlike_is_in_doubt_whatever_its_probability():
+    assert name_outcomes(PROBABILITIES, EARLIER, ~ALIKE).tolist() == ["doubt"] * 5
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "probability", "unlike", "rule", "expected"),
+    [
+        (["none", "fracture", "doubt"], 0.9, True, "max", "fracture"),
+        (["none", "doubt"], 0.4, False, "max", "doubt"),
+        (["none", "none"], 0.1, False, "max", "none"),
+        (["none", "fracture"], 0.5, False, "mean", "doubt"),
+        (["none", "fracture"], 0.7, False, "mean", "fracture"),
+        (["none", "doubt"], 0.1, True, "mean", "doubt"),
+    ],
+)
+def test_a_study_has_the_most_serious_outcome_or_that_of_its_mean(
+    outcomes: list[str], probability: float, unlike: bool, rule: str, expected: str
+):
+    assert join_outcomes(outcomes, probability, POINT, unlike, rule) == expected
+
+
+def test_outcomes_are_counted_by_class():
+    labels = np.array([1, 1, 1, 1, 0, 0, 0])
+    outcomes = np.array(["fracture", "fracture", "none", "doubt", "none", "fracture", "doubt"])
+    found = count_outcomes(labels, outcomes, np.arange(7) == 3)
+    assert found.counts == {
+        "fracture": {"fracture": 2, "doubt": 1, "none": 1},
+        "normal": {"fracture": 1, "doubt": 1, "none": 1},
+    }
+    assert (found.sensitivity, found.specificity) == (pytest.approx(2 / 3), 0.5)
+    assert (found.doubt, found.unlike) == (pytest.approx(2 / 7), pytest.approx(1 / 7))
+    all_in_doubt = count_outcomes(labels, np.full(7, "doubt"), None)
+    assert (all_in_doubt.sensitivity, all_in_doubt.specificity, all_in_doubt.unlike) == (None, None, None)
+
+
+def test_the_report_shows_the_outcomes_of_each_class(dataset, tmp_path):
+    """Test has the normals .2 and .7, the mean of two images, and a fracture of .4; 5 and 7 are one study."""
+    data = dataset()
+    scores = SCORES.append_column("study_id", pa.array([None, None, 3, 3, None, None], pa.int64()))
+    evaluations = evaluate_run(scores, data, POINT.threshold)
+    assert format_outcomes(evaluations["test"]) == []
+    add_outcomes(evaluations, scores, POINT, "max")
+    test = {unit: metrics.outcomes.counts for unit, metrics in evaluations["test"].items()}
+    assert test["radiograph"]["fracture"] == {"fracture": 0, "doubt": 1, "none": 0}
+    assert test["radiograph"]["normal"] == {"fracture": 1, "doubt": 0, "none": 1}
+    assert test["image"]["normal"] == {"fracture": 2, "doubt": 0, "none": 1}
+    assert test["study"]["fracture"] == {"fracture": 0, "doubt": 1, "none": 0}
+    assert evaluations["val"]["radiograph"].outcomes.doubt == 0
+    assert format_outcomes(evaluations["test"]) == [
+        "outcome    2 studies: 50% in doubt; sensitivity undefined, specificity 0.000 among the others"
+    ]
+    write_report(storage_path(tmp_path), Report("x", data, POINT, evaluations, [], 0, {}, []), scores)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Fracture, doubt, none</h2>" in page
+    assert "fracture from\n0.600 on, and doubt between" in page
