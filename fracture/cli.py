@@ -798,12 +798,16 @@ def _evaluate(args: argparse.Namespace) -> None:
     Of several bundles, the calibrated probabilities and the thresholds are averaged; what any of them was trained on is
     left out. --flips averages each image with its mirror image.
 
+    The last lines are a verdict: usable there as it is, after adjusting, or not. The AUC per radiograph must be above
+    evaluation.usable_auc with its whole interval, the sensitivity above evaluation.min_sensitivity less 0.05.
+
     Of the settings, data.* (with --data), compute.* and recovery.* count. On a cluster, or with --set compute.gpu=true,
     workers score, compute.workers of them at most.
 
     Leaves in OUT: report.html and its plots, predictions.parquet, metrics.json, and shards if DIR was named.
     """
     from fracture.evaluation.report import format_own_test_comparison, format_results
+    from fracture.evaluation.verdict import format_verdict
     from fracture.workflows.evaluate import EvaluateArguments, evaluate
 
     result = evaluate(
@@ -831,7 +835,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     lines += format_results(result.evaluations)
     lines += [format_own_test_comparison(result.own, result.evaluations["test"])] if result.own else []
     lines += [f"boxes      {result.pointing.summary}"] if result.pointing else []
-    _print([*lines, *_caveat_lines(result.caveats), f"report     {result.page}"])
+    lines += [*_caveat_lines(result.caveats), *format_verdict(result.verdict), f"report     {result.page}"]
+    _print(lines)
 
 
 def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
@@ -865,9 +870,10 @@ def _predict(args: argparse.Namespace) -> None:
     The ending of FILE says CSV or Parquet. Its columns: path, below --data (of several --data the whole path; of shards
     their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id of DICOM
     files, which patients.studies.csv explains; probability of a fracture, calibrated; decision, fracture or normal;
-    outcome, fracture, doubt or none; seen, whether the model was trained or validated on the file, or on images of its
-    patient or study; error, why a file is left out or cannot be read, in which case the other columns are empty. Rows
-    are sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
+    outcome, fracture, doubt or none; unlike, whether the image is unlike the training images, which makes the outcome
+    doubt, and distance, how far it is, 1 at the limit; seen, whether the model was trained or validated on the file, or
+    on images of its patient or study; error, why a file is left out or cannot be read, in which case the other columns
+    are empty. Rows are sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.answer import AnswerArguments

@@ -332,6 +332,13 @@ class EvaluationConfig(Section, changes_recipe=True):
         "that it is `doubt`.",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="The threshold, for the rule `given`.")
+    usable_auc: float = Field(
+        0.8,
+        ge=0.5,
+        lt=1,
+        description="AUC per radiograph above which the whole interval must lie for `fracture evaluate` to call the "
+        "model usable on other radiographs.",
+    )
     study_probability: Literal["max", "mean"] = Field(
         "max", description="A study's probability: the largest of its radiographs', or their mean."
     )

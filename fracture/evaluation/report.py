@@ -30,6 +30,7 @@ from fracture.evaluation.plots import (
     plot_reliability,
     plot_roc,
 )
+from fracture.evaluation.verdict import Verdict
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
 from fracture.storage import StoragePath
@@ -147,19 +148,25 @@ def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str)
     labels, probabilities, radiograph_ids = (
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id")
     )
-    first, (means,) = average_by_radiograph(labels, radiograph_ids, probabilities)
+    distances = scores["distance"].to_numpy() if "distance" in scores.column_names else np.full(len(labels), np.nan)
+    is_known = bool(len(labels)) and not np.isnan(distances).any()
+    first, (means, mean_distances) = average_by_radiograph(labels, radiograph_ids, probabilities, distances)
+    is_unlike = mean_distances > 1  # false where it is not known
     found = {}
-    for unit, truth, values in (("image", labels, probabilities), ("radiograph", labels[first], means)):
-        is_unlike = np.zeros(len(values), bool)
-        outcomes = name_outcomes(values, operating_point, is_unlike)
-        found[unit] = count_outcomes(truth, outcomes, None)
+    for unit, truth, values, unlike in (
+        ("image", labels, probabilities, distances > 1),
+        ("radiograph", labels[first], means, is_unlike),
+    ):
+        outcomes = name_outcomes(values, operating_point, unlike)
+        found[unit] = count_outcomes(truth, outcomes, unlike if is_known else None)
     studies = _number_studies(scores, first)
     _, of_study, (joined,) = join_studies(labels[first], studies, rule, means)
+    unlike = np.array([is_unlike[studies == number].any() for number in range(len(joined))])
     by_study = [
-        join_outcomes(outcomes[studies == number], joined[number], operating_point, False, rule)
+        join_outcomes(outcomes[studies == number], joined[number], operating_point, bool(unlike[number]), rule)
         for number in range(len(joined))
     ]
-    return found | {"study": count_outcomes(of_study, np.array(by_study), None)}
+    return found | {"study": count_outcomes(of_study, np.array(by_study), unlike if is_known else None)}
 
 
 def _split_by_trait(test: pa.Table, dataset: Dataset) -> Iterator[tuple[str, pa.Table]]:
@@ -188,6 +195,7 @@ class Report:
     study_probability: str = "max"  # as the setting
     models: int = 1  # number of models whose probabilities were averaged
     gallery: Gallery | None = None  # of test radiographs
+    verdict: Verdict | None = None  # whether the model can be used on this dataset, if it is another
 
 
 def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:
@@ -312,13 +320,16 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 
 def format_outcomes(test: Evaluation) -> list[str]:
-    """Return the line about the outcomes of studies, or of radiographs where studies are not known."""
+    """Return the lines about the outcomes of studies, or of radiographs where studies are not known."""
     m = test.get("study", test["radiograph"])
     if m.outcomes is None:
         return []
     rates = {"sensitivity": m.outcomes.sensitivity, "specificity": m.outcomes.specificity}
     listed = ", ".join(f"{name} {'undefined' if rate is None else f'{rate:.3f}'}" for name, rate in rates.items())
-    return [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
+    lines = [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
+    if m.outcomes.unlike is not None:
+        lines.append(f"unlike     {m.outcomes.unlike:.1%} of {m.counted}: unlike the training images, so in doubt")
+    return lines
 
 
 def format_matched(metrics: Metrics) -> list[str]:

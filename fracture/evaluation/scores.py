@@ -32,6 +32,7 @@ _SCHEMA = pa.schema(
         pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("label", pa.uint8()),
         pa.field("probability", pa.float32()),  # of a fracture
+        pa.field("distance", pa.float32()),  # from the training images, 1 at the limit; null where not measured
     ]
 )
 
@@ -43,7 +44,7 @@ class Ensemble:
         self._models, self._flips = models, flips
 
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
-        """Return probabilities [N, 1] of images [N, H, W, 1]."""
+        """Return the mean of what the models give for images [N, H, W, 1]: [N, 1], or [N, 2] with distances."""
         views = [images, images[:, :, ::-1]] if self._flips else [images]
         return np.mean([model.predict_on_batch(view) for model in self._models for view in views], axis=0)
 
@@ -74,11 +75,16 @@ def block_rows(side: int) -> int:
 
 def score(model: Any, images: np.ndarray) -> np.ndarray:
     """Return the probabilities, [N] float32, of images [N, H, W, 1] uint8."""
+    return run_in_batches(model, images)[:, 0].astype(np.float32)
+
+
+def run_in_batches(model: Any, images: np.ndarray) -> np.ndarray:
+    """Return what a model makes of images [N, H, W, 1]: [N, ...]."""
     count, size = len(images), batch_size(images.shape[1])
     # Every batch is full, since TensorFlow would compile the model again for another size.
     full = np.concatenate([images, np.zeros_like(images, shape=(-count % size, *images.shape[1:]))])
     parts = [model.predict_on_batch(full[i : i + size]) for i in range(0, len(full), size)]
-    return np.concatenate(parts)[:count, 0].astype(np.float32)
+    return np.concatenate(parts)[:count]
 
 
 def score_blocks(
@@ -113,17 +119,30 @@ def score_range(
     """Score the rows [start, stop) of a split.
 
     Args:
-        model: Keras model from images [N, H, W, 1] uint8 to probabilities [N, 1].
+        model: Keras model from images [N, H, W, 1] uint8 to probabilities [N, 1], or to [N, 2] with distances.
         only: [rows] bool, of all rows of the split, the ones to score.
 
     Returns:
-        A table of row, split, source, origin, radiograph_id, group_id, study_id, label and probability, in row order.
+        A table of row, split, source, origin, radiograph_id, group_id, study_id, label, probability and distance, in
+        row order.
     """
     numbers = np.arange(start, stop) if only is None else start + np.flatnonzero(only[start:stop])
     if not len(numbers):
         return _SCHEMA.empty_table()
     block = dataset.read(split, start, stop)
     block = block if only is None else block.take(numbers - start)
+    return tabulate_scores(block, split, numbers, run_in_batches(model, images_of(block, dataset.image_size)))
+
+
+def tabulate_scores(block: pa.Table, split: str, numbers: np.ndarray, values: np.ndarray) -> pa.Table:
+    """Return the table that `score_range` describes.
+
+    Args:
+        block: rows of a dataset.
+        numbers: [N], of the rows within the split.
+        values: [N, 1] probabilities, or [N, 2] with distances.
+    """
+    distances = values[:, 1] if values.shape[1] > 1 else np.full(len(values), np.nan)
     columns = [
         pa.array(numbers),
         pa.array([split] * len(numbers)),
@@ -133,7 +152,8 @@ def score_range(
         block["group_id"].combine_chunks(),
         block["study_id"].combine_chunks(),
         block["label"].combine_chunks(),
-        pa.array(score(model, images_of(block, dataset.image_size))),
+        pa.array(values[:, 0], pa.float32()),
+        pa.array(distances, pa.float32(), from_pandas=True),  # not a number becomes null
     ]
     return pa.Table.from_arrays(columns, schema=_SCHEMA)
 

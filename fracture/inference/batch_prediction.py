@@ -27,7 +27,7 @@ from fracture.errors import RunError, UsageError
 from fracture.evaluation.devices import limit_devices
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.outcomes import OUTCOMES, join_outcomes, name_outcomes
-from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, score
+from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, run_in_batches
 from fracture.inference.bundle import Bundle, list_marks
 from fracture.labels import CLASS_NAMES, FRACTURE
 from fracture.preparation.decoding.decode import Rejected, check_file_size, decode, is_blank
@@ -48,6 +48,10 @@ RESULTS = pa.schema(
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
         pa.field("outcome", pa.string()),  # fracture, doubt or none, by both thresholds; null if there is an error
+        # Whether it is unlike the training images, and its distance from them, 1 at the limit; null if there is an
+        # error, and where the bundle has no feature space.
+        pa.field("unlike", pa.bool_()),
+        pa.field("distance", pa.float32()),
         # Whether training or validation had the file, its pixels, or its patient or study, as far as known; null if
         # there is an error.
         pa.field("seen", pa.bool_()),
@@ -65,6 +69,9 @@ STUDIES = pa.schema(
         pa.field("probability", pa.float32()),  # null if no image can be read
         pa.field("decision", pa.string()),
         pa.field("outcome", pa.string()),  # see `join_outcomes`
+        pa.field(
+            "unlike", pa.bool_()
+        ),  # whether one of the images is; null if no image can be read, or it is not known
         pa.field("seen", pa.bool_()),  # whether one of the images was; null if no image can be read
         pa.field("error", pa.string()),  # why no image can be read, or there is none; else null
     ]
@@ -479,16 +486,17 @@ class _Scorer:
     def _model(self) -> Any:
         # Loaded with the first block and not in the constructor, which Ray would retry forever if it failed.
         limit_devices(1 if self._reader else None, gpu=not self._reader)  # on CPUs, one process per core
-        return self._bundle.build_model()
+        return self._bundle.build_measured_network()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         images = self._reader(table) if self._reader else table
         readable = images["image"].is_valid()
-        probabilities = np.empty(len(images), np.float32)
+        values = np.full((len(images), 2), np.nan, np.float32)
         if pc.any(readable).as_py():
             pixels = images_of(images.filter(readable), self._bundle.image_size)
-            probabilities[readable.to_numpy()] = score(self._model, pixels)
-        operating_point, is_unlike = self._bundle.operating_point, np.zeros(len(images), bool)
+            values[readable.to_numpy()] = run_in_batches(self._model, pixels)
+        (probabilities, distances), operating_point = values.T, self._bundle.operating_point
+        is_unlike = distances > 1  # false where there is no distance
         fractured = probabilities >= operating_point.threshold  # in float32, as evaluation compares
         outcomes = name_outcomes(probabilities, operating_point, is_unlike)
         decisions = [CLASS_NAMES[FRACTURE if called else 1 - FRACTURE] for called in fractured]
@@ -499,6 +507,8 @@ class _Scorer:
             "probability": pa.array(probabilities, pa.float32(), mask=missing),
             "decision": pa.array(decisions, pa.string(), mask=missing),
             "outcome": pa.array(outcomes.tolist(), pa.string(), mask=missing),
+            "unlike": pa.array(is_unlike, mask=np.isnan(distances)),
+            "distance": pa.array(distances, pa.float32(), mask=np.isnan(distances)),
             "marks": images["marks"],
             "error": images["error"],
         }
@@ -540,12 +550,13 @@ def join_study(rows: list[dict[str, Any]], operating_point: OperatingPoint, rule
         return joined | {"path": first["path"], "error": first["error"]}
     values = np.array([row["probability"] for row in readable], np.float32)
     probability = values.max() if rule == "max" else values.mean()
-    outcomes = [row["outcome"] for row in readable]
+    outcomes, unlike = [row["outcome"] for row in readable], [row["unlike"] for row in readable]
     return joined | {
         "path": readable[int(values.argmax())]["path"],
         "probability": float(probability),
         "decision": CLASS_NAMES[FRACTURE if probability >= operating_point.threshold else 1 - FRACTURE],
-        "outcome": join_outcomes(outcomes, probability, operating_point, False, rule),
+        "outcome": join_outcomes(outcomes, probability, operating_point, bool(any(unlike)), rule),
+        "unlike": None if None in unlike else any(unlike),
         "seen": any(row["seen"] for row in readable),
     }
 
@@ -597,6 +608,13 @@ def summarize(results: pa.Table, operating_point: OperatingPoint) -> list[str]:
     surely = operating_point.fracture_threshold
     why = "the bundle is of an earlier version, without doubt" if surely is None else f"no doubt from {surely:.3g} on"
     lines.append(f"outcome    {counts}; {why}")
+    known = results["unlike"].drop_null()
+    if len(known):
+        unlike = pc.sum(known).as_py()
+        lines.append(
+            f"unlike     {unlike:,} of {len(known):,} images ({unlike / len(known):.1%}) are unlike the training "
+            "images, and in doubt; of new ones of the same kind about 1% are"
+        )
     if seen := pc.sum(results["seen"]).as_py():
         lines.append(
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "

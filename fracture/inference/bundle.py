@@ -9,8 +9,8 @@ programs only. This program reads a bundle's numbers and settings alone, checks 
 import hashlib
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,13 +18,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 from pydantic_core import from_json, to_json
 
 from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config, rename_settings
 from fracture.dataset.format import Dataset
 from fracture.errors import UsageError
+from fracture.evaluation.feature_space import MOST_COMPONENTS, FeatureSpace, MeasuredNetwork, array_shapes
 from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import CLASS_NAMES
@@ -34,6 +35,7 @@ FORMAT_VERSION = 8
 _READ_TOO = (6, 7)  # 6 was of Keras 2: the names of its weights differ; both have other names for two settings
 CARD = "bundle.json"
 WEIGHTS = "weights.safetensors"
+FEATURES = "features.safetensors"
 TRAINED_ON = "trained_on.parquet"
 IMAGES = {
     "range": [0, 255],
@@ -49,6 +51,7 @@ _IDS = (  # since schema version 5 of datasets
 _ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f]*$"  # for a screen, of a bundle that may come from anyone
 _HIDDEN = 64  # letters of an HMAC
 _MAX_CARD_BYTES = 2**24  # a usual bundle.json has some 20,000
+_MAX_FEATURES = 2**16  # of a network; the widest has 2,048 a scale
 _MAX_WEIGHTS_BYTES = 2**32  # a billion weights; the reference network has 27 million
 _ADVICE = "Fetch the bundle again from where it was trained, or train again."
 
@@ -107,6 +110,8 @@ def write_bundle(
     initial: "Bundle | None" = None,
     caveats: Sequence[str] = (),
     map_similarity: Sequence[float] = (),
+    space: FeatureSpace | None = None,
+    properties: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Add `bundle.json` to an exported model, and the hashes of the files that it was trained on.
 
@@ -115,7 +120,11 @@ def write_bundle(
         initial: the bundle that the training started from; the model was trained on its files, too.
         caveats: what every report on the dataset has to say.
         map_similarity: of Grad-CAM maps to those of networks with random weights; none where it was not measured.
+        space: of the model's features; None where training has too few images.
+        properties: of the training images, see `summarise_properties`.
     """
+    if space is not None:
+        _write_arrays(bundle / FEATURES, space.arrays())
     manifest = dataset.manifest
     content = {
         "format_version": FORMAT_VERSION,
@@ -132,6 +141,8 @@ def write_bundle(
         "metrics": as_json(evaluations),
         "caveats": list(caveats),
         "map_similarity": list(map_similarity),
+        "features": space and {"components": len(space.components), "width": len(space.mean)},
+        "properties": properties or {},
         "dataset": {
             "fingerprint": manifest.fingerprint,
             "counts": manifest.counts,
@@ -164,6 +175,13 @@ class _Input(BaseModel):
     pixel_std: float = Field(ge=0, le=255)
 
 
+class FeatureShape(BaseModel):
+    """The shape of a bundle's feature space."""
+
+    components: int = Field(ge=1, le=MOST_COMPONENTS)
+    width: int = Field(ge=1, le=_MAX_FEATURES)
+
+
 class _Card(BaseModel):
     """The part of `bundle.json` that this program reads."""
 
@@ -174,6 +192,8 @@ class _Card(BaseModel):
     config: Config
     caveats: tuple[Annotated[str, Field(pattern=_ONE_LINE)], ...] = ()  # younger than the format, as what follows
     map_similarity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
+    features: FeatureShape | None = None
+    properties: dict[Annotated[str, Field(pattern=_ONE_LINE)], tuple[FiniteFloat, FiniteFloat, FiniteFloat]] = {}
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_Card":
@@ -204,6 +224,9 @@ class Bundle:
     evaluations: dict[str, Evaluation]
     caveats: tuple[str, ...]  # what every report on the dataset that it was trained on has to say
     map_similarity: tuple[float, ...]  # of its Grad-CAM maps to those of random networks; none: not measured
+    features: FeatureShape | None = None  # of its feature space; None where there is none, as in earlier versions
+    # Property -> its 5th, 50th and 95th percentile over the training images; none in earlier versions.
+    properties: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
 
     @property
     def image_size(self) -> int:
@@ -240,6 +263,39 @@ class Bundle:
         """
         return build_final_model(self.config, self.pixel_mean, self.pixel_std, self.load_weights())
 
+    def build_measured_network(self) -> MeasuredNetwork:
+        """Build the model that gives distances from the training images, too.
+
+        Raises:
+            UsageError: see `load_weights` and `load_feature_space`.
+        """
+        from fracture.models import add_features
+
+        network, space = add_features(self.build_model()), self.load_feature_space()
+        width = network.output_shape[1][-1]
+        if self.features and self.features.width != width:
+            raise UsageError(
+                f"{self.folder / CARD} is damaged at 'features.width': {self.features.width}, and the network has "
+                f"{width} features. {_ADVICE}"
+            )
+        return MeasuredNetwork(network, space)
+
+    def load_feature_space(self) -> FeatureSpace | None:
+        """Return the feature space; None where the bundle has none.
+
+        Raises:
+            UsageError: `features.safetensors` is missing or damaged, or not as `bundle.json` describes it.
+        """
+        if self.features is None:
+            return None
+        shapes = array_shapes(self.features.components, self.features.width)
+        arrays = _read_arrays(self.folder / FEATURES, shapes)
+        space = FeatureSpace(**dict(zip(shapes, arrays, strict=True)))
+        positive = (space.deviation, space.variances, space.scale)
+        if not all(np.isfinite(array).all() for array in arrays) or any((array <= 0).any() for array in positive):
+            raise UsageError(f"{self.folder / FEATURES} holds numbers that no training gives. {_ADVICE}")
+        return space
+
     def hash_weights(self) -> str:
         """Return the SHA-256 of the weights, in hexadecimal, which tells this model from others."""
         return (self.folder / WEIGHTS).hash_bytes()
@@ -252,13 +308,24 @@ class Bundle:
         """
         from fracture.models import weight_shapes
 
-        shapes = weight_shapes(self.config)
-        expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
-        file = self.folder / WEIGHTS
-        if not file.is_file():
-            raise UsageError(f"{file} is missing. {_ADVICE}")
-        most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
-        return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE, rename_weight)
+        return _read_arrays(self.folder / WEIGHTS, weight_shapes(self.config), rename_weight)
+
+
+def _write_arrays(file: StoragePath, arrays: Mapping[str, np.ndarray]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        save_arrays(Path(folder, "arrays"), arrays)
+        file.write_bytes(Path(folder, "arrays").read_bytes())
+
+
+def _read_arrays(
+    file: StoragePath, shapes: Mapping[str, tuple[int, ...]], rename: Callable[[str], str] = lambda name: name
+) -> list[np.ndarray]:
+    """Return the float32 arrays of a file in the order of `shapes`; see `load_arrays`."""
+    expected = [Expected(name, shape, np.dtype(np.float32)) for name, shape in shapes.items()]
+    if not file.is_file():
+        raise UsageError(f"{file} is missing. {_ADVICE}")
+    most = min(limit_bytes(expected), _MAX_WEIGHTS_BYTES)
+    return load_arrays(file.read_bytes(most=most), expected, file, _ADVICE, rename)
 
 
 def _read_marks(dataset: Dataset) -> Iterator[tuple[int, list[bytes]]]:
@@ -361,4 +428,6 @@ def read_bundle(folder: StoragePath) -> Bundle:
         evaluations=card.metrics,
         caveats=card.caveats,
         map_similarity=card.map_similarity,
+        features=card.features,
+        properties=card.properties,
     )

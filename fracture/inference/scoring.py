@@ -166,7 +166,7 @@ class _PartScorer:
     def _model(self) -> Any:
         if self._compute:
             limit_devices(self._compute.cpus_per_worker, gpu=self._compute.gpu)
-        return Ensemble([bundle.build_model() for bundle in self._bundles], self._flips)
+        return Ensemble([bundle.build_measured_network() for bundle in self._bundles], self._flips)
 
     def load(self) -> None:
         """Build the model; not in the constructor, whose errors Ray gives another form."""

@@ -50,6 +50,25 @@ def build_model(
     return import_module(f"fracture.models.{MODELS[config.model.name]}").build(config, pixel_mean, pixel_std, step)
 
 
+def add_features(model: keras.Model) -> keras.Model:
+    """Return the network with two outputs: probabilities [N, 1], and its features [N, F], see `cut_at_features`."""
+    return keras.Model(model.inputs, [model.outputs[0], cut_at_features(model).outputs[0]])
+
+
+def cut_at_features(model: keras.Model) -> keras.Model:
+    """Return the part of the network from images to features [N, F], which its head takes.
+
+    A CNN with the head `flatten` does not pool; its features are the average of each channel.
+    """
+    from fracture.models.cnn import FEATURES, FLAT
+
+    if any(layer.name == FEATURES for layer in model.layers):
+        features = model.get_layer(FEATURES).output
+    else:
+        features = keras.layers.GlobalAveragePooling2D(name=FEATURES)(model.get_layer(FLAT).input)
+    return keras.Model(model.inputs, features)
+
+
 def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each weight in the model's order, without memory for their values."""
     with tf.variable_creator_scope(_create_uninitialized):

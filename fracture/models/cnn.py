@@ -9,6 +9,9 @@ from fracture.config import Config
 
 layers = keras.layers
 
+FLAT = "flatten"  # name of that layer in a CNN with the head `flatten`: [N, H * W * F]
+FEATURES = "features"  # name of the layer between the convolutions and the head: [N, F]
+
 
 class KeyedDropout(layers.Layer):
     """Dropout whose mask follows from (seed, step, replica) alone; where XLA compiles it, the mask is another one.
@@ -64,7 +67,7 @@ def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[]
     """Build the network; see `build_model`."""
     model = config.model
     images, x = blocks(config, pixel_mean, pixel_std, step)
-    x = layers.Flatten(name="flatten")(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Flatten(name=FLAT)(x) if model.head == "flatten" else layers.GlobalAveragePooling2D(name=FEATURES)(x)
     for number, units in enumerate(model.dense, start=1):
         x = layers.Dense(units, activation="relu", name=f"dense{number}")(x)
         x = dropout(x, config, step, number)

@@ -8,13 +8,13 @@ import numpy as np
 import tensorflow as tf
 
 from fracture.config import Config
-from fracture.models.cnn import blocks, dropout, probability
+from fracture.models.cnn import FEATURES, blocks, dropout, probability
 
 
 def build(config: Config, pixel_mean: float, pixel_std: float, step: Callable[[], tf.Tensor] | None) -> keras.Model:
     """Build the CNN's blocks, pooled, with a circuit in place of dense layers; see `build_model`."""
     images, x = blocks(config, pixel_mean, pixel_std, step)
-    x = dropout(keras.layers.GlobalAveragePooling2D(name="pool")(x), config, step)
+    x = dropout(keras.layers.GlobalAveragePooling2D(name=FEATURES)(x), config, step)
     return keras.Model(images, probability(circuit(x, config)), name="qnn")
 
 

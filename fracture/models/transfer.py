@@ -9,13 +9,11 @@ import keras
 import tensorflow as tf
 
 from fracture.config import Config
-from fracture.models.cnn import dropout, image_input, probability
+from fracture.models.cnn import FEATURES, dropout, image_input, probability
 from fracture.models.convnext import convnext
 from fracture.models.quantum import circuit
 
 layers = keras.layers
-
-FEATURES = "features"  # name of the layer between backbone and head
 
 _IMAGENET_SIDE = 224  # pixels, of the images that the weights were trained on
 _MINUS_ONE_TO_ONE = (1 / 127.5, [-1.0] * 3)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fracture.evaluation.metrics import Evaluation
     from fracture.evaluation.operating_point import OperatingPoint
     from fracture.evaluation.pointing import PointingGame
+    from fracture.evaluation.verdict import Verdict
     from fracture.inference.bundle import Bundle
 
 
@@ -67,6 +68,7 @@ class EvaluateResult:
     left_out: int  # images that a model was trained on, or that share a radiograph or patient with one
     caveats: list[str]
     pointing: PointingGame | None  # where a single model was scored, and enough fractures have boxes
+    verdict: Verdict
     page: StoragePath  # report.html
 
 
@@ -84,6 +86,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     from fracture.evaluation.report import Report as EvaluationReport
     from fracture.evaluation.report import add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import write_predictions
+    from fracture.evaluation.verdict import describe_differences, judge, summarise_properties
     from fracture.inference.bundle import read_bundle, versions
     from fracture.inference.scoring import score_rows
 
@@ -104,6 +107,9 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     study_probability = bundles[0].config.evaluation.study_probability
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
     add_outcomes(evaluations, scores, operating_point, study_probability)
+    training = bundles[0].properties if len(bundles) == 1 else {}  # several may have been trained on different images
+    differences = describe_differences(summarise_properties(dataset, scores), training)
+    verdict = judge(evaluations["test"], bundles[0].config.evaluation, differences)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
     own, gallery = None, None
@@ -123,15 +129,16 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         study_probability=study_probability,
         models=len(bundles),
         gallery=gallery,
+        verdict=verdict,
     )
     write_report(out, content, scores)
     write_predictions(out, scores)
     pointing = gallery.pointing if gallery else None
-    figures = as_json(evaluations) | ({"pointing_game": pointing.model_dump()} if pointing else {})
-    (out / "metrics.json").write_json(figures)
+    figures = as_json(evaluations) | {"verdict": verdict.model_dump()}
+    (out / "metrics.json").write_json(figures | ({"pointing_game": pointing.model_dump()} if pointing else {}))
     left_out = int((~is_new).sum())
     page = out / "report.html"
-    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, pointing, page)
+    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, pointing, verdict, page)
 
 
 def _title(arguments: EvaluateArguments) -> str:
@@ -161,9 +168,15 @@ def prepare_test_data(
     if arguments.data:
         needed = {"data.image_size": image_size, "data.split": "test", "data.folds": 0}
         config = with_settings(arguments.config, needed)
-        source = find_radiographs(
-            arguments.data, arguments.labels, config, patient_key(arguments.key_file, out.parent), report
-        )
+        try:
+            source = find_radiographs(
+                arguments.data, arguments.labels, config, patient_key(arguments.key_file, out.parent), report
+            )
+        except UsageError as error:
+            if arguments.labels or not all(storage_path(folder).is_dir() for folder in arguments.data):
+                raise
+            hint = "If there are no labels, fracture predict says how many images are unlike the training images."
+            raise UsageError(f"{error} {hint}") from None
         dataset = prepare_dataset(source, out / "shards", config, lambda: start_ray(arguments.verbose), report)
     else:
         dataset = read_dataset(storage_path(arguments.shards))

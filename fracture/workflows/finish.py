@@ -35,11 +35,14 @@ def finish_run(
         RunError: scores are missing, the disk is full, or the store fails.
     """
     from fracture.evaluation.devices import hide_gpus
+    from fracture.evaluation.feature_space import compute_training_features, fit_feature_space
     from fracture.evaluation.gallery import make_gallery, write_gallery
     from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report, add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import calibrate_scores, gather_scores, read_scores
+    from fracture.evaluation.verdict import summarise_properties
     from fracture.inference.bundle import build_final_model, export_model, versions, write_bundle
+    from fracture.models import cut_at_features
 
     workers, bundle = outcome.workers, run / "bundle"
     operating_point = choose_operating_point(read_scores(run, dataset, "val", workers), config.evaluation)
@@ -47,6 +50,7 @@ def finish_run(
     weights = read_state(run / BEST).best_weights
     model = build_final_model(config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std, weights)
     export_model(model, operating_point, bundle)  # and from here on the model's probabilities are calibrated
+    space = fit_feature_space(*compute_training_features(cut_at_features(model), dataset))
     test = calibrate_scores(read_scores(run, dataset, "test", workers), operating_point)
     gallery = make_gallery(model, test, dataset, operating_point.threshold)
     write_gallery(run, gallery)
@@ -78,7 +82,19 @@ def finish_run(
         gallery=gallery,
     )
     write_report(run / "report", report, scores)
-    write_bundle(bundle, config, dataset, training, operating_point, evaluations, initial, caveats, gallery.similarity)
+    write_bundle(
+        bundle,
+        config,
+        dataset,
+        training,
+        operating_point,
+        evaluations,
+        initial,
+        caveats,
+        gallery.similarity,
+        space,
+        summarise_properties(dataset, dataset.read_columns("train", ["source", "radiograph_id"])),
+    )
     for temporary in (BEST, BACKBONE):  # all of it is in the bundle
         (run / temporary).delete()
     return evaluations

@@ -49,14 +49,14 @@ from tests.conftest import ROOT, without_rights_to
 ROWS = [
     dict(zip(RESULTS.names, values, strict=True))
     for values in (
-        ("a.png", 7, np.float32(0.1), "normal", "none", True, None),
-        ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", "doubt", True, None),
-        ("=cmd.png", 7, None, None, None, None, "damaged: broken data, line 3"),
-        ("ü.png", None, np.float32(0.99999994), "fracture", "fracture", False, None),
-        ("z.txt", None, None, None, None, None, "left out: document or table"),
-        ("y.png", None, None, None, None, None, "not an image"),
-        ("ct", 9, None, None, None, None, "left out: DICOM, but no radiograph: CT"),
-        ("report", 7, None, None, None, None, "left out: DICOM, but no radiograph: a report"),
+        ("a.png", 7, np.float32(0.1), "normal", "none", False, np.float32(0.5), True, None),
+        ('b, "c"\n.png', 7, np.float32(1 / 3), "normal", "doubt", True, np.float32(1.25), True, None),
+        ("=cmd.png", 7, None, None, None, None, None, None, "damaged: broken data, line 3"),
+        ("ü.png", None, np.float32(0.99999994), "fracture", "fracture", False, np.float32(0.75), False, None),
+        ("z.txt", None, None, None, None, None, None, None, "left out: document or table"),
+        ("y.png", None, None, None, None, None, None, None, "not an image"),
+        ("ct", 9, None, None, None, None, None, None, "left out: DICOM, but no radiograph: CT"),
+        ("report", 7, None, None, None, None, None, None, "left out: DICOM, but no radiograph: a report"),
     )
 ]
 RESULT = pa.Table.from_pylist(ROWS, schema=RESULTS)
@@ -444,11 +444,12 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
         "probability": pytest.approx(1 / 3),
         "decision": "fracture",
         "outcome": "doubt",
+        "unlike": True,
         "seen": True,
         "error": None,
     }, "a report is no image of it"
     assert (second["path"], second["images"], second["decision"]) == ("ü.png", 1, "fracture")
-    nothing = dict.fromkeys(["probability", "decision", "outcome", "seen"])
+    nothing = dict.fromkeys(["probability", "decision", "outcome", "unlike", "seen"])
     counts = {"images": 1, "unreadable": 1}
     assert unread == {"study_id": None, "path": "y.png", **counts, **nothing, "error": "not an image"}
     counts = {"images": 0, "unreadable": 0}
@@ -456,7 +457,7 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
     assert of_ct == {"study_id": 9, "path": "ct", **counts, **nothing, "error": why}, "a study without a radiograph"
     mean = join_by_study(RESULT, AT_03, "mean").to_pylist()[0]
     assert (mean["probability"], mean["decision"]) == (pytest.approx((0.1 + 1 / 3) / 2), "normal")
-    assert mean["outcome"] == "none", "by the mean"
+    assert (mean["outcome"], mean["unlike"]) == ("doubt", True), "an image is unlike, so the mean is doubtful"
 
 
 def test_studies_that_nothing_names_are_not_joined():
@@ -472,6 +473,8 @@ def test_the_summary_counts_everything():
     assert summarize(RESULT, AT_03) == [
         "called     1 fracture, 2 normal; a fracture from a probability of 0.3 on",
         "outcome    1 fracture, 1 doubt, 1 none; no doubt from 0.5 on",
+        "unlike     1 of 3 images (33.3%) are unlike the training images, and in doubt; of new ones of the same kind "
+        "about 1% are",
         "seen       2 files: the model was trained or validated on them, or on images of their patient or study; how "
         "it does on these says nothing about new ones",
         "left out   1 files: document or table",
@@ -480,6 +483,7 @@ def test_the_summary_counts_everything():
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
     of_earlier = AT_03.model_copy(update={"fracture_threshold": None})
-    assert summarize(RESULT.slice(3, 1), of_earlier)[1:] == [
+    unmeasured = pa.Table.from_pylist([ROWS[3] | {"unlike": None, "distance": None}], schema=RESULTS)
+    assert summarize(unmeasured, of_earlier)[1:] == [
         "outcome    1 fracture, 0 doubt, 0 none; the bundle is of an earlier version, without doubt"
     ]

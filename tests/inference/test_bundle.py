@@ -19,10 +19,19 @@ from fracture.cli import main
 from fracture.config import load_config
 from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
+from fracture.evaluation.feature_space import FeatureSpace
 from fracture.evaluation.metrics import compute_metrics
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.inference.bundle import WEIGHTS, export_model, is_bundle, read_bundle, rename_weight, write_bundle
-from fracture.models import build_model
+from fracture.inference.bundle import (
+    FEATURES,
+    WEIGHTS,
+    export_model,
+    is_bundle,
+    read_bundle,
+    rename_weight,
+    write_bundle,
+)
+from fracture.models import build_model, cut_at_features
 from fracture.storage import storage_path
 from tests.conftest import TINY, quick_bundle, write_shards
 
@@ -146,6 +155,11 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("metrics", {"val": {}}, "metrics.test.image has no AUC"),
         ("metrics.test.image", {"unit": "image"}, "at 'metrics.test.image.count': Field required"),
         ("caveats", ["a\x1b[2Jb"], "at 'caveats.0': String should match pattern"),
+        ("features", {"components": 65, "width": 8}, "at 'features.components': Input should be less than or equal"),
+        ("features", {"components": 4, "width": 10**9}, "at 'features.width': Input should be less than or equal"),
+        ("properties", {"size": [1, 2]}, "at 'properties.size.2': Field required"),
+        ("properties", {"size": [1, 2, float("inf")]}, "at 'properties.size.2': Input should be a finite number"),
+        ("properties", {"a\nb": [1, 2, 3]}, "at 'properties.a.*': String should match pattern"),
         ("map_similarity", [0.2, 1.5], "at 'map_similarity.1': Input should be less than or equal to 1"),
         ("format_version", 99, "has bundle format 99, and this program reads formats 6 to 8"),
         ("format_version", "9" * 999, "has bundle format '9999999999999999999, and this program reads formats 6 to 8"),
@@ -389,6 +403,71 @@ def test_the_card_describes_the_model_and_its_results(tiny_config, dataset, tmp_
         {"val": FIGURES, "test": FIGURES},
     )
     assert bytes(32) in read.read_trained_on()  # as the tests' shards have it
+
+
+SPACE = FeatureSpace(
+    mean=np.zeros(8, np.float32),
+    deviation=np.ones(8, np.float32),
+    components=np.eye(2, 8, dtype=np.float32),
+    variances=np.ones(2, np.float32),
+    scale=np.array([1, 2], np.float32),
+)
+
+
+@pytest.fixture
+def measured(tiny_config, dataset, bundle: Path) -> Path:
+    """A bundle with a feature space and properties."""
+    folder, properties = storage_path(bundle), {"size": (1.0, 2.0, 3.0)}
+    figures = {"val": FIGURES, "test": FIGURES}
+    write_bundle(folder, tiny_config(), dataset(), RUN, OPERATING_POINT, figures, space=SPACE, properties=properties)
+    return bundle
+
+
+def test_a_feature_space_is_read_as_it_was_written(measured: Path, exported):
+    read = read_bundle(storage_path(measured))
+    assert read.properties == {"size": (1.0, 2.0, 3.0)}
+    found = read.load_feature_space().arrays()
+    assert all(np.array_equal(found[name], array) for name, array in SPACE.arrays().items())
+    measures = read.build_measured_network().predict_on_batch(IMAGES)
+    assert measures[:, 0] == pytest.approx(exported[1][:, 0], abs=1e-6)
+    features = cut_at_features(read.build_model()).predict_on_batch(IMAGES)
+    assert measures[:, 1] == pytest.approx(SPACE.measure(features), rel=1e-5)
+
+
+def test_bundles_without_a_feature_space_have_no_distances(bundle: Path):
+    for key in ("features", "properties"):  # as an earlier version wrote it
+        card = json.loads((bundle / "bundle.json").read_text())
+        del card[key]
+        (bundle / "bundle.json").write_text(json.dumps(card))
+    read = read_bundle(storage_path(bundle))
+    assert (read.load_feature_space(), read.properties) == (None, {})
+    assert np.isnan(read.build_measured_network().predict_on_batch(IMAGES)[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("deviation", np.zeros(8), "features.safetensors holds numbers that no training gives. Fetch the bundle again"),
+        ("variances", -np.ones(2), "holds numbers that no training gives"),
+        ("mean", np.full(8, np.nan), "holds numbers that no training gives"),
+        ("mean", np.zeros(9), r"holds 'mean' as float32 of shape \(9,\), and float32 of shape \(8,\) is expected"),
+    ],
+)
+def test_a_feature_space_that_cannot_be(measured: Path, name: str, value: np.ndarray, message: str):
+    save_arrays(measured / FEATURES, SPACE.arrays() | {name: value.astype(np.float32)})
+    with pytest.raises(UsageError, match=message):
+        read_bundle(storage_path(measured)).load_feature_space()
+
+
+def test_a_feature_space_that_is_missing_or_of_another_network(measured: Path):
+    change_card(measured, "features.width", 9)
+    arrays = SPACE.arrays() | dict.fromkeys(("mean", "deviation"), np.ones(9, np.float32))
+    save_arrays(measured / FEATURES, arrays | {"components": np.eye(2, 9, dtype=np.float32)})
+    with pytest.raises(UsageError, match=r"damaged at 'features.width': 9, and the network has 8 features. Fetch"):
+        read_bundle(storage_path(measured)).build_measured_network()
+    (measured / FEATURES).unlink()
+    with pytest.raises(UsageError, match=r"features.safetensors is missing. Fetch the bundle again"):
+        read_bundle(storage_path(measured)).load_feature_space()
 
 
 def test_groups_of_another_writing_are_not_compared_with_the_shards(bundle, shard_folder):

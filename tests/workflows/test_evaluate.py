@@ -11,7 +11,7 @@ from fracture.inference.bundle import Bundle, read_bundle
 from fracture.labels import SPLITS
 from fracture.storage import storage_path
 from fracture.workflows.evaluate import ScoringArguments, prepare_test_data
-from tests.conftest import TINY, quick_bundle
+from tests.conftest import TINY, quick_bundle, write_shards
 
 
 @pytest.fixture
@@ -59,3 +59,36 @@ def test_boxes_are_compared_with_the_maps_in_the_lines_the_page_and_the_figures(
 def test_either_radiographs_or_shards_are_scored(given: dict):
     with pytest.raises(UsageError, match="give either --data or --shards"):
         ScoringArguments(out="out", **given)
+
+
+def test_radiographs_without_labels_are_for_predict(bundle: Bundle, image_folder, tmp_path: Path):
+    out = str(tmp_path / "out")
+    with pytest.raises(UsageError, match=r"If there are no labels, fracture predict says how many images are unlike"):
+        prepare_test_data(ScoringArguments(data=(str(image_folder("1.png", "2.png")),), out=out), [bundle])
+    with pytest.raises(UsageError, match=r"no such folder") as found:
+        prepare_test_data(ScoringArguments(data=(str(tmp_path / "gone"),), out=out), [bundle])
+    assert "labels" not in str(found.value)
+
+
+def test_an_evaluation_ends_with_a_verdict_on_screen_page_and_file(tmp_path: Path, capsys):
+    """A network of random weights ranks bright images above dark ones, and calls none a fracture."""
+    folder = quick_bundle(tmp_path / "made", *TINY)
+    others = storage_path(tmp_path / "others")
+    write_shards(others, {"test": 70}, hash_byte=7)
+    card = storage_path(folder) / "bundle.json"
+    card.write_json(card.read_json() | {"properties": {"size": [100, 200, 300]}})
+    files = pa.table({"path": [f"test/{n}.png" for n in range(70)], "width": [30] * 70, "height": [30] * 70})
+    known = (others / "files.parquet").read_parquet()
+    for name in files.column_names:
+        known = known.append_column(name, files[name].cast(pa.string() if name == "path" else pa.int32()))
+    (others / "files.parquet").write_parquet(known)
+    assert main(["evaluate", "--bundle", str(folder), "--shards", str(others), "--out", str(tmp_path / "out")]) == 0
+    verdict = json.loads((tmp_path / "out/metrics.json").read_text())["verdict"]
+    assert verdict["answer"] == "adjust"
+    assert verdict["reasons"][-1] == "size: the median is 900 here, above 5 to 95% of the training images, 100 to 300"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2 - len(verdict["reasons"])] == f"verdict    {verdict['sentence']}"
+    assert lines[-2].strip() == verdict["reasons"][-1]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<b>Verdict: usable on these radiographs after adjusting: fracture adapt" in page
+    assert f"<li>{verdict['reasons'][0]}</li>" in page

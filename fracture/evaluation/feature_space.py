@@ -1,0 +1,132 @@
+"""The feature space of a network: how far an image lies from the images that the network was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from fracture.dataset.format import Dataset, images_of
+from fracture.evaluation.scores import block_rows, run_in_batches
+
+LIMIT_PERCENTILE = 99  # of the distances of training images that the space was not fitted on
+MOST_COMPONENTS = 64
+_IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
+_MOST_IMAGES = 1000  # of training that are looked at: half a minute for MobileNetV2 at 224 pixels on two cores
+_MOST_OF_RADIOGRAPH = 4  # copies and edits
+FEWEST_IMAGES = 20  # with fewer there is no feature space
+_FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that hardly varies in training
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """Where the features of training images lie, and how far from there is far.
+
+    Features [F] are scaled to length 1, standardised, and split into principal components and a residual. The distance
+    is the root of two means: of the squared components, each over its variance, which is the Mahalanobis distance
+    (https://arxiv.org/abs/1807.03888), and of the squared residual over that of training, since what training has no
+    direction for lies there (https://arxiv.org/abs/2203.10807). Without the scaling to length 1
+    (https://arxiv.org/abs/2505.18032) images with little in them, such as noise, are near everything.
+    """
+
+    mean: np.ndarray  # [F] float32, of features of length 1
+    deviation: np.ndarray  # [F] float32, above 0
+    components: np.ndarray  # [k, F] float32, orthonormal
+    variances: np.ndarray  # [k] float32, above 0, of the components
+    scale: np.ndarray  # [2] float32, above 0: the mean squared length of the residual; the distance that is the limit
+
+    def measure(self, features: np.ndarray) -> np.ndarray:
+        """Return the distances of features [N, F]: [N] float32, 1 at the limit."""
+        return (self._distance(features) / self.scale[1]).astype(np.float32)
+
+    def _distance(self, features: np.ndarray) -> np.ndarray:
+        rows = (_scale_to_one(features) - self.mean) / self.deviation
+        components = rows @ self.components.T
+        residual = np.maximum((rows**2).sum(axis=1) - (components**2).sum(axis=1), 0)
+        return np.sqrt((components**2 / self.variances).mean(axis=1) + residual / self.scale[0])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by their names."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def array_shapes(components: int, width: int) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a `FeatureSpace` of so many components of so many features."""
+    flat = {"mean": (width,), "deviation": (width,)}
+    return flat | {"components": (components, width), "variances": (components,), "scale": (2,)}
+
+
+def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace | None:
+    """Fit the space on the features of half of the training groups; the others' distances give its limit.
+
+    The images that a space was fitted on lie nearer to it than new ones of the same kind.
+
+    Args:
+        features: [N, F] float32, of training images.
+        groups: [N] int64.
+
+    Returns:
+        The space; None where there are fewer than `FEWEST_IMAGES`, or only one group.
+    """
+    numbers = np.unique(groups)
+    if len(features) < FEWEST_IMAGES or len(numbers) < 2:
+        return None
+    chosen = np.random.default_rng(0).permutation(numbers)[: len(numbers) // 2]
+    fitted = np.isin(groups, chosen)
+    rows = _scale_to_one(features[fitted])
+    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    deviation = np.maximum(deviation, max(_FLOOR * float(deviation.mean()), 1e-12))
+    _, singular, components = np.linalg.svd((rows - mean) / deviation, full_matrices=False)
+    count, width = rows.shape
+    most = max(1, min(MOST_COMPONENTS, count // _IMAGES_PER_COMPONENT, width // 2))
+    variances = np.maximum(singular**2 / count, 1e-12)
+    arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0])
+    space = FeatureSpace(*(np.asarray(array, np.float32) for array in arrays))
+    limit = np.percentile(space._distance(features[~fitted]), LIMIT_PERCENTILE)
+    return FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit], np.float32)})
+
+
+def _scale_to_one(features: np.ndarray) -> np.ndarray:
+    """Return features [N, F] scaled to length 1, float32."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+class MeasuredNetwork:
+    """A network that gives each image's probability and, where there is a feature space, its distance."""
+
+    def __init__(self, model: Any, space: FeatureSpace | None) -> None:
+        """Take a Keras model that gives probabilities [N, 1] and features [N, F], see `add_features`."""
+        self._model, self._space = model, space
+
+    def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
+        """Return [N, 2] float32: probabilities, and distances; NaN where there is no feature space."""
+        probabilities, features = self._model.predict_on_batch(images)
+        distances = np.full(len(images), np.nan) if self._space is None else self._space.measure(features)
+        return np.column_stack([probabilities[:, 0], distances]).astype(np.float32)
+
+
+def select_training_rows(radiograph_ids: np.ndarray) -> np.ndarray:
+    """Return the rows whose features are looked at, ascending: one of each radiograph, then the second of each, ..."""
+    order = np.argsort(radiograph_ids, kind="stable")
+    _, first, count = np.unique(radiograph_ids[order], return_index=True, return_counts=True)
+    occurrence = np.empty(len(order), np.int64)
+    occurrence[order] = np.arange(len(order)) - np.repeat(first, count)
+    in_turn = np.argsort(occurrence, kind="stable")
+    return np.sort(in_turn[occurrence[in_turn] < _MOST_OF_RADIOGRAPH][:_MOST_IMAGES])
+
+
+def compute_training_features(network: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return features [N, F] float32 and groups [N] of some training images; blocks of rows are read one by one.
+
+    Args:
+        network: Keras model of images [N, S, S, 1] to features [N, F].
+    """
+    ids = dataset.read_columns("train", ["radiograph_id", "group_id"])
+    rows, step = select_training_rows(ids["radiograph_id"].to_numpy()), block_rows(dataset.image_size)
+    parts = []
+    for start in range(0, dataset.rows("train"), step):
+        chosen = rows[(rows >= start) & (rows < start + step)]
+        if len(chosen):
+            block = dataset.read("train", int(chosen[0]), int(chosen[-1]) + 1).take(chosen - chosen[0])
+            parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
+    return np.concatenate(parts).astype(np.float32), ids["group_id"].to_numpy()[rows]

@@ -1,0 +1,158 @@
+from collections.abc import Iterator
+
+import cv2
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_images
+
+from fracture.config import SampleConfig, load_config
+from fracture.evaluation.feature_space import (
+    FeatureSpace,
+    MeasuredNetwork,
+    compute_training_features,
+    fit_feature_space,
+    select_training_rows,
+)
+from fracture.evaluation.scores import run_in_batches
+from fracture.models import add_features, build_model, cut_at_features
+from fracture.preparation.decoding.decode import decode
+from fracture.preparation.sample import draw_sample
+
+# Of three features; the first component is the second feature.
+SPACE = FeatureSpace(
+    mean=np.array([0.6, 0.0, 0.8], np.float32),
+    deviation=np.full(3, 0.1, np.float32),
+    components=np.array([[0, 1, 0]], np.float32),
+    variances=np.array([4.0], np.float32),
+    scale=np.array([9.0, 2.0], np.float32),
+)
+
+
+def test_a_distance_in_worked_numbers():
+    """Of length 1 they are the mean, and (.6, .8, 0), which is 8 / 2 along the component and 8 / 3 beside it."""
+    features = np.array([[3, 0, 4], [3, 4, 0]], np.float32)
+    assert SPACE.measure(features) == pytest.approx([0, np.sqrt(64 / 4 + 64 / 9) / 2], rel=1e-5)
+    assert np.array_equal(SPACE.measure(4 * features), SPACE.measure(features)), (
+        "the length of the features is no matter"
+    )
+    assert np.isfinite(SPACE.measure(np.zeros((1, 3), np.float32))).all()
+
+
+def draw(count: int, seed: int, directions: int = 5) -> np.ndarray:
+    """Features that vary in a few directions of 40."""
+    pattern = np.random.default_rng(99).normal(size=(directions, 40))
+    generator = np.random.default_rng(seed)
+    return (5 + generator.normal(size=(count, directions)) @ pattern + generator.normal(0, 0.1, (count, 40))).astype(
+        "f4"
+    )
+
+
+def test_of_new_images_of_the_same_kind_one_in_a_hundred_is_unlike():
+    space = fit_feature_space(draw(1000, 0), np.arange(1000))
+    assert len(space.components) == 20, "half of the features"
+    assert (space.measure(draw(20000, 1)) > 1).mean() == pytest.approx(0.01, abs=0.008)
+    assert (space.measure(draw(1000, 2, directions=9)) > 1).mean() > 0.95, "directions that training does not have"
+    assert (space.measure(5 + 4 * (draw(1000, 3) - 5)) > 1).mean() > 0.5, "the same directions, four times as far"
+
+
+def test_the_limit_is_of_groups_that_the_space_was_not_fitted_on():
+    """Each group is one image a hundred times: a limit of its own images would be too near."""
+    groups = np.arange(40)
+    once = fit_feature_space(draw(40, 0), groups)
+    copied = fit_feature_space(np.repeat(draw(40, 0), 100, axis=0), np.repeat(groups, 100))
+    new = draw(2000, 1)
+    assert (once.measure(new) > 1).mean() < 0.25
+    assert (copied.measure(new) > 1).mean() < 0.25
+
+
+def test_too_few_images_or_one_group_have_no_feature_space():
+    assert fit_feature_space(draw(19, 0), np.arange(19)) is None
+    assert fit_feature_space(draw(30, 0), np.zeros(30)) is None
+    assert fit_feature_space(draw(20, 0), np.arange(20)) is not None
+
+
+def test_features_that_never_vary_give_finite_distances():
+    constant = fit_feature_space(np.ones((40, 8), np.float32), np.arange(40))
+    assert np.isfinite(constant.measure(draw(5, 0)[:, :8])).all()
+    dead = draw(40, 0) * (np.arange(40) < 20)
+    assert (fit_feature_space(dead, np.arange(40)).measure(draw(100, 1)) > 1).all(), (
+        "features that were dead in training"
+    )
+
+
+def test_one_image_of_each_radiograph_comes_first():
+    """Of radiograph 7 there are six images; the others have one or two."""
+    ids = np.array([7, 7, 7, 3, 7, 7, 3, 5, 7])
+    assert select_training_rows(ids).tolist() == [0, 1, 2, 3, 4, 6, 7], "four of a radiograph at most"
+    many = np.r_[np.arange(900), np.arange(900)]
+    chosen = select_training_rows(many)
+    assert len(chosen) == 1000
+    assert set(range(900)) < set(chosen.tolist())
+
+
+def test_the_features_of_training_images_are_read_in_blocks(tiny_config, dataset):
+    """Five rows of the first ten are one radiograph, which has four of them looked at."""
+    data = dataset(train=150)
+    network = cut_at_features(build_model(tiny_config(), 96.0, 50.0))
+    features, groups = compute_training_features(network, data)
+    assert features.shape == (149, 8)
+    assert (groups == 0).sum() == 4
+    assert len(set(groups.tolist())) == 146
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("model.head=flatten",), ("model.name=qnn",), ("model.name=mobilenetv2", "transfer.weights=none")]
+)
+def test_every_network_has_features(tiny_config, settings: tuple[str, ...]):
+    model = build_model(tiny_config(*settings), 96.0, 50.0)
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
+    network = add_features(model)
+    probabilities, features = network.predict_on_batch(images)
+    assert np.allclose(probabilities, model.predict_on_batch(images), atol=1e-6)
+    assert features.shape == (3, 1280 if "transfer.weights=none" in settings else 8)
+    assert [w.path for w in network.weights] == [w.path for w in model.weights]
+    measured = MeasuredNetwork(network, None).predict_on_batch(images)
+    assert np.array_equal(measured[:, 0], probabilities[:, 0])
+    assert np.isnan(measured[:, 1]).all(), "without a feature space"
+
+
+def read_samples(images: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    for path, data in draw_sample(SampleConfig(images=images, seed=seed)):
+        yield int(path.rpartition("patient")[2][:5]), decode(data, 64).pixels
+
+
+def cut_photographs(count: int) -> np.ndarray:
+    """Squares of scikit-learn's two photographs, a temple and a flower, in grey."""
+    generator, pieces = np.random.default_rng(0), []
+    for photograph in load_sample_images().images:
+        grey = cv2.cvtColor(photograph, cv2.COLOR_RGB2GRAY)
+        for _ in range(count // 2):
+            y, x = generator.integers(0, grey.shape[0] - 200), generator.integers(0, grey.shape[1] - 200)
+            pieces.append(cv2.resize(grey[y : y + 200, x : x + 200], (64, 64), interpolation=cv2.INTER_AREA))
+    return np.array(pieces)
+
+
+def test_what_is_no_radiograph_is_unlike_and_new_radiographs_are_not():
+    """By a network of random weights, on sample radiographs. Blurred ones pass: many radiographs are not sharp."""
+    keras.utils.set_random_seed(0)
+    config = load_config(None, ["data.image_size=64", "model.filters=[16,32,64]"])
+    network = cut_at_features(build_model(config, 60.0, 50.0))
+    patients, images = map(np.array, zip(*read_samples(160, 0), strict=True))
+    new = np.array([pixels for _, pixels in read_samples(60, 1)])
+    generator, ramp = np.random.default_rng(0), np.tile(np.linspace(0, 255, 64), (64, 1))
+    kinds = {
+        "new": new,
+        "inverted": 255 - new,
+        "blurred": np.array([cv2.GaussianBlur(pixels, (0, 0), 4) for pixels in new]),
+        "photographs": cut_photographs(20),
+        "noise": generator.integers(0, 256, (20, 64, 64)),
+        "gradients": np.array([np.roll(ramp, 3 * number, axis=1) for number in range(20)]),
+    }
+    space = fit_feature_space(run_in_batches(network, images[..., None]), patients)
+    unlike = {
+        kind: (space.measure(run_in_batches(network, pixels[..., None].astype(np.uint8))) > 1).mean()
+        for kind, pixels in kinds.items()
+    }
+    assert unlike["new"] <= 0.05
+    assert min(unlike[kind] for kind in ("inverted", "photographs", "noise", "gradients")) >= 0.9
