@@ -559,7 +559,8 @@ def _train(args: argparse.Namespace) -> None:
     Preprocesses the data (unless its shards are there already), trains with early stopping on the validation loss, and
     scores the best weights once on test. Leaves in STORAGE/runs/NAME:
 
-      bundle/            weights.safetensors, model.keras, saved_model/, and bundle.json: metrics and settings
+      bundle/            weights.safetensors, features.safetensors, model.keras, saved_model/, and bundle.json: metrics
+                         and settings
       report/            report.html, and its plots as PNG files
       predictions.parquet, metrics.jsonl, config.yaml, tensorboard/, and the last two checkpoints
 
@@ -895,7 +896,7 @@ def _predict(args: argparse.Namespace) -> None:
         )
     )
     rows, seconds = result.rows, result.seconds
-    lines = summarize(rows, result.bundle.operating_point)
+    lines = summarize(rows, result.bundle.operating_point, result.bundle.load_feature_space())
     lines.append(f"speed      {len(rows) / seconds:.3g} files/s, {seconds:.0f} s in all, including Ray's start")
     lines += [_SYNTHETIC] if result.bundle.synthetic else _caveat_lines(result.bundle.caveats)
     if args.secondary_capture and not result.bundle.map_similarity:

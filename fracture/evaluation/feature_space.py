@@ -15,6 +15,10 @@ _IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
 _MOST_IMAGES = 1000  # of training that are looked at: half a minute for MobileNetV2 at 224 pixels on two cores
 _MOST_OF_RADIOGRAPH = 4  # copies and edits
 FEWEST_IMAGES = 20  # with fewer there is no feature space
+_FEWEST_AS_A_WHOLE = 20
+# Share of images beyond the median of training from which they are unlike as a whole. It was 0.25 to 0.58 in splits of
+# the same collection, 0.88 in another, 1.0 for inverted ones (docs/results.md).
+_AS_A_WHOLE = 0.8
 _FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that hardly varies in training
 
 
@@ -33,11 +37,18 @@ class FeatureSpace:
     deviation: np.ndarray  # [F] float32, above 0
     components: np.ndarray  # [k, F] float32, orthonormal
     variances: np.ndarray  # [k] float32, above 0, of the components
-    scale: np.ndarray  # [2] float32, above 0: the mean squared length of the residual; the distance that is the limit
+    # [3] float32, above 0: the mean squared length of the residual; of training images that the space was not fitted
+    # on, the distance that is the limit, and the median.
+    scale: np.ndarray
 
     def measure(self, features: np.ndarray) -> np.ndarray:
         """Return the distances of features [N, F]: [N] float32, 1 at the limit."""
         return (self._distance(features) / self.scale[1]).astype(np.float32)
+
+    @property
+    def median(self) -> float:
+        """Return the median distance of training images, 1 at the limit."""
+        return float(self.scale[2] / self.scale[1])
 
     def _distance(self, features: np.ndarray) -> np.ndarray:
         rows = (_scale_to_one(features) - self.mean) / self.deviation
@@ -53,7 +64,7 @@ class FeatureSpace:
 def array_shapes(components: int, width: int) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of the arrays of a `FeatureSpace` of so many components of so many features."""
     flat = {"mean": (width,), "deviation": (width,)}
-    return flat | {"components": (components, width), "variances": (components,), "scale": (2,)}
+    return flat | {"components": (components, width), "variances": (components,), "scale": (3,)}
 
 
 def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace | None:
@@ -80,10 +91,26 @@ def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace 
     count, width = rows.shape
     most = max(1, min(MOST_COMPONENTS, count // _IMAGES_PER_COMPONENT, width // 2))
     variances = np.maximum(singular**2 / count, 1e-12)
-    arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0])
+    arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0, 1.0])
     space = FeatureSpace(*(np.asarray(array, np.float32) for array in arrays))
-    limit = np.percentile(space._distance(features[~fitted]), LIMIT_PERCENTILE)
-    return FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit], np.float32)})
+    limit, median = np.percentile(space._distance(features[~fitted]), (LIMIT_PERCENTILE, 50))
+    return FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit, median], np.float32)})
+
+
+def describe_distances(distances: np.ndarray, space: FeatureSpace | None) -> list[str]:
+    """Return the line that says how far images lie from those of training as a whole, if there are enough of them.
+
+    Few images of another collection are unlike one by one, but nearly all lie farther than the median training image.
+
+    Args:
+        distances: [N] of `FeatureSpace.measure`.
+        space: that measured them; None where there is none.
+    """
+    if space is None or len(distances) < _FEWEST_AS_A_WHOLE:
+        return []
+    farther = float((distances > space.median).mean())
+    whole = "as a whole they are unlike them" if farther >= _AS_A_WHOLE else "of the same kind it is about half"
+    return [f"{farther:.0%} lie farther from the training images than half of those do: {whole}"]
 
 
 def _scale_to_one(features: np.ndarray) -> np.ndarray:

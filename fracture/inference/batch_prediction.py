@@ -25,6 +25,7 @@ from pyarrow import csv
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.devices import limit_devices
+from fracture.evaluation.feature_space import FeatureSpace, describe_distances
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.evaluation.outcomes import OUTCOMES, join_outcomes, name_outcomes
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, run_in_batches
@@ -598,8 +599,12 @@ def count_formula_paths(results: pa.Table) -> int:
     return sum(path.startswith(_FORMULA) for path in results["path"].to_pylist())
 
 
-def summarize(results: pa.Table, operating_point: OperatingPoint) -> list[str]:
-    """Return the lines that summarize the results on the screen."""
+def summarize(results: pa.Table, operating_point: OperatingPoint, space: FeatureSpace | None = None) -> list[str]:
+    """Return the lines that summarize the results on the screen.
+
+    Args:
+        space: that the distances are of.
+    """
     called = Counter(results["decision"].to_pylist())
     counts = ", ".join(f"{called[name]:,} {name}" for name in reversed(CLASS_NAMES))
     lines = [f"called     {counts}; a fracture from a probability of {operating_point.threshold:.3g} on"]
@@ -615,6 +620,8 @@ def summarize(results: pa.Table, operating_point: OperatingPoint) -> list[str]:
             f"unlike     {unlike:,} of {len(known):,} images ({unlike / len(known):.1%}) are unlike the training "
             "images, and in doubt; of new ones of the same kind about 1% are"
         )
+        distances = results["distance"].drop_null().to_numpy()
+        lines += [f"           {line}" for line in describe_distances(distances, space)]
     if seen := pc.sum(results["seen"]).as_py():
         lines.append(
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "

@@ -80,6 +80,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             worker fits.
         RunError: workers are lost too often.
     """
+    from fracture.evaluation.feature_space import describe_distances
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.operating_point import mean_operating_point
@@ -107,8 +108,11 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     study_probability = bundles[0].config.evaluation.study_probability
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
     add_outcomes(evaluations, scores, operating_point, study_probability)
-    training = bundles[0].properties if len(bundles) == 1 else {}  # several may have been trained on different images
-    differences = describe_differences(summarise_properties(dataset, scores), training)
+    differences = []
+    if len(bundles) == 1:  # several may have been trained on different images
+        _, first = np.unique(scores["radiograph_id"].to_numpy(), return_index=True)
+        differences = describe_distances(scores["distance"].to_numpy()[first], bundles[0].load_feature_space())
+        differences += describe_differences(summarise_properties(dataset, scores), bundles[0].properties)
     verdict = judge(evaluations["test"], bundles[0].config.evaluation, differences)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()

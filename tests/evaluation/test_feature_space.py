@@ -11,6 +11,7 @@ from fracture.evaluation.feature_space import (
     FeatureSpace,
     MeasuredNetwork,
     compute_training_features,
+    describe_distances,
     fit_feature_space,
     select_training_rows,
 )
@@ -25,7 +26,7 @@ SPACE = FeatureSpace(
     deviation=np.full(3, 0.1, np.float32),
     components=np.array([[0, 1, 0]], np.float32),
     variances=np.array([4.0], np.float32),
-    scale=np.array([9.0, 2.0], np.float32),
+    scale=np.array([9.0, 2.0, 1.0], np.float32),
 )
 
 
@@ -64,6 +65,18 @@ def test_the_limit_is_of_groups_that_the_space_was_not_fitted_on():
     new = draw(2000, 1)
     assert (once.measure(new) > 1).mean() < 0.25
     assert (copied.measure(new) > 1).mean() < 0.25
+
+
+def test_images_as_a_whole_are_compared_with_the_median_of_training():
+    assert SPACE.median == 0.5
+    space = fit_feature_space(draw(1000, 0), np.arange(1000))
+    assert (space.measure(draw(2000, 1)) > space.median).mean() == pytest.approx(0.5, abs=0.06)
+    alike, unlike = (np.r_[np.full(100 - count, 0.5), np.full(count, 0.51)] for count in (79, 80))
+    start = "lie farther from the training images than half of those do"
+    assert describe_distances(alike, SPACE) == [f"79% {start}: of the same kind it is about half"]
+    assert describe_distances(unlike, SPACE) == [f"80% {start}: as a whole they are unlike them"]
+    assert describe_distances(unlike[:19], SPACE) == [], "too few"
+    assert describe_distances(np.full(30, np.nan), None) == []
 
 
 def test_too_few_images_or_one_group_have_no_feature_space():

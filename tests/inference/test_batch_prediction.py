@@ -18,6 +18,7 @@ from ray.exceptions import RayTaskError
 
 from fracture.config import DataConfig
 from fracture.errors import RunError, UsageError
+from fracture.evaluation.feature_space import FeatureSpace
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.inference import batch_prediction
 from fracture.inference.batch_prediction import (
@@ -482,6 +483,9 @@ def test_the_summary_counts_everything():
         "left out   1 files: DICOM, but no radiograph: a report",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
+    space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))
+    many = pa.concat_tables([RESULT] * 10)  # of three images that can be read, two beyond 0.6
+    assert summarize(many, AT_03, space)[3].startswith("           67% lie farther from the training images than half")
     of_earlier = AT_03.model_copy(update={"fracture_threshold": None})
     unmeasured = pa.Table.from_pylist([ROWS[3] | {"unlike": None, "distance": None}], schema=RESULTS)
     assert summarize(unmeasured, of_earlier)[1:] == [

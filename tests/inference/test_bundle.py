@@ -410,7 +410,7 @@ SPACE = FeatureSpace(
     deviation=np.ones(8, np.float32),
     components=np.eye(2, 8, dtype=np.float32),
     variances=np.ones(2, np.float32),
-    scale=np.array([1, 2], np.float32),
+    scale=np.array([1, 2, 1], np.float32),
 )
 
 
