@@ -115,15 +115,22 @@ def test_the_features_of_training_images_are_read_in_blocks(tiny_config, dataset
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("model.head=flatten",), ("model.name=qnn",), ("model.name=mobilenetv2", "transfer.weights=none")]
+    ("settings", "width"),
+    [
+        ((), 8),
+        (("model.head=flatten",), 8),
+        (("model.name=qnn",), 8),
+        (("model.name=mobilenetv2", "transfer.weights=none"), 1280),
+        (("model.name=mobilenetv2", "transfer.weights=none", "transfer.reductions=[1,2]"), 2 * 1280),
+    ],
 )
-def test_every_network_has_features(tiny_config, settings: tuple[str, ...]):
+def test_every_network_has_features(tiny_config, settings: tuple[str, ...], width: int):
     model = build_model(tiny_config(*settings), 96.0, 50.0)
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), np.uint8)
     network = add_features(model)
     probabilities, features = network.predict_on_batch(images)
     assert np.allclose(probabilities, model.predict_on_batch(images), atol=1e-6)
-    assert features.shape == (3, 1280 if "transfer.weights=none" in settings else 8)
+    assert features.shape == (3, width)
     assert [w.path for w in network.weights] == [w.path for w in model.weights]
     measured = MeasuredNetwork(network, None).predict_on_batch(images)
     assert np.array_equal(measured[:, 0], probabilities[:, 0])
