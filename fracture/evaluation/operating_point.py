@@ -26,13 +26,13 @@ class OperatingPoint(BaseModel):
         return calibrate(probabilities, self.temperature, self.offset)
 
 
-def choose_operating_point(scores: pa.Table, config: EvaluationConfig) -> OperatingPoint:
-    """Choose calibration and threshold from the uncalibrated scores of validation."""
+def choose_operating_point(scores: pa.Table, config: EvaluationConfig, chosen_on: str = "validation") -> OperatingPoint:
+    """Choose calibration and threshold from the uncalibrated scores of validation, or of what is named instead."""
     labels, radiograph_ids = scores["label"].to_numpy(), scores["radiograph_id"].to_numpy()
     raw = scores["probability"].to_numpy()
     temperature, offset = fit_calibration(labels, raw, radiograph_ids)
     calibrated = calibrate(raw, temperature, offset)
-    threshold, rule = choose_threshold(labels, calibrated, radiograph_ids, config)
+    threshold, rule = choose_threshold(labels, calibrated, radiograph_ids, config, chosen_on)
     specific = choose_fracture_threshold(labels, calibrated, radiograph_ids, config.min_specificity)
     return OperatingPoint(
         temperature=temperature,
@@ -101,7 +101,11 @@ def calibrate(probabilities: np.ndarray, temperature: float, offset: float) -> n
 
 
 def choose_threshold(
-    labels: np.ndarray, probabilities: np.ndarray, radiograph_ids: np.ndarray, config: EvaluationConfig
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    radiograph_ids: np.ndarray,
+    config: EvaluationConfig,
+    chosen_on: str = "validation",
 ) -> tuple[float, str]:
     """Return (threshold, rule in words) by the configured rule; each radiograph counts once."""
     if config.threshold_rule == "given":
@@ -110,9 +114,9 @@ def choose_threshold(
     if config.threshold_rule == "youden":
         # Youden 1950, doi:10.1002/1097-0142(1950)3:1<32::AID-CNCR2820030106>3.0.CO;2-3
         best = int(np.argmax(true_rate - false_rate))
-        return float(thresholds[best]), "highest sensitivity + specificity on validation (Youden)"
+        return float(thresholds[best]), f"highest sensitivity + specificity on {chosen_on} (Youden)"
     first = int(np.argmax(true_rate >= config.min_sensitivity - 1e-12))
-    return float(thresholds[first]), f"highest with a sensitivity of at least {config.min_sensitivity:g} on validation"
+    return float(thresholds[first]), f"highest with a sensitivity of at least {config.min_sensitivity:g} on {chosen_on}"
 
 
 def choose_fracture_threshold(
