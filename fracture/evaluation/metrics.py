@@ -67,6 +67,17 @@ class Metrics(BaseModel):
     def __getitem__(self, name: str) -> float | None:
         return self.figures[name].value
 
+    def without_cases(self) -> "Metrics":
+        """Return the same figures, all undefined, of a model that was not tested."""
+        return Metrics(
+            unit=self.unit,
+            count=0,
+            groups=0,
+            threshold=None,
+            **dict.fromkeys(_CELLS, 0),
+            figures={name: Figure(value=None) for name in self.figures},
+        )
+
 
 Evaluation = dict[str, Metrics]  # unit -> metrics
 

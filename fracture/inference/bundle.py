@@ -163,6 +163,75 @@ def write_bundle(
     (bundle / CARD).write_json(content)
 
 
+class Adaptation(BaseModel):
+    """What a finished model was adapted to, what of it was changed, and how it does there by folds."""
+
+    bundle: str  # SHA-256 of the weights before
+    dataset: str = ""  # fingerprint of the local cases; "" where there were none
+    unit: Literal["radiograph", "study"] = "radiograph"  # of `fractures` and `normals`
+    fractures: int = Field(0, ge=0)
+    normals: int = Field(0, ge=0)
+    images: int = Field(0, ge=0)  # of the local cases
+    groups: int = Field(0, ge=0)  # separate radiographs or patients among them
+    aligned_on: int = Field(0, ge=0)  # images whose mean features and variance took the place of the training's
+    ridge: bool = False  # whether the last layer was fitted anew
+    figures: dict[str, Evaluation] = {}  # unadapted, aligned, calibrated, ridge -> metrics on the local cases
+
+    def describe(self) -> str:
+        """Say in words what was changed on how many cases."""
+        parts = [f"features standardised by {self.aligned_on:,} local images"] if self.aligned_on else []
+        if cases := self.fractures + self.normals:
+            what = "last layer, calibration and threshold" if self.ridge else "calibration and threshold"
+            units = "studies" if self.unit == "study" else "radiographs"
+            parts.append(f"{what} from {cases:,} local {units} ({self.fractures:,} fractures)")
+        return "; ".join(parts)
+
+    def describe_test(self) -> str:
+        """Say in words what the model's own test is."""
+        return "Its own test is that by folds of those cases." if self.figures else "It has no test of its own."
+
+
+def write_adapted_bundle(
+    bundle: StoragePath,
+    initial: "Bundle",
+    operating_point: OperatingPoint,
+    evaluation: Evaluation | None,
+    adaptation: Adaptation,
+    dataset: Dataset | None,
+    cases: Mapping[str, np.ndarray],
+) -> None:
+    """Add `bundle.json` to the exported model that `initial` became, and the marks of what both have seen.
+
+    Args:
+        operating_point: its calibration is of the probabilities of `initial`, or of a new last layer.
+        evaluation: on the local cases, by folds, in place of the test of `initial`, which was another model. None:
+            there were no cases, and the model is not tested.
+        dataset: of the local cases; None where there were none.
+        cases: split of `dataset` -> [rows] bool, true for the local cases.
+    """
+    if evaluation is None:
+        evaluation = {unit: metrics.without_cases() for unit, metrics in initial.evaluations["test"].items()}
+    content = (initial.folder / CARD).read_json() | {
+        "format_version": FORMAT_VERSION,
+        "synthetic": initial.synthetic or (dataset is not None and dataset.manifest.synthetic),
+        "operating_point": operating_point.model_dump(),
+        "metrics": as_json({"test": evaluation}),
+        "adapted": adaptation.model_dump(),
+        "config": initial.config.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    marks = initial.read_trained_on()
+    if dataset is not None:
+        groups = {
+            group
+            for split, chosen in cases.items()
+            for group in dataset.read_columns(split, ["group_id"])["group_id"].to_numpy()[chosen].tolist()
+        }
+        marks |= _list_marks(dataset, groups)
+    (bundle / TRAINED_ON).write_parquet(pa.table([sorted(marks)], schema=_TRAINED_ON))
+    (bundle / CARD).write_json(content)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
     named = {name: version(name) for name in ("tensorflow", "keras", "ray", "pyarrow", "numpy")}
@@ -194,6 +263,7 @@ class _Card(BaseModel):
     map_similarity: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     features: FeatureShape | None = None
     properties: dict[Annotated[str, Field(pattern=_ONE_LINE)], tuple[FiniteFloat, FiniteFloat, FiniteFloat]] = {}
+    adapted: Adaptation | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "_Card":
@@ -227,6 +297,7 @@ class Bundle:
     features: FeatureShape | None = None  # of its feature space; None where there is none, as in earlier versions
     # Property -> its 5th, 50th and 95th percentile over the training images; none in earlier versions.
     properties: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    adapted: Adaptation | None = None  # to local cases, after its training
 
     @property
     def image_size(self) -> int:
@@ -349,11 +420,18 @@ def list_marks(pixels: bytes, patients: Sequence[str], study: str) -> list[bytes
 def _list_seen_marks(dataset: Dataset) -> set[bytes]:
     """Return the marks of all files in the groups of training and validation; none where shards came without files."""
     try:
-        marks = list(_read_marks(dataset))
+        return _list_marks(dataset, set(dataset.read_seen("group_id").to_pylist()))
     except UsageError:
         return set()
-    seen = set(dataset.read_seen("group_id").to_pylist())
-    return {mark for group, found in marks if group in seen for mark in found}
+
+
+def _list_marks(dataset: Dataset, groups: set[int]) -> set[bytes]:
+    """Return the marks of all files in some groups.
+
+    Raises:
+        UsageError: see `Bundle.find_seen_groups`.
+    """
+    return {mark for group, found in _read_marks(dataset) if group in groups for mark in found}
 
 
 def rename_weight(name: str) -> str:
@@ -430,4 +508,5 @@ def read_bundle(folder: StoragePath) -> Bundle:
         map_similarity=card.map_similarity,
         features=card.features,
         properties=card.properties,
+        adapted=card.adapted,
     )

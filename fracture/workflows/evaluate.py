@@ -118,7 +118,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
     own, gallery = None, None
     if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
-        own = bundles[0].evaluations["test"]
+        own = test if (test := bundles[0].evaluations["test"])["radiograph"].count else None
         gallery = make_gallery(bundles[0].build_model(), scores, dataset, operating_point.threshold)
     content = EvaluationReport(
         _title(arguments),
@@ -207,12 +207,16 @@ def _common_image_size(bundles: Sequence[Bundle]) -> int:
 
 
 def model_caveats(bundles: Sequence[Bundle]) -> list[str]:
-    """Return the notice of models that were trained on synthetic radiographs, if any was."""
-    synthetic = sum(bundle.synthetic for bundle in bundles)
-    if not synthetic:
-        return []
-    which = "it was" if len(bundles) == 1 else f"{synthetic} of {len(bundles)} were"
-    return [f"SYNTHETIC MODEL: {which} trained on generated sample radiographs, not on real ones."]
+    """Return the notices of models that were trained on synthetic radiographs, and of adapted ones."""
+    notices, synthetic = [], sum(bundle.synthetic for bundle in bundles)
+    if synthetic:
+        which = "it was" if len(bundles) == 1 else f"{synthetic} of {len(bundles)} were"
+        notices.append(f"SYNTHETIC MODEL: {which} trained on generated sample radiographs, not on real ones.")
+    for bundle in bundles:
+        if bundle.adapted:
+            which = "" if len(bundles) == 1 else f" {bundle.folder}:"
+            notices.append(f"ADAPTED MODEL:{which} {bundle.adapted.describe()}. {bundle.adapted.describe_test()}")
+    return notices
 
 
 def _count_scored(manifest: Manifest, scores: Table) -> Manifest:

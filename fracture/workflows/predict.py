@@ -71,6 +71,8 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     arguments.answers.check(inputs, bundle)
     version = f"version {facts['version']}, " if arguments.registry else ""
     report(f"model      {version}{bundle.folder}, threshold {bundle.operating_point.threshold:.3f}")
+    if bundle.adapted:
+        report(f"adapted    {bundle.adapted.describe()}")
     report(f"data       {', '.join(arguments.data)}: {sum(map(len, inputs)):,} files")
     if key.state:
         report(f"key        {key.state}")
@@ -99,4 +101,5 @@ def _read_model(arguments: PredictArguments) -> tuple[Bundle, dict[str, str]]:
     else:
         bundle = read_bundle(storage_path(arguments.bundle))
     facts = {"bundle": str(bundle.folder), "threshold": f"{bundle.operating_point.threshold!r}"}
+    facts |= {"adapted": bundle.adapted.describe()} if bundle.adapted else {}
     return bundle, facts | ({"version": str(int(bundle.folder.name))} if arguments.registry else {})
