@@ -161,6 +161,8 @@ def test_an_architecture_that_the_arrays_do_not_fit(bundle, path: str, value: An
         ("properties", {"size": [1, 2, float("inf")]}, "at 'properties.size.2': Input should be a finite number"),
         ("properties", {"a\nb": [1, 2, 3]}, "at 'properties.a.*': String should match pattern"),
         ("map_similarity", [0.2, 1.5], "at 'map_similarity.1': Input should be less than or equal to 1"),
+        ("adapted", {"bundle": "0" * 64, "unit": "image"}, "at 'adapted.unit'"),
+        ("adapted", {"bundle": "0" * 64, "images": -1}, "at 'adapted.images'"),
         ("format_version", 99, "has bundle format 99, and this program reads formats 6 to 8"),
         ("format_version", "9" * 999, "has bundle format '9999999999999999999, and this program reads formats 6 to 8"),
     ],
