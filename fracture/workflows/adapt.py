@@ -9,7 +9,7 @@ from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, patient_key, print_line
-from fracture.workflows.evaluate import ScoringArguments, model_caveats, prepare_test_data
+from fracture.workflows.evaluate import ScoringArguments, check_out, model_caveats, prepare_test_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,6 +115,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
 def _check_bundles(initial: Bundle, out: StoragePath) -> None:
     from fracture.inference.bundle import is_bundle
 
+    check_out(out)
     if is_bundle(out / "bundle"):
         raise UsageError(f"--out {out} holds a bundle, which is never changed. Name another folder.")
     if initial.adapted:

@@ -163,11 +163,8 @@ def prepare_test_data(
     Raises:
         UsageError: a run or a bundle would be overwritten, the bundles cannot be averaged, or the shards do not fit.
     """
-    from fracture.inference.bundle import is_bundle
-
     out = storage_path(arguments.out)
-    if (out / "run.json").is_file() or is_bundle(out):
-        raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")
+    check_out(out)
     image_size = _common_image_size(bundles)
     if arguments.data:
         needed = {"data.image_size": image_size, "data.split": "test", "data.folds": 0}
@@ -191,6 +188,14 @@ def prepare_test_data(
         )
     is_new = [bundle.find_unseen_rows(dataset, ["test"])["test"] for bundle in bundles]
     return dataset, np.logical_and.reduce(is_new)
+
+
+def check_out(out: StoragePath) -> None:
+    """Raise UsageError where the folder for what is written is a run or a bundle."""
+    from fracture.inference.bundle import is_bundle
+
+    if (out / "run.json").is_file() or is_bundle(out):
+        raise UsageError(f"--out {out} is a run or a bundle, whose files would be replaced. Name another folder.")
 
 
 def _common_image_size(bundles: Sequence[Bundle]) -> int:

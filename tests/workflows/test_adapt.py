@@ -94,6 +94,8 @@ def test_a_ridge_head_becomes_the_last_layer(initial: Bundle, tmp_path: Path):
     assert new.evaluations["test"] == new.adapted.figures["ridge"]
     called = score(new.build_model(), images) >= new.operating_point.threshold
     assert np.mean(called == labels) > 0.9
+    again = read_bundle(run(initial, tmp_path, out=str(tmp_path / "again")).bundle)
+    assert (again.hash_weights(), again.operating_point) == (new.hash_weights(), new.operating_point)
     for layer in new.build_model().layers:
         if layer.name != "logit":
             weights = initial.build_model().get_layer(layer.name).get_weights()
@@ -212,7 +214,7 @@ def test_a_bundle_is_never_replaced(initial: Bundle, tmp_path: Path):
     with pytest.raises(UsageError, match=r"--out .* holds a bundle, which is never changed. Name another folder"):
         run(initial, tmp_path, out=str(initial.folder.parent))
     with pytest.raises(UsageError, match=r"--out .* is a run or a bundle, whose files would be replaced"):
-        run(initial, tmp_path, out=str(initial.folder))
+        run(initial, tmp_path, shards=None, align=("images",), out=str(initial.folder))
 
 
 def test_an_adapted_model_is_not_adapted_again(initial: Bundle, tmp_path: Path):
