@@ -966,7 +966,8 @@ def _predict(args: argparse.Namespace) -> None:
     lines.append(f"speed      {len(rows) / seconds:.3g} files/s, {seconds:.0f} s in all, including Ray's start")
     lines += [_SYNTHETIC] if result.bundle.synthetic else _caveat_lines(result.bundle.caveats)
     if args.secondary_capture and not result.bundle.map_similarity:
-        lines += _caveat_lines(["MAPS NOT CHECKED: the bundle is of an earlier version. fracture explain checks them."])
+        why = "it is adapted" if result.bundle.adapted else "the bundle is of an earlier version"
+        lines += _caveat_lines([f"MAPS NOT CHECKED: {why}. fracture explain checks them."])
     if result.out.name.lower().endswith(".csv") and (count := count_formula_paths(rows)):
         lines.append(
             f"CAVEAT     {count:,} paths begin with = + - or @: a spreadsheet would run them; import them as text."

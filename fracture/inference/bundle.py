@@ -220,6 +220,8 @@ def write_adapted_bundle(
         "config": initial.config.model_dump(mode="json"),
         "versions": versions(),
     }
+    if adaptation.ridge or adaptation.aligned_on:
+        content["map_similarity"] = []  # Grad-CAM's maps are other ones, and nobody has checked them
     marks = initial.read_trained_on()
     if dataset is not None:
         groups = {
