@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import keras
@@ -44,6 +45,13 @@ def change_weights(bundle: Path, name: str, factor: float) -> None:
     save_arrays(bundle / WEIGHTS, arrays | {name: arrays[name] * np.float32(factor)})
 
 
+def with_maps(bundle: Bundle) -> Bundle:
+    """Make it a bundle whose Grad-CAM maps were compared with those of a random network."""
+    card = Path(bundle.folder.path) / "bundle.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"map_similarity": [0.25]}))
+    return read_bundle(bundle.folder)
+
+
 def local_shards(tmp_path: Path, **rows: int) -> Dataset:
     folder = storage_path(tmp_path / "local")
     return Dataset(folder, write_shards(folder, rows, hash_byte=LOCAL))
@@ -60,7 +68,7 @@ def run(initial: Bundle, tmp_path: Path, **arguments: object) -> AdaptResult:
 
 def test_calibration_and_threshold_of_a_new_bundle(initial: Bundle, tmp_path: Path):
     images = images_in(local_shards(tmp_path, test=70))
-    result = run(initial, tmp_path)
+    result = run(with_maps(initial), tmp_path)
     new = read_bundle(result.bundle)
     assert new.adapted == result.adaptation
     assert (new.adapted.fractures, new.adapted.normals, new.adapted.images) == (35, 31, 70)  # five normals are copies
@@ -73,6 +81,7 @@ def test_calibration_and_threshold_of_a_new_bundle(initial: Bundle, tmp_path: Pa
     before, after = score(initial.build_model(), images), score(new.build_model(), images)
     assert after == pytest.approx(calibrate(before, point.temperature, point.offset), abs=1e-6)
     assert not np.allclose(before, after, atol=0.01)
+    assert new.map_similarity == (0.25,)
 
 
 def test_the_old_bundle_stays_as_it_was(initial: Bundle, tmp_path: Path):
@@ -86,9 +95,10 @@ def test_a_ridge_head_becomes_the_last_layer(initial: Bundle, tmp_path: Path):
     """Fractures are brighter, and the model takes what is bright for normal."""
     images = images_in(local_shards(tmp_path, test=210))
     change_weights(Path(initial.folder.path), "logit/kernel", -1.0)
-    result = run(initial, tmp_path)
+    result = run(with_maps(initial), tmp_path)
     new, labels = read_bundle(result.bundle), np.arange(210) % 2
     assert new.adapted.ridge
+    assert new.map_similarity == (), "nobody has looked at the new layer's maps"
     own, ridge = (new.adapted.figures[name]["radiograph"]["auc"] for name in ("unadapted", "ridge"))
     assert own < 0.05 < 0.95 < ridge
     assert new.evaluations["test"] == new.adapted.figures["ridge"]
