@@ -107,7 +107,8 @@ def test_a_missing_dependency_is_named_with_what_to_do(tmp_path: Path):
         (["--set", "training.epoch=3"], "error: unknown setting 'training.epoch' = 3. Did you mean 'training.epochs'?"),
         (
             ["--config", "quik.yaml"],
-            "error: --config quik.yaml: no such file. Give a YAML file, or one of these recipes: default, external, quick, seed",
+            "error: --config quik.yaml: no such file. Give a YAML file, or one of these recipes: default, external, "
+            "quick, seed",
         ),
         (["--run", "a/b"], "error: --run 'a/b': a run's name is letters, digits"),
         (["--run", "../elsewhere"], "error: --run '../elsewhere': a run's name is letters, digits"),

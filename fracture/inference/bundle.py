@@ -222,6 +222,8 @@ def write_adapted_bundle(
     }
     if adaptation.ridge or adaptation.aligned_on:
         content["map_similarity"] = []  # Grad-CAM's maps are other ones, and nobody has checked them
+    if (space := initial.load_feature_space()) is not None:  # the features themselves are those of the initial model
+        _write_arrays(bundle / FEATURES, space.arrays())
     marks = initial.read_trained_on()
     if dataset is not None:
         groups = {

@@ -12,11 +12,13 @@ from fracture.arrays import save_arrays
 from fracture.cli import main
 from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
+from fracture.evaluation.feature_space import fit_feature_space
 from fracture.evaluation.operating_point import calibrate
 from fracture.evaluation.scores import score, score_range
 from fracture.inference.adaptation import align, compute_cases
 from fracture.inference.batch_prediction import find_inputs
-from fracture.inference.bundle import WEIGHTS, Bundle, read_bundle
+from fracture.inference.bundle import FEATURES, WEIGHTS, Bundle, read_bundle
+from fracture.models import add_features
 from fracture.preparation.decoding.decode import decode
 from fracture.storage import storage_path
 from fracture.workflows.adapt import AdaptArguments, AdaptResult, adapt
@@ -82,6 +84,19 @@ def test_calibration_and_threshold_of_a_new_bundle(initial: Bundle, tmp_path: Pa
     assert after == pytest.approx(calibrate(before, point.temperature, point.offset), abs=1e-6)
     assert not np.allclose(before, after, atol=0.01)
     assert new.map_similarity == (0.25,)
+
+
+def test_an_adapted_model_still_says_what_is_unlike_its_training_images(initial: Bundle, tmp_path: Path):
+    local_shards(tmp_path, test=70)
+    width = add_features(initial.build_model()).output[1].shape[-1]
+    space = fit_feature_space(np.random.default_rng(0).normal(size=(60, width)).astype(np.float32), np.arange(60))
+    folder = Path(initial.folder.path)
+    save_arrays(folder / FEATURES, space.arrays())
+    shape = {"features": {"components": len(space.components), "width": width}}
+    (folder / "bundle.json").write_text(json.dumps(json.loads((folder / "bundle.json").read_text()) | shape))
+    new = read_bundle(run(read_bundle(initial.folder), tmp_path).bundle).load_feature_space()
+    for name, array in space.arrays().items():
+        np.testing.assert_array_equal(new.arrays()[name], array, err_msg=name)
 
 
 def test_the_old_bundle_stays_as_it_was(initial: Bundle, tmp_path: Path):
