@@ -74,7 +74,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
 
     initial, out = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out)
     _check_bundles(initial, out)
-    images = _find_images(arguments, initial, out)
+    images = _find_images(arguments, initial, out, report)
     local = _find_cases(arguments, initial, report)
     model, aligned_on, cases, choice = initial.build_model(), 0, None, None
     threshold, figures = initial.operating_point.threshold, {}
@@ -125,7 +125,7 @@ def _check_bundles(initial: Bundle, out: StoragePath) -> None:
         )
 
 
-def _find_images(arguments: AdaptArguments, initial: Bundle, out: StoragePath) -> list[Input]:
+def _find_images(arguments: AdaptArguments, initial: Bundle, out: StoragePath, report: Report) -> list[Input]:
     """List the images that features are aligned to."""
     from fracture.inference.adaptation import check_alignable
     from fracture.inference.batch_prediction import check_outside, find_inputs
@@ -135,6 +135,8 @@ def _find_images(arguments: AdaptArguments, initial: Bundle, out: StoragePath) -
     key, roots = patient_key(arguments.key_file, out.parent), [storage_path(folder) for folder in arguments.align]
     with ProgressBars() as bars:
         images = find_inputs(roots, initial.image_size, key, bars.show)
+    if key.state:
+        report(f"key        {key.state}")
     check_outside("--out", out, images)
     check_alignable(initial, images)
     return images
