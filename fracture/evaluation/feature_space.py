@@ -12,7 +12,7 @@ from fracture.evaluation.scores import block_rows, run_in_batches
 LIMIT_PERCENTILE = 99  # of the distances of training images that the space was not fitted on
 MOST_COMPONENTS = 64
 _IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
-_MOST_IMAGES = 1000  # of training that are looked at: half a minute for MobileNetV2 at 224 pixels on two cores
+_MOST_IMAGES = 1000  # of training that are looked at, in the process that finishes the run
 _MOST_OF_RADIOGRAPH = 4  # copies and edits
 FEWEST_IMAGES = 20  # with fewer there is no feature space
 _FEWEST_AS_A_WHOLE = 20
