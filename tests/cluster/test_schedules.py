@@ -257,8 +257,9 @@ esac
 PYTHON = """#!/bin/bash
 [ "$1" = -c ] && exec "$REAL_PYTHON" "$@"
 until [ -s "$CALLS.dashboard" ]; do sleep 0.01; done
+[ -z "${HOLD_JOB:-}" ] || trap 'echo "job saved" >> "$CALLS"; exit 143' TERM # before a test sees that the job runs
 echo "submit ${*:2}" | sed 's/127.0.0.1:[0-9]*/HEAD/' >> "$CALLS"
-[ -z "${HOLD_JOB:-}" ] || { trap 'echo "job saved" >> "$CALLS"; exit 143' TERM; tail -f /dev/null & wait $!; }
+[ -z "${HOLD_JOB:-}" ] || { tail -f /dev/null & wait $!; }
 exit "${JOB:-0}"
 """
 UP = "ray up -y --cluster-name fracture-retrain FILE"
