@@ -44,8 +44,8 @@ class PointingGame(BaseModel):
         """Return the result in a line."""
         model, brightness, chance = (self.pointers[name] for name in ("model", "brightness", "chance"))
         return (
-            f"maximum of the map inside a box: model {model.hits} of {self.radiographs} {_format(model.share)}, "
-            f"brightness {brightness.hits} {_format(brightness.share)}, chance {_format(chance.share)}"
+            f"maximum of the map inside a box: model {model.hits} of {self.radiographs}, {_format(model.share)}; "
+            f"brightness {brightness.hits}, {_format(brightness.share)}; chance {_format(chance.share)}"
         )
 
 

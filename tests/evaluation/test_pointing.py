@@ -60,7 +60,7 @@ def test_hits_chance_and_the_best_that_such_maps_can_do(game):
     assert game.pointers["brightness"].advantage.value == 0
     assert game.pointers["brightness"].advantage.low < 0 < game.pointers["brightness"].advantage.high
     assert game.summary.startswith(
-        "maximum of the map inside a box: model 1 of 4 0.250 [0.000, 0.750], brightness 1 0."
+        "maximum of the map inside a box: model 1 of 4, 0.250 [0.000, 0.750]; brightness 1, 0."
     )
 
 
