@@ -212,7 +212,8 @@ class TransferConfig(Section, changes_recipe=True):
         max_length=5,
         strict=False,
         description="Factors by which the image is reduced before the backbone, ascending; the features of all are "
-        "joined. What is reduced below 224 pixels is enlarged again, so that only its detail is lost.",
+        "joined. What is reduced below 224 pixels is enlarged again by a whole factor, where one fits, so that only "
+        "its detail is lost.",
     )
     standardise: Literal["all", "source"] = Field(
         "all",
@@ -563,17 +564,18 @@ class Config(Settings):
         else:
             idle["model"] = {"filters", "block", "head", "dense", "batch_norm", "sync_batch_norm"}
             if not self.pretrained:
-                idle["transfer"] = {*TransferConfig.model_fields} - {"weights", "pixel_scaling", "pooling"}
+                idle["transfer"] = {*TransferConfig.model_fields} - {
+                    *("weights", "pixel_scaling", "pooling", "reductions")
+                }
             elif not self.transfer.unfreeze:
                 idle |= {"transfer": {"learning_rate"}, "training": {"epochs"}}
                 if self.transfer.head == "ridge":
-                    stepwise = {"learning_rate", "schedule", "weight_decay", "label_smoothing", "patience"}
-                    idle["training"] |= stepwise
+                    idle["training"] |= {"learning_rate", "schedule", "weight_decay", "label_smoothing", "patience"}
                     idle["model"] |= {"dropout"}
-                if self.transfer.head == "ridge":
-                    idle["transfer"] |= {"head_epochs"}
                 if self.transfer.features == "once":
                     idle["augment"] = {*AugmentConfig.model_fields} - {"horizontal_flip"}
+            if self.pretrained and self.transfer.head == "ridge":
+                idle["transfer"] = {*idle.get("transfer", ()), "head_epochs"}
         return {f"{section}.{name}" for section, names in idle.items() for name in names}
 
     @model_validator(mode="after")

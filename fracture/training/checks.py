@@ -68,6 +68,22 @@ def check_batches(config: Config, dataset: Dataset) -> None:
                 )
 
 
+def check_head(config: Config, dataset: Dataset) -> None:
+    """Check that a ridge head can be fitted: its penalty is chosen by folds, of which each trains on both classes.
+
+    Raises:
+        UsageError: training has a class of one group.
+    """
+    if not (config.pretrained and config.transfer.head == "ridge"):
+        return
+    for name, groups in dataset.manifest.groups["train"].items():
+        if groups < 2:
+            raise UsageError(
+                f"transfer.head = ridge: {dataset.folder} has {groups} group of {name} images to train on, and folds "
+                "of training need 2 of each class. Use transfer.head = logistic, or more radiographs."
+            )
+
+
 def check_run(run: StoragePath, config: Config, dataset: Dataset, initial: "Bundle | None" = None) -> None:
     """Check that the run's folder is empty, or holds this very run as far as it got.
 
@@ -159,6 +175,7 @@ def check_initial(config: Config, initial: "Bundle") -> None:
         if which.backbone:
             shapes["transfer.pixel_scaling"] = which.transfer.pixel_scaling
             shapes["transfer.pooling"] = which.transfer.pooling
+            shapes["transfer.reductions"] = which.transfer.reductions
     differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if differing:
         name = differing[0]

@@ -50,7 +50,7 @@ def mean_and_variance(
 
     Args:
         add: sums F numbers over all workers; every worker calls it.
-        chosen: [rows of the split] bool, the rows that count; None for all.
+        chosen: [rows of the split] bool, the rows that count, of which one is sampled; None for all.
     """
     sampled = rows.sampler.rows(0)
     own = sampled[rows.batches.start : rows.batches.stop]
@@ -58,7 +58,7 @@ def mean_and_variance(
         sampled, own = sampled[chosen[sampled]], own[chosen[own]]
     views = rows.images.shape[1]
     times = np.bincount(own - rows.first, minlength=len(rows.images)) / (
-        max(len(sampled), 1) * views
+        len(sampled) * views
     )  # how often each row is sampled, as a fraction of all
 
     def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -69,6 +69,19 @@ def mean_and_variance(
 
     mean = total(lambda features: features.astype(np.float64))
     return mean, total(lambda features: (features - mean) ** 2)
+
+
+def measure_sources(
+    rows: WorkerRows, sources: np.ndarray, add: Callable[[list[float]], list[float]]
+) -> dict[str, Moments]:
+    """Return the moments of each source that the first epoch samples; there may be one of few images that it does not.
+
+    Args:
+        sources: [rows of the split] str.
+        add: sums F numbers over all workers; every worker calls it.
+    """
+    sampled = np.unique(sources[rows.sampler.rows(0)]).tolist()
+    return {name: mean_and_variance(rows, add, sources == name) for name in sampled}
 
 
 def match_sources(rows: WorkerRows, sources: np.ndarray, moments: Mapping[str, Moments], common: Moments) -> WorkerRows:

@@ -16,7 +16,7 @@ from fracture.models import build_model
 from fracture.models.transfer import FEATURES, build_backbone, build_head
 from fracture.progress.events import FeaturesComputed
 from fracture.training.checkpoint import LoopState
-from fracture.training.features import Moments, compute_features, match_sources, mean_and_variance
+from fracture.training.features import Moments, compute_features, match_sources, mean_and_variance, measure_sources
 from fracture.training.phases import Phase
 from fracture.training.ridge_head import solve_head
 from fracture.training.setup import Worker
@@ -111,7 +111,7 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
 def _match_sources(worker: Worker, train: WorkerRows, val: WorkerRows) -> tuple[WorkerRows, WorkerRows, Moments]:
     """Bring the features of all sources to one mean and variance, those of the average source, and return these too."""
     sources, add = worker.indices["train"].sources, adder(worker.strategy, train.images.shape[-1])
-    moments = {name: mean_and_variance(train, add, sources == name) for name in np.unique(sources).tolist()}
+    moments = measure_sources(train, sources, add)
     common = tuple(np.mean(each, axis=0) for each in zip(*moments.values(), strict=True))
     val = match_sources(val, worker.indices["val"].sources, moments, common)
     return match_sources(train, sources, moments, common), val, common

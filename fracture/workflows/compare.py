@@ -136,7 +136,7 @@ def _check_contenders(
 ) -> set[str]:
     """Check each contender that is chosen or finished, before hours of training; return those that are finished."""
     from fracture.inference.bundle import is_bundle
-    from fracture.training.checks import check_batches, check_run
+    from fracture.training.checks import check_batches, check_head, check_run
 
     finished = set()
     for title, config in configs.items():
@@ -148,6 +148,7 @@ def _check_contenders(
         with _naming_contender(title):
             for number, fold in enumerate(folds, 1):
                 check_batches(config, dataset.fold(number))
+                check_head(config, dataset.fold(number))
                 check_run(fold, config, dataset.fold(number))
             if config.pretrained and title not in finished:
                 from fracture.training.pretrained import check_backbone  # loads TensorFlow

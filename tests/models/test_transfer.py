@@ -407,3 +407,16 @@ def test_a_ridge_head_is_one_epoch_that_only_measures():
     assert (phase.epochs, phase.learning_rate, phase.in_closed_form) == (1, 0.0, True)
     idle = settings("mobilenetv2", "transfer.head=ridge").without_effect
     assert {"transfer.head_epochs", "training.learning_rate", "model.dropout"} <= idle
+    tuned = settings("mobilenetv2", "transfer.head=ridge", "transfer.unfreeze=10").without_effect
+    assert "transfer.head_epochs" in tuned
+    assert "training.learning_rate" not in tuned
+    assert "transfer.reductions" not in settings("mobilenetv2", "transfer.weights=none").without_effect
+
+
+def test_training_does_not_begin_with_weights_of_other_reductions(tmp_path: Path):
+    from fracture.inference.bundle import read_bundle
+
+    bundle = read_bundle(storage_path(quick_bundle(tmp_path, "model.name=mobilenetv2", "data.image_size=32")))
+    other = with_settings(bundle.config, {"transfer.reductions": [2]})
+    with pytest.raises(UsageError, match=r"its network has .*1.* at 'transfer.reductions', and these settings .*2"):
+        check_initial(other, bundle)

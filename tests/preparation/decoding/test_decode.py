@@ -359,3 +359,12 @@ def test_raw_values_of_a_little_more_than_a_fiftieth_of_their_depth_are_stretche
     ramp = np.linspace(2000, 2090, 64).round().astype(np.uint16)  # 4095 / 50 = 82
     pixels = decode(encoded(Image.fromarray(np.tile(ramp, (64, 1)))), 64).pixels
     assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("columns", [(0, 100), (60, 160), (0, 130), (80, 224), (75, 149)])
+@pytest.mark.parametrize("rows", [(0, 224), (75, 149), (90, 130)])
+def test_an_empty_field_is_blank_wherever_its_edge_is(columns: tuple[int, int], rows: tuple[int, int]):
+    """As of a collimator: evenly grey on black."""
+    image = np.zeros((224, 224), np.uint8)
+    image[slice(*rows), slice(*columns)] = 150
+    assert is_blank(image)
