@@ -290,7 +290,8 @@ def _check_what_a_run_leaves(run: Path, job: subprocess.CompletedProcess) -> Non
     assert {p.name for p in (run / "report").iterdir()} == {"report.html", *(f"{name}.png" for name in PLOTS)}
     assert "What the network looks at" in (run / "report/report.html").read_text()
     left = {p.name for p in (run / "bundle").iterdir()}
-    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet", "weights.safetensors"}
+    weights = {"weights.safetensors", "features.safetensors"}
+    assert left == {"bundle.json", "model.keras", "saved_model", "trained_on.parquet", *weights}
     bundle = json.loads((run / "bundle/bundle.json").read_text())
     assert bundle["metrics"]["test"]["image"]["count"] == ROWS["test"]
     assert bundle["synthetic"]
