@@ -800,7 +800,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     left out. --flips averages each image with its mirror image.
 
     The last lines are a verdict: usable there as it is, after adjusting, or not. The AUC per radiograph must be above
-    evaluation.usable_auc with its whole interval, the sensitivity above evaluation.min_sensitivity less 0.05.
+    evaluation.usable_auc with its whole interval, the sensitivity above evaluation.min_sensitivity less 0.05. It takes
+    10 groups (patients, or radiographs that belong together) of each class.
 
     Of the settings, data.* (with --data), compute.* and recovery.* count. On a cluster, or with --set compute.gpu=true,
     workers score, compute.workers of them at most.

@@ -30,7 +30,7 @@ from fracture.evaluation.plots import (
     plot_reliability,
     plot_roc,
 )
-from fracture.evaluation.verdict import Verdict
+from fracture.evaluation.verdict import FEW_GROUPS, Verdict
 from fracture.labels import CLASS_NAMES, SPLITS
 from fracture.page import picture, png, render
 from fracture.storage import StoragePath
@@ -55,7 +55,6 @@ NAMES = {  # figure -> its name on pages, in their order
 ORIGIN, TRAIT = "test_from:", "test_of:"  # begin the names of parts of test
 _PART_TRAITS = ("body part", "view")  # of DICOM files, by whose values test is taken apart
 _FEWEST = 10  # radiographs of each class in a part that is shown
-_FEW_GROUPS = 10  # of a class in test, below which a caveat says so
 _MISTAKES = 6  # of each kind on the page
 
 
@@ -279,11 +278,11 @@ def list_caveats(manifest: Manifest) -> list[str]:
     # Of folds, every one is test once.
     tested = [groups for split, groups in manifest.groups.items() if split == "test" or manifest.folds]
     counts = {name: sum(groups[name] for groups in tested) for name in reversed(CLASS_NAMES)}
-    if tested and min(counts.values()) < _FEW_GROUPS:
+    if tested and min(counts.values()) < FEW_GROUPS:
         listed = " and ".join(f"{count:,} {name}" for name, count in counts.items())
         lines.append(
             f"FEW: the test has groups (patients, or radiographs that belong together) of {listed}, fewer than "
-            f"{_FEW_GROUPS} of a class: its figures are rough, and their intervals too."
+            f"{FEW_GROUPS} of a class: its figures are rough, and their intervals too."
         )
     return lines
 

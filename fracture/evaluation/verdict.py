@@ -11,7 +11,9 @@ from fracture.config import EvaluationConfig
 from fracture.dataset.format import Dataset
 from fracture.dataset.properties import read_properties
 from fracture.evaluation.metrics import Evaluation, Figure
+from fracture.labels import CLASS_NAMES
 
+FEW_GROUPS = 10  # of a class; with fewer, intervals by bootstrap over groups are too narrow, and of one have no width
 _SENSITIVITY_MARGIN = 0.05  # below `evaluation.min_sensitivity`, which the lower limit must be above
 _PERCENTILES = (5, 50, 95)
 _SENTENCES = {
@@ -19,7 +21,8 @@ _SENTENCES = {
     "adjust": "usable on these radiographs after adjusting: fracture adapt chooses calibration and operating point "
     "from 50 labelled local studies",
     "not usable": "not usable on these radiographs",
-    "unknown": "cannot be given: it takes radiographs of both classes, and several of each",
+    "unknown": f"cannot be given: it takes {FEW_GROUPS} groups (patients, or radiographs that belong together) of each "
+    "class",
 }
 
 Percentiles = tuple[float, float, float]  # the 5th, 50th and 95th
@@ -38,11 +41,12 @@ class Verdict(BaseModel):
         return self.answer == "usable"
 
 
-def judge(test: Evaluation, config: EvaluationConfig, differences: Sequence[str]) -> Verdict:
+def judge(test: Evaluation, groups: Mapping[str, int], config: EvaluationConfig, differences: Sequence[str]) -> Verdict:
     """Judge a model by its figures per radiograph on a collection.
 
     Args:
         test: on the collection, at the model's own threshold.
+        groups: class name -> groups of the collection.
         config: of the model's training.
         differences: in which respects the collection is unlike training, see `describe_differences`.
     """
@@ -56,8 +60,11 @@ def judge(test: Evaluation, config: EvaluationConfig, differences: Sequence[str]
         reasons.append(
             f"{unlike:.1%} of the radiographs are unlike the training images; of the same kind it is about 1%"
         )
+    if is_small := min(groups.values()) < FEW_GROUPS:
+        counted = " and ".join(f"{groups[name]:,} {name}" for name in reversed(CLASS_NAMES))
+        reasons.append(f"there are groups of {counted}, fewer than {FEW_GROUPS} of a class: the intervals are rough")
     reasons += differences
-    if auc.low is None or sensitivity.low is None:
+    if is_small or auc.low is None or sensitivity.low is None:
         answer = "unknown"
     elif ranks:
         answer = "usable" if finds else "adjust"

@@ -113,7 +113,8 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         _, first = np.unique(scores["radiograph_id"].to_numpy(), return_index=True)
         differences = describe_distances(scores["distance"].to_numpy()[first], bundles[0].load_feature_space())
         differences += describe_differences(summarise_properties(dataset, scores), bundles[0].properties)
-    verdict = judge(evaluations["test"], bundles[0].config.evaluation, differences)
+    groups = dataset.manifest.groups["test"]
+    verdict = judge(evaluations["test"], groups, bundles[0].config.evaluation, differences)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
     own, gallery = None, None

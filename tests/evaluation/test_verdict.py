@@ -7,6 +7,7 @@ from fracture.evaluation.metrics import Evaluation, Figure, compute_metrics
 from fracture.evaluation.verdict import Verdict, describe_differences, format_verdict, judge, summarise_properties
 
 CONFIG = EvaluationConfig()  # an AUC above 0.80, a sensitivity above 0.95 - 0.05
+MANY = {"normal": 10, "fracture": 10}  # groups
 
 
 def evaluation(auc: Figure, sensitivity: Figure) -> Evaluation:
@@ -29,17 +30,37 @@ def figure(value: float, low: float) -> Figure:
     ],
 )
 def test_the_lower_limits_decide(auc: Figure, sensitivity: Figure, answer: str):
-    assert judge(evaluation(auc, sensitivity), CONFIG, []).answer == answer
+    assert judge(evaluation(auc, sensitivity), MANY, CONFIG, []).answer == answer
 
 
 def test_the_settings_of_the_model_decide():
     found = evaluation(figure(0.9, 0.81), figure(0.95, 0.91))
-    assert judge(found, EvaluationConfig(usable_auc=0.85), []).answer == "not usable"
-    assert judge(found, EvaluationConfig(min_sensitivity=0.97), []).answer == "adjust"
+    assert judge(found, MANY, EvaluationConfig(usable_auc=0.85), []).answer == "not usable"
+    assert judge(found, MANY, EvaluationConfig(min_sensitivity=0.97), []).answer == "adjust"
+
+
+@pytest.mark.parametrize("probability", [0.9, 0.1])  # of the first fracture: it is found, or missed
+def test_one_patient_gives_no_verdict(probability: float):
+    """Every bootstrap resample of one group is that group, so the intervals have no width."""
+    probabilities = np.array([0.2, 0.3, probability, *[0.9] * 20])
+    metrics = compute_metrics(np.array([0, 0, *[1] * 21]), probabilities, np.zeros(23), 0.4, "radiograph")
+    verdict = judge({"radiograph": metrics}, {"normal": 1, "fracture": 1}, CONFIG, [])
+    assert verdict.answer == "unknown"
+    assert verdict.sentence.startswith("cannot be given: it takes 10 groups")
+    assert verdict.reasons[-1] == (
+        "there are groups of 1 fracture and 1 normal, fewer than 10 of a class: the intervals are rough"
+    )
+
+
+@pytest.mark.parametrize("few", ["normal", "fracture"])
+def test_a_verdict_takes_ten_groups_of_each_class(few: str):
+    good = evaluation(figure(0.9, 0.81), figure(0.95, 0.91))
+    assert judge(good, MANY | {few: 9}, CONFIG, []).answer == "unknown"
+    assert judge(good, MANY, CONFIG, []).answer == "usable"
 
 
 def test_the_verdict_ends_with_its_reasons():
-    verdict = judge(evaluation(figure(0.9, 0.81), figure(0.7, 0.6)), CONFIG, ["size: smaller"])
+    verdict = judge(evaluation(figure(0.9, 0.81), figure(0.7, 0.6)), MANY, CONFIG, ["size: smaller"])
     assert format_verdict(verdict) == [
         "verdict    usable on these radiographs after adjusting: fracture adapt chooses calibration and operating "
         "point from 50 labelled local studies",
