@@ -4,8 +4,6 @@ They come of two thresholds, so that a person looks at what the model is not sur
 is in doubt, whatever its probability.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fracture.evaluation.metrics import Outcomes
@@ -28,20 +26,29 @@ def name_outcomes(probabilities: np.ndarray, operating_point: OperatingPoint, is
 
 
 def join_outcomes(
-    outcomes: Sequence[str], probability: float, operating_point: OperatingPoint, is_unlike: bool, rule: str
-) -> str:
-    """Return the outcome of a study from those of its images or radiographs.
+    outcomes: np.ndarray,
+    studies: np.ndarray,
+    probabilities: np.ndarray,
+    operating_point: OperatingPoint,
+    is_unlike: np.ndarray,
+    rule: str,
+) -> np.ndarray:
+    """Return the outcomes of studies, [S] str, from those of their images or radiographs.
 
-    By the rule "max" the study is a fracture if one of them is, else in doubt if one is. By "mean" the mean of the
+    By the rule "max" a study is a fracture if one of them is, else in doubt if one is. By "mean" the mean of the
     probabilities decides, unless one of them is unlike the training images, which makes that mean doubtful.
 
     Args:
-        probability: of the study, joined by the rule.
-        is_unlike: whether one of them is.
+        outcomes: [N] of `OUTCOMES`.
+        studies: [N] int, the study of each, from 0 to S - 1.
+        probabilities: [S], joined by the rule.
+        is_unlike: [S] bool, whether one of a study's is.
     """
-    if rule == "max":
-        return min(outcomes, key=OUTCOMES.index)
-    return str(name_outcomes(np.array([probability]), operating_point, np.array([is_unlike]))[0])
+    if rule != "max":
+        return name_outcomes(probabilities, operating_point, is_unlike)
+    joined = np.full(len(probabilities), OUTCOMES.index(NONE))
+    np.minimum.at(joined, studies, [OUTCOMES.index(outcome) for outcome in outcomes])
+    return np.array(OUTCOMES)[joined]
 
 
 def count_outcomes(labels: np.ndarray, outcomes: np.ndarray, is_unlike: np.ndarray | None) -> Outcomes:

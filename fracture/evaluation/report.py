@@ -138,12 +138,12 @@ def add_outcomes(
     for split in SPLITS[1:]:
         if split in evaluations:
             rows = scores.filter(pc.equal(scores["split"], split))
-            for unit, outcomes in _count_by_unit(rows, operating_point, study_probability).items():
-                if unit in evaluations[split]:
-                    evaluations[split][unit].outcomes = outcomes
+            by_study = "study" in evaluations[split]
+            for unit, outcomes in _count_by_unit(rows, operating_point, study_probability, by_study).items():
+                evaluations[split][unit].outcomes = outcomes
 
 
-def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str) -> dict[str, Outcomes]:
+def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str, by_study: bool) -> dict[str, Outcomes]:
     labels, probabilities, radiograph_ids = (
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id")
     )
@@ -158,14 +158,14 @@ def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str)
     ):
         outcomes = name_outcomes(values, operating_point, unlike)
         found[unit] = count_outcomes(truth, outcomes, unlike if is_known else None)
-    studies = _number_studies(scores, first)
-    _, of_study, (joined,) = join_studies(labels[first], studies, rule, means)
-    unlike = np.array([is_unlike[studies == number].any() for number in range(len(joined))])
-    by_study = [
-        join_outcomes(outcomes[studies == number], joined[number], operating_point, bool(unlike[number]), rule)
-        for number in range(len(joined))
-    ]
-    return found | {"study": count_outcomes(of_study, np.array(by_study), unlike if is_known else None)}
+    if by_study:
+        studies = _number_studies(scores, first)
+        _, of_study, (joined,) = join_studies(labels[first], studies, rule, means)
+        unlike = np.zeros(len(joined), bool)
+        np.logical_or.at(unlike, studies, is_unlike)
+        outcomes = join_outcomes(outcomes, studies, joined, operating_point, unlike, rule)
+        found["study"] = count_outcomes(of_study, outcomes, unlike if is_known else None)
+    return found
 
 
 def _split_by_trait(test: pa.Table, dataset: Dataset) -> Iterator[tuple[str, pa.Table]]:

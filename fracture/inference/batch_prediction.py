@@ -551,12 +551,14 @@ def join_study(rows: list[dict[str, Any]], operating_point: OperatingPoint, rule
         return joined | {"path": first["path"], "error": first["error"]}
     values = np.array([row["probability"] for row in readable], np.float32)
     probability = values.max() if rule == "max" else values.mean()
-    outcomes, unlike = [row["outcome"] for row in readable], [row["unlike"] for row in readable]
+    outcomes, unlike = np.array([row["outcome"] for row in readable]), [row["unlike"] for row in readable]
+    is_unlike, of_one = np.array([any(unlike)]), np.zeros(len(outcomes), np.int64)
+    (outcome,) = join_outcomes(outcomes, of_one, np.array([probability]), operating_point, is_unlike, rule).tolist()
     return joined | {
         "path": readable[int(values.argmax())]["path"],
         "probability": float(probability),
         "decision": CLASS_NAMES[FRACTURE if probability >= operating_point.threshold else 1 - FRACTURE],
-        "outcome": join_outcomes(outcomes, probability, operating_point, bool(any(unlike)), rule),
+        "outcome": outcome,
         "unlike": None if None in unlike else any(unlike),
         "seen": any(row["seen"] for row in readable),
     }

@@ -25,21 +25,30 @@ def test_what_is_unlike_is_in_doubt_whatever_its_probability():
     assert name_outcomes(PROBABILITIES, EARLIER, ~ALIKE).tolist() == ["doubt"] * 5
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "probability", "unlike", "rule", "expected"),
-    [
-        (["none", "fracture", "doubt"], 0.9, True, "max", "fracture"),
-        (["none", "doubt"], 0.4, False, "max", "doubt"),
-        (["none", "none"], 0.1, False, "max", "none"),
-        (["none", "fracture"], 0.5, False, "mean", "doubt"),
-        (["none", "fracture"], 0.7, False, "mean", "fracture"),
-        (["none", "doubt"], 0.1, True, "mean", "doubt"),
-    ],
-)
-def test_a_study_has_the_most_serious_outcome_or_that_of_its_mean(
-    outcomes: list[str], probability: float, unlike: bool, rule: str, expected: str
-):
-    assert join_outcomes(outcomes, probability, POINT, unlike, rule) == expected
+def test_a_study_has_the_most_serious_outcome_or_that_of_its_mean():
+    outcomes = np.array(["none", "fracture", "none", "none", "doubt", "fracture", "doubt"])
+    studies = np.array([0, 1, 2, 1, 1, 2, 0])  # 0 has none and doubt; 1 fracture, none and doubt; 2 none and fracture
+    means, unlike = np.array([0.1, 0.5, 0.7]), np.zeros(3, bool)
+    assert join_outcomes(outcomes, studies, means, POINT, ~unlike, "max").tolist() == ["doubt", "fracture", "fracture"]
+    assert join_outcomes(outcomes, studies, means, POINT, unlike, "mean").tolist() == ["none", "doubt", "fracture"]
+    assert join_outcomes(outcomes, studies, means, POINT, ~unlike, "mean").tolist() == ["doubt"] * 3
+    alone = np.array(["none", "none"])
+    assert join_outcomes(alone, np.arange(2), means[:2], POINT, unlike[:2], "max").tolist() == ["none", "none"]
+
+
+@pytest.mark.parametrize(("rule", "outcome"), [("max", "fracture"), ("mean", "doubt")])
+def test_studies_are_counted_where_one_has_several_radiographs(dataset, rule: str, outcome: str):
+    """Of test, the normals .2, which is unlike the training images, and .7 are a study, and the fracture is another."""
+    studies, distances = pa.array([1, 2, 3, 4, 3, 3], pa.int64()), pa.array([0.5, 0.5, 2.0, 0.5, 0.5, 0.5])
+    scores = SCORES.append_column("study_id", studies).append_column("distance", distances)
+    evaluations = evaluate_run(scores, dataset(), EARLIER.threshold)
+    add_outcomes(evaluations, scores, EARLIER, rule)
+    found = evaluations["test"]["study"].outcomes
+    assert found.counts["normal"] == {"fracture": 0, "doubt": 0, "none": 0} | {outcome: 1}
+    assert found.counts["fracture"]["fracture"] == 1
+    assert found.unlike == 0.5
+    assert set(evaluations["val"]) == {"image", "radiograph"}
+    assert evaluations["val"]["radiograph"].outcomes is not None
 
 
 def test_outcomes_are_counted_by_class():
