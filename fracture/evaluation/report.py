@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fracture.dataset.format import Dataset, Manifest, images_of
+from fracture.dataset.format import UNTESTED, Dataset, Manifest, images_of
 from fracture.evaluation.gallery import Gallery, select_most_confident
 from fracture.evaluation.matched import match_radiographs
 from fracture.evaluation.metrics import (
@@ -275,8 +275,10 @@ def list_caveats(manifest: Manifest) -> list[str]:
         lines.append(
             f"SHORTCUTS: in this data, {', '.join(measures)} alone {verb} the class; a model may use {pronoun} too."
         )
-    # Of folds, every one is test once.
-    tested = [groups for split, groups in manifest.groups.items() if split == "test" or manifest.folds]
+    # Of folds, every one is test once; what is `UNTESTED` only trains.
+    tested = [
+        groups for split, groups in manifest.groups.items() if split == "test" or (manifest.folds and split != UNTESTED)
+    ]
     counts = {name: sum(groups[name] for groups in tested) for name in reversed(CLASS_NAMES)}
     if tested and min(counts.values()) < FEW_GROUPS:
         listed = " and ".join(f"{count:,} {name}" for name, count in counts.items())

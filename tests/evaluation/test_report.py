@@ -237,6 +237,10 @@ def test_a_test_of_few_groups_is_a_caveat(dataset):
     five = {"fracture": 5, "normal": 5}
     assert caveats({"fold-1": five, "fold-2": five}, ["1", "2"]) == [], "each group is tested once"
     assert len(caveats({"fold-1": five, "fold-2": few | {"fracture": 4}}, ["1", "2"])) == 1
+    sources = {"fold-1": five, "fold-1-val": {"fracture": 4, "normal": 4}, "untested": many}
+    assert caveats(sources, ["north", "south"])[0].startswith(
+        "FEW: the test has groups (patients, or radiographs that belong together) of 9 fracture and 9 normal"
+    ), "what trains in every fold is not tested"
 
 
 def test_the_result_lines_say_what_was_found_and_missed(dataset):
