@@ -25,6 +25,7 @@ _READ_TOO = (4,)  # in which two settings have other names, and studies are not 
 MANIFEST = "dataset.json"
 FILES = "files.parquet"  # beside it: every file of the source, with its group and its split
 # In `files.parquet`: x0, y0, x1, y1 of each box, shares of the decoded image's width and height, before it is resized.
+# An image is squashed to the square that the model sees, so they are shares of the square's sides, too.
 BOXES = pa.list_(pa.list_(pa.float32(), 4))
 LEDGER = "ledger.parquet"  # beside it: the split of every file that was ever seen, also of one that is gone
 UNTESTED = "untested"  # where the folds are sources: the split of those that are no fold; it trains in every fold

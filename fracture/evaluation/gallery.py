@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fracture.dataset.format import Dataset, images_of
-from fracture.evaluation.pointing import PointingGame, map_to_square, play_pointing_game
+from fracture.evaluation.pointing import PointingGame, play_pointing_game
 from fracture.labels import CLASS_NAMES, FRACTURE, NORMAL
 from fracture.page import picture
 from fracture.storage import StoragePath
@@ -132,7 +132,7 @@ def outline(image: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
 
     Args:
         image: [S, S] uint8.
-        boxes: [B, 4] as shares of the decoded image.
+        boxes: [B, 4] as in `BOXES`.
 
     Returns:
         [S, S, 3] uint8, or the image itself.
@@ -140,7 +140,7 @@ def outline(image: np.ndarray, boxes: np.ndarray | None) -> np.ndarray:
     if boxes is None:
         return image
     coloured = np.stack([image] * 3, axis=-1)
-    for x0, y0, x1, y1 in (map_to_square(boxes) * len(image)).astype(int).tolist():
+    for x0, y0, x1, y1 in (boxes * len(image)).astype(int).tolist():
         cv2.rectangle(coloured, (x0, y0), (x1, y1), _BOX_COLOUR)
     return coloured
 

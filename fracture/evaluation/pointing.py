@@ -75,8 +75,8 @@ def play_pointing_game(
     one_by_one = [dataset.read("test", row, row + 1) for row in rows["row"].to_pylist()]
     images = images_of(pa.concat_tables(one_by_one), dataset.image_size)
     evidence = compute_evidence(model, images, np.ones(len(images), bool))
-    placed = [map_to_square(boxes[path]) for path in rows["source"].to_pylist()]
-    return compare_with_boxes(evidence, images[..., 0], placed, rows["group_id"].to_numpy(), len(boxed))
+    drawn = [boxes[path] for path in rows["source"].to_pylist()]
+    return compare_with_boxes(evidence, images[..., 0], drawn, rows["group_id"].to_numpy(), len(boxed))
 
 
 def select_boxed(test: pa.Table, boxes: Mapping[str, np.ndarray]) -> pa.Table:
@@ -91,14 +91,6 @@ def choose_rows(boxed: pa.Table) -> pa.Table:
     """Return at most `MOST` rows, chosen by a seed, in their order."""
     chosen = np.random.default_rng(_SEED).permutation(len(boxed))[:MOST]
     return boxed.take(np.sort(chosen))
-
-
-def map_to_square(boxes: np.ndarray) -> np.ndarray:
-    """Return boxes of a decoded image, [B, 4] as in `BOXES`, as shares of the square that the model sees.
-
-    An image is squashed to the square, so shares of its sides stay what they are.
-    """
-    return boxes
 
 
 def compare_with_boxes(
