@@ -56,7 +56,8 @@ def pool_folds(run: StoragePath, manifest: Manifest) -> PooledFolds:
         tables.append(scores.append_column("threshold", pa.array([threshold] * len(scores), pa.float64())))
         folds[title] = evaluate(scores, threshold, rule)
         by_source[title] = written.filter(pc.equal(written["split"], "val")), scores, threshold
-    pooled = pa.concat_tables(tables)
+    # A fold that an earlier version finished has no column `distance`.
+    pooled = pa.concat_tables(tables, promote_options="default")
     falls, mean_fall = compute_falls(by_source) if manifest.folds_are_sources else ({}, None)
     return PooledFolds(folds, evaluate(pooled, pooled["threshold"].to_numpy(), rule), pooled, falls, mean_fall)
 

@@ -118,6 +118,20 @@ def test_studies_are_pooled_too(run, tmp_path):
     assert "<th>per study</th>" in (run / "folds.html").read_bytes().decode()
 
 
+def test_folds_of_an_earlier_version_and_of_this_one_are_pooled(run, tmp_path):
+    """The first fold was finished before predictions had distances."""
+    manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
+    for number in (2, 3):
+        scores = (run / f"fold-{number}" / "predictions.parquet").read_parquet()
+        distances = pa.array([0.5] * len(scores), pa.float32())
+        write_predictions(run / f"fold-{number}", scores.append_column("distance", distances))
+    pooled = pool_folds(run, manifest)
+    assert pooled.whole["image"].count == 24
+    assert pooled.whole["image"]["accuracy"] == pytest.approx(20 / 24), "each at its own threshold"
+    write_folds(run, manifest, pooled, [])
+    assert (run / "predictions.parquet").read_parquet()["distance"].null_count == 8
+
+
 def test_matched_figures_stand_on_the_page_on_the_screen_and_in_the_file(run, tmp_path):
     manifest = write_shards(storage_path(tmp_path / "shards"), {"fold-1": 8, "fold-2": 8, "fold-3": 8})
     pooled = pool_folds(run, manifest)
