@@ -139,6 +139,7 @@ class DataConfig(Section, changes_recipe=True):
         return self
 
 
+FORMER_COPY_SUFFIX = r"(-rotated\d+| - Copy| ?\(\d+\))+$"  # the default of `data.copy_suffix` in earlier versions
 _FORMER_NAMES = {"fracture_folders": "fracture_labels", "normal_folders": "normal_labels"}  # of DataConfig
 
 

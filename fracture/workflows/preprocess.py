@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fracture.config import Config, SampleConfig
+from fracture.config import FORMER_COPY_SUFFIX, Config, SampleConfig, with_settings
 from fracture.dataset.format import Dataset, read_dataset
 from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
@@ -176,8 +176,11 @@ def prepare_run_data(
     data = arguments.data or (make_sample_radiographs(config, storage, report),)
     key = patient_key(arguments.key_file, storage)
     source = find_radiographs(data, arguments.labels, config, key, report)
+    card = _read_begun_card(arguments.folder)
+    if card and _has_former_suffix(card, config):
+        config = with_settings(config, {"data.copy_suffix": FORMER_COPY_SUFFIX})
     out = storage / "shards" / name_output_folder(source, config.data)
-    dataset = _find_begun_dataset(arguments.folder, out)
+    dataset = _find_begun_dataset(arguments.folder, card, out)
     if dataset and find_finished(source, out, config.data) is None:
         report(f"data       or program has changed since {arguments.run!r} began; it goes on with its own shards")
         report(f"shards     {out}")
@@ -186,26 +189,38 @@ def prepare_run_data(
     return prepare_dataset(source, out, config, start, report)
 
 
-def _find_begun_dataset(run: StoragePath, shards: StoragePath) -> Dataset | None:
+def _read_begun_card(run: StoragePath) -> dict[str, Any] | None:
+    """Return what the run, or a fold or trial of it, began with; None where nothing has begun."""
+    from fracture.training.checks import RUN_CARD
+    from fracture.tuning.space import RESULTS
+
+    cards = [info for info in run.files() if info.base_name in (RUN_CARD, RESULTS)]
+    return StoragePath(run.filesystem, cards[0].path).read_json() if cards else None  # the others began so, too
+
+
+def _has_former_suffix(card: dict[str, Any], config: Config) -> bool:
+    """Return whether the run began with an earlier version's `data.copy_suffix`, in place of which none is given."""
+    began_with = card["recipe"] if "recipe" in card else card["settings"]  # of a run, or of a search
+    is_given = "copy_suffix" in config.data.model_fields_set
+    return not is_given and began_with["data"].get("copy_suffix") == FORMER_COPY_SUFFIX
+
+
+def _find_begun_dataset(run: StoragePath, card: dict[str, Any] | None, shards: StoragePath) -> Dataset | None:
     """Return the dataset in the folder of shards if the run, or a fold or trial of it, began with it.
 
     A finished run needs no shards: None.
     """
     from fracture.inference.bundle import is_bundle
-    from fracture.training.checks import RUN_CARD
-    from fracture.tuning.space import RESULTS
 
-    cards = [info for info in run.files() if info.base_name in (RUN_CARD, RESULTS)]
-    if not cards or is_bundle(run / "bundle"):
+    if not card or is_bundle(run / "bundle"):
         return None
-    begun_with = StoragePath(run.filesystem, cards[0].path).read_json()["dataset"]  # and so did the others
     try:
         dataset = read_dataset(shards)
     except UsageError:  # it is made anew, and may be the same again
         return None
     manifest = dataset.manifest
     folds = [manifest.fold(number) for number in range(1, len(manifest.folds) + 1)]
-    return dataset if begun_with in {one.fingerprint for one in (manifest, *folds)} else None
+    return dataset if card["dataset"] in {one.fingerprint for one in (manifest, *folds)} else None
 
 
 def _name_sample(sample: SampleConfig) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from fracture.config import Config
+from fracture.config import FORMER_COPY_SUFFIX, Config, with_settings
 from fracture.dataset.format import Dataset, read_dataset
 from fracture.errors import UsageError
 from fracture.lock import HeldError, Lock, claim_of_this_process
 from fracture.preparation.identity import PatientKey
 from fracture.preparation.output import check_output_folder, name_output_folder
 from fracture.storage import StoragePath, storage_path
-from fracture.training.checks import write_run_card
+from fracture.training.checks import with_data_of, write_run_card
 from fracture.tuning.space import write_results
 from fracture.workflows.arguments import RunArguments
 from fracture.workflows.preprocess import (
@@ -71,6 +71,33 @@ def test_what_has_begun_goes_on_with_its_own_shards_when_the_data_has_grown(imag
         "data       or program has changed since 'r' began; it goes on with its own shards",
         f"shards     {dataset.folder}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("begin", "rows"),
+    [(begin_run, ROWS), (begin_second_fold, FOLDS), (begin_contender, FOLDS), (begin_search, ROWS)],
+)
+def test_what_has_begun_with_the_former_copy_suffix_goes_on_with_its_own_shards(image_folder, tiny_config, begin, rows):
+    """Its shards are in the folder that is named after the settings as they were."""
+    arguments, config = arguments_of(image_folder(*official_paths())), tiny_config()
+    former = with_settings(config, {"data.copy_suffix": FORMER_COPY_SUFFIX})
+    dataset = prepared(arguments, former, rows)
+    manifest = dataset.manifest.model_copy(update={"parameters": former.data.model_dump(mode="json")})
+    (dataset.folder / "dataset.json").write_json(manifest.model_dump(mode="json"))
+    begin(arguments.folder, former, dataset)
+    found = prepare_run_data(arguments, config, lambda line: None)
+    assert found.folder == dataset.folder
+    assert with_data_of(config, found.manifest).recipe() == former.recipe(), "so the run's settings are its own, too"
+
+
+def test_a_copy_suffix_that_is_given_is_kept(image_folder, tiny_config):
+    """Its shards are other ones than those of the run that began with the former default."""
+    arguments, config = arguments_of(image_folder(*official_paths())), tiny_config()
+    former = with_settings(config, {"data.copy_suffix": FORMER_COPY_SUFFIX})
+    begin_run(arguments.folder, former, prepared(arguments, former, ROWS))
+    given = tiny_config("data.copy_suffix=-copy$", "training.batch_size=1000")
+    with pytest.raises(UsageError, match=r"training.batch_size = 1000 is more than the \d+ images"):  # to be prepared
+        prepare_run_data(arguments, given, lambda line: None)
 
 
 def refuse_to_start() -> None:
