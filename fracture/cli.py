@@ -834,7 +834,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if result.models > 1:
         point = result.operating_point
         lines.append(f"ensemble   of {result.models} models; threshold {point.threshold:.3f}, {point.rule}")
-    lines += format_results(result.evaluations)
+    lines += format_results(result.evaluations, result.operating_point.fracture_threshold is not None)
     lines += [format_own_test_comparison(result.own, result.evaluations["test"])] if result.own else []
     lines += [f"boxes      {result.pointing.summary}"] if result.pointing else []
     lines += [*_caveat_lines(result.caveats), *format_verdict(result.verdict), f"report     {result.page}"]

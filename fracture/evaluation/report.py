@@ -289,8 +289,12 @@ def list_caveats(manifest: Manifest) -> list[str]:
     return lines
 
 
-def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
-    """Return the lines that show the result on test on the screen."""
+def format_results(evaluations: Mapping[str, Evaluation], has_doubt: bool = True) -> list[str]:
+    """Return the lines that show the result on test on the screen.
+
+    Args:
+        has_doubt: whether the operating point has a second threshold; those of earlier versions have none.
+    """
     lines = []
     for m in reversed(evaluations["test"].values()):
         figures = ", ".join(
@@ -304,7 +308,7 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
         f"{m.true_positives} fractures found, {m.false_negatives} missed · {m.true_negatives} normals cleared, "
         f"{m.false_positives} called fractures"
     )
-    lines += format_outcomes(evaluations["test"])
+    lines += format_outcomes(evaluations["test"], has_doubt)
     for name, evaluation in evaluations.items():
         if name.startswith((ORIGIN, TRAIT)):
             m = evaluation["radiograph"]
@@ -320,14 +324,20 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> list[str]:
     return lines
 
 
-def format_outcomes(test: Evaluation) -> list[str]:
-    """Return the lines about the outcomes of studies, or of radiographs where studies are not known."""
+def format_outcomes(test: Evaluation, has_doubt: bool = True) -> list[str]:
+    """Return the lines about the outcomes of studies, or of radiographs where studies are not known.
+
+    Args:
+        has_doubt: as for `format_results`.
+    """
     m = test.get("study", test["radiograph"])
     if m.outcomes is None:
         return []
     rates = {"sensitivity": m.outcomes.sensitivity, "specificity": m.outcomes.specificity}
     listed = ", ".join(f"{name} {'undefined' if rate is None else f'{rate:.3f}'}" for name, rate in rates.items())
-    lines = [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
+    lines = ["outcome    fracture or none: a model of an earlier version has no second threshold"]
+    if has_doubt:
+        lines = [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
     if m.outcomes.unlike is not None:
         lines.append(f"unlike     {m.outcomes.unlike:.1%} of {m.counted}: unlike the training images, so in doubt")
     return lines

@@ -81,6 +81,9 @@ def test_the_report_shows_the_outcomes_of_each_class(dataset, tmp_path):
     assert format_outcomes(evaluations["test"]) == [
         "outcome    2 studies: 50% in doubt; sensitivity undefined, specificity 0.000 among the others"
     ]
+    assert format_outcomes(evaluations["test"], has_doubt=False) == [
+        "outcome    fracture or none: a model of an earlier version has no second threshold"
+    ]
     write_report(storage_path(tmp_path), Report("x", data, POINT, evaluations, [], 0, {}, []), scores)
     page = (tmp_path / "report.html").read_text()
     assert "<h2>Fracture, doubt, none</h2>" in page

@@ -87,6 +87,8 @@ def test_an_evaluation_ends_with_a_verdict_on_screen_page_and_file(tmp_path: Pat
     assert verdict["answer"] == "adjust"
     assert verdict["reasons"][-1] == "size: the median is 900 here, above 5 to 95% of the training images, 100 to 300"
     lines = capsys.readouterr().out.splitlines()
+    assert "outcome    fracture or none: a model of an earlier version has no second threshold" in lines
+    assert not any("in doubt" in line for line in lines)
     assert lines[-2 - len(verdict["reasons"])] == f"verdict    {verdict['sentence']}"
     assert lines[-2].strip() == verdict["reasons"][-1]
     page = (tmp_path / "out/report.html").read_text()
