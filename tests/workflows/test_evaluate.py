@@ -46,7 +46,7 @@ def test_boxes_are_compared_with_the_maps_in_the_lines_the_page_and_the_figures(
     assert main([command, "--bundle", str(bundle.folder), "--shards", str(folder), "--out", str(out)]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("boxes "))
     assert "maximum of the map inside a box: model " in line
-    assert " of 12 " in line, "normals have a box here too, and are not counted"
+    assert " of 12, " in line, "normals have a box here too, and are not counted"
     assert "chance 0.500 [0.500, 0.500]" in line
     (page,) = out.glob("*.html")
     assert "chance: the share of the image that boxes cover" in page.read_text()
