@@ -1,6 +1,6 @@
 """Evaluation of a run's scores: metrics, plots, the report page, and the summary on the screen."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,7 @@ NAMES = {  # figure -> its name on pages, in their order
 ORIGIN, TRAIT = "test_from:", "test_of:"  # begin the names of parts of test
 _PART_TRAITS = ("body part", "view")  # of DICOM files, by whose values test is taken apart
 _FEWEST = 10  # radiographs of each class in a part that is shown
+_ABOUT_TEST = ("LEAKAGE: ", "NOT TESTED: ", "FEW: ")  # these caveats are about a test, not about what was trained on
 _MISTAKES = 6  # of each kind on the page
 
 
@@ -287,6 +288,11 @@ def list_caveats(manifest: Manifest) -> list[str]:
             f"{FEW_GROUPS} of a class: its figures are rough, and their intervals too."
         )
     return lines
+
+
+def list_training_caveats(caveats: Iterable[str]) -> list[str]:
+    """Return those of `list_caveats` that are about what a model was trained on, whatever tests it."""
+    return [line for line in caveats if not line.startswith(_ABOUT_TEST)]
 
 
 def format_results(evaluations: Mapping[str, Evaluation], has_doubt: bool = True) -> list[str]:

@@ -199,6 +199,7 @@ def write_adapted_bundle(
     adaptation: Adaptation,
     dataset: Dataset | None,
     cases: Mapping[str, np.ndarray],
+    caveats: Sequence[str],
 ) -> None:
     """Add `bundle.json` to the exported model that `initial` became, and the marks of what both have seen.
 
@@ -208,6 +209,7 @@ def write_adapted_bundle(
             there were no cases, and the model is not tested.
         dataset: of the local cases; None where there were none.
         cases: split of `dataset` -> [rows] bool, true for the local cases.
+        caveats: in place of those of `initial`, of which some are about the test that it had.
     """
     if evaluation is None:
         evaluation = {unit: metrics.without_cases() for unit, metrics in initial.evaluations["test"].items()}
@@ -216,6 +218,7 @@ def write_adapted_bundle(
         "synthetic": initial.synthetic or (dataset is not None and dataset.manifest.synthetic),
         "operating_point": operating_point.model_dump(),
         "metrics": as_json({"test": evaluation}),
+        "caveats": list(caveats),
         "adapted": adaptation.model_dump(),
         "config": initial.config.model_dump(mode="json"),
         "versions": versions(),

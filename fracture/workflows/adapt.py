@@ -9,7 +9,13 @@ from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.storage import StoragePath, storage_path
 from fracture.workflows.arguments import Report, patient_key, print_line
-from fracture.workflows.evaluate import ScoringArguments, check_out, model_caveats, prepare_test_data
+from fracture.workflows.evaluate import (
+    ScoringArguments,
+    check_out,
+    count_scored,
+    model_caveats,
+    prepare_test_data,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +73,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         UsageError: the bundle, the data or the folder for the new bundle cannot be used, or the cases are too few.
     """
     from fracture.evaluation.adaptation import check_cases, choose_head
-    from fracture.evaluation.report import list_caveats
+    from fracture.evaluation.report import list_caveats, list_training_caveats
     from fracture.evaluation.scores import write_predictions
     from fracture.inference.adaptation import align, compute_cases, set_last_layer
     from fracture.inference.bundle import export_model, read_bundle, write_adapted_bundle
@@ -96,6 +102,10 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         operating_point = choice.judged.head.operating_point
         set_last_layer(model, choice.judged.head.layer)
         write_predictions(out, choice.judged.scores)
+    caveats = list_training_caveats(initial.caveats)
+    if local and cases:
+        caveats += list_caveats(count_scored(local.dataset.manifest, cases.rows))  # by folds, they are the test
+    caveats = list(dict.fromkeys(caveats))
     adaptation = _describe(initial, local, cases, choice, figures, aligned_on)
     export_model(model, operating_point, out / "bundle")
     write_adapted_bundle(
@@ -106,8 +116,9 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         adaptation,
         local.dataset if local else None,
         local.rows if local else {},
+        caveats,
     )
-    caveats = [*model_caveats([initial]), *(list_caveats(local.dataset.manifest) if local else [])]
+    caveats = [*model_caveats([initial]), *caveats]
     left_out = local.left_out if local else 0
     return AdaptResult(adaptation, left_out, operating_point.threshold, caveats, out / "bundle")
 

@@ -103,7 +103,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         config, start, rows = arguments.config, partial(start_ray, arguments.verbose), {"test": is_new}
         scores = score_rows(bundles, dataset, rows, config, start, bars.show, flips=arguments.flips)
     operating_point = mean_operating_point([bundle.operating_point for bundle in bundles])
-    dataset = Dataset(dataset.folder, _count_scored(dataset.manifest, scores))
+    dataset = Dataset(dataset.folder, count_scored(dataset.manifest, scores))
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
     study_probability = bundles[0].config.evaluation.study_probability
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
@@ -225,7 +225,7 @@ def model_caveats(bundles: Sequence[Bundle]) -> list[str]:
     return notices
 
 
-def _count_scored(manifest: Manifest, scores: Table) -> Manifest:
+def count_scored(manifest: Manifest, scores: Table) -> Manifest:
     """Return the manifest with the counts of what was scored."""
     rows = list(zip(scores["label"].to_pylist(), scores["group_id"].to_pylist(), strict=True))
     of_class = {name: [group for label, group in rows if label == i] for i, name in enumerate(CLASS_NAMES)}

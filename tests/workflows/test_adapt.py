@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -177,6 +178,28 @@ def test_pages_and_screens_say_what_it_was_adapted_to(initial: Bundle, tmp_path:
     assert text in (tmp_path / "evaluated/report.html").read_text()
 
 
+OF_TRAINING = [
+    "SHORTCUTS: in this data, size (AUC 0.91) alone predicts the class; a model may use it too.",
+    "labels of abnormality, not of fractures",
+]
+OF_ITS_TEST = ["LEAKAGE: 1 of 9 test images ...", "NOT TESTED: source 'east' ....", "FEW: the test has groups of ..."]
+
+
+def test_a_new_bundle_has_the_caveats_of_training_and_of_the_local_cases(initial: Bundle, tmp_path: Path):
+    """Those about the test of the initial model are not about the new one, which was tested on the local cases."""
+    card = initial.folder / "bundle.json"
+    card.write_json(card.read_json() | {"caveats": [*OF_TRAINING, *OF_ITS_TEST]})
+    dataset = local_shards(tmp_path, train=60, val=20, test=8)
+    groups = {split: {"fracture": 1, "normal": 1} for split in dataset.splits}
+    facts = {"synthetic": False, "shortcuts": {"sharpness": 0.8}, "notes": OF_TRAINING[1:], "groups": groups}
+    manifest = dataset.manifest.model_copy(update=facts)
+    (dataset.folder / "dataset.json").write_json(manifest.model_dump(mode="json"))
+    result = run(read_bundle(initial.folder), tmp_path)
+    local = "SHORTCUTS: in this data, sharpness (AUC 0.80) alone predicts the class; a model may use it too."
+    assert read_bundle(result.bundle).caveats == (*OF_TRAINING, local), "there are many local cases"
+    assert result.caveats[-3:] == [*OF_TRAINING, local]
+
+
 def test_the_command_shows_the_figures_and_where_the_bundle_is(initial: Bundle, tmp_path: Path, capsys):
     local_shards(tmp_path, test=100)
     change_hashes(tmp_path / "local", np.arange(80, 100))
@@ -282,9 +305,12 @@ def test_aligned_features_have_the_mean_and_variance_of_the_local_images(pretrai
 
 def test_images_without_labels_give_a_bundle_without_a_test(pretrained: Bundle, tmp_path: Path):
     shards = str(local_shards(tmp_path, test=100).folder)
-    result = run(pretrained, tmp_path, shards=None, align=(shards,))
+    folder = storage_path(shutil.copytree(pretrained.folder.path, tmp_path / "pretrained"))
+    (folder / "bundle.json").write_json((folder / "bundle.json").read_json() | {"caveats": OF_TRAINING + OF_ITS_TEST})
+    result = run(read_bundle(folder), tmp_path, shards=None, align=(shards,))
     new = read_bundle(result.bundle)
     assert new.adapted == result.adaptation
+    assert new.caveats == tuple(OF_TRAINING)
     assert new.adapted.describe() == "features standardised by 100 local images"
     assert model_caveats([new])[-1].endswith("standardised by 100 local images. It has no test of its own.")
     assert new.evaluations["test"]["radiograph"].count == 0
