@@ -139,7 +139,9 @@ def read_results(run: StoragePath, config: Config, manifest: Manifest) -> dict[i
             raise UsageError(f"{run} holds other things than a search. Give another --run name.")
         return {}
     saved = (run / RESULTS).read_json()
-    before, now = dict(flatten(saved["settings"])), dict(flatten(_settings(config)))
+    # A setting that the version before did not have is as it was then: the default.
+    before = dict(flatten(Config().recipe())) | dict(flatten(saved["settings"]))
+    now = dict(flatten(_settings(config)))
     changed = [f"{k} {before.get(k)!r} -> {now.get(k)!r}" for k in before | now if before.get(k) != now.get(k)]
     if changed:
         raise UsageError(

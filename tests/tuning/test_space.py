@@ -9,6 +9,7 @@ from fracture.errors import RunError, UsageError
 from fracture.storage import StoragePath, storage_path
 from fracture.tuning.space import (
     BEST,
+    RESULTS,
     Result,
     check_space,
     check_trials,
@@ -163,6 +164,10 @@ def test_results_are_kept_for_the_same_search_alone(shard_folder, tmp_path: Path
     ):
         with pytest.raises(UsageError, match=message):
             read_results(run, load_config(None, [changed]), manifest)
+    saved = (run / RESULTS).read_json()
+    del saved["settings"]["evaluation"]["min_specificity"]  # as an earlier version wrote it
+    (run / RESULTS).write_json(saved)
+    assert read_results(run, config, manifest) == kept
     with pytest.raises(UsageError, match=r"search 'x' was started with other data. Give another --run name"):
         read_results(run, config, manifest.model_copy(update={"fingerprint": "other"}))
     with pytest.raises(UsageError, match=r"shards holds other things than a search. Give another --run name"):
