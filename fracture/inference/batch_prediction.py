@@ -631,7 +631,7 @@ def summarize(results: pa.Table, operating_point: OperatingPoint, space: Feature
         )
     errors = results["error"].drop_null().to_pylist()
     left_out = Counter(error.removeprefix(LEFT_OUT) for error in errors if error.startswith(LEFT_OUT))
-    lines += [f"left out   {count:,} files: {why}" for why, count in left_out.most_common()]
+    lines += [f"left out   {count:,} file{'s' if count > 1 else ''}: {why}" for why, count in left_out.most_common()]
     reasons = Counter(error.partition(":")[0] for error in errors if not error.startswith(LEFT_OUT))
     if reasons:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))

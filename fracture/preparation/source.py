@@ -140,7 +140,7 @@ def describe_source(source: Source) -> list[str]:
         lines.append(f"not read   {len(source.ignored_columns):,} columns of the labels file: {names}")
     if source.unlabelled:
         lines.append(f"no label   {len(source.unlabelled):,} images in the folder, which are not used")
-    lines += [f"left out   {count:,} files: {why}" for why, count in source.left_out.items()]
+    lines += [f"left out   {count:,} file{'s' if count > 1 else ''}: {why}" for why, count in source.left_out.items()]
     return [*lines, *(f"note       {note}" for note in source.notes)]
 
 

@@ -478,9 +478,9 @@ def test_the_summary_counts_everything():
         "about 1% are",
         "seen       2 files: the model was trained or validated on them, or on images of their patient or study; how "
         "it does on these says nothing about new ones",
-        "left out   1 files: document or table",
-        "left out   1 files: DICOM, but no radiograph: CT",
-        "left out   1 files: DICOM, but no radiograph: a report",
+        "left out   1 file: document or table",
+        "left out   1 file: DICOM, but no radiograph: CT",
+        "left out   1 file: DICOM, but no radiograph: a report",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
     space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))

@@ -155,7 +155,7 @@ def test_the_listing_says_where_the_labels_came_from(image_folder, key):
         "known",
         "repeated   1 rows of the labels file say what an earlier one says; first: row 4",
         "not read   1 columns of the labels file: 'comment'",
-        "left out   1 files: document or table",
+        "left out   1 file: document or table",
     ]
     no_words = replace(source, class_folders={"fracture": [], "normal": []})  # each holds a number, which may be an id
     assert describe_labels(no_words) == "2 files by labels file, by path: 1 patients, studies not known"

@@ -58,15 +58,15 @@ def is_clutter(path: str) -> bool:
 
 
 def sort_out(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
-    """Return the paths that may be radiographs, and how many others there are by reason."""
+    """Return the paths that may be radiographs, and how many others there are by reason; our marker is not counted."""
     kept: list[str] = []
     left_out: Counter[str] = Counter()
     for path in paths:
         if reason := find_reason(path):
-            left_out[reason] += 1
+            left_out[reason] += not path.endswith(SYNTHETIC_MARKER)
         else:
             kept.append(path)
-    return kept, left_out
+    return kept, +left_out
 
 
 def find_reason(path: str) -> str | None:

@@ -27,12 +27,17 @@ from fracture.preparation.layouts.clutter import ANNOTATION, CLUTTER, DOCUMENT, 
             "1.png@SynoEAStream",
             "fracture/1.sync-conflict-20240102-1-A.png",
         ),
-        *("fracture/1 (Anna's conflicted copy 2024-01-02).png", "1 (SFConflict anna 2024-01-02).png", "SYNTHETIC.json"),
+        *("fracture/1 (Anna's conflicted copy 2024-01-02).png", "1 (SFConflict anna 2024-01-02).png"),
     ],
 )
 def test_what_machines_leave_is_clutter(path: str):
     assert is_clutter(path)
     assert sort_out([path]) == ([], {CLUTTER: 1})
+
+
+def test_the_marker_of_generated_radiographs_is_clutter_that_nobody_left():
+    assert is_clutter("SYNTHETIC.json")
+    assert sort_out(["SYNTHETIC.json", "1.png"]) == (["1.png"], {})
 
 
 @pytest.mark.parametrize(
