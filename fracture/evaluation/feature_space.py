@@ -14,11 +14,12 @@ MOST_COMPONENTS = 64
 _IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
 _MOST_IMAGES = 1000  # of training that are looked at, in the process that finishes the run
 _MOST_OF_RADIOGRAPH = 4  # copies and edits
-FEWEST_IMAGES = 20  # with fewer there is no feature space
+_FEWEST_IN_HALF = 10  # images; with fewer in a half of the training groups there is no feature space
 _FEWEST_AS_A_WHOLE = 20
 # Share of images beyond the median of training from which they are unlike as a whole. It was 0.25 to 0.58 in splits of
 # the same collection, 0.88 in another, 1.0 for inverted ones (docs/results.md).
 _AS_A_WHOLE = 0.8
+_ROUNDING = 1e-5  # root mean squared distance of features of length 1 from their mean, below which it is rounding
 _FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that hardly varies in training
 
 
@@ -77,16 +78,19 @@ def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace 
         groups: [N] int64.
 
     Returns:
-        The space; None where there are fewer than `FEWEST_IMAGES`, or only one group.
+        The space; None where a half has fewer than `_FEWEST_IN_HALF` images, and where features do not vary or are not
+        finite.
     """
     numbers = np.unique(groups)
-    if len(features) < FEWEST_IMAGES or len(numbers) < 2:
-        return None
     chosen = np.random.default_rng(0).permutation(numbers)[: len(numbers) // 2]
     fitted = np.isin(groups, chosen)
+    if min(fitted.sum(), (~fitted).sum()) < _FEWEST_IN_HALF or not np.isfinite(features).all():
+        return None
     rows = _scale_to_one(features[fitted])
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
-    deviation = np.maximum(deviation, max(_FLOOR * float(deviation.mean()), 1e-12))
+    if np.linalg.norm(deviation) < _ROUNDING:
+        return None
+    deviation = np.maximum(deviation, _FLOOR * deviation.mean())
     _, singular, components = np.linalg.svd((rows - mean) / deviation, full_matrices=False)
     count, width = rows.shape
     most = max(1, min(MOST_COMPONENTS, count // _IMAGES_PER_COMPONENT, width // 2))
@@ -94,7 +98,9 @@ def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace 
     arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0, 1.0])
     space = FeatureSpace(*(np.asarray(array, np.float32) for array in arrays))
     limit, median = np.percentile(space._distance(features[~fitted]), (LIMIT_PERCENTILE, 50))
-    return FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit, median], np.float32)})
+    space = FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit, median], np.float32)})
+    is_finite = all(np.isfinite(array).all() for array in space.arrays().values())
+    return space if is_finite and (space.scale > 0).all() else None
 
 
 def describe_distances(distances: np.ndarray, space: FeatureSpace | None) -> list[str]:

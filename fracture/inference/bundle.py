@@ -120,7 +120,7 @@ def write_bundle(
         initial: the bundle that the training started from; the model was trained on its files, too.
         caveats: what every report on the dataset has to say.
         map_similarity: of Grad-CAM maps to those of networks with random weights; none where it was not measured.
-        space: of the model's features; None where training has too few images.
+        space: of the model's features; None where there is none, see `fit_feature_space`.
         properties: of the training images, see `summarise_properties`.
     """
     if space is not None:

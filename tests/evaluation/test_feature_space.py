@@ -85,13 +85,37 @@ def test_too_few_images_or_one_group_have_no_feature_space():
     assert fit_feature_space(draw(20, 0), np.arange(20)) is not None
 
 
-def test_features_that_never_vary_give_finite_distances():
-    constant = fit_feature_space(np.ones((40, 8), np.float32), np.arange(40))
-    assert np.isfinite(constant.measure(draw(5, 0)[:, :8])).all()
+def test_both_halves_have_ten_images():
+    """All images but one are of one patient: of one half nothing could be learned."""
+    groups = np.r_[np.zeros(199), 1]
+    assert fit_feature_space(draw(200, 0), groups) is None
+    assert fit_feature_space(draw(200, 0), 1 - groups) is None, "the other half"
+    assert fit_feature_space(draw(200, 0), np.r_[np.zeros(191), np.ones(9)]) is None
+    assert fit_feature_space(draw(200, 0), np.r_[np.zeros(190), np.ones(10)]) is not None
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.3, np.nan, np.inf])
+def test_features_that_never_vary_or_are_no_numbers_have_no_feature_space(value: float):
+    assert fit_feature_space(np.full((40, 8), value, np.float32), np.arange(40)) is None
+
+
+def test_features_that_vary_by_rounding_alone_have_no_feature_space():
+    constant = np.tile(draw(1, 0), (300, 1))
+    assert fit_feature_space(constant, np.arange(300)) is None
+    assert fit_feature_space(constant + draw(300, 1) / 1e7, np.arange(300)) is None
+    assert fit_feature_space(constant + draw(300, 1) / 1e3, np.arange(300)) is not None
+
+
+@pytest.mark.parametrize("groups", [np.arange(40) // 20, 1 - np.arange(40) // 20])
+def test_a_half_whose_features_are_all_dead_gives_no_feature_space(groups: np.ndarray):
+    """The other half's have the mean 0, so the dead ones lie at distance 0, which is no limit."""
+    alive = np.where(np.arange(20) % 2, 1, -1)[:, None] * np.ones(4, np.float32)
+    assert fit_feature_space(np.r_[alive, 0 * alive], groups) is None
+
+
+def test_an_image_with_features_that_were_dead_in_training_is_unlike():
     dead = draw(40, 0) * (np.arange(40) < 20)
-    assert (fit_feature_space(dead, np.arange(40)).measure(draw(100, 1)) > 1).all(), (
-        "features that were dead in training"
-    )
+    assert (fit_feature_space(dead, np.arange(40)).measure(draw(100, 1)) > 1).all()
 
 
 def test_one_image_of_each_radiograph_comes_first():
