@@ -825,12 +825,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             verbose=args.verbose,
         )
     )
-    lines = []
-    if result.left_out:
-        lines.append(
-            f"left out   {result.left_out} images that the model was trained on, or that share a radiograph or patient "
-            "with one"
-        )
+    lines = _describe_seen(result.left_out)
     if result.models > 1:
         point = result.operating_point
         lines.append(f"ensemble   of {result.models} models; threshold {point.threshold:.3f}, {point.rule}")
@@ -853,6 +848,12 @@ def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flips", action="store_true", help="average each image with its mirror image")
     _add_scored_data(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
+
+
+def _describe_seen(left_out: int) -> list[str]:
+    """Return the line about images that are left out, since the model has seen them; none if there are none."""
+    seen = "images that the model was trained on, or that share a radiograph or patient with one"
+    return [f"left out   {left_out} {seen}"] if left_out else []
 
 
 def _adapt(args: argparse.Namespace) -> None:
@@ -892,12 +893,7 @@ def _adapt(args: argparse.Namespace) -> None:
             verbose=args.verbose,
         )
     )
-    lines = []
-    if result.left_out:
-        lines.append(
-            f"left out   {result.left_out} images that the model was trained on, or that share a radiograph or patient "
-            "with one"
-        )
+    lines = _describe_seen(result.left_out)
     lines += [*format_figures(result.adaptation.figures), f"adapted    {result.adaptation.describe()}"]
     _print(
         [

@@ -12,7 +12,7 @@ from fracture.evaluation.scores import batch_size
 
 _AT_ONCE = 32  # images, at least
 _BLOCK = 1024
-_EPSILON = 1e-3  # of Keras' BatchNormalization, by which the network standardises
+EPSILON = 1e-3  # of Keras' BatchNormalization, by which the network standardises
 
 Moments = tuple[np.ndarray, np.ndarray]  # mean and variance, [F] each
 
@@ -94,7 +94,7 @@ def match_sources(rows: WorkerRows, sources: np.ndarray, moments: Mapping[str, M
     """
     features, own = rows.images.copy(), sources[rows.first : rows.first + len(rows.images)]
     for name, (mean, variance) in moments.items():
-        ratio = np.sqrt((common[1] + _EPSILON) / (variance + _EPSILON))
+        ratio = np.sqrt((common[1] + EPSILON) / (variance + EPSILON))
         features[own == name] = (features[own == name] - mean) * ratio + common[0]
     return replace(rows, images=features)
 

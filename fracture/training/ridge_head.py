@@ -5,13 +5,12 @@ import numpy as np
 from fracture.dataset.pipeline import WorkerRows
 from fracture.evaluation.ridge import fit_ridge
 from fracture.training.checkpoint import Arrays
-from fracture.training.features import Moments, average_cases
+from fracture.training.features import EPSILON, Moments, average_cases
 from fracture.training.setup import Worker
 from fracture.training.strategy import adder
 
 _MOST_CASES = 20_000  # radiographs, which take 300 MB of 3,840 features; of more, as many are chosen at random
 _AT_ONCE = 64  # radiographs whose features the workers add up in one collective
-_EPSILON = 1e-3  # of the network's standardisation
 
 
 def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays:
@@ -36,7 +35,7 @@ def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays
     if worker.rank == 0:
         worker.watchdog.busy("solving the head", more=600)
         mean, variance = moments
-        standardised = (averages - mean) / np.sqrt(variance + _EPSILON)
+        standardised = (averages - mean) / np.sqrt(variance + EPSILON)
         weights = _weigh(index.classes(config.sampling)[rows])
         fit = fit_ridge(standardised, index.labels[rows], weights, index.group_ids[rows])
         solution[:width], solution[width] = fit.kernel, fit.bias
