@@ -4,6 +4,7 @@ Importing this package loads TensorFlow, and Keras with TensorFlow as its backen
 programs.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from importlib import import_module
@@ -25,6 +26,10 @@ with silence_stderr():  # TensorFlow's C++ side writes there as it loads
             f"Keras was imported with the backend {backend} before fracture, which needs tensorflow. Set "
             "KERAS_BACKEND=tensorflow, or import fracture.models first"
         )
+
+    # A process may hold several networks, each of which traces functions of its own once. TensorFlow takes them for one
+    # function that is traced again and again, and warns.
+    logging.getLogger("tensorflow").addFilter(lambda record: "function retracing" not in record.getMessage())
 
     # What else keras.json may hold.
     keras.config.set_floatx("float32")

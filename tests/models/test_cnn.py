@@ -1,3 +1,5 @@
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -110,3 +112,16 @@ def test_without_batch_norm_the_convolutions_have_a_bias(tiny_config):
     model = build_model(tiny_config("model.batch_norm=false"), 100.0, 50.0)
     assert model.get_layer("conv1").use_bias
     assert "BatchNormalization" not in kinds(model)
+
+
+def test_many_networks_in_a_process_are_no_warning():
+    """As a comparison has them. TensorFlow counts each one's own trace as a function that is traced anew."""
+    warnings, handler, logger = [], logging.Handler(), logging.getLogger("tensorflow")
+    handler.emit = lambda record: warnings.append(record.getMessage())
+    logger.addHandler(handler)
+    images = np.zeros((16, 32, 32, 1), np.uint8)
+    for _ in range(12):
+        build_model(load_config(None, ["data.image_size=32", "model.filters=[2]"]), 59.0, 56.0).predict_on_batch(images)
+    logger.warning("another")
+    logger.removeHandler(handler)
+    assert warnings == ["another"]
