@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fracture.errors import RunError, UsageError
 
@@ -816,13 +816,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         EvaluateArguments(
             bundles=tuple(args.bundle),
             flips=args.flips,
-            out=args.out,
-            data=tuple(args.data or ()),
-            labels=args.labels,
-            key_file=_key_file(args),
-            shards=args.shards,
-            config=_load_config(args, _data_settings(args)),
-            verbose=args.verbose,
+            **_scoring_arguments(args),
         )
     )
     lines = _describe_seen(result.left_out)
@@ -848,6 +842,19 @@ def _add_evaluate_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flips", action="store_true", help="average each image with its mirror image")
     _add_scored_data(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder or URI for the report")
+
+
+def _scoring_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what all commands that score a finished model take: the fields of `ScoringArguments`."""
+    return {
+        "out": args.out,
+        "data": tuple(args.data or ()),
+        "labels": args.labels,
+        "key_file": _key_file(args),
+        "shards": args.shards,
+        "config": _load_config(args, _data_settings(args)),
+        "verbose": args.verbose,
+    }
 
 
 def _describe_seen(left_out: int) -> list[str]:
@@ -884,13 +891,7 @@ def _adapt(args: argparse.Namespace) -> None:
         AdaptArguments(
             bundle=args.bundle,
             align=tuple(args.align or ()),
-            out=args.out,
-            data=tuple(args.data or ()),
-            labels=args.labels,
-            key_file=_key_file(args),
-            shards=args.shards,
-            config=_load_config(args, _data_settings(args)),
-            verbose=args.verbose,
+            **_scoring_arguments(args),
         )
     )
     lines = _describe_seen(result.left_out)
@@ -1024,14 +1025,8 @@ def _explain(args: argparse.Namespace) -> None:
     result = explain(
         ExplainArguments(
             bundle=args.bundle,
-            out=args.out,
-            data=tuple(args.data or ()),
-            labels=args.labels,
-            key_file=_key_file(args),
-            shards=args.shards,
             count=args.count,
-            config=_load_config(args, _data_settings(args)),
-            verbose=args.verbose,
+            **_scoring_arguments(args),
         )
     )
     groups = ", ".join(f"{len(examples)} {name}" for name, examples in result.gallery.groups.items())
