@@ -49,6 +49,16 @@ def check_batch_size(batch_size: int, images: int, which: str = "images") -> Non
         raise UsageError(f"training.batch_size = {batch_size} is more than the {images} {which}. Use a smaller one.")
 
 
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Check that the settings can be trained with on this data.
+
+    Raises:
+        UsageError: see `check_batches` and `check_head`.
+    """
+    check_batches(config, dataset)
+    check_head(config, dataset)
+
+
 def check_batches(config: Config, dataset: Dataset) -> None:
     """Check that each worker has an image in each step: TensorFlow has no empty convolution.
 

@@ -16,7 +16,7 @@ from fracture.errors import RunError, UsageError
 from fracture.progress.history import Record, find_best
 from fracture.progress.status import LOCK
 from fracture.storage import StoragePath
-from fracture.training.checks import check_batches
+from fracture.training.checks import check_data
 from fracture.training.phases import count_epochs
 
 RESULTS = "trials.json"
@@ -118,7 +118,7 @@ def check_trials(config: Config, dataset: Dataset) -> None:
     """
     for number, settings in enumerate(sample_trials(config), 1):
         try:
-            check_batches(with_settings(config, settings), dataset)
+            check_data(with_settings(config, settings), dataset)
         except UsageError as error:
             raise UsageError(f"tune.space, trial {number} ({describe_settings(settings)}): {error}") from None
 

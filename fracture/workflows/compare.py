@@ -136,7 +136,7 @@ def _check_contenders(
 ) -> set[str]:
     """Check each contender that is chosen or finished, before hours of training; return those that are finished."""
     from fracture.inference.bundle import is_bundle
-    from fracture.training.checks import check_batches, check_head, check_run
+    from fracture.training.checks import check_data, check_run
 
     finished = set()
     for title, config in configs.items():
@@ -147,9 +147,8 @@ def _check_contenders(
             continue
         with _naming_contender(title):
             for number, fold in enumerate(folds, 1):
-                check_batches(config, dataset.fold(number))
-                check_head(config, dataset.fold(number))
-                check_run(fold, config, dataset.fold(number))
+                check_data(config, of_fold := dataset.fold(number))
+                check_run(fold, config, of_fold)
             if config.pretrained and title not in finished:
                 from fracture.training.pretrained import check_backbone  # loads TensorFlow
 

@@ -94,10 +94,9 @@ def train_run(
         initial: a finished model whose weights training begins with.
     """
     from fracture.inference.bundle import is_bundle, read_bundle
-    from fracture.training.checks import check_batches, check_head, check_run
+    from fracture.training.checks import check_data, check_run
 
-    check_batches(config, dataset)
-    check_head(config, dataset)
+    check_data(config, dataset)
     check_run(run, config, dataset, initial)
     report(f"run        {run}")
     if is_bundle(run / "bundle"):
