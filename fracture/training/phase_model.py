@@ -83,12 +83,11 @@ def build_phase_model(worker: Worker, phase: Phase, state: LoopState) -> PhaseMo
         network, optimizer = _build(config, manifest, phase, train.steps, width)
     if state.weights:
         network.set_weights(state.weights[-len(network.weights) :])  # those of a head are the last
-    elif backbone:
-        if not phase.on_frozen_features:
-            network.set_weights([*backbone, *network.get_weights()[len(backbone) :]])
+    elif backbone and not phase.on_frozen_features:
+        network.set_weights([*backbone, *network.get_weights()[len(backbone) :]])
+    if backbone and (is_new or phase.in_closed_form):  # also of a model whose training goes on from another's weights
         network.get_layer("standardise").set_weights(moments)
-    if phase.in_closed_form:  # also of a model whose training goes on from another's weights
-        network.get_layer("standardise").set_weights(moments)
+    if phase.in_closed_form:
         network.get_layer("logit").set_weights(solve_head(worker, features, moments))
     if state.optimizer:
         for variable, value in zip(optimizer.variables, state.optimizer, strict=True):

@@ -18,8 +18,8 @@ def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays
 
     A case is a radiograph: the mean of the features of one image and its mirror image. It is the image of the shortest
     name, since copies add to a name: families of rotated copies are of one class more often than of the other, and
-    their black corners would tell the class. Radiographs weigh as `training.sampling` says. Rank 0 solves, since other
-    machines may round differently.
+    their black corners would tell the class. The classes weigh alike, with `training.sampling=source` those of each
+    source. Rank 0 solves, since other machines may round differently.
 
     Args:
         features: of training, [N, K, F].
