@@ -18,7 +18,7 @@ from fracture.preparation.identity import PatientKey, normalise_id
 from fracture.preparation.labels.class_words import ClassWords
 from fracture.preparation.labels.labelling import Box, LabelledFile, Labelling
 from fracture.preparation.labels.labels_file import FileIdentity, read_labels_file
-from fracture.preparation.layouts.clutter import SYNTHETIC_MARKER, sort_out
+from fracture.preparation.layouts.clutter import is_marker, sort_out
 from fracture.preparation.layouts.folders import names_classes
 from fracture.preparation.layouts.layout import read_layout
 from fracture.preparation.layouts.paths import join_few
@@ -205,7 +205,7 @@ def _read_root(
         roots={"": root},
         files=tuple(files),
         class_folders={name: sorted(found.labelling.words[name]) for name in CLASS_NAMES},
-        synthetic=any(path.rsplit("/", 1)[-1] == SYNTHETIC_MARKER for path in listed),
+        synthetic=any(map(is_marker, listed)),
         split_fault="has its labels from a file, which names no splits" if labels else _find_split_fault(files),
         layout=found.layout,
         labels=labels,

@@ -52,6 +52,11 @@ _DOCUMENT_EXTENSIONS = {
 _CLUTTER_LOWER = {name.lower() for name in _CLUTTER_NAMES}
 
 
+def is_marker(path: str) -> bool:
+    """Return whether a file says that the radiographs beside it are generated."""
+    return path.rpartition("/")[2] == SYNTHETIC_MARKER
+
+
 def is_clutter(path: str) -> bool:
     """Return whether a file is certainly no radiograph: hidden, left by a machine or a program, or our marker."""
     return find_reason(path) == CLUTTER
@@ -63,7 +68,7 @@ def sort_out(paths: Iterable[str]) -> tuple[list[str], Counter[str]]:
     left_out: Counter[str] = Counter()
     for path in paths:
         if reason := find_reason(path):
-            left_out[reason] += not path.endswith(SYNTHETIC_MARKER)
+            left_out[reason] += not is_marker(path)
         else:
             kept.append(path)
     return kept, +left_out

@@ -38,6 +38,8 @@ def test_what_machines_leave_is_clutter(path: str):
 def test_the_marker_of_generated_radiographs_is_clutter_that_nobody_left():
     assert is_clutter("SYNTHETIC.json")
     assert sort_out(["SYNTHETIC.json", "1.png"]) == (["1.png"], {})
+    left_out = sort_out(["my SYNTHETIC.json"])[1]
+    assert sum(left_out.values()) == 1, "of another name it is somebody's"
 
 
 @pytest.mark.parametrize(
