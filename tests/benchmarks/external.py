@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_dataset
-from fracture.evaluation.metrics import Figure, auc_within_folds
+from fracture.evaluation.metrics import Figure, auc_within_folds, rank_pairs
 from fracture.evaluation.report import format_figure
 from fracture.evaluation.ridge import assign_folds, fit_ridge
 from fracture.storage import storage_path
@@ -30,6 +30,7 @@ from tests.benchmarks.measure import Part
 REDUCTIONS = (1, 2, 4)
 CHOSEN = (1, 2)  # of the recipe `external`, at which the other trials are made
 _BATCH = 32
+_SMALL = 1e-6  # added to deviations
 
 
 @dataclass(frozen=True)
@@ -121,13 +122,17 @@ def _judge(
         scores[~rest] = _fit(own, extra and extra[source.name], source, rest, head)(own[~rest])
     inside = auc_within_folds(source.labels, _rank(scores), source.groups, folds)
     predict = _fit(own, extra and extra[source.name], source, np.ones(len(own), bool), head)
-    mean, deviation = own.mean(0), own.std(0)
-    aligned = (outer - outer.mean(0)) / (outer.std(0) + _SMALL) * deviation + mean
     nowhere = np.zeros(len(outer))
     outside, after = (
-        auc_within_folds(other.labels, _rank(predict(each)), other.groups, nowhere) for each in (outer, aligned)
+        auc_within_folds(other.labels, _rank(predict(each)), other.groups, nowhere)
+        for each in (outer, _align(outer, own))
     )
     return inside, outside, after
+
+
+def _align(features: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Bring features to the mean and deviation of those that were trained on."""
+    return (features - features.mean(0)) / (features.std(0) + _SMALL) * own.std(0) + own.mean(0)
 
 
 def _fit(
@@ -139,9 +144,6 @@ def _fit(
     labels, groups = (np.tile(each[rows], len(parts)) for each in (source.labels, source.groups))
     scorer = head((np.concatenate(parts) - mean) / deviation, labels, groups)
     return lambda outer: scorer((outer - mean) / deviation)
-
-
-_SMALL = 1e-6
 
 
 def ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -260,7 +262,7 @@ CHANGES = {
 }
 
 
-def _vary_shares(collections: list[Collection], draws: int = 20) -> list[str]:
+def _vary_shares(collections: list[Collection], repeats: int = 20) -> list[str]:
     """Return a table: what aligning does where the class shares of the other collection differ."""
     features = _join(_compute(collections, reduction) for reduction in CHOSEN)
     lines = [
@@ -274,7 +276,7 @@ def _vary_shares(collections: list[Collection], draws: int = 20) -> list[str]:
             own, outer = features[source.name], features[other.name]
             predict = _fit(own, None, source, np.ones(len(own), bool), ridge)
             for share in (0.1, 0.5, 0.9):
-                found = [_draw_share(own, outer, other, predict, share, seed) for seed in range(draws)]
+                found = [_draw_share(own, outer, other, predict, share, seed) for seed in range(repeats)]
                 values = " | ".join(f"{value:.2f}" for value in np.mean(found, axis=0))
                 lines.append(f"| {source.name} | {share:.0%} | {values} |")
     return lines
@@ -294,13 +296,6 @@ def _draw_share(
         ]
     )
     chosen, labels = outer[rows], other.labels[rows]
-    aligned = (chosen - chosen.mean(0)) / (chosen.std(0) + _SMALL) * own.std(0) + own.mean(0)
-    scores = [predict(chosen), predict(aligned)]
-    aucs = [
-        float(
-            (labels[np.argsort(each)] @ np.arange(len(each)) - labels.sum() * (labels.sum() - 1) / 2)
-            / (labels.sum() * (len(labels) - labels.sum()))
-        )
-        for each in scores
-    ]
+    scores = [predict(chosen), predict(_align(chosen, own))]
+    aucs = [rank_pairs(labels, _rank(each), np.zeros(len(labels)))[0] for each in scores]
     return [*aucs, *(float((each > 0).mean()) for each in scores)]
