@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from fracture.dataset.format import Dataset, images_of
 from fracture.evaluation.scores import block_rows, run_in_batches
@@ -12,12 +13,12 @@ from fracture.evaluation.scores import block_rows, run_in_batches
 LIMIT_PERCENTILE = 99  # of the distances of training images that the space was not fitted on
 MOST_COMPONENTS = 64
 _IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
-_MOST_IMAGES = 1000  # of training that are looked at, in the process that finishes the run
+_MOST_IMAGES = 1000  # of training that are looked at, in the process that writes the bundle
 _MOST_OF_RADIOGRAPH = 4  # copies and edits
 _FEWEST_IN_HALF = 10  # images; with fewer in a half of the training groups there is no feature space
-_FEWEST_AS_A_WHOLE = 20
-# Share of images beyond the median of training from which they are unlike as a whole. It was 0.25 to 0.58 in splits of
-# the same collection, 0.88 in another, 1.0 for inverted ones (docs/results.md).
+FEWEST_AS_A_WHOLE = 50
+# Share of images beyond the median of training from which they are unlike as a whole. It was 0.44 to 0.59 in splits of
+# the same collection, 0.31 to 0.76 in its body parts, 0.93 to 1.0 in another collection (docs/results.md).
 _AS_A_WHOLE = 0.8
 _ROUNDING = 1e-5  # root mean squared distance of features of length 1 from their mean, below which it is rounding
 _FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that hardly varies in training
@@ -39,7 +40,7 @@ class FeatureSpace:
     components: np.ndarray  # [k, F] float32, orthonormal
     variances: np.ndarray  # [k] float32, above 0, of the components
     # [3] float32, above 0: the mean squared length of the residual; of training images that the space was not fitted
-    # on, the distance that is the limit, and the median.
+    # on, the distance that is the limit, and the median, of several sources the largest of theirs.
     scale: np.ndarray
 
     def measure(self, features: np.ndarray) -> np.ndarray:
@@ -68,14 +69,16 @@ def array_shapes(components: int, width: int) -> Mapping[str, tuple[int, ...]]:
     return flat | {"components": (components, width), "variances": (components,), "scale": (3,)}
 
 
-def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace | None:
+def fit_feature_space(features: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> FeatureSpace | None:
     """Fit the space on the features of half of the training groups; the others' distances give its limit.
 
-    The images that a space was fitted on lie nearer to it than new ones of the same kind.
+    The images that a space was fitted on lie nearer to it than new ones of the same kind. A small source among large
+    ones lies farther from the mean of all than they do, so each source has a median of its own, and the largest counts.
 
     Args:
         features: [N, F] float32, of training images.
         groups: [N] int64.
+        sources: [N] str.
 
     Returns:
         The space; None where a half has fewer than `_FEWEST_IN_HALF` images, and where features do not vary or are not
@@ -97,14 +100,18 @@ def fit_feature_space(features: np.ndarray, groups: np.ndarray) -> FeatureSpace 
     variances = np.maximum(singular**2 / count, 1e-12)
     arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0, 1.0])
     space = FeatureSpace(*(np.asarray(array, np.float32) for array in arrays))
-    limit, median = np.percentile(space._distance(features[~fitted]), (LIMIT_PERCENTILE, 50))
+    distances, origins = space._distance(features[~fitted]), sources[~fitted]
+    limit, median = np.percentile(distances, (LIMIT_PERCENTILE, 50))
+    names, counts = np.unique(origins, return_counts=True)
+    of_sources = [np.median(distances[origins == name]) for name in names[counts >= _FEWEST_IN_HALF]]
+    median = max([median, *of_sources])
     space = FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit, median], np.float32)})
     is_finite = all(np.isfinite(array).all() for array in space.arrays().values())
     return space if is_finite and (space.scale > 0).all() else None
 
 
-def describe_distances(distances: np.ndarray, space: FeatureSpace | None) -> list[str]:
-    """Return the line that says how far images lie from those of training as a whole, if there are enough of them.
+def are_unlike(distances: np.ndarray, space: FeatureSpace | None) -> bool:
+    """Say whether images as a whole are unlike those of training, if there are enough of them.
 
     Few images of another collection are unlike one by one, but nearly all lie farther than the median training image.
 
@@ -112,11 +119,25 @@ def describe_distances(distances: np.ndarray, space: FeatureSpace | None) -> lis
         distances: [N] of `FeatureSpace.measure`.
         space: that measured them; None where there is none.
     """
-    if space is None or len(distances) < _FEWEST_AS_A_WHOLE:
+    return space is not None and len(distances) >= FEWEST_AS_A_WHOLE and _farther(distances, space) >= _AS_A_WHOLE
+
+
+def describe_distances(distances: np.ndarray, space: FeatureSpace | None) -> list[str]:
+    """Return the line that says how far images lie from those of training as a whole, if there are enough of them.
+
+    Args:
+        distances, space: see `are_unlike`.
+    """
+    if space is None or len(distances) < FEWEST_AS_A_WHOLE:
         return []
-    farther = float((distances > space.median).mean())
-    whole = "as a whole they are unlike them" if farther >= _AS_A_WHOLE else "of the same kind it is about half"
-    return [f"{farther:.0%} lie farther from the training images than half of those do: {whole}"]
+    of_all = "as a whole they are unlike them, so all are in doubt"
+    whole = of_all if are_unlike(distances, space) else "of the same kind it is about half"
+    share = _farther(distances, space)
+    return [f"{share:.0%} lie farther from the training images than half of those do: {whole}"]
+
+
+def _farther(distances: np.ndarray, space: FeatureSpace) -> float:
+    return float((distances > space.median).mean())
 
 
 def _scale_to_one(features: np.ndarray) -> np.ndarray:
@@ -138,28 +159,51 @@ class MeasuredNetwork:
         return np.column_stack([probabilities[:, 0], distances]).astype(np.float32)
 
 
-def select_training_rows(radiograph_ids: np.ndarray) -> np.ndarray:
-    """Return the rows whose features are looked at, ascending: one of each radiograph, then the second of each, ..."""
-    order = np.argsort(radiograph_ids, kind="stable")
-    _, first, count = np.unique(radiograph_ids[order], return_index=True, return_counts=True)
-    occurrence = np.empty(len(order), np.int64)
-    occurrence[order] = np.arange(len(order)) - np.repeat(first, count)
-    in_turn = np.argsort(occurrence, kind="stable")
+def select_rows(radiograph_ids: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Return the rows whose features are looked at, ascending: as many of each source, as far as it has them.
+
+    Of a source, one row of each radiograph comes first, then the second of each, ...
+
+    Args:
+        sources: [rows] str.
+    """
+    occurrence = _number_in_turn(radiograph_ids)
+    by_occurrence = np.argsort(occurrence, kind="stable")
+    turn = np.empty(len(occurrence), np.int64)
+    turn[by_occurrence] = _number_in_turn(sources[by_occurrence])
+    in_turn = np.argsort(turn, kind="stable")
     return np.sort(in_turn[occurrence[in_turn] < _MOST_OF_RADIOGRAPH][:_MOST_IMAGES])
 
 
-def compute_training_features(network: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return features [N, F] float32 and groups [N] of some training images; blocks of rows are read one by one.
+def _number_in_turn(values: np.ndarray) -> np.ndarray:
+    """Return how many equal values come before each value, [N] int64."""
+    order = np.argsort(values, kind="stable")
+    _, first, count = np.unique(values[order], return_index=True, return_counts=True)
+    before = np.empty(len(order), np.int64)
+    before[order] = np.arange(len(order)) - np.repeat(first, count)
+    return before
+
+
+def compute_features(
+    network: Any, dataset: Dataset, rows: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features [N, F] float32, groups [N] and sources [N] of some images; blocks are read one by one.
 
     Args:
         network: Keras model of images [N, S, S, 1] to features [N, F].
+        rows: split -> numbers of the rows to choose from, ascending.
     """
-    ids = dataset.read_columns("train", ["radiograph_id", "group_id"])
-    rows, step = select_training_rows(ids["radiograph_id"].to_numpy()), block_rows(dataset.image_size)
-    parts = []
-    for start in range(0, dataset.rows("train"), step):
-        chosen = rows[(rows >= start) & (rows < start + step)]
-        if len(chosen):
-            block = dataset.read("train", int(chosen[0]), int(chosen[-1]) + 1).take(chosen - chosen[0])
-            parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
-    return np.concatenate(parts).astype(np.float32), ids["group_id"].to_numpy()[rows]
+    columns = ["radiograph_id", "group_id", "origin"]
+    index = pa.concat_tables(dataset.read_columns(split, columns).take(numbers) for split, numbers in rows.items())
+    sources = np.array(index["origin"].to_pylist(), str)
+    chosen = select_rows(index["radiograph_id"].to_numpy(), sources)
+    parts, first, step = [], 0, block_rows(dataset.image_size)
+    for split, numbers in rows.items():
+        own = numbers[chosen[(chosen >= first) & (chosen < first + len(numbers))] - first]
+        first += len(numbers)
+        for start in range(0, dataset.rows(split), step):
+            some = own[(own >= start) & (own < start + step)]
+            if len(some):
+                block = dataset.read(split, int(some[0]), int(some[-1]) + 1).take(some - some[0])
+                parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
+    return np.concatenate(parts).astype(np.float32), index["group_id"].to_numpy()[chosen], sources[chosen]

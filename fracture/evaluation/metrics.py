@@ -36,6 +36,7 @@ class Outcomes(BaseModel):
     sensitivity: float | None  # among the fractures that are not in doubt; None without any
     specificity: float | None  # among the normals that are not in doubt
     unlike: float | None  # share of all that are unlike the training images; None where it is not known
+    as_a_whole: bool = False  # whether they are unlike them as a whole, which puts every one in doubt
 
 
 class Metrics(BaseModel):

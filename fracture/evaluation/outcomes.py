@@ -1,7 +1,7 @@
 """The three outcomes of an image, a radiograph or a study: fracture, doubt and none.
 
 They come of two thresholds, so that a person looks at what the model is not sure of. What is unlike the training images
-is in doubt, whatever its probability.
+is in doubt, whatever its probability, and so is each image of many that are unlike them as a whole.
 """
 
 import numpy as np
@@ -51,14 +51,19 @@ def join_outcomes(
     return np.array(OUTCOMES)[joined]
 
 
-def count_outcomes(labels: np.ndarray, outcomes: np.ndarray, is_unlike: np.ndarray | None) -> Outcomes:
+def count_outcomes(
+    labels: np.ndarray, outcomes: np.ndarray, is_unlike: np.ndarray | None, *, as_a_whole: bool = False
+) -> Outcomes:
     """Count the outcomes of each class.
 
     Args:
         labels: [N] of 0 and 1.
         outcomes: [N] of `OUTCOMES`.
         is_unlike: [N] bool; None where it is not known.
+        as_a_whole: whether they are unlike the training images as a whole.
     """
+    if as_a_whole:
+        outcomes = np.full(len(labels), DOUBT)
     counts = {
         CLASS_NAMES[label]: {name: int(((labels == label) & (outcomes == name)).sum()) for name in OUTCOMES}
         for label in (FRACTURE, NORMAL)
@@ -70,4 +75,5 @@ def count_outcomes(labels: np.ndarray, outcomes: np.ndarray, is_unlike: np.ndarr
         sensitivity=found / (found + missed) if found + missed else None,
         specificity=cleared / (cleared + called) if cleared + called else None,
         unlike=None if is_unlike is None else float(is_unlike.mean()),
+        as_a_whole=as_a_whole,
     )

@@ -128,23 +128,32 @@ def evaluate_run(
 
 
 def add_outcomes(
-    evaluations: Mapping[str, Evaluation], scores: pa.Table, operating_point: OperatingPoint, study_probability: str
+    evaluations: Mapping[str, Evaluation],
+    scores: pa.Table,
+    operating_point: OperatingPoint,
+    study_probability: str,
+    *,
+    as_a_whole: bool = False,
 ) -> None:
     """Add the outcomes to the evaluations of validation and test.
 
     Args:
         scores: calibrated, as `evaluate_run` takes them.
         study_probability: as the setting.
+        as_a_whole: whether the images are unlike the training images as a whole.
     """
     for split in SPLITS[1:]:
         if split in evaluations:
             rows = scores.filter(pc.equal(scores["split"], split))
             by_study = "study" in evaluations[split]
-            for unit, outcomes in _count_by_unit(rows, operating_point, study_probability, by_study).items():
+            counted = _count_by_unit(rows, operating_point, study_probability, by_study, as_a_whole)
+            for unit, outcomes in counted.items():
                 evaluations[split][unit].outcomes = outcomes
 
 
-def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str, by_study: bool) -> dict[str, Outcomes]:
+def _count_by_unit(
+    scores: pa.Table, operating_point: OperatingPoint, rule: str, by_study: bool, as_a_whole: bool
+) -> dict[str, Outcomes]:
     labels, probabilities, radiograph_ids = (
         scores[name].to_numpy() for name in ("label", "probability", "radiograph_id")
     )
@@ -158,14 +167,14 @@ def _count_by_unit(scores: pa.Table, operating_point: OperatingPoint, rule: str,
         ("radiograph", labels[first], means, is_unlike),
     ):
         outcomes = name_outcomes(values, operating_point, unlike)
-        found[unit] = count_outcomes(truth, outcomes, unlike if is_known else None)
+        found[unit] = count_outcomes(truth, outcomes, unlike if is_known else None, as_a_whole=as_a_whole)
     if by_study:
         studies = _number_studies(scores, first)
         _, of_study, (joined,) = join_studies(labels[first], studies, rule, means)
         unlike = np.zeros(len(joined), bool)
         np.logical_or.at(unlike, studies, is_unlike)
         outcomes = join_outcomes(outcomes, studies, joined, operating_point, unlike, rule)
-        found["study"] = count_outcomes(of_study, outcomes, unlike if is_known else None)
+        found["study"] = count_outcomes(of_study, outcomes, unlike if is_known else None, as_a_whole=as_a_whole)
     return found
 
 
@@ -342,7 +351,9 @@ def format_outcomes(test: Evaluation, has_doubt: bool = True) -> list[str]:
     rates = {"sensitivity": m.outcomes.sensitivity, "specificity": m.outcomes.specificity}
     listed = ", ".join(f"{name} {'undefined' if rate is None else f'{rate:.3f}'}" for name, rate in rates.items())
     lines = ["outcome    fracture or none: a model of an earlier version has no second threshold"]
-    if has_doubt:
+    if m.outcomes.as_a_whole:
+        lines = ["outcome    all in doubt: as a whole the images are unlike the training images"]
+    elif has_doubt:
         lines = [f"outcome    {m.counted}: {m.outcomes.doubt:.0%} in doubt; {listed} among the others"]
     if m.outcomes.unlike is not None:
         lines.append(f"unlike     {m.outcomes.unlike:.1%} of {m.counted}: unlike the training images, so in doubt")

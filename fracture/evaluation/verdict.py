@@ -55,7 +55,8 @@ def judge(test: Evaluation, groups: Mapping[str, int], config: EvaluationConfig,
     least = round(config.min_sensitivity - _SENSITIVITY_MARGIN, 9)  # 0.95 - 0.05 is 0.8999999999999999
     ranks, finds = _is_above(auc, config.usable_auc), _is_above(sensitivity, least)
     reasons = [_explain("AUC", auc, ranks, config.usable_auc), _explain("sensitivity", sensitivity, finds, least)]
-    unlike = test["radiograph"].outcomes and test["radiograph"].outcomes.unlike
+    outcomes = test["radiograph"].outcomes
+    unlike, as_a_whole = (outcomes.unlike, outcomes.as_a_whole) if outcomes else (None, False)
     if unlike is not None:
         reasons.append(
             f"{unlike:.1%} of the radiographs are unlike the training images; of the same kind it is about 1%"
@@ -67,7 +68,7 @@ def judge(test: Evaluation, groups: Mapping[str, int], config: EvaluationConfig,
     if is_small or auc.low is None or sensitivity.low is None:
         answer = "unknown"
     elif ranks:
-        answer = "usable" if finds else "adjust"
+        answer = "usable" if finds and not as_a_whole else "adjust"
     else:
         answer = "not usable"
     return Verdict(answer=answer, sentence=_SENTENCES[answer], reasons=reasons)

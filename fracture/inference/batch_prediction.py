@@ -25,9 +25,9 @@ from pyarrow import csv
 from fracture.dataset.format import FILES, MANIFEST, Dataset, images_of, read_dataset
 from fracture.errors import RunError, UsageError
 from fracture.evaluation.devices import limit_devices
-from fracture.evaluation.feature_space import FeatureSpace, describe_distances
+from fracture.evaluation.feature_space import FeatureSpace, are_unlike, describe_distances
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.evaluation.outcomes import OUTCOMES, join_outcomes, name_outcomes
+from fracture.evaluation.outcomes import DOUBT, OUTCOMES, join_outcomes, name_outcomes
 from fracture.evaluation.scores import BLOCK_ROWS, GPU_BATCH_SIZE, run_in_batches
 from fracture.inference.bundle import Bundle, list_marks
 from fracture.labels import CLASS_NAMES, FRACTURE
@@ -48,7 +48,9 @@ RESULTS = pa.schema(
         pa.field("study_id", pa.int64()),  # null where studies are not known
         pa.field("probability", pa.float32()),  # of a fracture, calibrated; null if there is an error
         pa.field("decision", pa.string()),  # fracture or normal, by the bundle's threshold; null if there is an error
-        pa.field("outcome", pa.string()),  # fracture, doubt or none, by both thresholds; null if there is an error
+        # Fracture, doubt or none, by both thresholds; doubt where the image is unlike the training images, or all of a
+        # prediction are as a whole; null if there is an error.
+        pa.field("outcome", pa.string()),
         # Whether it is unlike the training images, and its distance from them, 1 at the limit; null if there is an
         # error, and where the bundle has no feature space.
         pa.field("unlike", pa.bool_()),
@@ -564,6 +566,21 @@ def join_study(rows: list[dict[str, Any]], operating_point: OperatingPoint, rule
     }
 
 
+def are_unlike_as_a_whole(results: pa.Table, space: FeatureSpace | None) -> bool:
+    """Say whether the images of `RESULTS` that are new to the model are unlike its training images as a whole."""
+    return are_unlike(_distances_of_new(results), space)
+
+
+def _distances_of_new(results: pa.Table) -> np.ndarray:
+    return results.filter(pc.invert(results["seen"]))["distance"].drop_null().to_numpy()
+
+
+def put_in_doubt(results: pa.Table) -> pa.Table:
+    """Return rows of `RESULTS` or `STUDIES` with doubt in place of every outcome."""
+    outcomes = pc.if_else(results["outcome"].is_valid(), DOUBT, pa.scalar(None, pa.string()))
+    return results.set_column(results.column_names.index("outcome"), "outcome", outcomes)
+
+
 def _is_left_out(row: Mapping[str, Any]) -> bool:
     return (row["error"] or "").startswith(LEFT_OUT)
 
@@ -614,6 +631,8 @@ def summarize(results: pa.Table, operating_point: OperatingPoint, space: Feature
     counts = ", ".join(f"{outcomes[name]:,} {name}" for name in OUTCOMES)
     surely = operating_point.fracture_threshold
     why = "the bundle is of an earlier version, without doubt" if surely is None else f"no doubt from {surely:.3g} on"
+    if are_unlike_as_a_whole(results, space):
+        why = "as a whole the images are unlike the training images"
     lines.append(f"outcome    {counts}; {why}")
     known = results["unlike"].drop_null()
     if len(known):
@@ -622,8 +641,7 @@ def summarize(results: pa.Table, operating_point: OperatingPoint, space: Feature
             f"unlike     {unlike:,} of {len(known):,} images ({unlike / len(known):.1%}) are unlike the training "
             "images, and in doubt; of new ones of the same kind about 1% are"
         )
-        distances = results["distance"].drop_null().to_numpy()
-        lines += [f"           {line}" for line in describe_distances(distances, space)]
+        lines += [f"           {line}" for line in describe_distances(_distances_of_new(results), space)]
     if seen := pc.sum(results["seen"]).as_py():
         lines.append(
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "

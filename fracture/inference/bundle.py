@@ -123,8 +123,6 @@ def write_bundle(
         space: of the model's features; None where there is none, see `fit_feature_space`.
         properties: of the training images, see `summarise_properties`.
     """
-    if space is not None:
-        _write_arrays(bundle / FEATURES, space.arrays())
     manifest = dataset.manifest
     content = {
         "format_version": FORMAT_VERSION,
@@ -141,7 +139,7 @@ def write_bundle(
         "metrics": as_json(evaluations),
         "caveats": list(caveats),
         "map_similarity": list(map_similarity),
-        "features": space and {"components": len(space.components), "width": len(space.mean)},
+        "features": _write_space(bundle, space),
         "properties": properties or {},
         "dataset": {
             "fingerprint": manifest.fingerprint,
@@ -200,6 +198,7 @@ def write_adapted_bundle(
     dataset: Dataset | None,
     cases: Mapping[str, np.ndarray],
     caveats: Sequence[str],
+    space: FeatureSpace | None,
 ) -> None:
     """Add `bundle.json` to the exported model that `initial` became, and the marks of what both have seen.
 
@@ -210,6 +209,7 @@ def write_adapted_bundle(
         dataset: of the local cases; None where there were none.
         cases: split of `dataset` -> [rows] bool, true for the local cases.
         caveats: in place of those of `initial`, of which some are about the test that it had.
+        space: of the local cases where there are any, else that of `initial`.
     """
     if evaluation is None:
         evaluation = {unit: metrics.without_cases() for unit, metrics in initial.evaluations["test"].items()}
@@ -219,14 +219,13 @@ def write_adapted_bundle(
         "operating_point": operating_point.model_dump(),
         "metrics": as_json({"test": evaluation}),
         "caveats": list(caveats),
+        "features": _write_space(bundle, space),
         "adapted": adaptation.model_dump(),
         "config": initial.config.model_dump(mode="json"),
         "versions": versions(),
     }
     if adaptation.ridge or adaptation.aligned_on:
         content["map_similarity"] = []  # Grad-CAM's maps are other ones, and nobody has checked them
-    if (space := initial.load_feature_space()) is not None:  # the features themselves are those of the initial model
-        _write_arrays(bundle / FEATURES, space.arrays())
     marks = initial.read_trained_on()
     if dataset is not None:
         groups = {
@@ -389,10 +388,14 @@ class Bundle:
         return _read_arrays(self.folder / WEIGHTS, weight_shapes(self.config), rename_weight)
 
 
-def _write_arrays(file: StoragePath, arrays: Mapping[str, np.ndarray]) -> None:
+def _write_space(bundle: StoragePath, space: FeatureSpace | None) -> dict[str, int] | None:
+    """Write the feature space, if there is one, and return what `bundle.json` says of it."""
+    if space is None:
+        return None
     with tempfile.TemporaryDirectory() as folder:
-        save_arrays(Path(folder, "arrays"), arrays)
-        file.write_bytes(Path(folder, "arrays").read_bytes())
+        save_arrays(Path(folder, "arrays"), space.arrays())
+        (bundle / FEATURES).write_bytes(Path(folder, "arrays").read_bytes())
+    return {"components": len(space.components), "width": len(space.mean)}
 
 
 def _read_arrays(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fracture.errors import UsageError
 from fracture.progress.bars import ProgressBars
 from fracture.storage import StoragePath, storage_path
@@ -18,8 +20,6 @@ from fracture.workflows.evaluate import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fracture.dataset.format import Dataset
     from fracture.evaluation.adaptation import Choice, LocalCases
     from fracture.evaluation.metrics import Evaluation
@@ -73,16 +73,19 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         UsageError: the bundle, the data or the folder for the new bundle cannot be used, or the cases are too few.
     """
     from fracture.evaluation.adaptation import check_cases, choose_head
+    from fracture.evaluation.feature_space import compute_features, fit_feature_space
     from fracture.evaluation.report import list_caveats, list_training_caveats
     from fracture.evaluation.scores import write_predictions
     from fracture.inference.adaptation import align, compute_cases, set_last_layer
     from fracture.inference.bundle import export_model, read_bundle, write_adapted_bundle
+    from fracture.models import cut_at_features
 
     initial, out = read_bundle(storage_path(arguments.bundle)), storage_path(arguments.out)
     _check_bundles(initial, out)
     images = _find_images(arguments, initial, out, report)
     local = _find_cases(arguments, initial, report)
     model, aligned_on, cases, choice = initial.build_model(), 0, None, None
+    space = initial.load_feature_space()
     threshold, figures = initial.operating_point.threshold, {}
     with ProgressBars() as bars:
         if local:
@@ -96,9 +99,11 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
             figures["aligned"] = cases.evaluate(threshold)
     # The initial model's calibration is in its weights.
     operating_point = initial.operating_point.model_copy(update={"temperature": 1.0, "offset": 0.0})
-    if cases:
+    if local and cases:
         choice = choose_head(cases, list(figures.values())[-1])
         figures |= choice.figures
+        chosen = {split: np.flatnonzero(is_new) for split, is_new in local.rows.items()}
+        space = fit_feature_space(*compute_features(cut_at_features(model), local.dataset, chosen))
         operating_point = choice.judged.head.operating_point
         set_last_layer(model, choice.judged.head.layer)
         write_predictions(out, choice.judged.scores)
@@ -117,6 +122,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         local.dataset if local else None,
         local.rows if local else {},
         caveats,
+        space,
     )
     caveats = [*model_caveats([initial]), *caveats]
     left_out = local.left_out if local else 0

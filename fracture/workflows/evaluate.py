@@ -80,7 +80,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
             worker fits.
         RunError: workers are lost too often.
     """
-    from fracture.evaluation.feature_space import describe_distances
+    from fracture.evaluation.feature_space import are_unlike, describe_distances
     from fracture.evaluation.gallery import make_gallery
     from fracture.evaluation.metrics import as_json
     from fracture.evaluation.operating_point import mean_operating_point
@@ -107,12 +107,13 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     notes = [*model_caveats(bundles), *list_caveats(dataset.manifest)]
     study_probability = bundles[0].config.evaluation.study_probability
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
-    add_outcomes(evaluations, scores, operating_point, study_probability)
-    differences = []
+    as_a_whole, differences = False, []
     if len(bundles) == 1:  # several may have been trained on different images
         _, first = np.unique(scores["radiograph_id"].to_numpy(), return_index=True)
-        differences = describe_distances(scores["distance"].to_numpy()[first], bundles[0].load_feature_space())
+        distances, space = scores["distance"].to_numpy()[first], bundles[0].load_feature_space()
+        as_a_whole, differences = are_unlike(distances, space), describe_distances(distances, space)
         differences += describe_differences(summarise_properties(dataset, scores), bundles[0].properties)
+    add_outcomes(evaluations, scores, operating_point, study_probability, as_a_whole=as_a_whole)
     groups = dataset.manifest.groups["test"]
     verdict = judge(evaluations["test"], groups, bundles[0].config.evaluation, differences)
     named = ", ".join(str(bundle.folder) for bundle in bundles)

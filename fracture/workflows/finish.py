@@ -6,6 +6,8 @@ nothing to train, score again, and all of this is done anew.
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fracture.config import Config, flatten
 from fracture.dataset.format import Dataset
 from fracture.evaluation.metrics import Evaluation
@@ -35,7 +37,7 @@ def finish_run(
         RunError: scores are missing, the disk is full, or the store fails.
     """
     from fracture.evaluation.devices import hide_gpus
-    from fracture.evaluation.feature_space import compute_training_features, fit_feature_space
+    from fracture.evaluation.feature_space import compute_features, fit_feature_space
     from fracture.evaluation.gallery import make_gallery, write_gallery
     from fracture.evaluation.operating_point import choose_operating_point
     from fracture.evaluation.report import Report, add_outcomes, evaluate_run, list_caveats, write_report
@@ -50,7 +52,8 @@ def finish_run(
     weights = read_state(run / BEST).best_weights
     model = build_final_model(config, dataset.manifest.pixel_mean, dataset.manifest.pixel_std, weights)
     export_model(model, operating_point, bundle)  # and from here on the model's probabilities are calibrated
-    space = fit_feature_space(*compute_training_features(cut_at_features(model), dataset))
+    rows = {"train": np.arange(dataset.rows("train"))}
+    space = fit_feature_space(*compute_features(cut_at_features(model), dataset, rows))
     test = calibrate_scores(read_scores(run, dataset, "test", workers), operating_point)
     gallery = make_gallery(model, test, dataset, operating_point.threshold)
     write_gallery(run, gallery)

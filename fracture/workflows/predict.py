@@ -60,7 +60,15 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     Raises:
         UsageError: the model, the data or the file for the predictions cannot be used.
     """
-    from fracture.inference.batch_prediction import check_output, find_inputs, join_by_study, predict, write_results
+    from fracture.inference.batch_prediction import (
+        are_unlike_as_a_whole,
+        check_output,
+        find_inputs,
+        join_by_study,
+        predict,
+        put_in_doubt,
+        write_results,
+    )
 
     bundle, facts = _read_model(arguments)
     out = storage_path(arguments.out)
@@ -80,10 +88,14 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     start_ray(arguments.verbose)
     with nullcontext() if arguments.verbose else silence_native_stderr(), ProgressBars() as bars:
         rows = predict(bundle, inputs, bars.show, gpu=arguments.gpu, verbose=arguments.verbose)
+    as_a_whole = are_unlike_as_a_whole(rows, bundle.load_feature_space())
+    if as_a_whole:
+        rows = put_in_doubt(rows)
     written = rows
     if arguments.by == "study":
         rule = bundle.config.evaluation.study_probability
         written = join_by_study(rows, bundle.operating_point, rule)
+        written = put_in_doubt(written) if as_a_whole else written
     write_results(out, written, facts)
     answers = None
     if arguments.answers.out:
