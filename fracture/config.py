@@ -216,6 +216,11 @@ class TransferConfig(Section, changes_recipe=True):
         "joined. What is reduced below 224 pixels is enlarged again by a whole factor, where one fits, so that only "
         "its detail is lost.",
     )
+    inverted: bool = Field(
+        False,
+        description="Whether the backbone sees each image inverted, too. Its features are then the mean of both, so "
+        "that the model cannot tell a radiograph from its negative.",
+    )
     standardise: Literal["all", "source"] = Field(
         "all",
         description="Mean and variance that features are standardised by in head training: of all training images, or "
@@ -566,7 +571,7 @@ class Config(Settings):
             idle["model"] = {"filters", "block", "head", "dense", "batch_norm", "sync_batch_norm"}
             if not self.pretrained:
                 idle["transfer"] = {*TransferConfig.model_fields} - {
-                    *("weights", "pixel_scaling", "pooling", "reductions")
+                    *("weights", "pixel_scaling", "pooling", "reductions", "inverted")
                 }
             elif not self.transfer.unfreeze:
                 idle |= {"transfer": {"learning_rate"}, "training": {"epochs"}}

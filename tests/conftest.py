@@ -177,6 +177,26 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
     return bundle
 
 
+def give_space(bundle: Path, median: float = 0.5) -> None:
+    """Give a bundle a feature space of random numbers.
+
+    Args:
+        median: the distance of training images, 1 at the limit. Near 0 all images lie farther than half of those.
+    """
+    from fracture.arrays import save_arrays
+    from fracture.evaluation.feature_space import fit_feature_space
+    from fracture.inference.bundle import FEATURES, read_bundle
+    from fracture.models import add_features
+
+    width = add_features(read_bundle(storage_path(bundle)).build_model()).output[1].shape[-1]
+    features = np.random.default_rng(0).normal(size=(60, width)).astype(np.float32)
+    arrays = fit_feature_space(features, np.arange(60), np.full(60, "")).arrays()
+    arrays["scale"][1:] = (1e6, 1e6 * median)  # nothing is beyond the limit
+    save_arrays(bundle / FEATURES, arrays)
+    card = storage_path(bundle / "bundle.json")
+    card.write_json(card.read_json() | {"features": {"components": len(arrays["components"]), "width": width}})
+
+
 def shell() -> dict[str, str]:
     """The environment as a person's shell has it, without what starting Ray here has set."""
     from fracture.runtime.cluster import ENVIRONMENT, KERAS_ENVIRONMENT, LOCAL_ENVIRONMENT

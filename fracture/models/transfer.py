@@ -60,7 +60,8 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
     """Build the network from images [N, S, S, 1] in [0, 255] to features [N, F]: the last channels, pooled.
 
     Each of `transfer.reductions` adds the number of channels to F, or twice it where `transfer.pooling` is `both`,
-    first the means and then the maxima. One backbone, with one set of weights, sees all of them.
+    first the means and then the maxima. With `transfer.inverted` the features are the mean of the image's and its
+    negative's. One backbone, with one set of weights, sees all of them.
 
     Args:
         weights: `imagenet`, which Keras downloads unless its cache, ~/.keras, has them; a file of this disk, as
@@ -71,8 +72,16 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
         scale, offset = _RADIMAGENET
     images = image_input(config)
     x = layers.Concatenate(name="three_channels")([images] * 3)
-    x = layers.Rescaling(scale, offset, name="scale")(x)
-    first, *others = [_reduce(x, reduction, config.data.image_size) for reduction in config.transfer.reductions]
+    seen = {"": x}
+    if config.transfer.inverted:
+        seen["_inverted"] = layers.Rescaling(-1.0, 255.0, name="invert")(x)
+    scaled = {suffix: layers.Rescaling(scale, offset, name=f"scale{suffix}")(each) for suffix, each in seen.items()}
+    views = [
+        _reduce(each, reduction, config.data.image_size, suffix)
+        for suffix, each in scaled.items()
+        for reduction in config.transfer.reductions
+    ]
+    first, *others = views
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MobileNetV2 warns of sizes that it was not trained on, but takes any
         base = constructor(include_top=False, weights=weights, input_tensor=first)
@@ -82,24 +91,28 @@ def build_backbone(config: Config, weights: str | None = None) -> keras.Model:
         elif isinstance(layer, layers.Dropout):
             layer.rate = 0.0  # EfficientNet's, whose random numbers would not repeat when a run is resumed
     # `call` is applied to a symbolic tensor, so that the graph stays flat and the layers are shared. A layer's `output`
-    # is that of its first use, at the least reduction: Grad-CAM shows that one.
+    # is that of its first use, the image at the least reduction: Grad-CAM shows that one.
     channels = [base.output, *(keras.Model(first, base.output).call(other) for other in others)]
     return keras.Model(images, _pool(channels, config), name=config.backbone)
 
 
-def _reduce(images: tf.Tensor, reduction: int, size: int) -> tf.Tensor:
+def _reduce(images: tf.Tensor, reduction: int, size: int, suffix: str) -> tf.Tensor:
     """Reduce images of side `size` by the mean over squares, and enlarge them again to what is left of 224 pixels."""
     if reduction == 1:
         return images
-    reduced = layers.AveragePooling2D(reduction, name=f"reduce_{reduction}")(images)
+    reduced = layers.AveragePooling2D(reduction, name=f"reduce_{reduction}{suffix}")(images)
     enlargement = reduction // max(1, size // _IMAGENET_SIDE)
     if enlargement <= 1:
         return reduced
-    return layers.UpSampling2D(enlargement, interpolation="bilinear", name=f"enlarge_{reduction}")(reduced)
+    return layers.UpSampling2D(enlargement, interpolation="bilinear", name=f"enlarge_{reduction}{suffix}")(reduced)
 
 
 def _pool(channels: list[tf.Tensor], config: Config) -> tf.Tensor:
-    """Pool each [N, H, W, C] over positions, and join them; the names of all layers begin with `FEATURES`."""
+    """Pool each [N, H, W, C] over positions, and join them; the names of all layers begin with `FEATURES`.
+
+    Args:
+        channels: of each reduction, and then of each again of the inverted image if it is seen.
+    """
     poolings = {"average": layers.GlobalAveragePooling2D, "maximum": layers.GlobalMaxPooling2D}
     names = [*poolings] if config.transfer.pooling == "both" else [config.transfer.pooling]
     if len(names) == len(channels) == 1:
@@ -109,7 +122,14 @@ def _pool(channels: list[tf.Tensor], config: Config) -> tf.Tensor:
         for number, each in enumerate(channels)
         for name in names
     ]
-    return layers.Concatenate(name=FEATURES)(pooled)
+    if not config.transfer.inverted:
+        return layers.Concatenate(name=FEATURES)(pooled)
+    half = len(pooled) // 2
+    joined = [
+        layers.Concatenate(name=f"{FEATURES}_{name}")(each) if half > 1 else each[0]
+        for name, each in (("stored", pooled[:half]), ("inverted", pooled[half:]))
+    ]
+    return layers.Average(name=FEATURES)(joined)
 
 
 def build_head(config: Config, width: int, step: Callable[[], tf.Tensor]) -> keras.Model:

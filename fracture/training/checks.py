@@ -183,9 +183,8 @@ def check_initial(config: Config, initial: "Bundle") -> None:
         # These change what the weights mean, and not their shapes.
         shapes["quantum.circuit"] = which.quantum.circuit
         if which.backbone:
-            shapes["transfer.pixel_scaling"] = which.transfer.pixel_scaling
-            shapes["transfer.pooling"] = which.transfer.pooling
-            shapes["transfer.reductions"] = which.transfer.reductions
+            for name in ("pixel_scaling", "pooling", "reductions", "inverted"):
+                shapes[f"transfer.{name}"] = getattr(which.transfer, name)
     differing = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if differing:
         name = differing[0]

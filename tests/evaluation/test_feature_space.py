@@ -7,13 +7,15 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from fracture.config import SampleConfig, load_config
+from fracture.dataset.format import images_of
 from fracture.evaluation.feature_space import (
     FeatureSpace,
     MeasuredNetwork,
-    compute_training_features,
+    are_unlike,
+    compute_features,
     describe_distances,
     fit_feature_space,
-    select_training_rows,
+    select_rows,
 )
 from fracture.evaluation.scores import run_in_batches
 from fracture.models import add_features, build_model, cut_at_features
@@ -49,8 +51,13 @@ def draw(count: int, seed: int, directions: int = 5) -> np.ndarray:
     )
 
 
+def fit(features: np.ndarray, groups: np.ndarray) -> FeatureSpace | None:
+    """Fit on images of one source."""
+    return fit_feature_space(features, groups, np.full(len(groups), "one"))
+
+
 def test_of_new_images_of_the_same_kind_one_in_a_hundred_is_unlike():
-    space = fit_feature_space(draw(1000, 0), np.arange(1000))
+    space = fit(draw(1000, 0), np.arange(1000))
     assert len(space.components) == 20, "half of the features"
     assert (space.measure(draw(20000, 1)) > 1).mean() == pytest.approx(0.01, abs=0.008)
     assert (space.measure(draw(1000, 2, directions=9)) > 1).mean() > 0.95, "directions that training does not have"
@@ -60,8 +67,8 @@ def test_of_new_images_of_the_same_kind_one_in_a_hundred_is_unlike():
 def test_the_limit_is_of_groups_that_the_space_was_not_fitted_on():
     """Each group is one image a hundred times: a limit of its own images would be too near."""
     groups = np.arange(40)
-    once = fit_feature_space(draw(40, 0), groups)
-    copied = fit_feature_space(np.repeat(draw(40, 0), 100, axis=0), np.repeat(groups, 100))
+    once = fit(draw(40, 0), groups)
+    copied = fit(np.repeat(draw(40, 0), 100, axis=0), np.repeat(groups, 100))
     new = draw(2000, 1)
     assert (once.measure(new) > 1).mean() < 0.25
     assert (copied.measure(new) > 1).mean() < 0.25
@@ -69,73 +76,110 @@ def test_the_limit_is_of_groups_that_the_space_was_not_fitted_on():
 
 def test_images_as_a_whole_are_compared_with_the_median_of_training():
     assert SPACE.median == 0.5
-    space = fit_feature_space(draw(1000, 0), np.arange(1000))
+    space = fit(draw(1000, 0), np.arange(1000))
     assert (space.measure(draw(2000, 1)) > space.median).mean() == pytest.approx(0.5, abs=0.06)
-    alike, unlike = (np.r_[np.full(100 - count, 0.5), np.full(count, 0.51)] for count in (79, 80))
+    alike, unlike = (np.r_[np.full(count, 0.51), np.full(100 - count, 0.5)] for count in (79, 80))
     start = "lie farther from the training images than half of those do"
     assert describe_distances(alike, SPACE) == [f"79% {start}: of the same kind it is about half"]
-    assert describe_distances(unlike, SPACE) == [f"80% {start}: as a whole they are unlike them"]
-    assert describe_distances(unlike[:19], SPACE) == [], "too few"
-    assert describe_distances(np.full(30, np.nan), None) == []
+    assert describe_distances(unlike, SPACE) == [f"80% {start}: as a whole they are unlike them, so all are in doubt"]
+    assert [are_unlike(distances, SPACE) for distances in (alike, unlike, unlike[:50], unlike[:49])] == [
+        *(False, True, True, False),
+    ], "the last are too few"
+    assert describe_distances(unlike[:49], SPACE) == []
+    assert describe_distances(np.full(60, np.nan), None) == []
+    assert not are_unlike(np.full(60, np.nan), None)
+
+
+def test_a_small_source_among_large_ones_is_not_unlike():
+    """A tenth of the images lies apart from the others: their median alone would not hold for it."""
+    apart = np.random.default_rng(7).normal(size=40).astype(np.float32) * 3
+    features, sources = np.r_[draw(900, 0), draw(100, 1) + apart], np.repeat(["large", "small"], (900, 100))
+    new, groups = draw(500, 2) + apart, np.arange(1000)
+    of_all, by_source = fit(features, groups), fit_feature_space(features, groups, sources)
+    assert are_unlike(of_all.measure(new), of_all)
+    assert not are_unlike(by_source.measure(new), by_source)
+    assert are_unlike(by_source.measure(draw(500, 3, directions=9)), by_source)
 
 
 def test_too_few_images_or_one_group_have_no_feature_space():
-    assert fit_feature_space(draw(19, 0), np.arange(19)) is None
-    assert fit_feature_space(draw(30, 0), np.zeros(30)) is None
-    assert fit_feature_space(draw(20, 0), np.arange(20)) is not None
+    assert fit(draw(19, 0), np.arange(19)) is None
+    assert fit(draw(30, 0), np.zeros(30)) is None
+    assert fit(draw(20, 0), np.arange(20)) is not None
 
 
 def test_both_halves_have_ten_images():
     """All images but one are of one patient: of one half nothing could be learned."""
     groups = np.r_[np.zeros(199), 1]
-    assert fit_feature_space(draw(200, 0), groups) is None
-    assert fit_feature_space(draw(200, 0), 1 - groups) is None, "the other half"
-    assert fit_feature_space(draw(200, 0), np.r_[np.zeros(191), np.ones(9)]) is None
-    assert fit_feature_space(draw(200, 0), np.r_[np.zeros(190), np.ones(10)]) is not None
+    assert fit(draw(200, 0), groups) is None
+    assert fit(draw(200, 0), 1 - groups) is None, "the other half"
+    assert fit(draw(200, 0), np.r_[np.zeros(191), np.ones(9)]) is None
+    assert fit(draw(200, 0), np.r_[np.zeros(190), np.ones(10)]) is not None
 
 
 @pytest.mark.parametrize("value", [0, 1, 0.3, np.nan, np.inf])
 def test_features_that_never_vary_or_are_no_numbers_have_no_feature_space(value: float):
-    assert fit_feature_space(np.full((40, 8), value, np.float32), np.arange(40)) is None
+    assert fit(np.full((40, 8), value, np.float32), np.arange(40)) is None
 
 
 def test_features_that_vary_by_rounding_alone_have_no_feature_space():
     constant = np.tile(draw(1, 0), (300, 1))
-    assert fit_feature_space(constant, np.arange(300)) is None
-    assert fit_feature_space(constant + draw(300, 1) / 1e7, np.arange(300)) is None
-    assert fit_feature_space(constant + draw(300, 1) / 1e3, np.arange(300)) is not None
+    assert fit(constant, np.arange(300)) is None
+    assert fit(constant + draw(300, 1) / 1e7, np.arange(300)) is None
+    assert fit(constant + draw(300, 1) / 1e3, np.arange(300)) is not None
 
 
 @pytest.mark.parametrize("groups", [np.arange(40) // 20, 1 - np.arange(40) // 20])
 def test_a_half_whose_features_are_all_dead_gives_no_feature_space(groups: np.ndarray):
     """The other half's have the mean 0, so the dead ones lie at distance 0, which is no limit."""
     alive = np.where(np.arange(20) % 2, 1, -1)[:, None] * np.ones(4, np.float32)
-    assert fit_feature_space(np.r_[alive, 0 * alive], groups) is None
+    assert fit(np.r_[alive, 0 * alive], groups) is None
 
 
 def test_an_image_with_features_that_were_dead_in_training_is_unlike():
     dead = draw(40, 0) * (np.arange(40) < 20)
-    assert (fit_feature_space(dead, np.arange(40)).measure(draw(100, 1)) > 1).all()
+    assert (fit(dead, np.arange(40)).measure(draw(100, 1)) > 1).all()
 
 
 def test_one_image_of_each_radiograph_comes_first():
     """Of radiograph 7 there are six images; the others have one or two."""
     ids = np.array([7, 7, 7, 3, 7, 7, 3, 5, 7])
-    assert select_training_rows(ids).tolist() == [0, 1, 2, 3, 4, 6, 7], "four of a radiograph at most"
+    assert select_rows(ids, np.full(9, "")).tolist() == [0, 1, 2, 3, 4, 6, 7], "four of a radiograph at most"
     many = np.r_[np.arange(900), np.arange(900)]
-    chosen = select_training_rows(many)
+    chosen = select_rows(many, np.full(1800, ""))
     assert len(chosen) == 1000
     assert set(range(900)) < set(chosen.tolist())
+
+
+def test_sources_have_as_many_images_as_far_as_they_have_them():
+    """One has 5,000 radiographs, one 600, and one 20 with 100 images each, of which four count."""
+    ids = np.r_[np.arange(5000), np.arange(5000, 5600), np.repeat(np.arange(6000, 6020), 100)]
+    sources = np.repeat(["large", "medium", "copies"], (5000, 600, 2000))
+    chosen = select_rows(ids, sources)
+    names, counts = np.unique(sources[chosen], return_counts=True)
+    assert dict(zip(names.tolist(), counts.tolist(), strict=True)) == {"copies": 80, "large": 460, "medium": 460}
 
 
 def test_the_features_of_training_images_are_read_in_blocks(tiny_config, dataset):
     """Five rows of the first ten are one radiograph, which has four of them looked at."""
     data = dataset(train=150)
     network = cut_at_features(build_model(tiny_config(), 96.0, 50.0))
-    features, groups = compute_training_features(network, data)
+    features, groups, sources = compute_features(network, data, {"train": np.arange(150)})
     assert features.shape == (149, 8)
     assert (groups == 0).sum() == 4
     assert len(set(groups.tolist())) == 146
+    assert len(sources) == 149
+    assert len(set(sources.tolist())) == 1
+
+
+def test_features_of_chosen_rows_of_several_splits(tiny_config, dataset):
+    data = dataset(train=90, test=80)
+    network = cut_at_features(build_model(tiny_config(), 96.0, 50.0))
+    rows = {"train": np.array([20, 21, 89]), "test": np.array([1, 70])}
+    features, _, _ = compute_features(network, data, rows)
+    images = np.concatenate(
+        [images_of(data.read(split, 0, data.rows(split)), data.image_size)[numbers] for split, numbers in rows.items()]
+    )
+    assert features == pytest.approx(run_in_batches(network, images), abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +237,7 @@ def test_what_is_no_radiograph_is_unlike_and_new_radiographs_are_not():
         "noise": generator.integers(0, 256, (20, 64, 64)),
         "gradients": np.array([np.roll(ramp, 3 * number, axis=1) for number in range(20)]),
     }
-    space = fit_feature_space(run_in_batches(network, images[..., None]), patients)
+    space = fit(run_in_batches(network, images[..., None]), patients)
     unlike = {
         kind: (space.measure(run_in_batches(network, pixels[..., None].astype(np.uint8))) > 1).mean()
         for kind, pixels in kinds.items()

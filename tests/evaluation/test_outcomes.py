@@ -65,6 +65,24 @@ def test_outcomes_are_counted_by_class():
     assert (all_in_doubt.sensitivity, all_in_doubt.specificity, all_in_doubt.unlike) == (None, None, None)
 
 
+def test_images_that_are_unlike_as_a_whole_are_all_in_doubt(dataset, tmp_path):
+    data = dataset()
+    scores = SCORES.append_column("study_id", pa.array([None, None, 3, 3, None, None], pa.int64()))
+    scores = scores.append_column("distance", pa.array([0.5] * 6))
+    evaluations = evaluate_run(scores, data, POINT.threshold)
+    add_outcomes(evaluations, scores, POINT, "max", as_a_whole=True)
+    for unit in ("image", "radiograph", "study"):
+        found = evaluations["test"][unit].outcomes
+        assert found.doubt == 1
+        assert (found.sensitivity, found.unlike, found.as_a_whole) == (None, 0, True), unit
+    assert format_outcomes(evaluations["test"]) == [
+        "outcome    all in doubt: as a whole the images are unlike the training images",
+        "unlike     0.0% of 2 studies: unlike the training images, so in doubt",
+    ]
+    write_report(storage_path(tmp_path), Report("x", data, POINT, evaluations, [], 0, {}, []), scores)
+    assert "<b>All are in doubt</b>: as a whole these images" in (tmp_path / "report.html").read_text()
+
+
 def test_the_report_shows_the_outcomes_of_each_class(dataset, tmp_path):
     """Test has the normals .2 and .7, the mean of two images, and a fracture of .4; 5 and 7 are one study."""
     data = dataset()

@@ -4,6 +4,7 @@ import pytest
 
 from fracture.config import EvaluationConfig
 from fracture.evaluation.metrics import Evaluation, Figure, compute_metrics
+from fracture.evaluation.outcomes import count_outcomes
 from fracture.evaluation.verdict import Verdict, describe_differences, format_verdict, judge, summarise_properties
 
 CONFIG = EvaluationConfig()  # an AUC above 0.80, a sensitivity above 0.95 - 0.05
@@ -37,6 +38,14 @@ def test_the_settings_of_the_model_decide():
     found = evaluation(figure(0.9, 0.81), figure(0.95, 0.91))
     assert judge(found, MANY, EvaluationConfig(usable_auc=0.85), []).answer == "not usable"
     assert judge(found, MANY, EvaluationConfig(min_sensitivity=0.97), []).answer == "adjust"
+
+
+def test_a_model_to_which_all_images_are_unlike_has_to_be_adjusted():
+    """Each prediction would be in doubt."""
+    found = evaluation(figure(0.9, 0.81), figure(0.95, 0.91))
+    outcomes = count_outcomes(np.array([0, 1]), np.array(["none", "fracture"]), np.zeros(2, bool), as_a_whole=True)
+    found["radiograph"] = found["radiograph"].model_copy(update={"outcomes": outcomes})
+    assert judge(found, MANY, CONFIG, []).answer == "adjust"
 
 
 @pytest.mark.parametrize("probability", [0.9, 0.1])  # of the first fracture: it is found, or missed

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
@@ -26,6 +27,7 @@ from fracture.inference.batch_prediction import (
     BlockReader,
     Input,
     InputFile,
+    are_unlike_as_a_whole,
     check_output,
     count_formula_paths,
     explain_error,
@@ -33,6 +35,7 @@ from fracture.inference.batch_prediction import (
     find_seen,
     join_by_study,
     plan_blocks,
+    put_in_doubt,
     read_file,
     summarize,
     write_results,
@@ -461,6 +464,20 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
     assert (mean["outcome"], mean["unlike"]) == ("doubt", True), "an image is unlike, so the mean is doubtful"
 
 
+def test_images_that_are_unlike_as_a_whole_are_all_in_doubt():
+    """Those that the model was trained on do not count: they lie near."""
+    space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))
+    many = pa.concat_tables([RESULT] * 50)
+    assert are_unlike_as_a_whole(many, space)
+    assert not are_unlike_as_a_whole(many.filter(pc.equal(many["seen"], True)), space)
+    assert not are_unlike_as_a_whole(many, None)
+    doubtful = put_in_doubt(RESULT)
+    assert doubtful["outcome"].to_pylist() == ["doubt", "doubt", None, "doubt", *[None] * 4]
+    assert doubtful.drop_columns("outcome").equals(RESULT.drop_columns("outcome"))
+    assert doubtful.schema == RESULTS
+    assert put_in_doubt(join_by_study(RESULT, AT_03, "max"))["outcome"].to_pylist() == ["doubt", "doubt", None, None]
+
+
 def test_studies_that_nothing_names_are_not_joined():
     with pytest.raises(UsageError, match=r"--by study: nothing says which study an image is of. .* leave it out"):
         join_by_study(RESULT.slice(3, 2), AT_03, "max")
@@ -484,8 +501,14 @@ def test_the_summary_counts_everything():
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
     space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))
-    many = pa.concat_tables([RESULT] * 10)  # of three images that can be read, two beyond 0.6
-    assert summarize(many, AT_03, space)[3].startswith("           67% lie farther from the training images than half")
+    farther = "lie farther from the training images than half of those do"
+    many = pa.concat_tables([RESULT] * 50)  # one of each is new to the model, and lies beyond 0.6
+    assert summarize(many, AT_03, space)[1:4:2] == [
+        "outcome    50 fracture, 50 doubt, 50 none; as a whole the images are unlike the training images",
+        f"           100% {farther}: as a whole they are unlike them, so all are in doubt",
+    ]
+    nearer = pa.Table.from_pylist([ROWS[3] | {"distance": 0.6}] * 11 + [ROWS[3]] * 39, schema=RESULTS)
+    assert summarize(nearer, AT_03, space)[3] == f"           78% {farther}: of the same kind it is about half"
     of_earlier = AT_03.model_copy(update={"fracture_threshold": None})
     unmeasured = pa.Table.from_pylist([ROWS[3] | {"unlike": None, "distance": None}], schema=RESULTS)
     assert summarize(unmeasured, of_earlier)[1:] == [

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from fracture.cli import main
 from fracture.config import DataConfig
 from fracture.dataset.format import read_dataset
 from fracture.evaluation.scores import score_blocks
@@ -19,7 +20,7 @@ from fracture.preparation.scan import scan_source
 from fracture.preparation.source import find_source
 from fracture.preparation.write import write_dataset
 from fracture.storage import storage_path
-from tests.conftest import TINY, official_paths, quick_bundle
+from tests.conftest import TINY, give_space, official_paths, quick_bundle, write_shards
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -83,6 +84,20 @@ def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path
     assert_readable_or_an_error(result)
     assert_equal_to_evaluation(result)
     assert_printed(result, str(bundle.folder))
+
+
+def test_images_that_are_unlike_as_a_whole_are_written_as_doubt(tmp_path: Path, capsys):
+    """Each lies within the limit; but together they lie farther than half of the training images do."""
+    bundle = quick_bundle(tmp_path / "quick", *TINY)
+    give_space(bundle, median=1e-6)
+    write_shards(storage_path(tmp_path / "shards"), {"test": 60}, hash_byte=7)
+    data = ["--data", str(tmp_path / "shards"), "--out", str(tmp_path / "out.parquet")]
+    assert main(["predict", "--bundle", str(bundle), *data]) == 0
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert {(row["outcome"], row["unlike"]) for row in rows} == {("doubt", False)}
+    assert len(rows) == 60
+    printed = capsys.readouterr().out
+    assert "outcome    0 fracture, 60 doubt, 0 none; as a whole the images are unlike the training images" in printed
 
 
 def job(*arguments: str) -> subprocess.CompletedProcess:

@@ -377,6 +377,23 @@ def test_features_of_reductions_are_those_of_reduced_images_side_by_side():
     assert np.abs(whole - half).max() / scale > 1e-2, "the reduced image has features of its own"
 
 
+@pytest.mark.parametrize(("reductions", "pooling"), [("[1]", "average"), ("[1, 2]", "both")])
+def test_features_of_an_image_and_its_negative_are_averaged(reductions: str, pooling: str):
+    changes = (f"transfer.reductions={reductions}", f"transfer.pooling={pooling}")
+    config = settings("mobilenetv2", "data.image_size=64", "transfer.inverted=true", *changes)
+    network = build_backbone(config)
+    plain = build_backbone(with_settings(config, {"transfer.inverted": False}))
+    assert [weight.path for weight in network.weights] == [weight.path for weight in plain.weights]
+    assert network.output_shape == plain.output_shape
+    images = np.random.default_rng(1).integers(0, 256, (2, 64, 64, 1)).astype(np.uint8)
+    network.set_weights(plain.get_weights())
+    found, negative, stored, inverted = network(images), network(255 - images), plain(images), plain(255 - images)
+    scale = np.abs(stored).max()
+    np.testing.assert_allclose(found / scale, negative / scale, atol=1e-4)
+    np.testing.assert_allclose(found / scale, (stored + inverted) / (2 * scale), atol=1e-4)
+    assert np.abs(stored - inverted).max() / scale > 1e-2, "alone they differ"
+
+
 def test_an_image_of_448_pixels_is_not_enlarged_at_half_its_size():
     network = build_backbone(settings("mobilenetv2", "data.image_size=448", "transfer.reductions=[2, 4]"))
     assert network.get_layer("reduce_2").output.shape == (None, 224, 224, 3)
@@ -413,10 +430,13 @@ def test_a_ridge_head_is_one_epoch_that_only_measures():
     assert "transfer.reductions" not in settings("mobilenetv2", "transfer.weights=none").without_effect
 
 
-def test_training_does_not_begin_with_weights_of_other_reductions(tmp_path: Path):
+def test_training_does_not_begin_with_weights_of_other_views(tmp_path: Path):
     from fracture.inference.bundle import read_bundle
 
     bundle = read_bundle(storage_path(quick_bundle(tmp_path, "model.name=mobilenetv2", "data.image_size=32")))
     other = with_settings(bundle.config, {"transfer.reductions": [2]})
     with pytest.raises(UsageError, match=r"its network has .*1.* at 'transfer.reductions', and these settings .*2"):
+        check_initial(other, bundle)
+    other = with_settings(bundle.config, {"transfer.inverted": True})
+    with pytest.raises(UsageError, match=r"its network has False at 'transfer.inverted', and these settings True"):
         check_initial(other, bundle)

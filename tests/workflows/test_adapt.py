@@ -13,18 +13,17 @@ from fracture.arrays import save_arrays
 from fracture.cli import main
 from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
-from fracture.evaluation.feature_space import fit_feature_space
+from fracture.evaluation.feature_space import are_unlike
 from fracture.evaluation.operating_point import calibrate
 from fracture.evaluation.scores import score, score_range
 from fracture.inference.adaptation import align, compute_cases
 from fracture.inference.batch_prediction import find_inputs
-from fracture.inference.bundle import FEATURES, WEIGHTS, Bundle, read_bundle
-from fracture.models import add_features
+from fracture.inference.bundle import WEIGHTS, Bundle, read_bundle
 from fracture.preparation.decoding.decode import decode
 from fracture.storage import storage_path
 from fracture.workflows.adapt import AdaptArguments, AdaptResult, adapt
 from fracture.workflows.evaluate import EvaluateArguments, evaluate, model_caveats
-from tests.conftest import TINY, quick_bundle, write_shards
+from tests.conftest import TINY, give_space, quick_bundle, write_shards
 
 PRETRAINED = ("data.image_size=32", "model.name=mobilenetv2", "transfer.weights=none")
 LOCAL = 7  # the byte that the local files' hashes consist of; those of training are of zeros
@@ -87,17 +86,28 @@ def test_calibration_and_threshold_of_a_new_bundle(initial: Bundle, tmp_path: Pa
     assert new.map_similarity == (0.25,)
 
 
-def test_an_adapted_model_still_says_what_is_unlike_its_training_images(initial: Bundle, tmp_path: Path):
-    local_shards(tmp_path, test=70)
-    width = add_features(initial.build_model()).output[1].shape[-1]
-    space = fit_feature_space(np.random.default_rng(0).normal(size=(60, width)).astype(np.float32), np.arange(60))
-    folder = Path(initial.folder.path)
-    save_arrays(folder / FEATURES, space.arrays())
-    shape = {"features": {"components": len(space.components), "width": width}}
-    (folder / "bundle.json").write_text(json.dumps(json.loads((folder / "bundle.json").read_text()) | shape))
-    new = read_bundle(run(read_bundle(initial.folder), tmp_path).bundle).load_feature_space()
-    for name, array in space.arrays().items():
-        np.testing.assert_array_equal(new.arrays()[name], array, err_msg=name)
+def test_a_model_adapted_to_cases_knows_images_like_them(initial: Bundle, tmp_path: Path):
+    images = images_in(local_shards(tmp_path, test=70))
+    give_space(Path(initial.folder.path), median=1e-6)
+    before = read_bundle(initial.folder)
+    after = read_bundle(run(before, tmp_path).bundle)
+    for bundle, unlike in ((before, True), (after, False)):
+        distances = bundle.build_measured_network().predict_on_batch(images)[:, 1]
+        assert are_unlike(distances, bundle.load_feature_space()) is unlike
+
+
+def test_a_model_aligned_without_labels_still_says_what_is_unlike_its_training_images(
+    pretrained: Bundle, tmp_path: Path
+):
+    """Nobody knows how it does on the local images."""
+    folder = tmp_path / "initial"
+    shutil.copytree(pretrained.folder.path, folder)
+    give_space(folder)
+    initial = read_bundle(storage_path(folder))
+    shards = str(local_shards(tmp_path, test=100).folder)
+    after = read_bundle(run(initial, tmp_path, shards=None, align=(shards,)).bundle)
+    for name, array in initial.load_feature_space().arrays().items():
+        np.testing.assert_array_equal(after.load_feature_space().arrays()[name], array, err_msg=name)
 
 
 def test_the_old_bundle_stays_as_it_was(initial: Bundle, tmp_path: Path):

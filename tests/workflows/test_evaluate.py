@@ -11,7 +11,7 @@ from fracture.inference.bundle import Bundle, read_bundle
 from fracture.labels import SPLITS
 from fracture.storage import storage_path
 from fracture.workflows.evaluate import ScoringArguments, prepare_test_data
-from tests.conftest import TINY, quick_bundle, write_shards
+from tests.conftest import TINY, give_space, quick_bundle, write_shards
 
 
 @pytest.fixture
@@ -68,6 +68,22 @@ def test_radiographs_without_labels_are_for_predict(bundle: Bundle, image_folder
     with pytest.raises(UsageError, match=r"no such folder") as found:
         prepare_test_data(ScoringArguments(data=(str(tmp_path / "gone"),), out=out), [bundle])
     assert "labels" not in str(found.value)
+
+
+def test_images_that_are_unlike_as_a_whole_are_in_doubt_on_screen_page_and_in_the_file(tmp_path: Path, capsys):
+    folder = quick_bundle(tmp_path / "made", *TINY)
+    give_space(folder, median=1e-6)
+    write_shards(storage_path(tmp_path / "others"), {"test": 70}, hash_byte=7)
+    flags = ["--shards", str(tmp_path / "others"), "--out", str(tmp_path / "out")]
+    assert main(["evaluate", "--bundle", str(folder), *flags]) == 0
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())
+    for unit in ("image", "radiograph"):
+        assert figures["test"][unit]["outcomes"]["doubt"] == 1
+    assert figures["verdict"]["answer"] == "adjust"
+    whole = "100% lie farther from the training images than half of those do: as a whole they are unlike them"
+    assert figures["verdict"]["reasons"][-1].startswith(whole)
+    assert "outcome    all in doubt: as a whole the images are unlike the training images" in capsys.readouterr().out
+    assert "<b>All are in doubt</b>" in (tmp_path / "out/report.html").read_text()
 
 
 def test_an_evaluation_ends_with_a_verdict_on_screen_page_and_file(tmp_path: Path, capsys):
