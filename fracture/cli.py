@@ -825,6 +825,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         lines.append(f"ensemble   of {result.models} models; threshold {point.threshold:.3f}, {point.rule}")
     lines += format_results(result.evaluations, result.operating_point.fracture_threshold is not None)
     lines += [format_own_test_comparison(result.own, result.evaluations["test"])] if result.own else []
+    lines += [f"aligned    {result.alignment.summary}"] if result.alignment else []
     lines += [f"boxes      {result.pointing.summary}"] if result.pointing else []
     lines += [*_caveat_lines(result.caveats), *format_verdict(result.verdict), f"report     {result.page}"]
     _print(lines)

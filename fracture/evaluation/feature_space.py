@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from fracture.dataset.format import Dataset, images_of
-from fracture.evaluation.scores import block_rows, run_in_batches
+from fracture.evaluation.scores import read_blocks, run_in_batches
 
 LIMIT_PERCENTILE = 99  # of the distances of training images that the space was not fitted on
 MOST_COMPONENTS = 64
@@ -187,7 +187,7 @@ def _number_in_turn(values: np.ndarray) -> np.ndarray:
 def compute_features(
     network: Any, dataset: Dataset, rows: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return features [N, F] float32, groups [N] and sources [N] of some images; blocks are read one by one.
+    """Return features [N, F] float32, groups [N] and sources [N] of some images.
 
     Args:
         network: Keras model of images [N, S, S, 1] to features [N, F].
@@ -197,13 +197,10 @@ def compute_features(
     index = pa.concat_tables(dataset.read_columns(split, columns).take(numbers) for split, numbers in rows.items())
     sources = np.array(index["origin"].to_pylist(), str)
     chosen = select_rows(index["radiograph_id"].to_numpy(), sources)
-    parts, first, step = [], 0, block_rows(dataset.image_size)
+    parts, first = [], 0
     for split, numbers in rows.items():
         own = numbers[chosen[(chosen >= first) & (chosen < first + len(numbers))] - first]
         first += len(numbers)
-        for start in range(0, dataset.rows(split), step):
-            some = own[(own >= start) & (own < start + step)]
-            if len(some):
-                block = dataset.read(split, int(some[0]), int(some[-1]) + 1).take(some - some[0])
-                parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
+        for block, _ in read_blocks(dataset, split, own):
+            parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
     return np.concatenate(parts).astype(np.float32), index["group_id"].to_numpy()[chosen], sources[chosen]

@@ -205,6 +205,7 @@ class Report:
     models: int = 1  # number of models whose probabilities were averaged
     gallery: Gallery | None = None  # of test radiographs
     verdict: Verdict | None = None  # whether the model can be used on this dataset, if it is another
+    alignment: str = ""  # what aligned features gain on this dataset, in a line; "" where it was not tried
 
 
 def write_report(folder: StoragePath, report: Report, scores: pa.Table) -> None:

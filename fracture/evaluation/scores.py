@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil, log2
 from typing import Any
 
@@ -85,6 +85,19 @@ def run_in_batches(model: Any, images: np.ndarray) -> np.ndarray:
     full = np.concatenate([images, np.zeros_like(images, shape=(-count % size, *images.shape[1:]))])
     parts = [model.predict_on_batch(full[i : i + size]) for i in range(0, len(full), size)]
     return np.concatenate(parts)[:count]
+
+
+def read_blocks(dataset: Dataset, split: str, numbers: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Yield chosen rows of a split, `block_rows` of its rows at most at once, and their numbers.
+
+    Args:
+        numbers: [N] int64, ascending.
+    """
+    step = block_rows(dataset.image_size)
+    for start in range(0, dataset.rows(split), step):
+        some = numbers[(numbers >= start) & (numbers < start + step)]
+        if len(some):
+            yield dataset.read(split, int(some[0]), int(some[-1]) + 1).take(some - some[0]), some
 
 
 def score_blocks(

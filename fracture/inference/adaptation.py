@@ -1,23 +1,45 @@
 """The network's side of an adaptation: features, what reaches the last layer, and both put back."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
 
 from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
 from fracture.evaluation.adaptation import LastLayer, LocalCases
-from fracture.evaluation.scores import BLOCK_ROWS, block_rows, run_in_batches, tabulate_scores
+from fracture.evaluation.metrics import Figure, auc_within_folds
+from fracture.evaluation.report import format_figure
+from fracture.evaluation.scores import BLOCK_ROWS, read_blocks, run_in_batches, tabulate_scores
 from fracture.inference.batch_prediction import BlockReader, Input, plan_blocks
 from fracture.inference.bundle import Bundle
 from fracture.inference.scoring import Rows
 from fracture.progress import Progress
 
 FEWEST_IMAGES = 100
+_MOST_TRIED = 2000  # radiographs on which alignment is tried: each takes as long as its score did
 _STANDARDISE = "standardise"
+
+
+class AlignmentTrial(BaseModel):
+    """The AUC on one image of each radiograph, with features as they are, and standardised by those images' own."""
+
+    radiographs: int
+    plain: Figure
+    aligned: Figure
+
+    @property
+    def summary(self) -> str:
+        """Return the result in a line."""
+        return (
+            f"AUC {format_figure(self.aligned)} with features standardised by these images, and "
+            f"{format_figure(self.plain)} without, on one image of each of {self.radiographs:,} radiographs: "
+            "fracture adapt --align makes that model"
+        )
 
 
 def check_alignable(bundle: Bundle, inputs: Sequence[Input]) -> None:
@@ -83,23 +105,61 @@ def compute_cases(model: Any, bundle: Bundle, dataset: Dataset, rows: Rows, prog
     network, layer = keras.Model(model.input, model.get_layer("logit").input), read_last_layer(model)
     total, done = sum(int(chosen.sum()) for chosen in rows.values()), 0
     tables, parts = [], []
-    for split, numbers in _plan_rows(rows, block_rows(dataset.image_size)):
-        block = dataset.read(split, int(numbers[0]), int(numbers[-1]) + 1).take(numbers - numbers[0])
-        parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
-        tables.append(tabulate_scores(block, split, numbers, layer.score(parts[-1])[:, np.newaxis]))
-        done += len(numbers)
-        progress("score", done, total)
+    for split, chosen in rows.items():
+        for block, numbers in read_blocks(dataset, split, np.flatnonzero(chosen)):
+            parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
+            tables.append(tabulate_scores(block, split, numbers, layer.score(parts[-1])[:, np.newaxis]))
+            done += len(numbers)
+            progress("score", done, total)
     config = bundle.config.evaluation
     return LocalCases(pa.concat_tables(tables).combine_chunks(), np.concatenate(parts), layer, config)
 
 
-def _plan_rows(rows: Rows, step: int) -> Iterable[tuple[str, np.ndarray]]:
-    """Yield split and numbers of the chosen rows, of `step` rows of the split at most at once."""
-    for split, chosen in rows.items():
-        for start in range(0, len(chosen), step):
-            numbers = start + np.flatnonzero(chosen[start : start + step])
-            if len(numbers):
-                yield split, numbers
+def try_alignment(model: Any, dataset: Dataset, scores: pa.Table, progress: Progress) -> AlignmentTrial | None:
+    """Score one image of each radiograph with features as they are, and aligned, for which no label is needed.
+
+    It is the image of the shortest name, since copies add to a name, and would count as often as they are there.
+
+    Args:
+        model: that of a bundle, with a backbone.
+        scores: of `score_rows`, of the split test.
+
+    Returns:
+        The trial; None where the radiographs are too few, or of one class.
+    """
+    import keras
+
+    chosen = scores.take(_choose_images(scores))
+    labels, groups = chosen["label"].to_numpy(), chosen["group_id"].to_numpy()
+    if len(chosen) < FEWEST_IMAGES or len(np.unique(labels)) < 2:
+        return None
+    layer, parts, done = model.get_layer(_STANDARDISE), [], 0
+    network, head = keras.Model(model.input, layer.input), keras.Model(layer.output, model.output)
+    for block, numbers in read_blocks(dataset, "test", chosen["row"].to_numpy()):
+        parts.append(run_in_batches(network, images_of(block, dataset.image_size)))
+        done += len(numbers)
+        progress("align", done, len(chosen))
+    features = np.concatenate(parts)
+    own, local = layer.get_weights(), (features.mean(0, np.float64), features.var(0, np.float64))
+    plain, aligned = (
+        auc_within_folds(
+            labels,
+            head.predict_on_batch((features - mean) / np.sqrt(variance + layer.epsilon))[:, 0],
+            groups,
+            np.zeros(len(labels)),
+        )
+        for mean, variance in (own, local)
+    )
+    return AlignmentTrial(radiographs=len(chosen), plain=plain, aligned=aligned)
+
+
+def _choose_images(scores: pa.Table) -> np.ndarray:
+    """Return the row of the shortest name of each radiograph, ascending; of many, a seed chooses `_MOST_TRIED`."""
+    lengths = pc.utf8_length(scores["source"]).to_numpy()
+    radiograph_ids = scores["radiograph_id"].to_numpy()
+    order = np.lexsort((lengths, radiograph_ids))
+    _, first = np.unique(radiograph_ids[order], return_index=True)
+    return np.sort(np.random.default_rng(0).permutation(order[first])[:_MOST_TRIED])
 
 
 def read_last_layer(model: Any) -> LastLayer:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fracture.evaluation.operating_point import OperatingPoint
     from fracture.evaluation.pointing import PointingGame
     from fracture.evaluation.verdict import Verdict
+    from fracture.inference.adaptation import AlignmentTrial
     from fracture.inference.bundle import Bundle
 
 
@@ -68,6 +69,7 @@ class EvaluateResult:
     left_out: int  # images that a model was trained on, or that share a radiograph or patient with one
     caveats: list[str]
     pointing: PointingGame | None  # where a single model was scored, and enough fractures have boxes
+    alignment: AlignmentTrial | None  # where a single model with a backbone was scored, see `try_alignment`
     verdict: Verdict
     page: StoragePath  # report.html
 
@@ -88,6 +90,7 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     from fracture.evaluation.report import add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import write_predictions
     from fracture.evaluation.verdict import describe_differences, judge, summarise_properties
+    from fracture.inference.adaptation import try_alignment
     from fracture.inference.bundle import read_bundle, versions
     from fracture.inference.scoring import score_rows
 
@@ -118,10 +121,14 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     verdict = judge(evaluations["test"], groups, bundles[0].config.evaluation, differences)
     named = ", ".join(str(bundle.folder) for bundle in bundles)
     facts = {"bundle": named, "flips": arguments.flips, "dataset": dataset.manifest.fingerprint} | versions()
-    own, gallery = None, None
+    own, gallery, alignment = None, None, None
     if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
         own = test if (test := bundles[0].evaluations["test"])["radiograph"].count else None
-        gallery = make_gallery(bundles[0].build_model(), scores, dataset, operating_point.threshold)
+        model = bundles[0].build_model()
+        if bundles[0].config.backbone:
+            with ProgressBars() as bars:
+                alignment = try_alignment(model, dataset, scores, bars.show)
+        gallery = make_gallery(model, scores, dataset, operating_point.threshold)
     content = EvaluationReport(
         _title(arguments),
         dataset,
@@ -136,15 +143,19 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
         models=len(bundles),
         gallery=gallery,
         verdict=verdict,
+        alignment=alignment.summary if alignment else "",
     )
     write_report(out, content, scores)
     write_predictions(out, scores)
     pointing = gallery.pointing if gallery else None
     figures = as_json(evaluations) | {"verdict": verdict.model_dump()}
+    figures |= {"aligned": alignment.model_dump()} if alignment else {}
     (out / "metrics.json").write_json(figures | ({"pointing_game": pointing.model_dump()} if pointing else {}))
     left_out = int((~is_new).sum())
     page = out / "report.html"
-    return EvaluateResult(evaluations, own, operating_point, len(bundles), left_out, notes, pointing, verdict, page)
+    return EvaluateResult(
+        evaluations, own, operating_point, len(bundles), left_out, notes, pointing, alignment, verdict, page
+    )
 
 
 def _title(arguments: EvaluateArguments) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
 
 from fracture.arrays import save_arrays
 from fracture.cli import main
@@ -15,7 +16,7 @@ from fracture.dataset.format import Dataset, images_of
 from fracture.errors import UsageError
 from fracture.evaluation.feature_space import are_unlike
 from fracture.evaluation.operating_point import calibrate
-from fracture.evaluation.scores import score, score_range
+from fracture.evaluation.scores import run_in_batches, score, score_range
 from fracture.inference.adaptation import align, compute_cases
 from fracture.inference.batch_prediction import find_inputs
 from fracture.inference.bundle import WEIGHTS, Bundle, read_bundle
@@ -330,6 +331,25 @@ def test_images_without_labels_give_a_bundle_without_a_test(pretrained: Bundle, 
     write_shards(storage_path(tmp_path / "others"), {"test": 30}, hash_byte=9)
     arguments = {"shards": str(tmp_path / "others"), "out": str(tmp_path / "evaluated")}
     assert evaluate(EvaluateArguments(bundles=(str(new.folder),), **arguments), lambda line: None).own is None
+
+
+def test_evaluation_shows_what_alignment_would_gain(pretrained: Bundle, tmp_path: Path):
+    """The first five rows of label 0 are one radiograph, of which the first counts: all names are of one length."""
+    dataset = local_shards(tmp_path, test=110)
+    images, labels = images_in(dataset), np.arange(110) % 2
+    alone = np.r_[0, np.setdiff1d(np.arange(110), np.arange(10)[::2])]
+    model, out = pretrained.build_model(), tmp_path / "out"
+    arguments = EvaluateArguments(bundles=(str(pretrained.folder),), shards=str(dataset.folder), out=str(out))
+    trial = evaluate(arguments, lambda line: None).alignment
+    assert trial.radiographs == len(alone) == 106
+    assert trial.plain.value == pytest.approx(roc_auc_score(labels[alone], score(model, images)[alone]), abs=1e-6)
+    network = keras.Model(model.input, model.get_layer("standardise").input)
+    features = run_in_batches(network, images)[alone]
+    model.get_layer("standardise").set_weights([features.mean(0), features.var(0)])
+    assert trial.aligned.value == pytest.approx(roc_auc_score(labels[alone], score(model, images)[alone]), abs=1e-3)
+    assert trial.aligned != trial.plain
+    assert json.loads((out / "metrics.json").read_text())["aligned"] == trial.model_dump()
+    assert f"Aligned: AUC {trial.aligned.value:.3f} [" in (out / "report.html").read_text()
 
 
 def test_labels_show_what_alignment_does(pretrained: Bundle, tmp_path: Path):
