@@ -5,13 +5,13 @@
 
 One image of each radiograph, and its mirror image; features of the backbone with `model.name=mobilenetv2`. A trial is a
 set of features and a head. Trained on one collection, it is tested on the other: as it is, and aligned, with the
-features standardised by the other collection's own mean and deviation, for which no label is needed. Ten minutes on 2
-CPU cores for 2,000 radiographs.
+features standardised by the other collection's own mean and deviation, for which no label is needed. Most are compared
+with a trial that differs in one thing, on the same resamples. Twenty minutes on 2 CPU cores for 2,000 radiographs.
 """
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -21,8 +21,8 @@ from sklearn.linear_model import LogisticRegression
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_dataset
-from fracture.evaluation.metrics import Figure, auc_within_folds, rank_pairs
-from fracture.evaluation.report import format_figure
+from fracture.evaluation.metrics import Figure, auc_differences, auc_within_folds, rank_pairs
+from fracture.evaluation.report import format_difference, format_figure
 from fracture.evaluation.ridge import assign_folds, fit_ridge
 from fracture.storage import storage_path
 from tests.benchmarks.measure import Part
@@ -47,6 +47,21 @@ Features = dict[str, np.ndarray]  # name of a collection -> [N, F]
 Head = Callable[[np.ndarray, np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A set of features and a head."""
+
+    features: str  # what is seen, in words
+    head: str
+    values: Features
+    against: str | None = None  # the trial that it is compared with
+    extra: Features | None = None  # of changed images, which are trained on too
+
+    @property
+    def name(self) -> str:
+        return f"{self.features}, {self.head}"
+
+
 def run(data: str | None) -> Part:
     if not data:
         return Part(["needs DATA=DIR, shards of several sources"])
@@ -55,21 +70,26 @@ def run(data: str | None) -> Part:
     lines = [
         "| " + " | ".join(f"{each.name}: {len(each.labels):,} radiographs" for each in collections) + " |",
         "",
-        "| features | head | trained on | inside | outside | outside, aligned |",
-        "|---|---|---|---|---|---|",
+        "| features | head | trained on | inside | outside | outside, aligned | minus | outside | outside, aligned |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     found: dict[str, list[float]] = {}
-    for features_name, head_name, features, extra, head in _list_trials(collections):
+    scored: dict[str, list[np.ndarray]] = {}
+    for trial in _list_trials(collections):
         for source in collections:
             for other in collections:
                 if other is source:
                     continue
-                inside, outside, aligned = _judge(features, extra, source, other, head)
-                lines.append(
-                    f"| {features_name} | {head_name} | {source.name} | {format_figure(inside)} | "
-                    f"{format_figure(outside)} | {format_figure(aligned)} |"
-                )
-                found[f"{features_name}, {head_name}, {source.name}"] = [inside.value, outside.value, aligned.value]
+                name = f"{trial.name}, {source.name}, {other.name}"
+                inside, scored[name] = _judge_inside(trial, source), _score_outside(trial, source, other)
+                figures = [inside, *(_judge(other, scores) for scores in scored[name])]
+                gains = ["", ""]
+                if trial.against:
+                    pairs = zip(scored[name], scored[f"{trial.against}, {source.name}, {other.name}"], strict=True)
+                    gains = [format_difference(_compare(other, *pair)) for pair in pairs]
+                cells = [trial.features, trial.head, source.name, *map(format_figure, figures)]
+                lines.append(f"| {' | '.join([*cells, trial.against or '', *gains])} |")
+                found[name] = [figure.value for figure in figures]
                 print(lines[-1], flush=True)
     shares = _vary_shares(collections)
     return Part([*lines, "", *shares], found)
@@ -90,44 +110,64 @@ def _read_collection(dataset: Dataset, number: int, name: str) -> Collection:
     return Collection(name, images, labels, groups)
 
 
-def _list_trials(collections: list[Collection]):
-    """Yield the name of the features, that of the head, the features, further features to train on, and the head."""
+def _list_trials(collections: list[Collection]) -> Iterator[Trial]:
     whole = {reduction: _compute(collections, reduction) for reduction in REDUCTIONS}
+    averaged = {reduction: _compute(collections, reduction, inverted="true") for reduction in REDUCTIONS}
     joined = _join(whole[reduction] for reduction in CHOSEN)
-    yield "1", "logistic", whole[1], None, logistic
-    for reduction in REDUCTIONS:
-        yield f"{reduction}", "ridge", whole[reduction], None, ridge
-    yield "1, 2", "logistic", joined, None, logistic
-    yield "1, 2", "ridge", joined, None, ridge
-    yield "1, 2, 4", "ridge", _join(whole.values()), None, ridge
-    both = _join([joined, *(_compute(collections, reduction, pooling="maximum") for reduction in CHOSEN)])
-    yield "1, 2, also the maximum", "ridge", both, None, ridge
+    yield Trial("1", "logistic", whole[1])
+    yield Trial("1", "ridge", whole[1], "1, logistic")
+    yield Trial("2", "ridge", whole[2], "1, ridge")
+    yield Trial("4", "ridge", whole[4], "1, ridge")
+    yield Trial("1, 2", "logistic", joined, "1, logistic")
+    yield Trial("1, 2", "ridge", joined, "1, ridge")
+    yield Trial("1, 2, 4", "ridge", _join(whole.values()), "1, 2, ridge")
+    maxima = [_compute(collections, reduction, pooling="maximum") for reduction in CHOSEN]
+    yield Trial("1, 2, also the maximum", "ridge", _join([joined, *maxima]), "1, 2, ridge")
+    mean = "mean with the negative's"
+    yield Trial(f"1, {mean}", "logistic", averaged[1], "1, logistic")
+    yield Trial(f"1, {mean}", "ridge", averaged[1], "1, ridge")
+    yield Trial(f"2, {mean}", "ridge", averaged[2], "2, ridge")
+    yield Trial(f"1, 2, {mean}", "logistic", _join(averaged[reduction] for reduction in CHOSEN), "1, 2, logistic")
+    yield Trial(f"1, 2, {mean}", "ridge", _join(averaged[reduction] for reduction in CHOSEN), "1, 2, ridge")
+    yield Trial(f"1, 2, 4, {mean}", "ridge", _join(averaged.values()), "1, 2, 4, ridge")
+    negatives = [_compute(collections, reduction, lambda image, _: 255 - image) for reduction in CHOSEN]
+    yield Trial("1, 2, the negative's beside", "ridge", _join([joined, *negatives]), "1, 2, ridge")
+    quarters = [lambda image, _, k=turns: np.rot90(image, k) for turns in (1, 2, 3)]
+    turned = [_join(_compute(collections, reduction, turn) for reduction in CHOSEN) for turn in quarters]
+    yield Trial("1, 2, mean of four poses", "ridge", _average([joined, *turned]), "1, 2, ridge")
     for name, change in CHANGES.items():
         changed = _join(_compute(collections, reduction, change) for reduction in CHOSEN)
         if change in (_clahe, _equalise):
-            yield f"1, 2 of {name}", "ridge", changed, None, ridge
+            yield Trial(f"1, 2 of {name}", "ridge", changed, "1, 2, ridge")
         else:
-            yield f"1, 2, trained on {name} too", "ridge", joined, changed, ridge
+            yield Trial(f"1, 2, trained on {name} too", "ridge", joined, "1, 2, ridge", changed)
 
 
-def _judge(
-    features: Features, extra: Features | None, source: Collection, other: Collection, head: Head
-) -> tuple[Figure, Figure, Figure]:
-    """Return the AUC per radiograph by grouped folds of the source, on the other as it is, and aligned."""
-    own, outer = features[source.name], features[other.name]
-    folds = assign_folds(source.labels, source.groups)
-    scores = np.empty(len(own))
+def _judge_inside(trial: Trial, source: Collection) -> Figure:
+    """Return the AUC per radiograph by grouped folds of the source."""
+    features, folds = trial.values[source.name], assign_folds(source.labels, source.groups)
+    scores = np.empty(len(features))
     for fold in np.unique(folds):
         rest = folds != fold
-        scores[~rest] = _fit(own, extra and extra[source.name], source, rest, head)(own[~rest])
-    inside = auc_within_folds(source.labels, _rank(scores), source.groups, folds)
-    predict = _fit(own, extra and extra[source.name], source, np.ones(len(own), bool), head)
-    nowhere = np.zeros(len(outer))
-    outside, after = (
-        auc_within_folds(other.labels, _rank(predict(each)), other.groups, nowhere)
-        for each in (outer, _align(outer, own))
-    )
-    return inside, outside, after
+        scores[~rest] = _fit(trial, source, rest)(features[~rest])
+    return auc_within_folds(source.labels, _rank(scores), source.groups, folds)
+
+
+def _score_outside(trial: Trial, source: Collection, other: Collection) -> list[np.ndarray]:
+    """Return the scores of the other collection by a head on the source: as it is, and aligned."""
+    predict, own, outer = _fit(trial, source), trial.values[source.name], trial.values[other.name]
+    return [_rank(predict(features)) for features in (outer, _align(outer, own))]
+
+
+def _judge(other: Collection, scores: np.ndarray) -> Figure:
+    return auc_within_folds(other.labels, scores, other.groups, np.zeros(len(scores)))
+
+
+def _compare(other: Collection, scores: np.ndarray, reference: np.ndarray) -> Figure:
+    """Return the AUC by the scores minus that by the reference, with a paired interval."""
+    value, before = (rank_pairs(other.labels, each, np.zeros(len(each)))[0] for each in (scores, reference))
+    low, high = np.percentile(auc_differences(other.labels, scores, reference, other.groups), [2.5, 97.5]).tolist()
+    return Figure(value=value - before, low=low, high=high)
 
 
 def _align(features: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -135,14 +175,14 @@ def _align(features: np.ndarray, own: np.ndarray) -> np.ndarray:
     return (features - features.mean(0)) / (features.std(0) + _SMALL) * own.std(0) + own.mean(0)
 
 
-def _fit(
-    features: np.ndarray, extra: np.ndarray | None, source: Collection, rows: np.ndarray, head: Head
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Fit a head on some rows, and on their changed images too; return what scores features."""
-    mean, deviation = features[rows].mean(0), features[rows].std(0) + _SMALL
-    parts = [features[rows]] if extra is None else [features[rows], extra[rows]]
+def _fit(trial: Trial, source: Collection, rows: np.ndarray | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """Fit the head on some rows of a source, and on their changed images too; return what scores features."""
+    rows = np.ones(len(source.labels), bool) if rows is None else rows
+    features = trial.values[source.name][rows]
+    mean, deviation = features.mean(0), features.std(0) + _SMALL
+    parts = [features] if trial.extra is None else [features, trial.extra[source.name][rows]]
     labels, groups = (np.tile(each[rows], len(parts)) for each in (source.labels, source.groups))
-    scorer = head((np.concatenate(parts) - mean) / deviation, labels, groups)
+    scorer = HEADS[trial.head]((np.concatenate(parts) - mean) / deviation, labels, groups)
     return lambda outer: scorer((outer - mean) / deviation)
 
 
@@ -153,6 +193,9 @@ def ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Calla
 
 def logistic(features: np.ndarray, labels: np.ndarray, _: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(features, labels).decision_function
+
+
+HEADS: dict[str, Head] = {"ridge": ridge, "logistic": logistic}
 
 
 def _rank(scores: np.ndarray) -> np.ndarray:
@@ -196,6 +239,10 @@ def _backbone(config: Config) -> Callable[[np.ndarray], np.ndarray]:
 def _join(features) -> Features:
     several = list(features)
     return {name: np.concatenate([each[name] for each in several], axis=1) for name in several[0]}
+
+
+def _average(several: list[Features]) -> Features:
+    return {name: np.mean([each[name] for each in several], axis=0) for name in several[0]}
 
 
 def _clahe(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
@@ -264,7 +311,8 @@ CHANGES = {
 
 def _vary_shares(collections: list[Collection], repeats: int = 20) -> list[str]:
     """Return a table: what aligning does where the class shares of the other collection differ."""
-    features = _join(_compute(collections, reduction) for reduction in CHOSEN)
+    features = _join(_compute(collections, reduction, inverted="true") for reduction in CHOSEN)
+    trial = Trial("1, 2", "ridge", features)
     lines = [
         "| trained on | fractures in the other | AUC | AUC, aligned | called | called, aligned |",
         "|---|---|---|---|---|---|",
@@ -274,7 +322,7 @@ def _vary_shares(collections: list[Collection], repeats: int = 20) -> list[str]:
             if other is source:
                 continue
             own, outer = features[source.name], features[other.name]
-            predict = _fit(own, None, source, np.ones(len(own), bool), ridge)
+            predict = _fit(trial, source)
             for share in (0.1, 0.5, 0.9):
                 found = [_draw_share(own, outer, other, predict, share, seed) for seed in range(repeats)]
                 values = " | ".join(f"{value:.2f}" for value in np.mean(found, axis=0))
