@@ -435,6 +435,7 @@ class GateConfig(Section, changes_recipe=False):
     max_calibration_error: float = Field(
         0.2, ge=0, le=1, description="Highest expected calibration error. With few radiographs it is higher by chance."
     )
+    max_doubt: Fraction = Field(0.8, description="Highest share of radiographs in doubt, between both thresholds.")
     max_left_test: Fraction = Field(
         0.1,
         description="Highest share of the champion's test that is no longer in test: removed, unreadable, under both "

@@ -24,7 +24,7 @@ from fracture.evaluation.metrics import (
     compute_metrics,
     rate_differences,
 )
-from fracture.evaluation.report import evaluate
+from fracture.evaluation.report import add_outcomes, evaluate
 from fracture.inference.bundle import Bundle
 from fracture.registry.data_changes import CHANCE, DataChanges
 from fracture.registry.registry import Rule
@@ -105,7 +105,9 @@ def compare_with_champion(
 
 def _evaluate(scores: pa.Table, name: str, bundle: Bundle) -> Evaluation:
     scores, rule = scores.append_column("probability", scores[name]), bundle.config.evaluation.study_probability
-    return evaluate(scores, bundle.operating_point.threshold, rule)
+    evaluation = evaluate(scores, bundle.operating_point.threshold, rule)
+    add_outcomes({"test": evaluation}, scores, bundle.operating_point, rule)
+    return evaluation
 
 
 def _resample_differences(scores: pa.Table, challenger: Bundle, champion: Bundle) -> dict[str, np.ndarray] | None:
@@ -172,7 +174,20 @@ def _check_challenger(comparison: Comparison, config: GateConfig) -> list[Rule]:
     if comparison.champion is not None:
         margin = config.specificity_margin
         rules.append(_check_against_champion(comparison, "specificity", "specificity", margin, config.confidence))
-    return [*rules, _check_calibration(m["calibration_error"], config.max_calibration_error)]
+    calibration = _check_calibration(m["calibration_error"], config.max_calibration_error)
+    return [*rules, calibration, _check_doubt(m, config.max_doubt)]
+
+
+def _check_doubt(metrics: Metrics, most: float) -> Rule:
+    assert metrics.outcomes is not None
+    share = metrics.outcomes.doubt
+    return Rule(
+        name="doubt",
+        value=share,
+        limit=most,
+        passed=share <= most,
+        explanation=f"{share:.0%} of the radiographs are in doubt, so that a person has to decide; at most {most:.0%}",
+    )
 
 
 def _check_calibration(error: float | None, most: float) -> Rule:

@@ -11,7 +11,7 @@ from fracture.dataset.format import FILES, Dataset, Leak, Manifest
 from fracture.errors import UsageError
 from fracture.evaluation.metrics import Evaluation, auc_differences, rate_differences
 from fracture.evaluation.operating_point import OperatingPoint
-from fracture.evaluation.report import evaluate
+from fracture.evaluation.report import add_outcomes, evaluate
 from fracture.evaluation.scores import score_blocks, write_predictions
 from fracture.inference.bundle import export_model, read_bundle, write_bundle
 from fracture.inference.scoring import score_rows
@@ -50,7 +50,15 @@ def scores(**models: np.ndarray) -> pa.Table:
 @cache
 def figures_of(probabilities: tuple[float, ...], threshold: float) -> Evaluation:
     """Cached, since resampling takes a second per model."""
-    return evaluate(scores(probability=np.array(probabilities)), threshold)
+    return evaluate_table(scores(probability=np.array(probabilities)), threshold)
+
+
+def evaluate_table(table: pa.Table, threshold: float) -> Evaluation:
+    """Doubt ends at 0.85."""
+    found = {"test": evaluate(table, threshold)}
+    point = OperatingPoint(temperature=1.0, offset=0.0, threshold=threshold, rule="", fracture_threshold=0.85)
+    add_outcomes(found, table.append_column("split", pa.array(["test"] * len(table))), point, "max")
+    return found["test"]
 
 
 def figures(probabilities: np.ndarray, threshold: float = 0.5) -> Evaluation:
@@ -93,11 +101,23 @@ def failed(rules: list[Rule]) -> list[str]:
 def test_a_first_model_must_meet_the_floors(manifest):
     rules = apply_rules(compared(GOOD), NOTHING, manifest, GateConfig())
     assert [rule.name for rule in rules] == [
-        *("size of test", "AUC", "sensitivity", "specificity", "calibration", "leakage", "label conflicts")
+        *("size of test", "AUC", "sensitivity", "specificity", "calibration", "doubt", "leakage", "label conflicts")
     ]
     assert failed(rules) == []
     assert failed(apply_rules(compared(POOR), NOTHING, manifest, GateConfig())) == ["AUC", "sensitivity", "calibration"]
     assert failed(apply_rules(compared(GOOD), NOTHING, manifest, GateConfig(min_radiographs=41))) == ["size of test"]
+
+
+def test_a_model_that_leaves_too_much_to_a_person_fails(manifest):
+    """Fractures at 0.6 lie between the thresholds 0.5 and 0.85, so half of the radiographs are in doubt."""
+    pair = compared(np.where(LABELS == 1, 0.6, 0.1))
+    rules = {rule.name: rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig(max_doubt=0.5))}
+    assert rules["doubt"].passed
+    rules = {rule.name: rule for rule in apply_rules(pair, NOTHING, manifest, GateConfig(max_doubt=0.49))}
+    assert not rules["doubt"].passed
+    assert rules["doubt"].explanation == (
+        "50% of the radiographs are in doubt, so that a person has to decide; at most 49%"
+    )
 
 
 def test_a_challenger_must_not_be_further_below_the_champion_than_the_margin(manifest):
@@ -223,7 +243,7 @@ def test_a_test_that_leaks_fails(manifest):
 
 def test_an_undefined_figure_fails(manifest):
     one_class = scores(challenger=GOOD).filter(pa.array(LABELS == 1))
-    figures = evaluate(one_class.append_column("probability", one_class["challenger"]), 0.5)
+    figures = evaluate_table(one_class.append_column("probability", one_class["challenger"]), 0.5)
     alone = Comparison(one_class, 0, figures, figures, None, None)
     rules = {rule.name: rule for rule in apply_rules(alone, NOTHING, manifest, GateConfig(min_radiographs=1))}
     assert not rules["AUC"].passed
