@@ -554,7 +554,9 @@ def join_study(rows: list[dict[str, Any]], operating_point: OperatingPoint, rule
     values = np.array([row["probability"] for row in readable], np.float32)
     probability = values.max() if rule == "max" else values.mean()
     outcomes, unlike = np.array([row["outcome"] for row in readable]), [row["unlike"] for row in readable]
-    is_unlike, of_one = np.array([any(unlike)]), np.zeros(len(outcomes), np.int64)
+    # Images may all be in doubt since they are unlike the training images as a whole; see `put_in_doubt`.
+    is_unlike = np.array([any(unlike) or {*outcomes.tolist()} == {DOUBT}])
+    of_one = np.zeros(len(outcomes), np.int64)
     (outcome,) = join_outcomes(outcomes, of_one, np.array([probability]), operating_point, is_unlike, rule).tolist()
     return joined | {
         "path": readable[int(values.argmax())]["path"],
@@ -576,7 +578,7 @@ def _distances_of_new(results: pa.Table) -> np.ndarray:
 
 
 def put_in_doubt(results: pa.Table) -> pa.Table:
-    """Return rows of `RESULTS` or `STUDIES` with doubt in place of every outcome."""
+    """Return rows of `RESULTS` with doubt in place of every outcome."""
     outcomes = pc.if_else(results["outcome"].is_valid(), DOUBT, pa.scalar(None, pa.string()))
     return results.set_column(results.column_names.index("outcome"), "outcome", outcomes)
 

@@ -160,8 +160,8 @@ def _answer_study(
         return []
     joined = join_study([image.row for image in images], bundle.operating_point, rule)
     sources = [_read_source(image.file) for image in readable]
-    answers = [Answer(image.row["probability"], image.row["decision"] == "fracture") for image in readable]
-    study = Answer(joined["probability"], joined["decision"] == "fracture")
+    answers = [Answer(image.row["probability"], image.row["outcome"]) for image in readable]
+    study = Answer(joined["probability"], joined["outcome"])
     unread = len(images) - len(readable)
     report = build_report(list(zip(sources, answers, strict=True)), study, algorithm, study_rule=rule, unread=unread)
     files = [write_dicom(out, report)]

@@ -88,14 +88,12 @@ def predict(arguments: PredictArguments, report: Report = print_line) -> Predict
     start_ray(arguments.verbose)
     with nullcontext() if arguments.verbose else silence_native_stderr(), ProgressBars() as bars:
         rows = predict(bundle, inputs, bars.show, gpu=arguments.gpu, verbose=arguments.verbose)
-    as_a_whole = are_unlike_as_a_whole(rows, bundle.load_feature_space())
-    if as_a_whole:
+    if are_unlike_as_a_whole(rows, bundle.load_feature_space()):
         rows = put_in_doubt(rows)
     written = rows
     if arguments.by == "study":
         rule = bundle.config.evaluation.study_probability
         written = join_by_study(rows, bundle.operating_point, rule)
-        written = put_in_doubt(written) if as_a_whole else written
     write_results(out, written, facts)
     answers = None
     if arguments.answers.out:

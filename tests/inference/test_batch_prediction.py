@@ -475,7 +475,11 @@ def test_images_that_are_unlike_as_a_whole_are_all_in_doubt():
     assert doubtful["outcome"].to_pylist() == ["doubt", "doubt", None, "doubt", *[None] * 4]
     assert doubtful.drop_columns("outcome").equals(RESULT.drop_columns("outcome"))
     assert doubtful.schema == RESULTS
-    assert put_in_doubt(join_by_study(RESULT, AT_03, "max"))["outcome"].to_pylist() == ["doubt", "doubt", None, None]
+    alike = [ROWS[0] | {"study_id": 1}, ROWS[3] | {"study_id": 1}]
+    for rule in ("max", "mean"):
+        assert join_by_study(put_in_doubt(RESULT), AT_03, rule)["outcome"].to_pylist() == ["doubt", "doubt", None, None]
+        studies = join_by_study(put_in_doubt(pa.Table.from_pylist(alike, schema=RESULTS)), AT_03, rule)
+        assert studies.select(["outcome", "unlike"]).to_pylist() == [{"outcome": "doubt", "unlike": False}]
 
 
 def test_studies_that_nothing_names_are_not_joined():

@@ -11,6 +11,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from fracture.errors import UsageError
+from fracture.evaluation.outcomes import DOUBT, FRACTURED, NONE
 from fracture.inference.dicom_answer.header import (
     NAME,
     RESEARCH_USE,
@@ -27,10 +28,13 @@ from fracture.inference.dicom_answer.header import (
 SERIES_NUMBER = 9901  # far from those of modalities
 SCHEME = "99FRACTURE"  # for what no public scheme has a code for
 PROBABILITY = Code("PROBABILITY", SCHEME, "Probability of fracture")
-OPERATING_POINT = Code("OPERATING_POINT", SCHEME, "Operating point: a fracture is called from this probability on")
+OPERATING_POINT = Code("OPERATING_POINT", SCHEME, "Operating point: below this probability there is no fracture")
 FRACTURE = Code("125605004", "SCT", "Fracture of bone")
-PRESENT = Code("52101004", "SCT", "Present")
-ABSENT = Code("2667000", "SCT", "Absent")
+FINDINGS = {
+    FRACTURED: Code("52101004", "SCT", "Present"),
+    DOUBT: Code("373068000", "SCT", "Undetermined"),
+    NONE: Code("2667000", "SCT", "Absent"),
+}
 _PROCEDURE = Code("43468-8", "LN", "XR unspecified body region")
 _DERIVATIONS = {"max": codes.SCT.Maximum, "mean": codes.SCT.Mean}
 _DIGITS = 6  # after the point; float32 has few more, and the last differ between machines
@@ -44,7 +48,7 @@ class Answer:
     """What the model says about an image or a study."""
 
     probability: float  # of a fracture, calibrated
-    is_fracture: bool  # by the operating point
+    outcome: str  # one of `OUTCOMES`
 
 
 def build_report(
@@ -71,6 +75,9 @@ def build_report(
     _check_study(sources)
     uids = [str(source.SOPInstanceUID) for source in sources]
     study_uid = str(sources[0].StudyInstanceUID)
+    outcomes = [
+        answer.outcome for answer in (study, *(answer for _, answer in images))
+    ]  # they may depend on other studies
     groups = [_create_study_group(sources, study, algorithm, study_rule)]
     groups += [_create_image_group(source, answer, algorithm) for source, answer in images]
     report = sr.ComprehensiveSR(
@@ -79,7 +86,7 @@ def build_report(
         series_instance_uid=derive_uid(algorithm, "reports", study_uid),
         series_number=SERIES_NUMBER,
         series_description=f"{NAME}: report. {algorithm.warning}",
-        sop_instance_uid=derive_uid(algorithm, "report", study_uid, study_rule, str(unread), *uids),
+        sop_instance_uid=derive_uid(algorithm, "report", study_uid, study_rule, str(unread), *outcomes, *uids),
         instance_number=1,
         is_complete=True,
         coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name=f"Codes of the program {NAME}")],
@@ -173,7 +180,7 @@ def _create_group(
             ],
         ),
         measurements=measurements,
-        qualitative_evaluations=[sr.QualitativeEvaluation(FRACTURE, PRESENT if answer.is_fracture else ABSENT)],
+        qualitative_evaluations=[sr.QualitativeEvaluation(FRACTURE, FINDINGS[answer.outcome])],
         source_images=[_refer(source) for source in sources],
     )
 

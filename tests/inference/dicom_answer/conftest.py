@@ -61,7 +61,7 @@ def radiograph_named(raw: bytes, character_set: str | list[str] | None) -> Datas
 
 def answers(**values: Any) -> list[tuple[Dataset, Answer]]:
     """Two radiographs of one study, the first with a fracture."""
-    return [(radiograph(1, **values), Answer(0.875, True)), (radiograph(2, **values), Answer(0.125, False))]
+    return [(radiograph(1, **values), Answer(0.875, "fracture")), (radiograph(2, **values), Answer(0.125, "none"))]
 
 
 def overlay(height: int = 40, width: int = 30) -> np.ndarray:
@@ -71,6 +71,6 @@ def overlay(height: int = 40, width: int = 30) -> np.ndarray:
 def write_answer(folder: StoragePath, **values: Any) -> list[StoragePath]:
     """Write a report and a capture of the study of `answers`."""
     images = answers(**values)
-    report = build_report(images, Answer(0.875, True), ALGORITHM)
+    report = build_report(images, Answer(0.875, "fracture"), ALGORITHM)
     capture = build_capture(images[0][0], overlay(), ALGORITHM, number=1)
     return [write_dicom(folder, report), write_dicom(folder, capture)]

@@ -14,10 +14,9 @@ from pydicom.uid import UID
 from fracture.errors import UsageError
 from fracture.inference.dicom_answer.header import write_dicom
 from fracture.inference.dicom_answer.report import (
-    ABSENT,
+    FINDINGS,
     FRACTURE,
     OPERATING_POINT,
-    PRESENT,
     PROBABILITY,
     Answer,
     build_report,
@@ -33,7 +32,7 @@ from tests.inference.dicom_answer.conftest import (
     radiograph_named,
 )
 
-WHOLE = Answer(0.875, True)
+WHOLE = Answer(0.875, "fracture")
 
 
 def read_back(report: Dataset) -> ComprehensiveSR:
@@ -54,9 +53,9 @@ def test_the_report_has_a_group_for_the_study_and_for_each_image():
     assert [group.get_measurements()[0].value for group in (first, second)] == [0.875, 0.125]
     decisions = [group.get_qualitative_evaluations()[0] for group in (study, first, second)]
     assert [(item.name, item.value) for item in decisions] == [
-        (FRACTURE, PRESENT),
-        (FRACTURE, PRESENT),
-        (FRACTURE, ABSENT),
+        (FRACTURE, FINDINGS["fracture"]),
+        (FRACTURE, FINDINGS["fracture"]),
+        (FRACTURE, FINDINGS["none"]),
     ]
     sources = [[image.referenced_sop_instance_uid for image in group.source_images] for group in (study, first, second)]
     assert sources == [[f"{STUDY}.2.1", f"{STUDY}.2.2"], [f"{STUDY}.2.1"], [f"{STUDY}.2.2"]]
@@ -107,7 +106,7 @@ def test_the_same_images_and_model_give_the_same_bytes_in_any_order(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [first.name]
     script = (
         "import sys; from tests.inference.dicom_answer.conftest import *; "
-        "sys.stdout.buffer.write(encode(build_report(answers(**PATIENT), Answer(0.875, True), ALGORITHM)))"
+        "sys.stdout.buffer.write(encode(build_report(answers(**PATIENT), Answer(0.875, 'fracture'), ALGORITHM)))"
     )
     elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert elsewhere.stdout == data, "in another process, at another time"
@@ -131,14 +130,25 @@ def test_other_images_models_and_settings_have_other_uids():
 
 
 def test_the_mean_of_the_images_and_those_that_could_not_be_read():
-    report = read_back(build_report(answers(), Answer(0.5, True), ALGORITHM, study_rule="mean", unread=1))
+    report = read_back(build_report(answers(), Answer(0.5, "fracture"), ALGORITHM, study_rule="mean", unread=1))
     study = report.content.get_image_measurement_groups()[0]
     assert study.get_measurements()[0].derivation == codes.SCT.Mean
     assert texts(report, codes.DCM.Comment)[1] == "1 of 3 images of the study could not be read and are left out."
 
 
+def test_doubt_is_undetermined_and_a_report_of_its_own():
+    """Whether an image is in doubt may depend on other studies, so the same images do not give the same report."""
+    doubtful = build_report([(radiograph(), Answer(0.875, "doubt"))], Answer(0.875, "doubt"), ALGORITHM)
+    certain = build_report([(radiograph(), WHOLE)], WHOLE, ALGORITHM)
+    for group in read_back(doubtful).content.get_image_measurement_groups():
+        (item,) = group.get_qualitative_evaluations()
+        assert (item.name, item.value) == (FRACTURE, codes.CID240.Undetermined)
+    assert doubtful.SOPInstanceUID != certain.SOPInstanceUID
+    assert doubtful.SeriesInstanceUID == certain.SeriesInstanceUID
+
+
 def test_a_probability_has_six_digits():
-    report = read_back(build_report([(radiograph(), Answer(1 / 3, False))], Answer(1e-9, False), ALGORITHM))
+    report = read_back(build_report([(radiograph(), Answer(1 / 3, "none"))], Answer(1e-9, "none"), ALGORITHM))
     study, image = report.content.get_image_measurement_groups()
     assert (study.get_measurements()[0].value, image.get_measurements()[0].value) == (0.0, 0.333333)
 
