@@ -937,7 +937,8 @@ def _predict(args: argparse.Namespace) -> None:
     their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id of DICOM
     files, which patients.studies.csv explains; probability of a fracture, calibrated; decision, fracture or normal;
     outcome, fracture, doubt or none; unlike, whether the image is unlike the training images, which makes the outcome
-    doubt, and distance, how far it is, 1 at the limit; seen, whether the model was trained or validated on the file, or
+    doubt, and distance, how far it is, 1 at the limit (50 new images or more that are unlike them as a whole are all in
+    doubt); seen, whether the model was trained or validated on the file, or
     on images of its patient or study; error, why a file is left out or cannot be read, in which case the other columns
     are empty. Rows are sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
     """

@@ -109,8 +109,8 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         write_predictions(out, choice.judged.scores)
     caveats = list_training_caveats(initial.caveats)
     if local and cases:
-        caveats += list_caveats(count_scored(local.dataset.manifest, cases.rows))  # by folds, they are the test
-    caveats = list(dict.fromkeys(caveats))
+        own = list_caveats(count_scored(local.dataset.manifest, cases.rows))  # by folds, they are the test
+        caveats += [f"LOCAL CASES, {line}" for line in own if line not in caveats]
     adaptation = _describe(initial, local, cases, choice, figures, aligned_on)
     export_model(model, operating_point, out / "bundle")
     write_adapted_bundle(

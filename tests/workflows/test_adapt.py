@@ -206,7 +206,7 @@ def test_a_new_bundle_has_the_caveats_of_training_and_of_the_local_cases(initial
     manifest = dataset.manifest.model_copy(update=facts)
     (dataset.folder / "dataset.json").write_json(manifest.model_dump(mode="json"))
     result = run(read_bundle(initial.folder), tmp_path)
-    local = "SHORTCUTS: in this data, sharpness (AUC 0.80) alone predicts the class; a model may use it too."
+    local = "LOCAL CASES, SHORTCUTS: in this data, sharpness (AUC 0.80) alone predicts the class; a model may use it too."
     assert read_bundle(result.bundle).caveats == (*OF_TRAINING, local), "there are many local cases"
     assert result.caveats[-3:] == [*OF_TRAINING, local]
 

@@ -75,9 +75,8 @@ def build_report(
     _check_study(sources)
     uids = [str(source.SOPInstanceUID) for source in sources]
     study_uid = str(sources[0].StudyInstanceUID)
-    outcomes = [
-        answer.outcome for answer in (study, *(answer for _, answer in images))
-    ]  # they may depend on other studies
+    # They may depend on the other studies of a prediction, and another outcome is another report.
+    outcomes = [study.outcome, *(answer.outcome for _, answer in images)]
     groups = [_create_study_group(sources, study, algorithm, study_rule)]
     groups += [_create_image_group(source, answer, algorithm) for source, answer in images]
     report = sr.ComprehensiveSR(
