@@ -177,12 +177,8 @@ def quick_bundle(folder: Path, *assignments: str) -> Path:
     return bundle
 
 
-def give_space(bundle: Path, median: float = 0.5) -> None:
-    """Give a bundle a feature space of random numbers.
-
-    Args:
-        median: the distance of training images, 1 at the limit. Near 0 all images lie farther than half of those.
-    """
+def give_space(bundle: Path) -> None:
+    """Give a bundle a feature space to which all images are unlike as a whole, and none alone."""
     from fracture.arrays import save_arrays
     from fracture.evaluation.feature_space import fit_feature_space
     from fracture.inference.bundle import FEATURES, read_bundle
@@ -191,10 +187,11 @@ def give_space(bundle: Path, median: float = 0.5) -> None:
     width = add_features(read_bundle(storage_path(bundle)).build_model()).output[1].shape[-1]
     features = np.random.default_rng(0).normal(size=(60, width)).astype(np.float32)
     arrays = fit_feature_space(features, np.arange(60), np.full(60, "")).arrays()
-    arrays["scale"][1:] = (1e6, 1e6 * median)  # nothing is beyond the limit
+    arrays["medians"][:], arrays["limit"][:] = 1e-6, 1e12
     save_arrays(bundle / FEATURES, arrays)
     card = storage_path(bundle / "bundle.json")
-    card.write_json(card.read_json() | {"features": {"components": len(arrays["components"]), "width": width}})
+    shape = {"sources": 1, "components": len(arrays["components"]), "width": width}
+    card.write_json(card.read_json() | {"features": shape})
 
 
 def shell() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The feature space of a network: how far an image lies from the images that the network was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,11 @@ MOST_COMPONENTS = 64
 _IMAGES_PER_COMPONENT = 4  # at least, of those that the space is fitted on
 _MOST_IMAGES = 1000  # of training that are looked at, in the process that writes the bundle
 _MOST_OF_RADIOGRAPH = 4  # copies and edits
-_FEWEST_IN_HALF = 10  # images; with fewer in a half of the training groups there is no feature space
+_FEWEST_IN_HALF = 10  # images; of a source in a half of the training groups, or the source does not count
+MOST_SOURCES = _MOST_IMAGES // (2 * _FEWEST_IN_HALF)
 FEWEST_AS_A_WHOLE = 50
 # Share of images beyond the median of training from which they are unlike as a whole. It was 0.44 to 0.59 in splits of
-# the same collection, 0.31 to 0.76 in its body parts, 0.93 to 1.0 in another collection (docs/results.md).
+# the same collection, less in its body parts, 0.91 to 1.0 in another collection (docs/results.md).
 _AS_A_WHOLE = 0.8
 _ROUNDING = 1e-5  # root mean squared distance of features of length 1 from their mean, below which it is rounding
 _FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that hardly varies in training
@@ -28,86 +29,106 @@ _FLOOR = 0.05  # of the mean deviation: the least deviation of a feature that ha
 class FeatureSpace:
     """Where the features of training images lie, and how far from there is far.
 
-    Features [F] are scaled to length 1, standardised, and split into principal components and a residual. The distance
-    is the root of two means: of the squared components, each over its variance, which is the Mahalanobis distance
-    (https://arxiv.org/abs/1807.03888), and of the squared residual over that of training, since what training has no
-    direction for lies there (https://arxiv.org/abs/2203.10807). Without the scaling to length 1
-    (https://arxiv.org/abs/2505.18032) images with little in them, such as noise, are near everything.
+    Features [F] are scaled to length 1, and the mean of a source is subtracted. They are divided by the deviations
+    within sources, and split into principal components and a residual. The distance from the source is the root of two
+    means: of the squared components, each over its variance, which is the Mahalanobis distance
+    (https://arxiv.org/abs/1807.03888, with sources in place of classes), and of the squared residual over that of
+    training, since what training has no direction for lies there (https://arxiv.org/abs/2203.10807). Without the
+    scaling to length 1 (https://arxiv.org/abs/2505.18032) images with little in them, such as noise, are near
+    everything. One source may spread wider than another, so each distance is divided by the median of its own source,
+    and the least of them counts.
     """
 
-    mean: np.ndarray  # [F] float32, of features of length 1
+    means: np.ndarray  # [S, F] float32, of features of length 1, of each source
     deviation: np.ndarray  # [F] float32, above 0
     components: np.ndarray  # [k, F] float32, orthonormal
     variances: np.ndarray  # [k] float32, above 0, of the components
-    # [3] float32, above 0: the mean squared length of the residual; of training images that the space was not fitted
-    # on, the distance that is the limit, and the median, of several sources the largest of theirs.
-    scale: np.ndarray
+    residual: np.ndarray  # [1] float32, above 0: the mean squared length of the residual
+    # [S] float32, above 0: of images of each source that the space was not fitted on, the median distance.
+    medians: np.ndarray
+    limit: np.ndarray  # [1] float32, above 0: of all those images, a distance over its source's median that few have
 
     def measure(self, features: np.ndarray) -> np.ndarray:
         """Return the distances of features [N, F]: [N] float32, 1 at the limit."""
-        return (self._distance(features) / self.scale[1]).astype(np.float32)
+        return (self.measure_by_median(features) / self.limit[0]).astype(np.float32)
 
     @property
     def median(self) -> float:
         """Return the median distance of training images, 1 at the limit."""
-        return float(self.scale[2] / self.scale[1])
+        return float(1 / self.limit[0])
 
-    def _distance(self, features: np.ndarray) -> np.ndarray:
-        rows = (_scale_to_one(features) - self.mean) / self.deviation
+    def measure_by_median(self, features: np.ndarray) -> np.ndarray:
+        """Return the distances of features [N, F], each over the median of its source: [N] float."""
+        return (self.measure_sources(features) / self.medians[:, np.newaxis]).min(axis=0)
+
+    def measure_sources(self, features: np.ndarray) -> np.ndarray:
+        """Return the distances of features [N, F] from each source: [S, N] float."""
+        return np.stack([self._distance(_scale_to_one(features) - mean) for mean in self.means])
+
+    def _distance(self, centred: np.ndarray) -> np.ndarray:
+        rows = centred / self.deviation
         components = rows @ self.components.T
         residual = np.maximum((rows**2).sum(axis=1) - (components**2).sum(axis=1), 0)
-        return np.sqrt((components**2 / self.variances).mean(axis=1) + residual / self.scale[0])
+        return np.sqrt((components**2 / self.variances).mean(axis=1) + residual / self.residual[0])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by their names."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def array_shapes(components: int, width: int) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of a `FeatureSpace` of so many components of so many features."""
-    flat = {"mean": (width,), "deviation": (width,)}
-    return flat | {"components": (components, width), "variances": (components,), "scale": (3,)}
+def array_shapes(sources: int, components: int, width: int) -> Mapping[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of a `FeatureSpace` of so many sources and components of so many features."""
+    space = {"means": (sources, width), "deviation": (width,), "components": (components, width)}
+    return space | {"variances": (components,), "residual": (1,), "medians": (sources,), "limit": (1,)}
 
 
 def fit_feature_space(features: np.ndarray, groups: np.ndarray, sources: np.ndarray) -> FeatureSpace | None:
-    """Fit the space on the features of half of the training groups; the others' distances give its limit.
+    """Fit the space on the features of half of the training groups; the others' distances give medians and limit.
 
-    The images that a space was fitted on lie nearer to it than new ones of the same kind. A small source among large
-    ones lies farther from the mean of all than they do, so each source has a median of its own, and the largest counts.
+    The images that a space was fitted on lie nearer to it than new ones of the same kind.
 
     Args:
         features: [N, F] float32, of training images.
         groups: [N] int64.
-        sources: [N] str.
+        sources: [N] str. One with fewer than `_FEWEST_IN_HALF` images in a half is left out.
 
     Returns:
-        The space; None where a half has fewer than `_FEWEST_IN_HALF` images, and where features do not vary or are not
-        finite.
+        The space; None where no source has enough images, and where features do not vary or are not finite.
     """
     numbers = np.unique(groups)
     chosen = np.random.default_rng(0).permutation(numbers)[: len(numbers) // 2]
     fitted = np.isin(groups, chosen)
-    if min(fitted.sum(), (~fitted).sum()) < _FEWEST_IN_HALF or not np.isfinite(features).all():
+    names = [name for name in np.unique(sources) if _has_enough(fitted[sources == name])]
+    if not names or not np.isfinite(features).all():
         return None
-    rows = _scale_to_one(features[fitted])
-    mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+    rows = _scale_to_one(features)
+    means = np.stack([rows[fitted & (sources == name)].mean(axis=0) for name in names])
+    within = np.concatenate([rows[fitted & (sources == name)] - mean for name, mean in zip(names, means, strict=True)])
+    deviation = within.std(axis=0)
     if np.linalg.norm(deviation) < _ROUNDING:
         return None
     deviation = np.maximum(deviation, _FLOOR * deviation.mean())
-    _, singular, components = np.linalg.svd((rows - mean) / deviation, full_matrices=False)
-    count, width = rows.shape
+    _, singular, components = np.linalg.svd(within / deviation, full_matrices=False)
+    count, width = within.shape
     most = max(1, min(MOST_COMPONENTS, count // _IMAGES_PER_COMPONENT, width // 2))
     variances = np.maximum(singular**2 / count, 1e-12)
-    arrays = (mean, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12), 1.0, 1.0])
-    space = FeatureSpace(*(np.asarray(array, np.float32) for array in arrays))
-    distances, origins = space._distance(features[~fitted]), sources[~fitted]
-    limit, median = np.percentile(distances, (LIMIT_PERCENTILE, 50))
-    names, counts = np.unique(origins, return_counts=True)
-    of_sources = [np.median(distances[origins == name]) for name in names[counts >= _FEWEST_IN_HALF]]
-    median = max([median, *of_sources])
-    space = FeatureSpace(**space.arrays() | {"scale": np.array([space.scale[0], limit, median], np.float32)})
+    arrays = (means, deviation, components[:most], variances[:most], [max(variances[most:].sum(), 1e-12)])
+    space = FeatureSpace(
+        *(np.asarray(array, np.float32) for array in arrays), np.ones(len(names), np.float32), np.ones(1, np.float32)
+    )
+    distances, origins = space.measure_sources(features[~fitted]), sources[~fitted]
+    medians = [np.median(own[origins == name]) for name, own in zip(names, distances, strict=True)]
+    space = replace(space, medians=np.array(medians, np.float32))
+    if not (space.medians > 0).all():
+        return None
+    limit = np.percentile(space.measure_by_median(features[~fitted]), LIMIT_PERCENTILE)
+    space = replace(space, limit=np.array([limit], np.float32))
     is_finite = all(np.isfinite(array).all() for array in space.arrays().values())
-    return space if is_finite and (space.scale > 0).all() else None
+    return space if is_finite and limit > 0 else None
+
+
+def _has_enough(fitted: np.ndarray) -> bool:
+    return min(fitted.sum(), (~fitted).sum()) >= _FEWEST_IN_HALF
 
 
 def are_unlike(distances: np.ndarray, space: FeatureSpace | None) -> bool:

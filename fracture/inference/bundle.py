@@ -25,7 +25,7 @@ from fracture.arrays import Expected, limit_bytes, load_arrays, save_arrays
 from fracture.config import Config, rename_settings
 from fracture.dataset.format import Dataset
 from fracture.errors import UsageError
-from fracture.evaluation.feature_space import MOST_COMPONENTS, FeatureSpace, MeasuredNetwork, array_shapes
+from fracture.evaluation.feature_space import MOST_COMPONENTS, MOST_SOURCES, FeatureSpace, MeasuredNetwork, array_shapes
 from fracture.evaluation.metrics import Evaluation, as_json
 from fracture.evaluation.operating_point import OperatingPoint
 from fracture.labels import CLASS_NAMES
@@ -253,6 +253,7 @@ class _Input(BaseModel):
 class FeatureShape(BaseModel):
     """The shape of a bundle's feature space."""
 
+    sources: int = Field(0, ge=0, le=MOST_SOURCES)  # 0: of an earlier version, whose space was another one
     components: int = Field(ge=1, le=MOST_COMPONENTS)
     width: int = Field(ge=1, le=_MAX_FEATURES)
 
@@ -365,10 +366,10 @@ class Bundle:
         """
         if self.features is None:
             return None
-        shapes = array_shapes(self.features.components, self.features.width)
+        shapes = array_shapes(self.features.sources, self.features.components, self.features.width)
         arrays = _read_arrays(self.folder / FEATURES, shapes)
         space = FeatureSpace(**dict(zip(shapes, arrays, strict=True)))
-        positive = (space.deviation, space.variances, space.scale)
+        positive = (space.deviation, space.variances, space.residual, space.medians, space.limit)
         if not all(np.isfinite(array).all() for array in arrays) or any((array <= 0).any() for array in positive):
             raise UsageError(f"{self.folder / FEATURES} holds numbers that no training gives. {_ADVICE}")
         return space
@@ -395,7 +396,7 @@ def _write_space(bundle: StoragePath, space: FeatureSpace | None) -> dict[str, i
     with tempfile.TemporaryDirectory() as folder:
         save_arrays(Path(folder, "arrays"), space.arrays())
         (bundle / FEATURES).write_bytes(Path(folder, "arrays").read_bytes())
-    return {"components": len(space.components), "width": len(space.mean)}
+    return dict(zip(("sources", "width"), space.means.shape, strict=True)) | {"components": len(space.components)}
 
 
 def _read_arrays(
@@ -516,7 +517,7 @@ def read_bundle(folder: StoragePath) -> Bundle:
         evaluations=card.metrics,
         caveats=card.caveats,
         map_similarity=card.map_similarity,
-        features=card.features,
+        features=card.features if card.features and card.features.sources else None,
         properties=card.properties,
         adapted=card.adapted,
     )

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 
 import cv2
 import keras
@@ -24,11 +25,13 @@ from fracture.preparation.sample import draw_sample
 
 # Of three features; the first component is the second feature.
 SPACE = FeatureSpace(
-    mean=np.array([0.6, 0.0, 0.8], np.float32),
+    means=np.array([[0.6, 0.0, 0.8]], np.float32),
     deviation=np.full(3, 0.1, np.float32),
     components=np.array([[0, 1, 0]], np.float32),
     variances=np.array([4.0], np.float32),
-    scale=np.array([9.0, 2.0, 1.0], np.float32),
+    residual=np.array([9.0], np.float32),
+    medians=np.array([1.0], np.float32),
+    limit=np.array([2.0], np.float32),
 )
 
 
@@ -40,6 +43,22 @@ def test_a_distance_in_worked_numbers():
         "the length of the features is no matter"
     )
     assert np.isfinite(SPACE.measure(np.zeros((1, 3), np.float32))).all()
+
+
+def test_the_nearest_source_by_its_own_median_counts():
+    """From the first source they lie at 0 and sqrt(64 / 4 + 64 / 9), from the second at that and 0."""
+    both = replace(
+        SPACE,
+        means=np.array([[0.6, 0.0, 0.8], [0.6, 0.8, 0.0]], np.float32),
+        medians=np.array([1.0, 4.0], np.float32),
+    )
+    features, apart = np.array([[3, 0, 4], [3, 4, 0], [5, 0, 0]], np.float32), np.sqrt(64 / 4 + 64 / 9)
+    assert both.measure_sources(features)[:, :2] == pytest.approx(np.array([[0, apart], [apart, 0]]), abs=1e-5)
+    assert both.measure(features)[:2] == pytest.approx([0, 0], abs=1e-5)
+    first = np.sqrt((16 + 64) / 9)  # (1, 0, 0) less the first mean is (.4, 0, -.8), all of it beside the component
+    second = np.sqrt(64 / 4 + 16 / 9) / 4  # less the second (.4, -.8, 0)
+    assert both.measure(features)[2] == pytest.approx(min(first, second) / 2, rel=1e-5)
+    assert second < first
 
 
 def draw(count: int, seed: int, directions: int = 5) -> np.ndarray:
@@ -91,7 +110,7 @@ def test_images_as_a_whole_are_compared_with_the_median_of_training():
 
 
 def test_a_small_source_among_large_ones_is_not_unlike():
-    """A tenth of the images lies apart from the others: their median alone would not hold for it."""
+    """A tenth of the images lies apart from the others: the mean and median of all would not hold for it."""
     apart = np.random.default_rng(7).normal(size=40).astype(np.float32) * 3
     features, sources = np.r_[draw(900, 0), draw(100, 1) + apart], np.repeat(["large", "small"], (900, 100))
     new, groups = draw(500, 2) + apart, np.arange(1000)

@@ -466,7 +466,7 @@ def test_a_study_has_the_largest_probability_of_its_images_or_the_mean():
 
 def test_images_that_are_unlike_as_a_whole_are_all_in_doubt():
     """Those that the model was trained on do not count: they lie near."""
-    space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))
+    space = FeatureSpace(*[np.ones(1, np.float32)] * 6, np.array([1 / 0.6], np.float32))
     many = pa.concat_tables([RESULT] * 50)
     assert are_unlike_as_a_whole(many, space)
     assert not are_unlike_as_a_whole(many.filter(pc.equal(many["seen"], True)), space)
@@ -504,7 +504,7 @@ def test_the_summary_counts_everything():
         "left out   1 file: DICOM, but no radiograph: a report",
         "unreadable 2 files, named with an error each: 1 damaged, 1 not an image",
     ]
-    space = FeatureSpace(*[np.ones(1, np.float32)] * 4, np.array([1, 1, 0.6], np.float32))
+    space = FeatureSpace(*[np.ones(1, np.float32)] * 6, np.array([1 / 0.6], np.float32))
     farther = "lie farther from the training images than half of those do"
     many = pa.concat_tables([RESULT] * 50)  # one of each is new to the model, and lies beyond 0.6
     assert summarize(many, AT_03, space)[1:4:2] == [

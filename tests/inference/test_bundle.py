@@ -408,11 +408,13 @@ def test_the_card_describes_the_model_and_its_results(tiny_config, dataset, tmp_
 
 
 SPACE = FeatureSpace(
-    mean=np.zeros(8, np.float32),
+    means=np.zeros((2, 8), np.float32),
     deviation=np.ones(8, np.float32),
     components=np.eye(2, 8, dtype=np.float32),
     variances=np.ones(2, np.float32),
-    scale=np.array([1, 2, 1], np.float32),
+    residual=np.ones(1, np.float32),
+    medians=np.ones(2, np.float32),
+    limit=np.array([2], np.float32),
 )
 
 
@@ -446,13 +448,21 @@ def test_bundles_without_a_feature_space_have_no_distances(bundle: Path):
     assert np.isnan(read.build_measured_network().predict_on_batch(IMAGES)[:, 1]).all()
 
 
+def test_a_feature_space_of_an_earlier_version_is_not_read(measured: Path):
+    card = json.loads((measured / "bundle.json").read_text())
+    del card["features"]["sources"]
+    (measured / "bundle.json").write_text(json.dumps(card))
+    assert read_bundle(storage_path(measured)).load_feature_space() is None
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("deviation", np.zeros(8), "features.safetensors holds numbers that no training gives. Fetch the bundle again"),
         ("variances", -np.ones(2), "holds numbers that no training gives"),
-        ("mean", np.full(8, np.nan), "holds numbers that no training gives"),
-        ("mean", np.zeros(9), r"holds 'mean' as float32 of shape \(9,\), and float32 of shape \(8,\) is expected"),
+        ("limit", np.zeros(1), "holds numbers that no training gives"),
+        ("means", np.full((2, 8), np.nan), "holds numbers that no training gives"),
+        ("means", np.zeros(9), r"holds 'means' as float32 of shape \(9,\), and float32 of shape \(2, 8\) is expected"),
     ],
 )
 def test_a_feature_space_that_cannot_be(measured: Path, name: str, value: np.ndarray, message: str):
@@ -463,7 +473,7 @@ def test_a_feature_space_that_cannot_be(measured: Path, name: str, value: np.nda
 
 def test_a_feature_space_that_is_missing_or_of_another_network(measured: Path):
     change_card(measured, "features.width", 9)
-    arrays = SPACE.arrays() | dict.fromkeys(("mean", "deviation"), np.ones(9, np.float32))
+    arrays = SPACE.arrays() | {"means": np.ones((2, 9), np.float32), "deviation": np.ones(9, np.float32)}
     save_arrays(measured / FEATURES, arrays | {"components": np.eye(2, 9, dtype=np.float32)})
     with pytest.raises(UsageError, match=r"damaged at 'features.width': 9, and the network has 8 features. Fetch"):
         read_bundle(storage_path(measured)).build_measured_network()

@@ -89,7 +89,7 @@ def test_a_folder_its_shards_and_a_bucket_in_one_pipeline(image_folder, tmp_path
 def test_images_that_are_unlike_as_a_whole_are_written_as_doubt(tmp_path: Path, capsys):
     """Each lies within the limit; but together they lie farther than half of the training images do."""
     bundle = quick_bundle(tmp_path / "quick", *TINY)
-    give_space(bundle, median=1e-6)
+    give_space(bundle)
     write_shards(storage_path(tmp_path / "shards"), {"test": 60}, hash_byte=7)
     data = ["--data", str(tmp_path / "shards"), "--out", str(tmp_path / "out.parquet")]
     assert main(["predict", "--bundle", str(bundle), *data]) == 0

@@ -89,7 +89,7 @@ def test_calibration_and_threshold_of_a_new_bundle(initial: Bundle, tmp_path: Pa
 
 def test_a_model_adapted_to_cases_knows_images_like_them(initial: Bundle, tmp_path: Path):
     images = images_in(local_shards(tmp_path, test=70))
-    give_space(Path(initial.folder.path), median=1e-6)
+    give_space(Path(initial.folder.path))
     before = read_bundle(initial.folder)
     after = read_bundle(run(before, tmp_path).bundle)
     for bundle, unlike in ((before, True), (after, False)):
@@ -206,7 +206,9 @@ def test_a_new_bundle_has_the_caveats_of_training_and_of_the_local_cases(initial
     manifest = dataset.manifest.model_copy(update=facts)
     (dataset.folder / "dataset.json").write_json(manifest.model_dump(mode="json"))
     result = run(read_bundle(initial.folder), tmp_path)
-    local = "LOCAL CASES, SHORTCUTS: in this data, sharpness (AUC 0.80) alone predicts the class; a model may use it too."
+    local = (
+        "LOCAL CASES, SHORTCUTS: in this data, sharpness (AUC 0.80) alone predicts the class; a model may use it too."
+    )
     assert read_bundle(result.bundle).caveats == (*OF_TRAINING, local), "there are many local cases"
     assert result.caveats[-3:] == [*OF_TRAINING, local]
 

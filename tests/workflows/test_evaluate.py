@@ -72,7 +72,7 @@ def test_radiographs_without_labels_are_for_predict(bundle: Bundle, image_folder
 
 def test_images_that_are_unlike_as_a_whole_are_in_doubt_on_screen_page_and_in_the_file(tmp_path: Path, capsys):
     folder = quick_bundle(tmp_path / "made", *TINY)
-    give_space(folder, median=1e-6)
+    give_space(folder)
     write_shards(storage_path(tmp_path / "others"), {"test": 70}, hash_byte=7)
     flags = ["--shards", str(tmp_path / "others"), "--out", str(tmp_path / "out")]
     assert main(["evaluate", "--bundle", str(folder), *flags]) == 0
