@@ -1,6 +1,6 @@
 """The rows of each epoch of training, sampled so that no radiograph outweighs the others by its many copies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -51,6 +51,26 @@ class BalancedSampler:
             after = ((epoch + 1) * share + number) // len(members)
             sampled += [rows[np.arange(b, a) % len(rows)] for rows, b, a in zip(members, before, after, strict=True)]
         return np.sort(np.concatenate(sampled))
+
+
+def choose_originals(radiograph_ids: np.ndarray, labels: np.ndarray, name_lengths: np.ndarray) -> np.ndarray:
+    """Return the row of the shortest name of each radiograph: [radiographs] int64. Copies and edits add to a name.
+
+    A radiograph that has images under both labels has two rows; of names of one length the first counts.
+
+    Args:
+        radiograph_ids, labels: [N].
+        name_lengths: [N], of `measure_names`.
+    """
+    order = np.lexsort((name_lengths, labels, radiograph_ids))  # stable
+    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])[:, order]
+    _, first = np.unique(pairs, axis=1, return_index=True)
+    return order[first]
+
+
+def measure_names(paths: Sequence[str]) -> np.ndarray:
+    """Return the length of each path's last part, [N] int32."""
+    return np.array([len(path.rpartition("/")[2]) for path in paths], np.int32)
 
 
 def label_by_source(labels: np.ndarray, sources: np.ndarray) -> np.ndarray:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from fracture.dataset.format import Dataset, images_of
+from fracture.dataset.sampler import choose_originals, measure_names
 from fracture.errors import UsageError
 from fracture.evaluation.adaptation import LastLayer, LocalCases
 from fracture.evaluation.metrics import Figure, auc_within_folds
@@ -21,11 +21,11 @@ from fracture.inference.scoring import Rows
 from fracture.progress import Progress
 
 FEWEST_IMAGES = 100
-_MOST_TRIED = 2000  # radiographs on which alignment is tried: each takes as long as its score did
+_MOST_COMPARED = 2000  # radiographs that are scored aligned, too: each takes as long as its score did
 _STANDARDISE = "standardise"
 
 
-class AlignmentTrial(BaseModel):
+class AlignedFigures(BaseModel):
     """The AUC on one image of each radiograph, with features as they are, and standardised by those images' own."""
 
     radiographs: int
@@ -38,7 +38,7 @@ class AlignmentTrial(BaseModel):
         return (
             f"AUC {format_figure(self.aligned)} with features standardised by these images, and "
             f"{format_figure(self.plain)} without, on one image of each of {self.radiographs:,} radiographs: "
-            "fracture adapt --align makes that model"
+            "fracture adapt --align makes such a model"
         )
 
 
@@ -115,17 +115,17 @@ def compute_cases(model: Any, bundle: Bundle, dataset: Dataset, rows: Rows, prog
     return LocalCases(pa.concat_tables(tables).combine_chunks(), np.concatenate(parts), layer, config)
 
 
-def try_alignment(model: Any, dataset: Dataset, scores: pa.Table, progress: Progress) -> AlignmentTrial | None:
+def compare_aligned(model: Any, dataset: Dataset, scores: pa.Table, progress: Progress) -> AlignedFigures | None:
     """Score one image of each radiograph with features as they are, and aligned, for which no label is needed.
 
-    It is the image of the shortest name, since copies add to a name, and would count as often as they are there.
+    Copies would count as often as they are there, see `choose_originals`.
 
     Args:
         model: that of a bundle, with a backbone.
         scores: of `score_rows`, of the split test.
 
     Returns:
-        The trial; None where the radiographs are too few, or of one class.
+        The figures; None where the radiographs are too few, or of one class.
     """
     import keras
 
@@ -150,16 +150,14 @@ def try_alignment(model: Any, dataset: Dataset, scores: pa.Table, progress: Prog
         )
         for mean, variance in (own, local)
     )
-    return AlignmentTrial(radiographs=len(chosen), plain=plain, aligned=aligned)
+    return AlignedFigures(radiographs=len(chosen), plain=plain, aligned=aligned)
 
 
 def _choose_images(scores: pa.Table) -> np.ndarray:
-    """Return the row of the shortest name of each radiograph, ascending; of many, a seed chooses `_MOST_TRIED`."""
-    lengths = pc.utf8_length(scores["source"]).to_numpy()
-    radiograph_ids = scores["radiograph_id"].to_numpy()
-    order = np.lexsort((lengths, radiograph_ids))
-    _, first = np.unique(radiograph_ids[order], return_index=True)
-    return np.sort(np.random.default_rng(0).permutation(order[first])[:_MOST_TRIED])
+    """Return the row of one image of each radiograph, ascending; of many, a seed chooses `_MOST_COMPARED`."""
+    radiograph_ids, labels = scores["radiograph_id"].to_numpy(), scores["label"].to_numpy()
+    rows = choose_originals(radiograph_ids, labels, measure_names(scores["source"].to_pylist()))
+    return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_COMPARED])
 
 
 def read_last_layer(model: Any) -> LastLayer:

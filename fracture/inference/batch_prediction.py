@@ -644,6 +644,8 @@ def summarize(results: pa.Table, operating_point: OperatingPoint, space: Feature
             "images, and in doubt; of new ones of the same kind about 1% are"
         )
         lines += [f"           {line}" for line in describe_distances(_distances_of_new(results), space)]
+    elif any(error is None for error in results["error"].to_pylist()):
+        lines.append("unlike     not measured: the bundle is of an earlier version, or had too few training images")
     if seen := pc.sum(results["seen"]).as_py():
         lines.append(
             f"seen       {seen:,} files: the model was trained or validated on them, or on images of their patient or "

@@ -199,6 +199,7 @@ def write_adapted_bundle(
     cases: Mapping[str, np.ndarray],
     caveats: Sequence[str],
     space: FeatureSpace | None,
+    properties: Mapping[str, Sequence[float]],
 ) -> None:
     """Add `bundle.json` to the exported model that `initial` became, and the marks of what both have seen.
 
@@ -209,7 +210,7 @@ def write_adapted_bundle(
         dataset: of the local cases; None where there were none.
         cases: split of `dataset` -> [rows] bool, true for the local cases.
         caveats: in place of those of `initial`, of which some are about the test that it had.
-        space: of the local cases where there are any, else that of `initial`.
+        space, properties: of the local cases where there are any, else those of `initial`.
     """
     if evaluation is None:
         evaluation = {unit: metrics.without_cases() for unit, metrics in initial.evaluations["test"].items()}
@@ -220,6 +221,7 @@ def write_adapted_bundle(
         "metrics": as_json({"test": evaluation}),
         "caveats": list(caveats),
         "features": _write_space(bundle, space),
+        "properties": properties,
         "adapted": adaptation.model_dump(),
         "config": initial.config.model_dump(mode="json"),
         "versions": versions(),
@@ -253,7 +255,7 @@ class _Input(BaseModel):
 class FeatureShape(BaseModel):
     """The shape of a bundle's feature space."""
 
-    sources: int = Field(0, ge=0, le=MOST_SOURCES)  # 0: of an earlier version, whose space was another one
+    sources: int = Field(0, ge=0, le=MOST_SOURCES)  # 0: of an earlier version, which did not tell them apart
     components: int = Field(ge=1, le=MOST_COMPONENTS)
     width: int = Field(ge=1, le=_MAX_FEATURES)
 
@@ -366,11 +368,10 @@ class Bundle:
         """
         if self.features is None:
             return None
-        shapes = array_shapes(self.features.sources, self.features.components, self.features.width)
-        arrays = _read_arrays(self.folder / FEATURES, shapes)
-        space = FeatureSpace(**dict(zip(shapes, arrays, strict=True)))
+        arrays = _read_space(self.folder / FEATURES, self.features)
+        space = FeatureSpace(**arrays)
         positive = (space.deviation, space.variances, space.residual, space.medians, space.limit)
-        if not all(np.isfinite(array).all() for array in arrays) or any((array <= 0).any() for array in positive):
+        if not all(np.isfinite(array).all() for array in arrays.values()) or any((a <= 0).any() for a in positive):
             raise UsageError(f"{self.folder / FEATURES} holds numbers that no training gives. {_ADVICE}")
         return space
 
@@ -397,6 +398,20 @@ def _write_space(bundle: StoragePath, space: FeatureSpace | None) -> dict[str, i
         save_arrays(Path(folder, "arrays"), space.arrays())
         (bundle / FEATURES).write_bytes(Path(folder, "arrays").read_bytes())
     return dict(zip(("sources", "width"), space.means.shape, strict=True)) | {"components": len(space.components)}
+
+
+def _read_space(file: StoragePath, shape: FeatureShape) -> dict[str, np.ndarray]:
+    """Return the arrays of a feature space; see `_read_arrays`."""
+    shapes = array_shapes(shape.sources or 1, shape.components, shape.width)
+    if shape.sources:
+        return dict(zip(shapes, _read_arrays(file, shapes), strict=True))
+    earlier = {"mean": (shape.width,)} | {name: shapes[name] for name in ("deviation", "components", "variances")}
+    *space, scale = _read_arrays(file, earlier | {"scale": (3,)})
+    mean, deviation, components, variances = space
+    residual, limit, median = scale[:, np.newaxis]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a damaged file's are refused later
+        values = (mean[np.newaxis], deviation, components, variances, residual, median, limit / median)
+    return dict(zip(shapes, values, strict=True))
 
 
 def _read_arrays(
@@ -517,7 +532,7 @@ def read_bundle(folder: StoragePath) -> Bundle:
         evaluations=card.metrics,
         caveats=card.caveats,
         map_similarity=card.map_similarity,
-        features=card.features if card.features and card.features.sources else None,
+        features=card.features,
         properties=card.properties,
         adapted=card.adapted,
     )

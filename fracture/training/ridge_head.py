@@ -3,6 +3,7 @@
 import numpy as np
 
 from fracture.dataset.pipeline import WorkerRows
+from fracture.dataset.sampler import choose_originals
 from fracture.evaluation.ridge import fit_ridge
 from fracture.training.checkpoint import Arrays
 from fracture.training.features import EPSILON, Moments, average_cases
@@ -46,16 +47,11 @@ def solve_head(worker: Worker, features: WorkerRows, moments: Moments) -> Arrays
 
 
 def _choose_cases(radiograph_ids: np.ndarray, labels: np.ndarray, lengths: np.ndarray, seed: int) -> np.ndarray:
-    """Return the row of the shortest name of each radiograph, ascending: [cases] int64.
-
-    A radiograph that has images under both labels is two cases.
-    """
-    order = np.lexsort((lengths, labels, radiograph_ids))  # stable: of equal names the first
-    pairs = np.stack([radiograph_ids, labels.astype(np.int64)])[:, order]
-    _, first = np.unique(pairs, axis=1, return_index=True)
-    if len(first) > _MOST_CASES:
-        first = np.random.default_rng([seed, 3]).permutation(first)[:_MOST_CASES]
-    return np.sort(order[first])
+    """Return the row of one image of each radiograph, ascending: [cases] int64; see `choose_originals`."""
+    rows = choose_originals(radiograph_ids, labels, lengths)
+    if len(rows) > _MOST_CASES:
+        rows = np.random.default_rng([seed, 3]).permutation(rows)[:_MOST_CASES]
+    return np.sort(rows)
 
 
 def _weigh(classes: np.ndarray) -> np.ndarray:

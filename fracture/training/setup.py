@@ -7,7 +7,7 @@ import numpy as np
 
 from fracture.config import Config
 from fracture.dataset.format import Dataset
-from fracture.dataset.sampler import label_by_source
+from fracture.dataset.sampler import label_by_source, measure_names
 from fracture.dataset.sharding import ShardedBatches
 from fracture.errors import RunError
 from fracture.progress.events import DamagedCheckpoint
@@ -112,7 +112,7 @@ def _backbone(assignment: Assignment) -> Arrays:
 def _read_index(dataset: Dataset, split: str) -> RowIndex:
     index = dataset.read_columns(split, ["radiograph_id", "group_id", "label", "origin", "source"])
     radiograph_ids, group_ids, labels = (index[name].to_numpy() for name in ("radiograph_id", "group_id", "label"))
-    lengths = np.array([len(path.rpartition("/")[2]) for path in index["source"].to_pylist()], np.int32)
+    lengths = measure_names(index["source"].to_pylist())
     return RowIndex(radiograph_ids, group_ids, labels, np.array(index["origin"].to_pylist(), str), lengths)
 
 

@@ -76,6 +76,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
     from fracture.evaluation.feature_space import compute_features, fit_feature_space
     from fracture.evaluation.report import list_caveats, list_training_caveats
     from fracture.evaluation.scores import write_predictions
+    from fracture.evaluation.verdict import summarise_properties
     from fracture.inference.adaptation import align, compute_cases, set_last_layer
     from fracture.inference.bundle import export_model, read_bundle, write_adapted_bundle
     from fracture.models import cut_at_features
@@ -85,7 +86,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
     images = _find_images(arguments, initial, out, report)
     local = _find_cases(arguments, initial, report)
     model, aligned_on, cases, choice = initial.build_model(), 0, None, None
-    space = initial.load_feature_space()
+    space, properties = initial.load_feature_space(), initial.properties
     threshold, figures = initial.operating_point.threshold, {}
     with ProgressBars() as bars:
         if local:
@@ -103,7 +104,8 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         choice = choose_head(cases, list(figures.values())[-1])
         figures |= choice.figures
         chosen = {split: np.flatnonzero(is_new) for split, is_new in local.rows.items()}
-        space = fit_feature_space(*compute_features(cut_at_features(model), local.dataset, chosen))
+        space = fit_feature_space(*compute_features(cut_at_features(model), local.dataset, chosen)) or space
+        properties = summarise_properties(local.dataset, cases.rows)
         operating_point = choice.judged.head.operating_point
         set_last_layer(model, choice.judged.head.layer)
         write_predictions(out, choice.judged.scores)
@@ -123,6 +125,7 @@ def adapt(arguments: AdaptArguments, report: Report = print_line) -> AdaptResult
         local.rows if local else {},
         caveats,
         space,
+        properties,
     )
     caveats = [*model_caveats([initial]), *caveats]
     left_out = local.left_out if local else 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyarrow import Table
     from pydicom.dataset import Dataset
 
+    from fracture.evaluation.operating_point import OperatingPoint
     from fracture.inference.batch_prediction import Input
     from fracture.inference.bundle import Bundle
     from fracture.inference.dicom_answer.header import Algorithm
@@ -96,7 +97,9 @@ def write_answers(
     if out.is_local:  # the answers carry their patients' names
         Path(out.path).mkdir(mode=0o700, parents=True, exist_ok=True)
     fingerprint = bundle.hash_weights()
-    algorithm = Algorithm(version("fracture"), fingerprint, bundle.operating_point.threshold, bundle.synthetic)
+    point = bundle.operating_point
+    surely = point.threshold if point.fracture_threshold is None else point.fracture_threshold
+    algorithm = Algorithm(version("fracture"), fingerprint, point.threshold, surely, bundle.synthetic)
     model = bundle.build_model() if arguments.secondary_capture else None
     files: list[StoragePath] = []
     without = Counter[str]()
@@ -163,11 +166,28 @@ def _answer_study(
     answers = [Answer(image.row["probability"], image.row["outcome"]) for image in readable]
     study = Answer(joined["probability"], joined["outcome"])
     unread = len(images) - len(readable)
-    report = build_report(list(zip(sources, answers, strict=True)), study, algorithm, study_rule=rule, unread=unread)
+    answered = list(zip(sources, answers, strict=True))
+    notes = _explain_doubt([image.row for image in readable], bundle.operating_point)
+    report = build_report(answered, study, algorithm, study_rule=rule, unread=unread, notes=notes)
     files = [write_dicom(out, report)]
     if model is not None:
         files += _write_captures(readable, sources, out, bundle, algorithm, model)
     return files
+
+
+def _explain_doubt(rows: list[dict[str, Any]], operating_point: OperatingPoint) -> list[str]:
+    """Say why outcomes of images are doubt whatever their probability."""
+    from fracture.evaluation.outcomes import name_outcomes
+
+    probabilities = np.array([row["probability"] for row in rows], np.float32)
+    unlike = np.array([row["unlike"] is True for row in rows])
+    alone = name_outcomes(probabilities, operating_point, unlike).tolist()
+    notes = []
+    if unlike.any():
+        notes.append(f"{unlike.sum()} of {len(rows)} images are unlike the training images, and so undetermined.")
+    if alone != [row["outcome"] for row in rows]:
+        notes.append("As a whole the images of the prediction are unlike the training images, so each is undetermined.")
+    return notes
 
 
 def _write_captures(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fracture.evaluation.operating_point import OperatingPoint
     from fracture.evaluation.pointing import PointingGame
     from fracture.evaluation.verdict import Verdict
-    from fracture.inference.adaptation import AlignmentTrial
+    from fracture.inference.adaptation import AlignedFigures
     from fracture.inference.bundle import Bundle
 
 
@@ -69,7 +69,7 @@ class EvaluateResult:
     left_out: int  # images that a model was trained on, or that share a radiograph or patient with one
     caveats: list[str]
     pointing: PointingGame | None  # where a single model was scored, and enough fractures have boxes
-    alignment: AlignmentTrial | None  # where a single model with a backbone was scored, see `try_alignment`
+    alignment: AlignedFigures | None  # where a single model with a backbone was scored, not adapted
     verdict: Verdict
     page: StoragePath  # report.html
 
@@ -84,13 +84,13 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     """
     from fracture.evaluation.feature_space import are_unlike, describe_distances
     from fracture.evaluation.gallery import make_gallery
-    from fracture.evaluation.metrics import as_json
+    from fracture.evaluation.metrics import as_json, average_by_radiograph
     from fracture.evaluation.operating_point import mean_operating_point
     from fracture.evaluation.report import Report as EvaluationReport
     from fracture.evaluation.report import add_outcomes, evaluate_run, list_caveats, write_report
     from fracture.evaluation.scores import write_predictions
     from fracture.evaluation.verdict import describe_differences, judge, summarise_properties
-    from fracture.inference.adaptation import try_alignment
+    from fracture.inference.adaptation import compare_aligned
     from fracture.inference.bundle import read_bundle, versions
     from fracture.inference.scoring import score_rows
 
@@ -112,8 +112,8 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     evaluations = evaluate_run(scores, dataset, operating_point.threshold, study_probability)
     as_a_whole, differences = False, []
     if len(bundles) == 1:  # several may have been trained on different images
-        _, first = np.unique(scores["radiograph_id"].to_numpy(), return_index=True)
-        distances, space = scores["distance"].to_numpy()[first], bundles[0].load_feature_space()
+        columns = (scores[name].to_numpy() for name in ("label", "radiograph_id", "distance"))
+        (distances,), space = average_by_radiograph(*columns)[1], bundles[0].load_feature_space()
         as_a_whole, differences = are_unlike(distances, space), describe_distances(distances, space)
         differences += describe_differences(summarise_properties(dataset, scores), bundles[0].properties)
     add_outcomes(evaluations, scores, operating_point, study_probability, as_a_whole=as_a_whole)
@@ -125,9 +125,9 @@ def evaluate(arguments: EvaluateArguments, report: Report = print_line) -> Evalu
     if len(bundles) == 1 and not arguments.flips:  # else the test and the maps would not be those of what is scored
         own = test if (test := bundles[0].evaluations["test"])["radiograph"].count else None
         model = bundles[0].build_model()
-        if bundles[0].config.backbone:
+        if bundles[0].config.backbone and not bundles[0].adapted:
             with ProgressBars() as bars:
-                alignment = try_alignment(model, dataset, scores, bars.show)
+                alignment = compare_aligned(model, dataset, scores, bars.show)
         gallery = make_gallery(model, scores, dataset, operating_point.threshold)
     content = EvaluationReport(
         _title(arguments),

@@ -21,6 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from fracture.config import Config, load_config
 from fracture.dataset.format import Dataset, images_of, read_dataset
+from fracture.dataset.sampler import choose_originals, measure_names
 from fracture.evaluation.metrics import Figure, auc_differences, auc_within_folds, rank_pairs
 from fracture.evaluation.report import format_difference, format_figure
 from fracture.evaluation.ridge import assign_folds, fit_ridge
@@ -100,10 +101,8 @@ def _read_collection(dataset: Dataset, number: int, name: str) -> Collection:
     parts = []
     for split in (f"fold-{number}", f"fold-{number}-val"):
         table = dataset.read(split, 0, dataset.rows(split))
-        lengths = np.array([len(source) for source in table["source"].to_pylist()])
-        order = np.lexsort((lengths, table["radiograph_id"].to_numpy()))
-        _, first = np.unique(table["radiograph_id"].to_numpy()[order], return_index=True)
-        rows = np.sort(order[first])
+        lengths = measure_names(table["source"].to_pylist())
+        rows = np.sort(choose_originals(table["radiograph_id"].to_numpy(), table["label"].to_numpy(), lengths))
         images = images_of(table.take(rows), dataset.image_size)
         parts.append((images, table["label"].to_numpy()[rows], table["group_id"].to_numpy()[rows]))
     images, labels, groups = (np.concatenate(each) for each in zip(*parts, strict=True))

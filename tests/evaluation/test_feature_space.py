@@ -99,7 +99,7 @@ def test_images_as_a_whole_are_compared_with_the_median_of_training():
     assert (space.measure(draw(2000, 1)) > space.median).mean() == pytest.approx(0.5, abs=0.06)
     alike, unlike = (np.r_[np.full(count, 0.51), np.full(100 - count, 0.5)] for count in (79, 80))
     start = "lie farther from the training images than half of those do"
-    assert describe_distances(alike, SPACE) == [f"79% {start}: of the same kind it is about half"]
+    assert describe_distances(alike, SPACE) == [f"79% {start}: of the same kind it is at most about half"]
     assert describe_distances(unlike, SPACE) == [f"80% {start}: as a whole they are unlike them, so all are in doubt"]
     assert [are_unlike(distances, SPACE) for distances in (alike, unlike, unlike[:50], unlike[:49])] == [
         *(False, True, True, False),
@@ -118,6 +118,27 @@ def test_a_small_source_among_large_ones_is_not_unlike():
     assert are_unlike(of_all.measure(new), of_all)
     assert not are_unlike(by_source.measure(new), by_source)
     assert are_unlike(by_source.measure(draw(500, 3, directions=9)), by_source)
+
+
+def test_few_images_of_a_source_do_not_move_the_limit():
+    """They lie four deviations apart, which would be the limit for all."""
+    apart = np.random.default_rng(7).normal(size=40).astype(np.float32) * 4
+    alone = fit(draw(400, 0), np.arange(400))
+    features, sources = np.r_[draw(400, 0), draw(15, 1) + apart], np.repeat(["many", "few"], (400, 15))
+    joined = fit_feature_space(features, np.arange(415), sources)
+    assert joined.means.shape == (1, 40)
+    assert joined.limit == pytest.approx(alone.limit)
+    assert (joined.measure(draw(100, 2) + apart) > 1).all()
+
+
+@pytest.mark.parametrize(("count", "kept"), [(30, 30), (60, 1), (1000, 1)])
+def test_of_many_sources_those_with_few_images_count_as_one(count: int, kept: int):
+    features, sources = draw(1200, 0), np.char.add("source ", (np.arange(1200) % count).astype(str))
+    rows = select_rows(np.arange(1200), sources)
+    space = fit_feature_space(features[rows], rows, sources[rows])
+    assert len(space.means) == kept
+    assert not are_unlike(space.measure(draw(500, 1)), space)
+    assert are_unlike(space.measure(draw(500, 2, directions=9)), space)
 
 
 def test_too_few_images_or_one_group_have_no_feature_space():

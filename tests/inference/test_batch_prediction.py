@@ -512,9 +512,10 @@ def test_the_summary_counts_everything():
         f"           100% {farther}: as a whole they are unlike them, so all are in doubt",
     ]
     nearer = pa.Table.from_pylist([ROWS[3] | {"distance": 0.6}] * 11 + [ROWS[3]] * 39, schema=RESULTS)
-    assert summarize(nearer, AT_03, space)[3] == f"           78% {farther}: of the same kind it is about half"
+    assert summarize(nearer, AT_03, space)[3] == f"           78% {farther}: of the same kind it is at most about half"
     of_earlier = AT_03.model_copy(update={"fracture_threshold": None})
     unmeasured = pa.Table.from_pylist([ROWS[3] | {"unlike": None, "distance": None}], schema=RESULTS)
     assert summarize(unmeasured, of_earlier)[1:] == [
-        "outcome    1 fracture, 0 doubt, 0 none; the bundle is of an earlier version, without doubt"
+        "outcome    1 fracture, 0 doubt, 0 none; the bundle is of an earlier version, without doubt",
+        "unlike     not measured: the bundle is of an earlier version, or had too few training images",
     ]

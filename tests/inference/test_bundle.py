@@ -448,11 +448,24 @@ def test_bundles_without_a_feature_space_have_no_distances(bundle: Path):
     assert np.isnan(read.build_measured_network().predict_on_batch(IMAGES)[:, 1]).all()
 
 
-def test_a_feature_space_of_an_earlier_version_is_not_read(measured: Path):
+def test_a_feature_space_of_an_earlier_version_is_that_of_one_source(measured: Path):
+    """Its limit is a distance, and the new one a multiple of the median."""
     card = json.loads((measured / "bundle.json").read_text())
     del card["features"]["sources"]
     (measured / "bundle.json").write_text(json.dumps(card))
-    assert read_bundle(storage_path(measured)).load_feature_space() is None
+    arrays = {name: SPACE.arrays()[name] for name in ("deviation", "components", "variances")}
+    arrays |= {"mean": np.full(8, 0.1, np.float32), "scale": np.array([4, 6, 3], np.float32)}
+    save_arrays(measured / FEATURES, arrays)
+    space = read_bundle(storage_path(measured)).load_feature_space()
+    assert (space.means.shape, space.residual, space.medians, space.limit) == ((1, 8), [4], [3], [2])
+    features = np.random.default_rng(0).normal(size=(5, 8))
+    rows = features / np.linalg.norm(features, axis=1, keepdims=True) - 0.1
+    distances = np.sqrt((rows[:, :2] ** 2).mean(axis=1) + (rows[:, 2:] ** 2).sum(axis=1) / 4)
+    assert space.measure(features) == pytest.approx(distances / 6, rel=1e-5)
+    assert space.median == pytest.approx(3 / 6)
+    save_arrays(measured / FEATURES, arrays | {"scale": np.array([4, 6, 0], np.float32)})
+    with pytest.raises(UsageError, match="holds numbers that no training gives"):
+        read_bundle(storage_path(measured)).load_feature_space()
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_a_model_adapted_to_cases_knows_images_like_them(initial: Bundle, tmp_pa
     after = read_bundle(run(before, tmp_path).bundle)
     for bundle, unlike in ((before, True), (after, False)):
         distances = bundle.build_measured_network().predict_on_batch(images)[:, 1]
+        assert np.isfinite(distances).all()
         assert are_unlike(distances, bundle.load_feature_space()) is unlike
 
 

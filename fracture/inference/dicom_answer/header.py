@@ -44,7 +44,8 @@ class Algorithm:
 
     version: str  # of the program, at most 64 characters
     fingerprint: str  # of the bundle, such as the SHA-256 of its weights
-    threshold: float  # of the operating point
+    threshold: float  # of the operating point: below it a fracture is absent
+    fracture_threshold: float  # from it on one is present
     is_synthetic: bool = False  # trained on generated radiographs
 
     @property
@@ -55,7 +56,8 @@ class Algorithm:
 
 def derive_uid(algorithm: Algorithm, kind: str, *sources: str) -> UID:
     """Derive a UID from the algorithm, what it is for, and the UIDs and settings that it stands for."""
-    name = "\0".join([kind, algorithm.version, algorithm.fingerprint, repr(algorithm.threshold), *sources])
+    thresholds = map(repr, (algorithm.threshold, algorithm.fracture_threshold))
+    name = "\0".join([kind, algorithm.version, algorithm.fingerprint, *thresholds, *sources])
     return UID(f"2.25.{uuid.uuid5(_NAMESPACE, name).int}")
 
 

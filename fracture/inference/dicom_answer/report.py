@@ -28,7 +28,8 @@ from fracture.inference.dicom_answer.header import (
 SERIES_NUMBER = 9901  # far from those of modalities
 SCHEME = "99FRACTURE"  # for what no public scheme has a code for
 PROBABILITY = Code("PROBABILITY", SCHEME, "Probability of fracture")
-OPERATING_POINT = Code("OPERATING_POINT", SCHEME, "Operating point: below this probability there is no fracture")
+ABSENT_BELOW = Code("ABSENT_BELOW", SCHEME, "Probability below which a fracture is called absent")
+PRESENT_FROM = Code("PRESENT_FROM", SCHEME, "Probability from which on a fracture is called present")
 FRACTURE = Code("125605004", "SCT", "Fracture of bone")
 FINDINGS = {
     FRACTURED: Code("52101004", "SCT", "Present"),
@@ -58,6 +59,7 @@ def build_report(
     *,
     study_rule: Literal["max", "mean"] = "max",
     unread: int = 0,
+    notes: Sequence[str] = (),
 ) -> Dataset:
     """Build the report of one study. The order of its images does not matter.
 
@@ -66,6 +68,7 @@ def build_report(
         study: the answer for all of them.
         study_rule: how the study's probability follows from those of its images.
         unread: further images of the study, which could not be read. The report states their number.
+        notes: further comments, such as why an outcome is doubt whatever the probability.
 
     Raises:
         UsageError: the images are of several studies or patients, or lack a valid UID.
@@ -76,16 +79,16 @@ def build_report(
     uids = [str(source.SOPInstanceUID) for source in sources]
     study_uid = str(sources[0].StudyInstanceUID)
     # They may depend on the other studies of a prediction, and another outcome is another report.
-    outcomes = [study.outcome, *(answer.outcome for _, answer in images)]
+    content = [study.outcome, *(answer.outcome for _, answer in images), *notes]
     groups = [_create_study_group(sources, study, algorithm, study_rule)]
     groups += [_create_image_group(source, answer, algorithm) for source, answer in images]
     report = sr.ComprehensiveSR(
         evidence=[_create_evidence(source) for source in sources],
-        content=_create_content(groups, algorithm, len(images), unread),
+        content=_create_content(groups, algorithm, len(images), unread, notes),
         series_instance_uid=derive_uid(algorithm, "reports", study_uid),
         series_number=SERIES_NUMBER,
         series_description=f"{NAME}: report. {algorithm.warning}",
-        sop_instance_uid=derive_uid(algorithm, "report", study_uid, study_rule, str(unread), *outcomes, *uids),
+        sop_instance_uid=derive_uid(algorithm, "report", study_uid, study_rule, str(unread), *content, *uids),
         instance_number=1,
         is_complete=True,
         coding_schemes=[CodingSchemeIdentificationItem(SCHEME, name=f"Codes of the program {NAME}")],
@@ -118,7 +121,9 @@ def _create_evidence(source: Dataset) -> Dataset:
     return evidence
 
 
-def _create_content(groups: Sequence[_Group], algorithm: Algorithm, read: int, unread: int) -> Dataset:
+def _create_content(
+    groups: Sequence[_Group], algorithm: Algorithm, read: int, unread: int, notes: Sequence[str]
+) -> Dataset:
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=derive_uid(algorithm, "device"), name=NAME, manufacturer_name=NAME, model_name=NAME
     )
@@ -136,6 +141,7 @@ def _create_content(groups: Sequence[_Group], algorithm: Algorithm, read: int, u
         comments.append(f"{SYNTHETIC_MODEL}. It was trained on generated radiographs, not on real ones.")
     if unread:
         comments.append(f"{unread} of {read + unread} images of the study could not be read and are left out.")
+    comments += notes
     for comment in comments:
         content.ContentSequence.append(
             sr.TextContentItem(codes.DCM.Comment, comment, relationship_type=sr.RelationshipTypeValues.CONTAINS)
@@ -144,10 +150,11 @@ def _create_content(groups: Sequence[_Group], algorithm: Algorithm, read: int, u
 
 
 def _create_study_group(sources: Sequence[Dataset], answer: Answer, algorithm: Algorithm, study_rule: str) -> _Group:
-    threshold = sr.Measurement(OPERATING_POINT, round(algorithm.threshold, _DIGITS), codes.UCUM.NoUnits)
+    limits = ((ABSENT_BELOW, algorithm.threshold), (PRESENT_FROM, algorithm.fracture_threshold))
+    thresholds = [sr.Measurement(code, round(value, _DIGITS), codes.UCUM.NoUnits) for code, value in limits]
     probability = _create_measurement(answer, derivation=_DERIVATIONS[study_rule])
     tracking = ("study", str(sources[0].StudyInstanceUID))
-    return _create_group(tracking, sources, answer, algorithm, [probability, threshold])
+    return _create_group(tracking, sources, answer, algorithm, [probability, *thresholds])
 
 
 def _create_image_group(source: Dataset, answer: Answer, algorithm: Algorithm) -> _Group:
@@ -175,7 +182,7 @@ def _create_group(
             version=algorithm.version,
             parameters=[
                 f"fingerprint of the model: {algorithm.fingerprint}",
-                f"threshold: {round(algorithm.threshold, _DIGITS)}",
+                f"thresholds: {round(algorithm.threshold, _DIGITS)}, {round(algorithm.fracture_threshold, _DIGITS)}",
             ],
         ),
         measurements=measurements,

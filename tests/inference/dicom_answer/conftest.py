@@ -13,7 +13,7 @@ from fracture.inference.dicom_answer.header import Algorithm, write_dicom
 from fracture.inference.dicom_answer.report import Answer, build_report
 from fracture.storage import StoragePath
 
-ALGORITHM = Algorithm(version="0.1.0", fingerprint="ab" * 32, threshold=0.4)
+ALGORITHM = Algorithm(version="0.1.0", fingerprint="ab" * 32, threshold=0.4, fracture_threshold=0.7)
 STUDY = "1.2.826.0.1.3680043.10.1"
 PATIENT = {
     "PatientName": "Doe^Jane",

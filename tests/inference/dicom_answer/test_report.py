@@ -14,9 +14,10 @@ from pydicom.uid import UID
 from fracture.errors import UsageError
 from fracture.inference.dicom_answer.header import write_dicom
 from fracture.inference.dicom_answer.report import (
+    ABSENT_BELOW,
     FINDINGS,
     FRACTURE,
-    OPERATING_POINT,
+    PRESENT_FROM,
     PROBABILITY,
     Answer,
     build_report,
@@ -46,10 +47,10 @@ def texts(report: ComprehensiveSR, name: object) -> list[str]:
 def test_the_report_has_a_group_for_the_study_and_for_each_image():
     report = read_back(build_report(answers(**PATIENT), WHOLE, ALGORITHM))
     study, first, second = report.content.get_image_measurement_groups()
-    probability, operating_point = study.get_measurements()
+    probability, *thresholds = study.get_measurements()
     assert (probability.name, probability.value, probability.unit) == (PROBABILITY, 0.875, codes.UCUM.NoUnits)
     assert probability.derivation == codes.SCT.Maximum
-    assert (operating_point.name, operating_point.value) == (OPERATING_POINT, 0.4)
+    assert [(item.name, item.value) for item in thresholds] == [(ABSENT_BELOW, 0.4), (PRESENT_FROM, 0.7)]
     assert [group.get_measurements()[0].value for group in (first, second)] == [0.875, 0.125]
     decisions = [group.get_qualitative_evaluations()[0] for group in (study, first, second)]
     assert [(item.name, item.value) for item in decisions] == [
@@ -65,7 +66,7 @@ def test_the_report_names_the_model_the_device_and_the_use():
     report = read_back(build_report(answers(), WHOLE, ALGORITHM))
     assert set(texts(report, codes.DCM.AlgorithmName)) == {"fracture"}
     assert set(texts(report, codes.DCM.AlgorithmVersion)) == {"0.1.0"}
-    parameters = {f"fingerprint of the model: {'ab' * 32}", "threshold: 0.4"}
+    parameters = {f"fingerprint of the model: {'ab' * 32}", "thresholds: 0.4, 0.7"}
     assert set(texts(report, codes.DCM.AlgorithmParameters)) == parameters
     [device] = report.content.get_observer_contexts()
     assert device.observer_identifying_attributes.name == "fracture"
@@ -122,10 +123,11 @@ def test_other_images_models_and_settings_have_other_uids():
         build_report(images, WHOLE, replace(ALGORITHM, fingerprint="cd" * 32)),
         build_report(images, WHOLE, replace(ALGORITHM, version="0.2.0")),
         build_report(images, WHOLE, replace(ALGORITHM, threshold=0.5)),
+        build_report(images, WHOLE, replace(ALGORITHM, fracture_threshold=0.5)),
     ]
     uids = [report.SOPInstanceUID for report in reports]
-    assert len(set(uids)) == 7
-    assert len({report.SeriesInstanceUID for report in reports}) == 4, "one for each model"
+    assert len(set(uids)) == 8
+    assert len({report.SeriesInstanceUID for report in reports}) == 5, "one for each model and operating point"
     assert all(UID(uid).is_valid and uid.startswith("2.25.") for uid in uids)
 
 
@@ -144,6 +146,9 @@ def test_doubt_is_undetermined_and_a_report_of_its_own():
         (item,) = group.get_qualitative_evaluations()
         assert (item.name, item.value) == (FRACTURE, codes.CID240.Undetermined)
     assert doubtful.SOPInstanceUID != certain.SOPInstanceUID
+    explained = build_report([(radiograph(), WHOLE)], WHOLE, ALGORITHM, notes=["Why."])
+    assert texts(read_back(explained), codes.DCM.Comment)[1:] == ["Why."]
+    assert explained.SOPInstanceUID != certain.SOPInstanceUID
     assert doubtful.SeriesInstanceUID == certain.SeriesInstanceUID
 
 

@@ -375,7 +375,7 @@ def test_objects_are_named_by_their_class(sop_class: str, modality: str, kind: s
 
 @pytest.mark.parametrize("kept", [("SourceImageSequence",), ("Manufacturer",), ("ManufacturerModelName",)])
 def test_our_own_captures_are_no_radiographs(kept: tuple[str, ...]):
-    algorithm = Algorithm(version="1", fingerprint="ab", threshold=0.5)
+    algorithm = Algorithm(version="1", fingerprint="ab", threshold=0.5, fracture_threshold=0.5)
     source = dataset(RADIOGRAPH, SeriesInstanceUID="1.2.3.5", PatientID="P1")
     capture = build_capture(source, np.dstack([SHOWN] * 3), algorithm, 1)
     for keyword in {"SourceImageSequence", "Manufacturer", "ManufacturerModelName"} - {*kept}:
