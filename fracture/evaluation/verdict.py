@@ -107,6 +107,10 @@ def summarise_properties(dataset: Dataset, rows: pa.Table) -> dict[str, Percenti
     }
 
 
+def _show(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def describe_differences(here: Mapping[str, Percentiles], training: Mapping[str, Percentiles]) -> list[str]:
     """Return a line for each property whose median here lies outside of 5 to 95 % of training."""
     lines = []
@@ -115,7 +119,7 @@ def describe_differences(here: Mapping[str, Percentiles], training: Mapping[str,
         if not low <= median <= high:
             side = "below" if median < low else "above"
             lines.append(
-                f"{name}: the median is {median:,.4g} here, {side} 5 to 95% of the training images, {low:,.4g} to "
-                f"{high:,.4g}"
+                f"{name}: the median is {_show(median)} here, {side} 5 to 95% of the training images, {_show(low)} to "
+                f"{_show(high)}"
             )
     return lines

@@ -83,9 +83,9 @@ def test_the_verdict_ends_with_its_reasons():
 
 def test_a_property_whose_median_lies_outside_of_training_is_named():
     training = {"size": (100.0, 200.0, 300.0), "sharpness": (0.01, 0.02, 0.03), "border": (0.0, 1.0, 2.0)}
-    here = {"size": (1.0, 301.0, 900.0), "sharpness": (0.001, 0.002, 0.5)}
+    here = {"size": (1.0, 24570.4, 90000.0), "sharpness": (0.001, 0.002, 0.5)}
     assert describe_differences(here | {"border": (0.0, 2.0, 9.0)}, training) == [
-        "size: the median is 301 here, above 5 to 95% of the training images, 100 to 300",
+        "size: the median is 24,570 here, above 5 to 95% of the training images, 100 to 300",
         "sharpness: the median is 0.002 here, below 5 to 95% of the training images, 0.01 to 0.03",
     ]
     assert describe_differences({}, training) == [], "properties that are not known here"
