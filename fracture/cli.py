@@ -801,7 +801,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     The last lines are a verdict: usable there as it is, after adjusting, or not. The AUC per radiograph must be above
     evaluation.usable_auc with its whole interval, the sensitivity above evaluation.min_sensitivity less 0.05. It takes
-    10 groups (patients, or radiographs that belong together) of each class.
+    10 groups (patients, or radiographs that belong together) of each class. For a pretrained network a line "aligned"
+    shows what features standardised by these images would gain.
 
     Of the settings, data.* (with --data), compute.* and recovery.* count. On a cluster, or with --set compute.gpu=true,
     workers score, compute.workers of them at most.
@@ -937,10 +938,10 @@ def _predict(args: argparse.Namespace) -> None:
     their source column; of DICOM files its HMAC, which patients.paths.csv beside the key explains); study_id of DICOM
     files, which patients.studies.csv explains; probability of a fracture, calibrated; decision, fracture or normal;
     outcome, fracture, doubt or none; unlike, whether the image is unlike the training images, which makes the outcome
-    doubt, and distance, how far it is, 1 at the limit (50 new images or more that are unlike them as a whole are all in
-    doubt); seen, whether the model was trained or validated on the file, or
+    doubt, and distance, how far it is, 1 at the limit; seen, whether the model was trained or validated on the file, or
     on images of its patient or study; error, why a file is left out or cannot be read, in which case the other columns
-    are empty. Rows are sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
+    are empty. Where 50 new images or more are unlike the training images as a whole, every outcome is doubt. Rows are
+    sorted by path; those of shards keep their order. An existing FILE is replaced when all is done.
     """
     from fracture.inference.batch_prediction import count_formula_paths, summarize
     from fracture.workflows.answer import AnswerArguments
