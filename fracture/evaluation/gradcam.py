@@ -39,7 +39,7 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
 
     The layer's channels are weighted by the mean gradient of the logit. Where "normal" was predicted it is the gradient
     of minus the logit, which is the logit of "normal": that of the logit itself would show the evidence for a fracture,
-    which did not prevail.
+    which did not prevail. Of a network that sees the negative, too, it is the sum of both views' evidence.
 
     Arguments and errors as of `compute_maps`.
 
@@ -51,18 +51,28 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
 
     outputs = [_find_last_spatial_layer(model).output, model.get_layer("logit").output]
     channels_and_logits = keras.Model(model.inputs, outputs)
+    sees_negative = any(layer.name == "invert" for layer in model.layers)
     parts = []
     size = batch_size(images.shape[1])
     for start in range(0, len(images), size):
         inputs = tf.cast(images[start : start + size], tf.float32)
         signs = np.where(fracture[start : start + size], 1, -1).astype(np.float32)
-        with tf.GradientTape() as tape:
-            tape.watch(inputs)  # by default a tape follows only trainable weights, and a backbone may be frozen
-            channels, logits = channels_and_logits(inputs, training=False)
-            summed = tf.reduce_sum(logits[:, 0] * signs)  # the gradients of different images stay independent
-        weights = tf.reduce_mean(tape.gradient(summed, channels), axis=(1, 2), keepdims=True)
-        parts.append(tf.reduce_sum(weights * channels, axis=-1).numpy())
+        parts.append(_add_up_evidence(channels_and_logits, inputs, signs))
+        if sees_negative:  # it takes an image and its negative alike, so this is what its second view contributes
+            parts[-1] += _add_up_evidence(channels_and_logits, 255 - inputs, signs)
     return np.concatenate(parts)
+
+
+def _add_up_evidence(channels_and_logits: Any, inputs: Any, signs: np.ndarray) -> np.ndarray:
+    """Return the evidence of a batch of images [B, S, S, 1] float32: [B, H, W]."""
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)  # by default a tape follows only trainable weights, and a backbone may be frozen
+        channels, logits = channels_and_logits(inputs, training=False)
+        summed = tf.reduce_sum(logits[:, 0] * signs)  # the gradients of different images stay independent
+    weights = tf.reduce_mean(tape.gradient(summed, channels), axis=(1, 2), keepdims=True)
+    return tf.reduce_sum(weights * channels, axis=-1).numpy()
 
 
 def _find_last_spatial_layer(model: Any) -> Any:

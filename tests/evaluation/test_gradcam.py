@@ -50,6 +50,32 @@ def test_evidence_of_a_maximum_is_weighted_as_that_of_an_average(lit_corner):
     assert values[7, 7] == pytest.approx(-50 / 64)
 
 
+def test_a_network_that_sees_the_negative_has_the_evidence_of_both(lit_corner):
+    """The negative is 55 in the corner, where neither channel is lit, and 255 elsewhere, of which the first has 155."""
+    images = layers.Input((8, 8, 1), name="images")
+    conv, pool = layers.Conv2D(2, 1, activation="relu", name="conv"), layers.GlobalAveragePooling2D()
+    stored, negative = pool(conv(images)), pool(conv(layers.Rescaling(-1.0, 255.0, name="invert")(images)))
+    logit = layers.Dense(1, name="logit")(layers.Average()([stored, negative]))
+    model = keras.Model(images, layers.Activation("sigmoid", name="probability")(logit))
+    model.set_weights(bright_supports_fracture().get_weights())
+    values = compute_evidence(model, lit_corner, CALLED)[0]
+    assert values[0, 0] == pytest.approx(2 * 100 / 64 / 2)
+    assert values[7, 7] == pytest.approx((2 * 155 - 50) / 64 / 2)
+    assert compute_evidence(model, 255 - lit_corner, CALLED)[0] == pytest.approx(values)
+
+
+@pytest.mark.parametrize("reductions", ["[1]", "[1, 2]"])
+def test_a_radiograph_and_its_negative_have_the_same_map(tiny_config, reductions: str):
+    settings = ("model.name=mobilenetv2", "transfer.weights=none", f"transfer.reductions={reductions}")
+    model = build_model(tiny_config("data.image_size=64", "transfer.inverted=true", *settings), 90.0, 50.0)
+    images, called = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 1)).astype(np.uint8), np.array([True, False])
+    values = compute_evidence(model, images, called)
+    assert values.shape == (2, 2, 2)
+    scale = np.abs(values).max()
+    assert scale > 0
+    assert compute_evidence(model, 255 - images, called) / scale == pytest.approx(values / scale, abs=1e-4)
+
+
 def test_the_map_of_an_image_called_normal_shows_the_evidence_for_normal(lit_corner):
     found = compute_maps(bright_supports_fracture(), lit_corner, NORMAL)
     assert (found[0, :2, :2] == 0).all()
