@@ -167,7 +167,7 @@ def _answer_study(
     study = Answer(joined["probability"], joined["outcome"])
     unread = len(images) - len(readable)
     answered = list(zip(sources, answers, strict=True))
-    notes = _explain_doubt([image.row for image in readable], bundle.operating_point)
+    notes = explain_doubt([image.row for image in readable], bundle.operating_point)
     report = build_report(answered, study, algorithm, study_rule=rule, unread=unread, notes=notes)
     files = [write_dicom(out, report)]
     if model is not None:
@@ -175,7 +175,7 @@ def _answer_study(
     return files
 
 
-def _explain_doubt(rows: list[dict[str, Any]], operating_point: OperatingPoint) -> list[str]:
+def explain_doubt(rows: list[dict[str, Any]], operating_point: OperatingPoint) -> list[str]:
     """Say why outcomes of images are doubt whatever their probability."""
     from fracture.evaluation.outcomes import name_outcomes
 
