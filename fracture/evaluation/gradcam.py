@@ -57,13 +57,13 @@ def compute_evidence(model: Any, images: np.ndarray, fracture: np.ndarray) -> np
     for start in range(0, len(images), size):
         inputs = tf.cast(images[start : start + size], tf.float32)
         signs = np.where(fracture[start : start + size], 1, -1).astype(np.float32)
-        parts.append(_add_up_evidence(channels_and_logits, inputs, signs))
+        parts.append(_weigh_channels(channels_and_logits, inputs, signs))
         if sees_negative:  # it takes an image and its negative alike, so this is what its second view contributes
-            parts[-1] += _add_up_evidence(channels_and_logits, 255 - inputs, signs)
+            parts[-1] += _weigh_channels(channels_and_logits, 255 - inputs, signs)
     return np.concatenate(parts)
 
 
-def _add_up_evidence(channels_and_logits: Any, inputs: Any, signs: np.ndarray) -> np.ndarray:
+def _weigh_channels(channels_and_logits: Any, inputs: Any, signs: np.ndarray) -> np.ndarray:
     """Return the evidence of a batch of images [B, S, S, 1] float32: [B, H, W]."""
     import tensorflow as tf
 
